@@ -1,0 +1,116 @@
+"""Image reconstruction: tune every preset on held-out training images, then measure the winners on the test images.
+
+    python benchmarks/quality/image.py --data PATH-TO-CIFAR10
+
+Writes ``benchmarks/results/image_tuning_*.csv`` and ``benchmarks/results/image_*.csv``. A run that is in them already is not
+repeated, so an interrupted benchmark goes on where it stopped; delete the files to start over.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import os
+import platform
+import subprocess
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from rich.progress import track
+
+from gritvq import __version__, presets
+from gritvq.data import ImageData
+from gritvq.training.compare import Contest, Entry, describe_contest, read_results, run_contest, write_results
+
+HERE = Path(__file__).parent
+RESULTS = HERE.parent / "results"
+
+
+def hardware() -> str:
+    """Short name for file names."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name().replace(" ", "-").lower()
+    return f"cpu{os.cpu_count()}"
+
+
+def circumstances(contest: Contest, data: str) -> dict[str, str]:
+    """Columns that every line of the results carries."""
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=HERE, capture_output=True, text=True).stdout.strip()
+    return {
+        "contest": describe_contest(contest),
+        "data": data,
+        "hardware": hardware(),
+        "commit": commit or "none",
+        "versions": f"gritvq {__version__}, torch {torch.__version__}, python {platform.python_version()}",
+    }
+
+
+def key(result: Any) -> tuple[str, str, int, int]:
+    """What identifies a run within one contest."""
+    return result["method"], result["settings"], result["codebook_size"], result["seed"]
+
+
+def settings_text(entry: Entry) -> str:
+    """As in the results."""
+    return " ".join(f"{k}={v}" for k, v in entry.settings.items()) or "-"
+
+
+def complete(path: Path, contest: Contest, entries: Sequence[Entry], data: ImageData | Any, name: str, jobs: int) -> list[dict[str, Any]]:
+    """Run what is missing in a results file and return all results of this contest."""
+    about = circumstances(contest, name)
+    results = read_results(path) if path.exists() else []
+    others = [r for r in results if (r["contest"], r["data"]) != (about["contest"], name)]
+    done = [r for r in results if (r["contest"], r["data"]) == (about["contest"], name)]
+    have = {key(r) for r in done}
+    missing = [e for e in entries if (e.method, settings_text(e), e.codebook_size, e.seed) not in have]
+    for result in track(run_contest(contest, missing, data, jobs=jobs), total=len(missing), description=path.stem):
+        done.append({**result, **about})
+        write_results(path, others + done, about)
+    return done
+
+
+def main() -> None:
+    """Tune, then measure."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True, help="folder of CIFAR-10 as Parquet")
+    parser.add_argument("--plan", type=Path, default=HERE / "image.yaml", help="methods, grids, budget")
+    parser.add_argument("--jobs", type=int, default=max(1, os.cpu_count() or 1), help="runs at once, one thread each")
+    parser.add_argument("--stop-after-tuning", action="store_true")
+    arguments = parser.parse_args()
+    plan = yaml.safe_load(arguments.plan.read_text())
+    contest = Contest(**plan["contest"])
+    make_data = functools.partial(ImageData, arguments.data, **plan["data"])
+    name = Path(arguments.data).name
+    stamp = f"{hardware()}_{date.today():%Y%m}"
+
+    grid = [
+        Entry(method, getattr(presets, method), int(size), plan["tuning_seed"], settings)
+        for size, methods in plan["grid"].items()
+        for method, choices in methods.items()
+        for settings in choices
+    ]
+    tuning = replace(contest, split="validation")
+    tuned = complete(RESULTS / f"image_tuning_{stamp}.csv", tuning, grid, make_data, name, arguments.jobs)
+    if arguments.stop_after_tuning:
+        return
+    found = {key(result): result["psnr"] for result in tuned}
+    best: dict[tuple[int, str], Entry] = {}
+    for entry in grid:
+        place = entry.codebook_size, entry.method
+
+        def score(e: Entry) -> float:
+            return found[e.method, settings_text(e), e.codebook_size, e.seed]
+
+        if place not in best or score(entry) > score(best[place]):
+            best[place] = entry
+    finals = [replace(entry, seed=seed) for seed in plan["seeds"] for entry in best.values()]
+    complete(RESULTS / f"image_{stamp}.csv", contest, finals, make_data, name, arguments.jobs)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,98 @@
+"""gritvq: continuous vectors into discrete tokens and back, with codebooks that stay alive while they learn."""
+
+from gritvq.assignments import NearestAssignment
+from gritvq.base import (
+    Assignment,
+    Codebook,
+    CodeStatistics,
+    Component,
+    Context,
+    LearningRule,
+    Quantizer,
+    QuantizerOutput,
+    Surrogate,
+    build,
+    describe,
+)
+from gritvq.codebooks import AffineCodebook, FreeCodebook, MLPCodebook
+from gritvq.learning import CodebookLoss, CommitmentLoss, DeadCodeRevival, EMAUpdate, EntropyLoss, OrthogonalityLoss
+from gritvq.metrics import CodebookUsage, ReconstructionError
+from gritvq.presets import diveq, grit_vq, rotation_vq, simvq, vq_vae, vq_vae_ema
+from gritvq.surrogates import (
+    ClippedRadius,
+    ConstantRadius,
+    CosineRadius,
+    DirectionalReparameterization,
+    DistanceRadius,
+    GaussianRadius,
+    InputNormRadius,
+    LogRadius,
+    MahalanobisRadius,
+    NoiseSubstitution,
+    PowerRadius,
+    RadialSurrogate,
+    Radius,
+    RotationTrick,
+    SaturatingRadius,
+    ShiftedRadius,
+    SmoothRadius,
+    StraightThrough,
+    TanhRadius,
+)
+from gritvq.tokenizer import Tokenizer
+from gritvq.vector_quantizer import VectorQuantizer
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AffineCodebook",
+    "Assignment",
+    "ClippedRadius",
+    "CodeStatistics",
+    "Codebook",
+    "CodebookLoss",
+    "CodebookUsage",
+    "CommitmentLoss",
+    "Component",
+    "ConstantRadius",
+    "Context",
+    "CosineRadius",
+    "DeadCodeRevival",
+    "DirectionalReparameterization",
+    "DistanceRadius",
+    "EMAUpdate",
+    "EntropyLoss",
+    "FreeCodebook",
+    "GaussianRadius",
+    "InputNormRadius",
+    "LearningRule",
+    "LogRadius",
+    "MLPCodebook",
+    "MahalanobisRadius",
+    "NearestAssignment",
+    "NoiseSubstitution",
+    "OrthogonalityLoss",
+    "PowerRadius",
+    "Quantizer",
+    "QuantizerOutput",
+    "RadialSurrogate",
+    "Radius",
+    "ReconstructionError",
+    "RotationTrick",
+    "SaturatingRadius",
+    "ShiftedRadius",
+    "SmoothRadius",
+    "StraightThrough",
+    "Surrogate",
+    "TanhRadius",
+    "Tokenizer",
+    "VectorQuantizer",
+    "build",
+    "describe",
+    "diveq",
+    "grit_vq",
+    "rotation_vq",
+    "simvq",
+    "vq_vae",
+    "vq_vae_ema",
+]

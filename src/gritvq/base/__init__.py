@@ -1,0 +1,23 @@
+"""The interfaces: a quantizer, its result, its four kinds of parts, and the statistics that learning works from."""
+
+from gritvq.base.collectives import all_gather_rows, all_reduce_sum
+from gritvq.base.component import Component, build, describe
+from gritvq.base.parts import Assignment, Codebook, Context, LearningRule, Surrogate
+from gritvq.base.quantizer import Quantizer, QuantizerOutput
+from gritvq.base.statistics import CodeStatistics
+
+__all__ = [
+    "Assignment",
+    "CodeStatistics",
+    "Codebook",
+    "Component",
+    "Context",
+    "LearningRule",
+    "Quantizer",
+    "QuantizerOutput",
+    "Surrogate",
+    "all_gather_rows",
+    "all_reduce_sum",
+    "build",
+    "describe",
+]

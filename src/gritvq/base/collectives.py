@@ -1,0 +1,47 @@
+"""Collectives; the process group is looked up when they are called, never at construction."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+__all__ = ["all_gather_rows", "all_reduce_sum"]
+
+
+def _distributed() -> bool:
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def all_reduce_sum(x: Tensor) -> Tensor:
+    """Sum of a tensor over all ranks; the tensor itself where there is one process.
+
+    Example:
+        >>> all_reduce_sum(torch.ones(2))
+        tensor([1., 1.])
+    """
+    if not _distributed() or x.numel() == 0:
+        return x
+    x = x.clone()
+    dist.all_reduce(x)
+    return x
+
+
+def all_gather_rows(x: Tensor) -> Tensor:
+    """Rows of all ranks, in rank order; ranks may hold different numbers of rows, also none.
+
+    Example:
+        >>> all_gather_rows(torch.ones(2, 3)).shape
+        torch.Size([2, 3])
+    """
+    if not _distributed():
+        return x
+    sizes = [torch.zeros(1, dtype=torch.int64, device=x.device) for _ in range(dist.get_world_size())]
+    dist.all_gather(sizes, torch.tensor([len(x)], device=x.device))
+    most = max(int(size) for size in sizes)
+    if most == 0:
+        return x
+    padded = torch.cat([x, x.new_zeros(most - len(x), *x.shape[1:])])
+    gathered = [torch.empty_like(padded) for _ in sizes]
+    dist.all_gather(gathered, padded)
+    return torch.cat([rows[: int(size)] for rows, size in zip(gathered, sizes, strict=True)])

@@ -1,0 +1,119 @@
+"""Components record how they were made, so that a saved tokenizer can rebuild itself."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import nn
+
+__all__ = ["Component", "build", "describe"]
+
+
+class Component(nn.Module):
+    """A module that remembers the arguments it was constructed with, so that a saved tokenizer can rebuild itself.
+
+    Arguments must be plain values (None, bool, int, float, str, lists, dicts) or components; a ``torch.Generator`` is
+    remembered as None, because a rebuilt component gets its numbers from a state dict.
+
+    Example:
+        >>> from gritvq import FreeCodebook
+        >>> describe(FreeCodebook(2, 8))
+        {'class_path': 'gritvq.codebooks.FreeCodebook', 'init_args': {'dim': 2, 'codebook_size': 8}}
+    """
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        component = super().__new__(cls)
+        try:
+            bound = inspect.signature(cls.__init__).bind(component, *args, **kwargs)
+        except TypeError:  # __init__ reports the same mistake better; copy and pickle come here without arguments
+            return component
+        arguments = dict(list(bound.arguments.items())[1:])
+        object.__setattr__(component, "_arguments", arguments)
+        return component
+
+
+def describe(component: Component) -> dict[str, Any]:
+    """Class and constructor arguments of a component as plain data, nested components included.
+
+    Returns:
+        ``{"class_path": ..., "init_args": {...}}``, the form of the configuration files.
+
+    Raises:
+        ValueError: If an argument is neither plain data nor a component.
+    """
+    cls = type(component)
+    parts = cls.__module__.split(".")
+    module = ".".join(parts[:2]) if parts[0] == "gritvq" else cls.__module__
+    arguments: dict[str, Any] = getattr(component, "_arguments", {})
+    where = f"{module}.{cls.__qualname__}"
+    return {"class_path": where, "init_args": {k: _to_plain(v, f"{where}({k}=...)") for k, v in arguments.items()}}
+
+
+def _to_plain(value: Any, where: str) -> Any:
+    if isinstance(value, Component):
+        return describe(value)
+    if isinstance(value, torch.Generator):
+        return None
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, (list, tuple, nn.ModuleList)):
+        return [_to_plain(v, where) for v in value]
+    if isinstance(value, dict):
+        return {str(k): _to_plain(v, where) for k, v in value.items()}
+    raise ValueError(
+        f"expected plain values or gritvq components as constructor arguments, got {type(value).__name__} for {where}; "
+        "derive its class from gritvq.base.Component so that it can be saved"
+    )
+
+
+def build(description: dict[str, Any], trusted: Iterable[str] = ()) -> Component:
+    """Make a component from its description; the inverse of :func:`describe`.
+
+    Args:
+        description: ``{"class_path": ..., "init_args": {...}}``.
+        trusted: Top-level modules besides ``gritvq`` whose classes may be imported. A description from somebody else
+            can name any class on the machine, so nothing else is imported.
+
+    Raises:
+        ValueError: If the class is unknown, not trusted, no component, or refuses the arguments.
+
+    Example:
+        >>> from gritvq import FreeCodebook
+        >>> build(describe(FreeCodebook(2, 8))).codes().shape
+        torch.Size([8, 2])
+    """
+    path = description.get("class_path") if isinstance(description, dict) else None
+    if not isinstance(path, str) or "." not in path:
+        raise ValueError(f"expected a description with a 'class_path' like 'gritvq.codebooks.FreeCodebook', got {description!r}")
+    module, _, name = path.rpartition(".")
+    allowed = {"gritvq", *trusted}
+    if module.split(".")[0] not in allowed:
+        raise ValueError(
+            f"expected a class of {sorted(allowed)}, got {path!r}; if you trust that module, pass "
+            f"trusted=[{module.split('.')[0]!r}]"
+        )
+    try:
+        cls = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"expected a class that exists, got {path!r} ({error}); is gritvq too old for this file?") from error
+    if not (isinstance(cls, type) and issubclass(cls, Component)):
+        raise ValueError(f"expected a gritvq component, got {path!r}; only components can be rebuilt")
+    arguments = {k: _from_plain(v, trusted) for k, v in description.get("init_args", {}).items()}
+    try:
+        return cls(**arguments)
+    except TypeError as error:
+        raise ValueError(f"expected arguments that {path} takes, got {sorted(arguments)} ({error})") from error
+
+
+def _from_plain(value: Any, trusted: Iterable[str]) -> Any:
+    if isinstance(value, dict):
+        if "class_path" in value:
+            return build(value, trusted)
+        return {k: _from_plain(v, trusted) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_from_plain(v, trusted) for v in value]
+    return value

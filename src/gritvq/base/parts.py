@@ -1,0 +1,190 @@
+"""The four parts of a vector quantizer, as interfaces."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from gritvq.base.component import Component
+from gritvq.base.statistics import CodeStatistics
+from gritvq.functional import wide
+
+__all__ = ["Assignment", "Codebook", "Context", "LearningRule", "Surrogate"]
+
+
+class Codebook(Component, ABC):
+    """Where the K codes come from.
+
+    A codebook stays in float32 (or wider) whatever ``.bfloat16()`` or ``.half()`` is called on the model around it:
+    increments of a moving average, or of a small learning rate, would round away.
+
+    Attributes:
+        dim: Size D of a code.
+        codebook_size: Number K of codes.
+        lr_scale: How much faster than the encoder the parameters want to learn.
+        normalize: Whether codes are scaled to unit length.
+        initialization: How training should start the codes: ``"normal"`` leaves the random start, ``"samples"`` and
+            ``"kmeans"`` ask for :meth:`Quantizer.initialize_codebook` on the first batches.
+        writes: What may be overwritten from outside: ``"table"`` (every code is stored as it is), ``"rows"`` (single
+            codes, by solving for their base row) or None.
+    """
+
+    writes: Literal["table", "rows"] | None = None
+
+    def __init__(
+        self,
+        dim: int,
+        codebook_size: int,
+        *,
+        lr_scale: float = 1.0,
+        normalize: bool = False,
+        initialization: Literal["normal", "samples", "kmeans"] = "normal",
+    ) -> None:
+        super().__init__()
+        for name, value in (("dim", dim), ("codebook_size", codebook_size)):
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"expected {name} >= 1, got {value!r}; arguments come in the order (dim, codebook_size)")
+        if not lr_scale > 0:
+            raise ValueError(f"expected lr_scale > 0, got {lr_scale!r}; to freeze codes set requires_grad_(False)")
+        if initialization not in ("normal", "samples", "kmeans"):
+            raise ValueError(f"expected initialization 'normal', 'samples' or 'kmeans', got {initialization!r}")
+        self.dim, self.codebook_size = dim, codebook_size
+        self.lr_scale, self.normalize, self.initialization = float(lr_scale), normalize, initialization
+
+    @abstractmethod
+    def table(self) -> Float[Tensor, "K D"]:
+        """The codes before normalisation, differentiable in the parameters; called outside autocast."""
+
+    def codes(self) -> Float[Tensor, "K D"]:
+        """Materialise all codes once: what forward, decode and fold all read."""
+        with torch.autocast(self._device_type(), enabled=False):
+            codes = wide(self.table())
+            return F.normalize(codes, dim=1) if self.normalize else codes
+
+    def forward(self) -> Float[Tensor, "K D"]:
+        """Same as :meth:`codes`."""
+        return self.codes()
+
+    def write(self, rows: Int[Tensor, " M"], vectors: Float[Tensor, "M D"]) -> Bool[Tensor, " M"]:
+        """Make ``codes()[rows]`` equal ``vectors``; says for each row whether that could be done.
+
+        Raises:
+            ValueError: If the codes of this class cannot be set one by one (``writes`` is None).
+        """
+        raise ValueError(
+            f"expected a codebook whose codes can be written, got {type(self).__name__} (writes=None): its codes exist only "
+            "through shared parameters; use FreeCodebook, AffineCodebook or MLPCodebook"
+        )
+
+    def row_parameter(self) -> nn.Parameter | None:
+        """The trained K-row table, whose optimizer state is reset where a code is replaced; None without one."""
+        return None
+
+    def freeze(self) -> None:
+        """Stop gradients to all parameters, because a learning rule owns the codes."""
+        self.requires_grad_(False)
+
+    def _device_type(self) -> str:
+        return next(self.parameters(), next(self.buffers(), torch.empty(0))).device.type
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Codebook:
+        def keep_precision(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            narrowed = moved.is_floating_point() and moved.element_size() < 4 <= tensor.element_size()
+            return tensor.to(moved.device) if narrowed else moved
+
+        return super()._apply(keep_precision, recurse)
+
+    def extra_repr(self) -> str:
+        """Sizes, for ``print``."""
+        return f"dim={self.dim}, codebook_size={self.codebook_size}, lr_scale={self.lr_scale:g}"
+
+
+class Assignment(Component, ABC):
+    """Which code a vector gets. Hard assignments gather rows of the table; differentiable ones mix them.
+
+    Attributes:
+        differentiable: Whether ``q`` carries a gradient to ``x`` (then no surrogate is used).
+        metric: What "near" means, for the searches and clusterings that go with this assignment.
+    """
+
+    differentiable: bool = False
+    metric: Literal["euclidean", "cosine"] = "euclidean"
+
+    @abstractmethod
+    def forward(
+        self, x: Float[Tensor, "N D"], codes: Float[Tensor, "K D"]
+    ) -> tuple[Int[Tensor, " N"], Float[Tensor, "N D"]]:
+        """Return indices (N,) and values (N, D), the values differentiable in ``codes``."""
+
+
+class Surrogate(Component, ABC):
+    """What gradient flows through the hard choice.
+
+    Attributes:
+        exact: ``"always"`` if the value is bitwise ``q`` even in training, ``"eval"`` if noise replaces it in training.
+        moves_codes: Whether the codes receive a gradient from the task; otherwise they need a learning rule.
+    """
+
+    exact: Literal["always", "eval"] = "always"
+    moves_codes: bool = False
+
+    @abstractmethod
+    def forward(self, x: Float[Tensor, "*batch D"], q: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch D"]:
+        """Return a tensor of ``x``'s type with the value of ``q`` and the surrogate gradient."""
+
+    def initialize(self, x: Float[Tensor, "N D"]) -> None:
+        """Take statistics of sample latents, for surrogates whose geometry follows the data; most need none."""
+
+
+class Context(NamedTuple):
+    """What a learning rule sees of one forward pass; the leading shape of the input is kept.
+
+    ``x`` carries the encoder's gradient, ``q`` and ``codes`` the codebook's; ``valid`` is False for masked rows.
+    """
+
+    x: Float[Tensor, "*batch D"]
+    q: Float[Tensor, "*batch D"]
+    indices: Int[Tensor, "*batch"]
+    valid: Bool[Tensor, "*batch"]
+    codes: Float[Tensor, "K D"]
+
+    def mean(self, per_vector: Float[Tensor, "*batch"]) -> Float[Tensor, ""]:
+        """Mean of one number per vector over the valid rows; 0 where there is none."""
+        total = torch.where(self.valid, per_vector, 0).sum()
+        return total / self.valid.sum().clamp_min(1)
+
+
+class LearningRule(Component, ABC):
+    """What moves or regularises the codes: a loss during forward, a step of its own after the optimizer's, or both.
+
+    Attributes:
+        trains_codes: Whether :meth:`loss` sends a gradient to the codes.
+        writes_codes: What :meth:`update` overwrites: ``"table"`` (it owns all codes), ``"rows"`` (single ones) or None.
+        needs: Statistics it reads: any of ``"sums"`` (per-code sums) and ``"samples"`` (recent vectors).
+    """
+
+    trains_codes: bool = False
+    writes_codes: Literal["table", "rows"] | None = None
+    needs: frozenset[str] = frozenset()
+
+    def loss(self, context: Context) -> dict[str, Float[Tensor, ""]]:
+        """Weighted scalars by name; an empty dict for a rule that only updates."""
+        return {}
+
+    def update(self, codebook: Codebook, statistics: CodeStatistics) -> Int[Tensor, " M"] | None:
+        """Change codes from the reduced statistics; returns the rows that were replaced, or None.
+
+        Runs on every rank with equal statistics and must do the same on each.
+        """
+        return None
+
+    def forward(self, context: Context) -> dict[str, Float[Tensor, ""]]:
+        """Same as :meth:`loss`."""
+        return self.loss(context)

@@ -1,0 +1,213 @@
+"""The one interface of every quantizer, and its result."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any, Literal, NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from gritvq.base.component import Component
+from gritvq.base.parts import Codebook, Surrogate
+
+__all__ = ["Quantizer", "QuantizerOutput"]
+
+
+class QuantizerOutput(NamedTuple):
+    """Result of every quantizer; unpacks as ``quantized, indices, losses``.
+
+    Attributes:
+        quantized: The hard value (*batch, D), in the input's type, carrying the surrogate gradient.
+        indices: Code indices (*tokens, Q), int64, Q = len(codebook_sizes) even where that is 1; -1 where masked.
+        losses: Weighted scalars by name; empty in eval.
+    """
+
+    quantized: Float[Tensor, "*batch D"]
+    indices: Int[Tensor, "*tokens Q"]
+    losses: dict[str, Float[Tensor, ""]]
+
+    @property
+    def loss(self) -> Float[Tensor, ""]:
+        """Sum of all losses; a zero scalar where there is none."""
+        return sum(self.losses.values(), start=torch.zeros((), device=self.quantized.device))
+
+
+class Quantizer(Component, ABC):
+    """Maps continuous vectors (*batch, D) to hard codes and back.
+
+    ``forward = after(surrogate(before(x), hard))``, where ``hard`` comes from :meth:`quantize`. Subclasses implement
+    :meth:`quantize` and :meth:`lookup`, and set the attributes.
+
+    Attributes:
+        dim: Size D of the output vectors.
+        codebook_sizes: Number of codes of each index channel.
+        exact: Where ``quantized`` is bitwise ``decode(indices)``: ``"always"``, ``"eval"`` or ``"never"``.
+        surrogate: The gradient rule, applied once to the whole stack.
+    """
+
+    dim: int
+    codebook_sizes: tuple[int, ...]
+    exact: Literal["always", "eval", "never"]
+    surrogate: Surrogate | None
+
+    @property
+    def input_dim(self) -> int:
+        """Size of the input vectors; the output's unless a subclass projects."""
+        return self.dim
+
+    def before(self, x: Tensor) -> Tensor:
+        """Map the input into the space where the codes live (differentiable); the identity unless overridden."""
+        return x
+
+    def after(self, q: Tensor) -> Tensor:
+        """Map code-space values to the output (differentiable); the identity unless overridden."""
+        return q
+
+    @abstractmethod
+    def quantize(self, x: Float[Tensor, "*batch D"], valid: Bool[Tensor, "*batch"]) -> QuantizerOutput:
+        """Hard values in code space, detached from ``x`` and differentiable in the codes, with indices and losses."""
+
+    @abstractmethod
+    def lookup(self, indices: Int[Tensor, "*tokens Q"]) -> Float[Tensor, "*batch D"]:
+        """Code-space values of indices in range; a channel of -1 contributes zeros."""
+
+    def forward(self, x: Float[Tensor, "*batch D"], mask: Bool[Tensor, "*batch"] | None = None) -> QuantizerOutput:
+        """Quantize.
+
+        Args:
+            x: Vectors (*batch, input_dim), floating.
+            mask: True where a vector is real (*batch). Masked vectors give zeros and index -1 and count for nothing.
+
+        Returns:
+            Values, indices and losses.
+
+        Raises:
+            ValueError: If shape or type do not fit.
+        """
+        self._check_input(x, mask)
+        valid = x.new_ones(x.shape[:-1], dtype=torch.bool) if mask is None else mask
+        x = x if mask is None else torch.where(valid.unsqueeze(-1), x, 0)
+        y = self.before(x)
+        hard, indices, losses = self.quantize(y, valid)
+        z = self.after(hard if self.surrogate is None else self.surrogate(y, hard)).to(x.dtype)
+        if mask is not None:
+            z = torch.where(valid.unsqueeze(-1), z, 0)
+        return QuantizerOutput(z, indices, losses if self.training else {})
+
+    @torch.no_grad()
+    def encode(self, x: Float[Tensor, "*batch D"], mask: Bool[Tensor, "*batch"] | None = None) -> Int[Tensor, "*tokens Q"]:
+        """Indices of the vectors, without gradients, losses or statistics: what :meth:`forward` gives in eval."""
+        training = [module for module in self.modules() if module.training]
+        for module in training:
+            module.training = False
+        try:
+            return self(x, mask).indices
+        finally:
+            for module in training:
+                module.training = True
+
+    def decode(self, indices: Int[Tensor, "*tokens Q"]) -> Float[Tensor, "*batch D"]:
+        """Values of indices, bitwise what :meth:`forward` returned (before its cast to the input's type).
+
+        Args:
+            indices: (*tokens, Q), integers in ``[0, codebook_size)``, or -1 for a masked position, which gives zeros.
+
+        Raises:
+            ValueError: If the last axis is not Q, the type is not integer, or an index is out of range.
+        """
+        num_channels = len(self.codebook_sizes)
+        if indices.ndim < 1 or indices.shape[-1] != num_channels or indices.is_floating_point() or indices.is_complex():
+            raise ValueError(
+                f"expected integer indices (*tokens, {num_channels}), got {indices.dtype} {tuple(indices.shape)}; the last "
+                "axis holds the index channels, also where there is one: use indices.unsqueeze(-1)"
+            )
+        indices = indices.long()
+        if not torch.compiler.is_compiling():
+            sizes = torch.tensor(self.codebook_sizes, device=indices.device)
+            wrong = (indices < -1) | (indices >= sizes)
+            if bool(wrong.any()):
+                raise ValueError(
+                    f"expected indices below {self.codebook_sizes} and -1 for masked ones, got {int(indices[wrong][0])}; were "
+                    "they made with another tokenizer?"
+                )
+        missing = (indices < 0).all(-1)
+        return self._hide(self.after(self.lookup(indices)), missing)
+
+    def _hide(self, values: Tensor, missing: Tensor) -> Tensor:
+        return torch.where(missing.unsqueeze(-1), 0, values)
+
+    def token_shape(self, batch: tuple[int, ...]) -> tuple[int, ...]:
+        """Leading shape of the indices for inputs of leading shape ``batch``; equal except in multi-scale structures."""
+        return tuple(batch)
+
+    def initialize_codebook(self, x: Float[Tensor, "*batch D"], generator: torch.Generator | None = None) -> None:
+        """Fit the codes to data. Explicit: nothing is ever fitted inside forward, least of all in eval.
+
+        Args:
+            x: Sample latents; fewer than K are repeated with jitter, non-finite rows are left out. With several
+                processes the rows of all of them are used, and all get the same codes.
+            generator: CPU generator of the draws; a fixed seed where None.
+        """
+        for child in self._children():
+            child.initialize_codebook(x, generator)
+
+    @property
+    def wants_initialization(self) -> bool:
+        """Whether training should call :meth:`initialize_codebook` on the first batches."""
+        return any(m.initialization != "normal" for m in self.modules() if isinstance(m, Codebook))
+
+    @torch.no_grad()
+    def update_codebook(self, optimizer: torch.optim.Optimizer | None = None) -> None:
+        """Apply what the learning rules do after a step (moving average, revival). Call after ``optimizer.step()``.
+
+        Args:
+            optimizer: If given, the moments of replaced codes are reset in it.
+        """
+        for child in self._children():
+            child.update_codebook(optimizer)
+
+    def parameter_groups(self, lr: float) -> list[dict[str, Any]]:
+        """Optimizer groups with the learning rates this quantizer wants: ``lr_scale * lr`` and no weight decay for codebooks.
+
+        Example:
+            >>> from gritvq import grit_vq
+            >>> [(group["name"], group["lr"]) for group in grit_vq(4, 16).parameter_groups(1e-3)]
+            [('codebook', 0.01)]
+        """
+        groups: dict[float, list[nn.Parameter]] = {}
+        taken: set[nn.Parameter] = set()
+        for module in self.modules():
+            if isinstance(module, Codebook):
+                own = [p for p in module.parameters() if p.requires_grad and p not in taken]
+                taken.update(own)
+                groups.setdefault(module.lr_scale, []).extend(own)
+        rest = [p for p in self.parameters() if p.requires_grad and p not in taken]
+        made = [
+            {"params": params, "lr": scale * lr, "weight_decay": 0.0, "name": "codebook"}
+            for scale, params in groups.items()
+            if params
+        ]
+        return made + ([{"params": rest, "lr": lr, "name": "quantizer"}] if rest else [])
+
+    @abstractmethod
+    def fold(self) -> Quantizer:
+        """The same map with transforms baked into plain tables and no training parts: same indices and values."""
+
+    def _children(self) -> list[Quantizer]:
+        return [child for child in self.children() if isinstance(child, Quantizer)]
+
+    def _check_input(self, x: Tensor, mask: Tensor | None) -> None:
+        if x.ndim < 1 or x.shape[-1] != self.input_dim:
+            raise ValueError(
+                f"expected vectors (*batch, {self.input_dim}), got {tuple(x.shape)}; channels come last: use "
+                "x.movedim(1, -1) for images (B, D, H, W)"
+            )
+        if not x.is_floating_point():
+            raise ValueError(f"expected a floating type, got {x.dtype}; use x.float()")
+        if mask is not None and (mask.dtype != torch.bool or mask.shape != x.shape[:-1]):
+            raise ValueError(
+                f"expected a bool mask {tuple(x.shape[:-1])}, True where a vector is real, got {mask.dtype} "
+                f"{tuple(mask.shape)}"
+            )

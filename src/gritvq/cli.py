@@ -1,0 +1,496 @@
+"""The program ``gritvq``: one verb per job, arguments straight from the constructors.
+
+Every verb ends in a table of what came out and where its files lie. Wrong input ends with one message and exit code 2;
+what was there before stays.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import sys
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from gritvq import __version__, presets
+from gritvq.base import Quantizer
+
+__all__ = ["main"]
+
+Verb = Callable[[Any, Any], None]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the program; returns the exit code: 0 done, 2 wrong input, 130 interrupted."""
+    try:
+        from jsonargparse import ArgumentParser
+        from lightning import Trainer  # noqa: F401
+        from rich import print as _  # noqa: F401
+    except ImportError as error:
+        print(f"gritvq: error: this program needs {error.name}; install 'gritvq[train,images]'", file=sys.stderr)
+        return 2
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    warnings.showwarning = _show_warning
+    parser = ArgumentParser(prog="gritvq", description="Train, use and look at tokenizers.", version=__version__)
+    verbs = parser.add_subcommands(title="verbs", metavar="VERB", dest="verb")
+    jobs: dict[str, tuple[ArgumentParser, Verb]] = {}
+    for name, (describe_arguments, job) in _VERBS.items():
+        own = ArgumentParser(description=job.__doc__)
+        describe_arguments(own)
+        verbs.add_subcommand(name, own, help=(job.__doc__ or "").splitlines()[0])
+        jobs[name] = own, job
+    config = parser.parse_args(sys.argv[1:] if argv is None else list(argv))
+    own, job = jobs[config.verb]
+    try:
+        job(own, config[config.verb])
+    except (ValueError, OSError) as error:
+        print(f"gritvq {config.verb}: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"gritvq {config.verb}: interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _show_warning(message: Any, category: Any, filename: str, lineno: int, file: Any = None, line: Any = None) -> None:
+    """Warnings as one line, without the source line that raised them."""
+    print(f"warning: {message}", file=sys.stderr)
+
+
+# --- demo, fit --------------------------------------------------------------------------------------------------------
+
+
+def _demo_arguments(parser: Any) -> None:
+    parser.add_argument("--out", type=str, default="runs/demo", help="folder of the run; replaced if it holds a demo")
+    parser.add_argument("--steps", type=int, default=600, help="optimizer steps")
+    parser.add_argument("--codebook_size", type=int, default=1024, help="number of codes K")
+    parser.add_argument("--seed", type=int, default=0, help="seed of everything random")
+
+
+def _demo(parser: Any, config: Any) -> None:
+    """Train a small tokenizer on photographs and show what it does; no data needed."""
+    from gritvq.data import ImageData
+    from gritvq.models import ImageDecoder, ImageEncoder
+    from gritvq.training import TokenizerTask, TrainingPlan
+    from gritvq.training.runs import prepare
+
+    out = _fresh_folder(config.out, overwrite=True)
+    plan = TrainingPlan(max_steps=config.steps, seed=config.seed, validate_every=0, checkpoint_every=0)
+    prepare(config.seed)
+    quantizer = presets.grit_vq(16, config.codebook_size)
+    from gritvq.tokenizer import Tokenizer
+
+    tokenizer = Tokenizer(ImageEncoder(16), quantizer, ImageDecoder(16))
+    _fit_and_report(TokenizerTask(tokenizer), ImageData("photographs", batch_size=16), plan, out, None)
+
+
+def _fit_arguments(parser: Any) -> None:
+    from gritvq.data import ImageData
+    from gritvq.tokenizer import Tokenizer
+    from gritvq.training import TokenizerTask, TrainingPlan
+
+    parser.add_argument("--config", action="config", help="YAML file with any of the arguments below")
+    parser.add_class_arguments(Tokenizer, "tokenizer")
+    parser.add_class_arguments(ImageData, "data")
+    parser.add_class_arguments(TokenizerTask, "task", skip={"tokenizer"})
+    parser.add_class_arguments(TrainingPlan, "plan")
+    parser.add_argument("--out", type=str, default="runs/fit", help="folder of the run")
+    parser.add_argument("--resume", type=str | None, default=None, help="checkpoint to go on from, or 'last' for the run's own")
+    parser.add_argument("--overwrite", type=bool, default=False, help="whether an existing run may be replaced")
+    parser.set_defaults(
+        {
+            "tokenizer.encoder": {"class_path": "gritvq.models.ImageEncoder", "init_args": {"dim": 16}},
+            "tokenizer.quantizer": {"class_path": "gritvq.grit_vq", "init_args": {"dim": 16, "codebook_size": 4096}},
+            "tokenizer.decoder": {"class_path": "gritvq.models.ImageDecoder", "init_args": {"dim": 16}},
+        }
+    )
+
+
+def _fit(parser: Any, config: Any) -> None:
+    """Train a tokenizer."""
+    from gritvq.training import TokenizerTask
+    from gritvq.training.files import replacing
+    from gritvq.training.runs import prepare
+
+    resume = config.resume
+    if resume == "last":
+        resume = str(Path(config.out) / "checkpoints" / "last.ckpt")
+    if resume is not None and not Path(resume).is_file():
+        raise ValueError(f"expected a checkpoint to resume from, got {resume}, which is no file; see the run's checkpoints/")
+    prepare(config.plan.seed)
+    parts = parser.instantiate(config)
+    parts.data.setup("fit")
+    out = Path(config.out) if resume else _fresh_folder(config.out, config.overwrite)
+    saved = config.clone()
+    for name in ("config", "resume", "overwrite"):
+        saved.pop(name, None)
+    with replacing(out / "config.yaml") as scratch:
+        scratch.write_text(parser.dump(saved, skip_validation=True), encoding="utf-8")
+    task = TokenizerTask(parts.tokenizer, **config_kwargs(parts.task))
+    _fit_and_report(task, parts.data, parts.plan, out, resume)
+
+
+def config_kwargs(namespace: Any) -> dict[str, Any]:
+    """Top level of a namespace as keyword arguments."""
+    return {name: getattr(namespace, name) for name in vars(namespace)}
+
+
+def _fit_and_report(task: Any, data: Any, plan: Any, out: Path, resume: str | None) -> None:
+    from gritvq.models import num_parameters
+    from gritvq.training import evaluate, pictures, train
+    from gritvq.training.callbacks import collapse_advice
+    from gritvq.training.files import write_json
+
+    tokenizer = task.tokenizer
+    print(f"training {num_parameters(tokenizer):,} parameters for {plan.max_steps:,} steps", file=sys.stderr)
+    started = time.perf_counter()
+    trainer = train(task, data, plan, folder=out, resume=resume)
+    if trainer.interrupted:
+        raise KeyboardInterrupt
+    minutes = (time.perf_counter() - started) / 60
+    numbers, counts = evaluate(tokenizer, data.val_dataloader(), device=task.device)
+    images = next(iter(data.val_dataloader()))[:16]
+    pictures.reconstruction_grid(images, tokenizer(images.to(task.device)).reconstruction, out / "reconstructions.png")
+    pictures.usage_plot(counts, out / "usage.png")
+    pictures.codebook_picture(tokenizer, out / "codebook.png", counts)
+    write_json(out / "metrics.json", numbers)
+    _report(
+        "held-out images",
+        [*_number_rows(numbers), ("training time", f"{minutes:.1f} minutes")],
+        {
+            "tokenizer": out / "tokenizer",
+            "originals and reconstructions": out / "reconstructions.png",
+            "codebook": out / "codebook.png",
+            "usage": out / "usage.png",
+            "logs": out / "logs",
+            "checkpoints": out / "checkpoints",
+        },
+    )
+    advice = collapse_advice(numbers["usage"], max(tokenizer.quantizer.codebook_sizes), numbers["tokens"])
+    if advice:
+        print(advice, file=sys.stderr)
+
+
+# --- validate, inspect ------------------------------------------------------------------------------------------------
+
+
+def _measure_arguments(parser: Any, out: str) -> None:
+    from gritvq.data import ImageData
+
+    parser.add_argument("tokenizer", type=str, help="tokenizer folder or Hub name")
+    parser.add_argument("--config", action="config", help="YAML file with any of the arguments below")
+    parser.add_class_arguments(ImageData, "data")
+    parser.add_argument("--split", type=str, default="validation", choices=["validation", "test"], help="images to measure on")
+    parser.add_argument("--out", type=str, default=out, help="folder for pictures and numbers")
+
+
+def _measure(parser: Any, config: Any) -> tuple[Any, dict[str, float], Any, Any, Path]:
+    from rich.progress import track
+
+    from gritvq.tokenizer import Tokenizer
+    from gritvq.training import evaluate, pictures
+    from gritvq.training.files import write_json
+    from gritvq.training.runs import prepare
+
+    prepare(0)
+    tokenizer = Tokenizer.from_pretrained(config.tokenizer)
+    data = parser.instantiate(config).data
+    data.setup("fit")
+    loader = data.val_dataloader() if config.split == "validation" else data.test_dataloader()
+    numbers, counts = evaluate(tokenizer, track(loader, description="measuring", console=_console(), transient=True))
+    out = Path(config.out)
+    images = next(iter(loader))[:16]
+    pictures.reconstruction_grid(images, tokenizer(images).reconstruction.detach(), out / "reconstructions.png")
+    pictures.usage_plot(counts, out / "usage.png")
+    write_json(out / "metrics.json", numbers)
+    return tokenizer, numbers, counts, loader, out
+
+
+def _validate(parser: Any, config: Any) -> None:
+    """Measure a tokenizer on images: PSNR, usage, perplexity."""
+    _, numbers, _, _, out = _measure(parser, config)
+    _report(
+        f"{config.split} images of {config.data.path}",
+        _number_rows(numbers),
+        {"originals and reconstructions": out / "reconstructions.png", "usage": out / "usage.png", "numbers": out / "metrics.json"},
+    )
+
+
+def _inspect(parser: Any, config: Any) -> None:
+    """Look into a tokenizer: its codes, how they are used, what they look like."""
+    from gritvq.training import pictures
+    from gritvq.training.runs import token_statistics
+
+    tokenizer, numbers, counts, _, out = _measure(parser, config)
+    pictures.codebook_picture(tokenizer, out / "codebook.png", counts)
+    own = token_statistics(tokenizer)
+    _report(
+        config.tokenizer,
+        [
+            ("codes x dimensions", f"{own['codes']:.0f} x {own['dim']:.0f}"),
+            ("parameters", f"{own['parameters']:,.0f}"),
+            ("effective rank of the codes", f"{own['effective_rank']:.1f} of {own['dim']:.0f}"),
+            ("pixels per token", f"{own['pixels_per_token']:.0f}"),
+            *_number_rows(numbers),
+        ],
+        {"codebook": out / "codebook.png", "usage": out / "usage.png", "reconstructions": out / "reconstructions.png"},
+    )
+
+
+# --- encode, decode ---------------------------------------------------------------------------------------------------
+
+
+def _encode_arguments(parser: Any) -> None:
+    parser.add_argument("images", type=str, help="picture or folder of pictures, of any sizes")
+    parser.add_argument("--tokenizer", type=str, required=True, help="tokenizer folder or Hub name")
+    parser.add_argument("--out", type=str, default="tokens.npz", help="file to write: .npz or .parquet")
+    parser.add_argument("--strict", type=bool, default=False, help="whether a broken file ends the run")
+
+
+def _encode(parser: Any, config: Any) -> None:
+    """Turn pictures into tokens."""
+    from rich.progress import track
+
+    from gritvq.data import find_images, read_images
+    from gritvq.functional import bits_per_token
+    from gritvq.tokenizer import Tokenizer
+    from gritvq.training.tokens import TokenizedImage, check_token_path, write_tokens
+
+    check_token_path(config.out)
+    tokenizer = Tokenizer.from_pretrained(config.tokenizer)
+    total = len(find_images(config.images))
+    pictures = read_images(config.images, channels=tokenizer.channels, strict=config.strict)
+    done: list[TokenizedImage] = []
+    for name, image in track(pictures, total=total, description="encoding", console=_console(), transient=True):
+        done.append(TokenizedImage(name, (image.shape[1], image.shape[2]), tokenizer.encode(image).cpu()))
+    if not done:
+        raise ValueError(f"expected at least one readable picture in {config.images}, got none; nothing was written")
+    write_tokens(config.out, done)
+    tokens = sum(item.tokens[..., 0].numel() for item in done)
+    pixels = sum(item.size[0] * item.size[1] for item in done)
+    bits = bits_per_token(tokenizer.quantizer.codebook_sizes)
+    _report(
+        "encoded",
+        [
+            ("pictures", f"{len(done):,} of {total:,}"),
+            ("tokens", f"{tokens:,}"),
+            ("bits per token", f"{bits:.2f}"),
+            ("bits per pixel", f"{bits * tokens / pixels:.3f}"),
+        ],
+        {"tokens": Path(config.out)},
+    )
+
+
+def _decode_arguments(parser: Any) -> None:
+    parser.add_argument("tokens", type=str, help="file written by encode: .npz or .parquet")
+    parser.add_argument("--tokenizer", type=str, required=True, help="tokenizer folder or Hub name")
+    parser.add_argument("--out", type=str, default="decoded", help="folder for the PNG files")
+
+
+def _decode(parser: Any, config: Any) -> None:
+    """Turn tokens back into pictures."""
+    from rich.progress import track
+
+    from gritvq.tokenizer import Tokenizer
+    from gritvq.training.tokens import read_tokens, save_png
+
+    tokenizer = Tokenizer.from_pretrained(config.tokenizer)
+    items = read_tokens(config.tokens)
+    out = Path(config.out)
+    for item in track(items, description="decoding", console=_console(), transient=True):
+        save_png(tokenizer.decode(item.tokens, item.size), out / Path(item.name).with_suffix(".png"))
+    _report("decoded", [("pictures", f"{len(items):,}")], {"pictures": out})
+
+
+# --- compare, presets -------------------------------------------------------------------------------------------------
+
+
+def _compare_arguments(parser: Any) -> None:
+    from gritvq.data import ImageData
+    from gritvq.training.compare import Contest
+
+    parser.add_argument("--config", action="config", help="YAML file with any of the arguments below")
+    parser.add_argument(
+        "--methods",
+        type=dict[str, dict[str, Any] | None],
+        default={name: {} for name in presets.__all__},
+        help="settings by name; a name is a preset's unless the settings say which with 'preset'",
+    )
+    parser.add_argument("--codebook_sizes", type=list[int], default=[1024], help="codebook sizes to compare at")
+    parser.add_argument("--seeds", type=list[int], default=[0], help="one run per seed")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at once, each with one thread if more than one")
+    parser.add_class_arguments(Contest, "contest")
+    parser.add_class_arguments(ImageData, "data")
+    parser.add_argument("--out", type=str, default="runs/compare", help="folder for the table, the numbers and the plot")
+
+
+def _compare(parser: Any, config: Any) -> None:
+    """Train several methods on the same data, budget and seeds: one table, one plot."""
+    from rich.progress import track
+
+    from gritvq.data import ImageData
+    from gritvq.training import pictures
+    from gritvq.training.compare import describe_contest, run_contest, write_results
+
+    contest = parser.instantiate(config).contest
+    entries = contest_entries(config.methods, config.codebook_sizes, config.seeds)
+    make_data = functools.partial(ImageData, **config_kwargs(config.data))
+    make_data().setup("fit")
+    out = Path(config.out)
+    results: list[dict[str, Any]] = []
+    about = {"contest": describe_contest(contest), "data": str(config.data.path)}
+    runs = run_contest(contest, entries, make_data, jobs=config.jobs)
+    for result in track(runs, total=len(entries), description="comparing", console=_console()):
+        results.append(result)
+        write_results(out / "results.csv", results, about)
+    pictures.comparison_plot(results, out / "comparison.png")
+    _table("comparison", _COMPARISON, comparison_rows(results))
+    _files({"plot": out / "comparison.png", "numbers": out / "results.csv"})
+
+
+_COMPARISON = ("K", "method", "PSNR (dB)", "usage", "perplexity", "bits/token", "parameters", "s/step", "seeds")
+
+
+def comparison_rows(results: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
+    """Means over seeds, best PSNR first within a codebook size; a spread is the largest minus the smallest."""
+    rows = []
+    groups: dict[tuple[int, str], list[Mapping[str, Any]]] = {}
+    for result in results:
+        groups.setdefault((result["codebook_size"], result["method"]), []).append(result)
+
+    def mean(group: list[Mapping[str, Any]], name: str) -> float:
+        return sum(float(result[name]) for result in group) / len(group)
+
+    for (size, method), group in sorted(groups.items(), key=lambda item: (item[0][0], -mean(item[1], "psnr"))):
+        psnr = [float(result["psnr"]) for result in group]
+        spread = f" ({min(psnr):.2f}-{max(psnr):.2f})" if len(psnr) > 1 else ""
+        rows.append(
+            (
+                str(size),
+                method,
+                f"{mean(group, 'psnr'):.2f}{spread}",
+                f"{mean(group, 'usage'):.3f}",
+                f"{mean(group, 'perplexity'):.0f}",
+                f"{mean(group, 'bits_per_token'):.0f}",
+                f"{mean(group, 'parameters'):,.0f}",
+                f"{mean(group, 'seconds_per_step'):.3f}",
+                str(len(group)),
+            )
+        )
+    return rows
+
+
+def contest_entries(methods: Mapping[str, Any], sizes: Sequence[int], seeds: Sequence[int]) -> list[Any]:
+    """Every method at every size and seed.
+
+    Raises:
+        ValueError: For an unknown preset or setting, or where nothing is left to run.
+    """
+    from gritvq.training.compare import Entry
+
+    entries = []
+    for seed in seeds:
+        for size in sizes:
+            for name, settings in methods.items():
+                settings = dict(settings or {})
+                preset = settings.pop("preset", name)
+                if preset not in presets.__all__:
+                    raise ValueError(f"expected a preset out of {', '.join(presets.__all__)}, got {preset!r}")
+                entries.append(Entry(name, getattr(presets, preset), size, seed, settings))
+    if not entries:
+        raise ValueError("expected at least one method, one codebook size and one seed; one of the lists is empty")
+    return entries
+
+
+def _presets_arguments(parser: Any) -> None:
+    parser.add_argument("--dim", type=int, default=16, help="latent size for the parameter counts")
+    parser.add_argument("--codebook_size", type=int, default=1024, help="codebook size for the parameter counts")
+
+
+def _presets(parser: Any, config: Any) -> None:
+    """List the published recipes, one line each."""
+    rows = []
+    for name in presets.__all__:
+        make: Callable[..., Quantizer] = getattr(presets, name)
+        line = (make.__doc__ or "").strip().splitlines()[0]
+        size = sum(p.numel() for p in make(config.dim, config.codebook_size).parameters())
+        rows.append((name, f"{size:,}", line))
+    _table("presets", ("name", "parameters", "what it is"), rows)
+
+
+# --- printing ---------------------------------------------------------------------------------------------------------
+
+
+def _console() -> Any:
+    from rich.console import Console
+
+    return Console(stderr=True)
+
+
+def _number_rows(numbers: Mapping[str, float]) -> list[tuple[str, str]]:
+    return [
+        ("PSNR", f"{numbers['psnr']:.2f} dB ({numbers['psnr_per_image']:.2f} averaged over images)"),
+        ("codes in use", f"{100 * numbers['usage']:.1f} % ({numbers['dead_codes']:.0f} dead)"),
+        ("perplexity", f"{numbers['perplexity']:.0f}"),
+        ("tokens counted", f"{numbers['tokens']:,.0f}"),
+        ("bits per token", f"{numbers['bits_per_token']:.2f}"),
+        ("bits per pixel", f"{numbers['bits_per_pixel']:.3f}"),
+    ]
+
+
+def _report(title: str, rows: Sequence[tuple[str, str]], files: Mapping[str, Path]) -> None:
+    _table(title, None, rows)
+    _files(files)
+
+
+def _table(title: str, columns: Sequence[str] | None, rows: Sequence[Sequence[str]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", show_header=columns is not None)
+    for number, column in enumerate(columns or [""] * len(rows[0])):
+        table.add_column(column, justify="left" if number < 2 else "right", no_wrap=columns is not None and number < 2)
+    for row in rows:
+        table.add_row(*row)
+    console = Console()
+    Console(width=max(console.width, 100) if not console.is_terminal else None).print(table)
+
+
+def _files(files: Mapping[str, Path]) -> None:
+    for name, path in files.items():
+        print(f"{name}: {path}")
+
+
+def _fresh_folder(path: str, overwrite: bool) -> Path:
+    """A folder for a new run; an old run there is an error unless it may be replaced."""
+    folder = Path(path)
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"expected a folder for the run, got the file {folder}; choose another --out")
+    if folder.exists() and any(folder.iterdir()):
+        run = (folder / "checkpoints").exists() or (folder / "tokenizer").exists() or (folder / "config.yaml").exists()
+        if not (overwrite and run):
+            raise ValueError(
+                f"expected a new or empty folder, got {folder}, which holds files; choose another --out, go on with --resume "
+                "last, or replace a run with --overwrite true"
+            )
+        import shutil
+
+        for name in ("logs", "checkpoints", "tokenizer"):
+            shutil.rmtree(folder / name, ignore_errors=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+_VERBS: dict[str, tuple[Callable[[Any], None], Verb]] = {
+    "demo": (_demo_arguments, _demo),
+    "fit": (_fit_arguments, _fit),
+    "validate": (functools.partial(_measure_arguments, out="runs/validate"), _validate),
+    "inspect": (functools.partial(_measure_arguments, out="runs/inspect"), _inspect),
+    "encode": (_encode_arguments, _encode),
+    "decode": (_decode_arguments, _decode),
+    "compare": (_compare_arguments, _compare),
+    "presets": (_presets_arguments, _presets),
+}

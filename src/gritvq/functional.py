@@ -1,0 +1,363 @@
+"""Stateless mathematics of vector quantization: nothing here holds parameters or knows about modules.
+
+Everything is computed in float32 or wider, whatever the autocast type, and nothing holds an N x K array: searches
+work in blocks of at most 64 MB with a running best.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+__all__ = [
+    "Metric",
+    "bits_per_token",
+    "code_counts",
+    "code_sums",
+    "effective_rank",
+    "kmeans",
+    "nearest_code",
+    "perplexity",
+    "rotate_to",
+    "sample_rows",
+    "squared_distance",
+    "usage",
+    "wide",
+]
+
+Metric = Literal["euclidean", "cosine"]
+
+# Entries of the largest block of scores. A CPU works fastest while a block stays in its cache (4 MB); elsewhere the
+# block is as large as the promise of 64 MB allows.
+_CPU_BLOCK_ENTRIES = 1 << 20
+_BLOCK_ENTRIES = 1 << 24
+
+
+def wide(x: Tensor) -> Tensor:
+    """Cast to float32, unless ``x`` is float64 already.
+
+    Example:
+        >>> wide(torch.ones(1, dtype=torch.bfloat16)).dtype
+        torch.float32
+    """
+    return x if x.dtype in (torch.float32, torch.float64) else x.float()
+
+
+def nearest_code(
+    x: Float[Tensor, "N D"], codes: Float[Tensor, "K D"], metric: Metric = "euclidean"
+) -> Int[Tensor, " N"]:
+    """Index of the nearest code of every vector; ties go to the lowest index.
+
+    Computes ``argmin_k |x_n - c_k|^2 = argmin_k |c_k|^2 / 2 - <x_n, c_k>`` in float32 (float64 for float64 input) after
+    subtracting the mean code from both sides, so that data far from the origin loses no digits. Memory beyond inputs
+    and output is at most 64 MB. A row with a non-finite entry gets index 0.
+
+    Args:
+        x: Vectors (N, D), any floating type.
+        codes: Codes (K, D), K >= 1.
+        metric: ``"euclidean"``, or ``"cosine"``, which compares directions.
+
+    Returns:
+        Indices (N,), int64. Not differentiable.
+
+    Raises:
+        ValueError: If the shapes do not fit or the metric is unknown.
+
+    Example:
+        >>> codes = torch.tensor([[0.0, 0.0], [1.0, 1.0]])
+        >>> nearest_code(torch.tensor([[0.1, 0.2], [0.9, 0.8]]), codes)
+        tensor([0, 1])
+    """
+    if x.ndim != 2 or codes.ndim != 2 or x.shape[1] != codes.shape[1] or codes.shape[0] < 1:
+        raise ValueError(
+            f"expected vectors (N, D) and codes (K, D) with K >= 1, got {tuple(x.shape)} and {tuple(codes.shape)}; "
+            "flatten the leading axes and compare the last one"
+        )
+    if metric not in ("euclidean", "cosine"):
+        raise ValueError(f"expected metric 'euclidean' or 'cosine', got {metric!r}")
+    x, codes = x.detach(), codes.detach()
+    if torch.compiler.is_exporting():  # an exported program carries plain operators only
+        return _search(x, codes, metric == "cosine", block_rows=None)
+    return torch.ops.gritvq.nearest_code(x, codes, metric == "cosine")
+
+
+def _search(x: Tensor, codes: Tensor, cosine: bool, block_rows: int | None) -> Tensor:
+    """Blocked search; ``block_rows=None`` takes all rows at once and blocks over the codes alone."""
+    dtype = torch.float64 if torch.float64 in (x.dtype, codes.dtype) else torch.float32
+    codes = codes.to(dtype)
+    if cosine:
+        codes = F.normalize(codes, dim=1)
+    center = codes.mean(0)
+    codes = codes - center
+    bias = 0.5 * (codes * codes).sum(1)
+    block_codes = min(len(codes), 1024 if block_rows is None or x.device.type == "cpu" else 16384)
+    found = []
+    for rows in (x,) if block_rows is None else x.split(block_rows):
+        rows = rows.to(dtype)
+        if cosine:
+            rows = F.normalize(rows, dim=1)
+        rows = rows - center
+        best = index = None
+        for start in range(0, len(codes), block_codes):
+            block = slice(start, start + block_codes)
+            value, position = torch.addmm(bias[block], rows, codes[block].T, alpha=-1).min(1)
+            if best is None or index is None:
+                best, index = value, position
+            else:
+                better = value < best
+                best = torch.where(better, value, best)
+                index = torch.where(better, position + start, index)
+        assert index is not None
+        found.append(index)
+    return torch.cat(found)
+
+
+@torch.library.custom_op("gritvq::nearest_code", mutates_args=())
+def _nearest_code(x: Tensor, codes: Tensor, cosine: bool) -> Tensor:
+    """Eager and compiled path: opaque to the compiler, so a graph neither unrolls the blocks nor depends on N."""
+    if len(x) == 0:
+        return torch.empty(0, dtype=torch.int64, device=x.device)
+    with torch.autocast(x.device.type, enabled=False):
+        block = min(len(codes), 1024 if x.device.type == "cpu" else 16384)
+        entries = _CPU_BLOCK_ENTRIES if x.device.type == "cpu" else _BLOCK_ENTRIES
+        return _search(x, codes, cosine, max(1, entries // block))
+
+
+@_nearest_code.register_fake
+def _(x: Tensor, codes: Tensor, cosine: bool) -> Tensor:
+    return x.new_empty(x.shape[0], dtype=torch.int64)
+
+
+def squared_distance(x: Float[Tensor, "N D"], codes: Float[Tensor, "K D"]) -> Float[Tensor, "N K"]:
+    """All squared euclidean distances: O(N K) memory, for the rules that need every pair.
+
+    Differentiable. Centred like :func:`nearest_code`; negative rounding is clamped to 0.
+
+    Example:
+        >>> squared_distance(torch.tensor([[3.0, 4.0]]), torch.zeros(1, 2))
+        tensor([[25.]])
+    """
+    center = codes.detach().mean(0)
+    x, codes = x - center, codes - center
+    return ((x * x).sum(1, keepdim=True) + (codes * codes).sum(1) - 2 * x @ codes.T).clamp_min(0)
+
+
+def rotate_to(x: Float[Tensor, "N D"], q: Float[Tensor, "N D"], g: Float[Tensor, "N D"]) -> Float[Tensor, "N D"]:
+    """Apply the transpose of the scaled rotation that takes ``x`` to ``q`` to the gradient ``g``.
+
+    With unit vectors ``a = x/|x|``, ``b = q/|q|``, ``w = (a+b)/|a+b|`` and ``s = |q|/|x|`` the map is
+    ``G = s (Id - 2 w w^T + 2 b a^T)`` with ``G x = q`` and ``G G^T = s^2 Id``; this returns ``G^T g``. Antiparallel rows
+    use ``w = 0``, the reflection that still takes ``x`` to ``q``; rows with ``|x|`` or ``|q|`` below 1e-6 use ``G = Id``.
+
+    Args:
+        x: Start vectors (N, D).
+        q: Target vectors (N, D).
+        g: Vectors to map (N, D).
+
+    Returns:
+        Mapped vectors (N, D).
+
+    Example:
+        >>> x, q = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 2.0]])
+        >>> rotate_to(x, q, torch.tensor([[0.0, 1.0]])).round(decimals=5)
+        tensor([[2., 0.]])
+
+    References:
+        Fifty et al., "Restructuring Vector Quantization with the Rotation Trick", ICLR 2025, arXiv 2410.06424.
+    """
+    norm_x, norm_q = x.norm(dim=-1, keepdim=True), q.norm(dim=-1, keepdim=True)
+    usable = (norm_x > 1e-6) & (norm_q > 1e-6)
+    a = x / norm_x.clamp_min(1e-6)
+    b = q / norm_q.clamp_min(1e-6)
+    w = a + b
+    norm_w = w.norm(dim=-1, keepdim=True)
+    w = torch.where(norm_w > 1e-6, w / norm_w.clamp_min(1e-6), torch.zeros_like(w))
+    mapped = g - 2 * w * (w * g).sum(-1, keepdim=True) + 2 * a * (b * g).sum(-1, keepdim=True)
+    return torch.where(usable, norm_q / norm_x.clamp_min(1e-6) * mapped, g)
+
+
+def code_counts(
+    indices: Int[Tensor, " N"], codebook_size: int, weight: Float[Tensor, " N"] | None = None
+) -> Float[Tensor, " K"]:
+    """How often each code is chosen, float32; rows may be weighted (0 drops a row).
+
+    Example:
+        >>> code_counts(torch.tensor([0, 2, 2]), 4)
+        tensor([1., 0., 2., 0.])
+    """
+    weight = torch.ones_like(indices, dtype=torch.float32) if weight is None else weight.float()
+    counts = torch.zeros(codebook_size, dtype=torch.float32, device=indices.device)
+    return counts.index_add_(0, indices, weight)
+
+
+def code_sums(x: Float[Tensor, "N D"], indices: Int[Tensor, " N"], codebook_size: int) -> Float[Tensor, "K D"]:
+    """Sum of the vectors assigned to each code, O(N D + K D); memory never grows with N x K.
+
+    Example:
+        >>> code_sums(torch.ones(3, 1), torch.tensor([0, 1, 1]), 2)
+        tensor([[1.],
+                [2.]])
+    """
+    x = wide(x)
+    return torch.zeros(codebook_size, x.shape[1], dtype=x.dtype, device=x.device).index_add_(0, indices, x)
+
+
+def perplexity(counts: Float[Tensor, "*levels K"]) -> Float[Tensor, "*levels"]:
+    """``exp`` of the entropy (nats) of the code histogram: between 1 and K, and 0 where nothing was counted.
+
+    Example:
+        >>> perplexity(torch.tensor([5, 5, 0]))
+        tensor(2.)
+    """
+    counts = counts.double()
+    total = counts.sum(-1, keepdim=True)
+    p = counts / total.clamp_min(1)
+    entropy = -torch.xlogy(p, p).sum(-1)
+    return torch.where(total.squeeze(-1) > 0, entropy.exp(), 0.0).float()
+
+
+def usage(counts: Float[Tensor, "*levels K"]) -> Float[Tensor, "*levels"]:
+    """Share of codes that were chosen at least once.
+
+    Example:
+        >>> usage(torch.tensor([5, 5, 0, 0]))
+        tensor(0.5000)
+    """
+    return (counts > 0).float().mean(-1)
+
+
+def effective_rank(codes: Float[Tensor, "K D"]) -> float:
+    """``exp`` of the entropy of the normalised singular values of the centred codes: between 1 and min(K, D).
+
+    Zero for a single code or identical codes, which span nothing.
+
+    Example:
+        >>> round(effective_rank(torch.eye(3)), 3)
+        2.0
+
+    References:
+        Roy and Vetterli, "The effective rank", EUSIPCO 2007.
+    """
+    values = torch.linalg.svdvals((codes - codes.mean(0)).double())
+    total = float(values.sum())
+    if total <= 1e-12:
+        return 0.0
+    p = values[values > 1e-12 * values[0]] / total
+    return math.exp(float(-(p * p.log()).sum()))
+
+
+def bits_per_token(codebook_sizes: tuple[int, ...]) -> float:
+    """Bits of one token position: ``sum_q log2 K_q``.
+
+    Example:
+        >>> bits_per_token((1024, 4))
+        12.0
+    """
+    return float(sum(math.log2(size) for size in codebook_sizes))
+
+
+def sample_rows(x: Float[Tensor, "N D"], num_rows: int, generator: torch.Generator | None = None) -> Tensor:
+    """Draw ``num_rows`` distinct rows; where N is smaller, repeat rows with a small jitter so that none coincide.
+
+    The jitter's standard deviation is 1 % of the data's (1e-3 where all rows are equal).
+
+    Args:
+        x: Rows to draw from (N, D), N >= 1, finite.
+        num_rows: How many to return.
+        generator: CPU generator of the draw.
+
+    Raises:
+        ValueError: If ``x`` has no rows.
+
+    Example:
+        >>> sample_rows(torch.zeros(1, 2), 3, torch.Generator().manual_seed(0)).unique(dim=0).shape
+        torch.Size([3, 2])
+    """
+    if len(x) < 1:
+        raise ValueError("expected at least one finite vector to draw codes from, got none; pass a non-empty batch")
+    order = torch.randperm(len(x), generator=generator).to(x.device)
+    if num_rows <= len(x):
+        return x[order[:num_rows]].clone()
+    rows = x[order.repeat(math.ceil(num_rows / len(x)))[:num_rows]]
+    scale = 0.01 * x.std(unbiased=False)
+    scale = torch.where(scale > 0, scale, torch.full_like(scale, 1e-3))
+    noise = torch.randn(rows.shape, generator=generator, dtype=torch.float32).to(rows)
+    noise[: len(x)] = 0
+    return rows + scale * noise
+
+
+def kmeans(
+    x: Float[Tensor, "N D"],
+    codebook_size: int,
+    num_iterations: int = 10,
+    generator: torch.Generator | None = None,
+    metric: Metric = "euclidean",
+) -> Float[Tensor, "K D"]:
+    """Lloyd's k-means from sampled rows; an empty cluster takes over half of a crowded one.
+
+    An empty cluster's code is put next to the code of a cluster drawn in proportion to its population, a small
+    symmetric step apart, so no code is left without members for lack of luck and none is ever zero by accident.
+
+    Args:
+        x: Vectors (N, D); rows with non-finite entries are left out.
+        codebook_size: Number of codes K; may exceed N, then rows are repeated with jitter.
+        num_iterations: Lloyd steps.
+        generator: CPU generator of all draws.
+        metric: ``"cosine"`` clusters directions and returns unit codes.
+
+    Returns:
+        Codes (K, D), float32 or float64.
+
+    Raises:
+        ValueError: If no finite row is left.
+
+    Example:
+        >>> x = torch.tensor([[0.0], [0.2], [1.0], [1.2]])
+        >>> sorted(round(v, 1) for v in kmeans(x, 2, generator=torch.Generator().manual_seed(0)).flatten().tolist())
+        [0.1, 1.1]
+    """
+    x = wide(x.detach())
+    x = x[torch.isfinite(x).all(1)]
+    if metric == "cosine":
+        x = F.normalize(x, dim=1)
+    codes = sample_rows(x, codebook_size, generator)
+    if len(x) <= codebook_size:
+        return F.normalize(codes, dim=1) if metric == "cosine" else codes
+    for _ in range(num_iterations):
+        indices = nearest_code(x, codes)
+        counts = code_counts(indices, codebook_size).to(x.dtype)
+        codes = torch.where(counts[:, None] > 0, code_sums(x, indices, codebook_size) / counts[:, None].clamp_min(1), codes)
+        codes = _split_crowded(codes, counts, x.std(0, unbiased=False), generator)
+        if metric == "cosine":
+            codes = F.normalize(codes, dim=1)
+    return codes
+
+
+def _split_crowded(codes: Tensor, counts: Tensor, spread: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Move every empty cluster beside a cluster of at least two members, crowded ones first in probability."""
+    empty = (counts == 0).nonzero().squeeze(1)
+    donors = (counts - 1).clamp_min(0).cpu()
+    num_moved = min(len(empty), int((donors > 0).sum()))
+    if num_moved == 0:
+        return codes
+    donor = torch.multinomial(donors.double(), num_moved, generator=generator).to(codes.device)
+    step = 1e-2 * spread * torch.randn(num_moved, codes.shape[1], generator=generator).to(codes)
+    codes = codes.clone()
+    codes[empty[:num_moved]] = codes[donor] + step
+    codes[donor] = codes[donor] - step
+    return codes
+
+
+def batch_finite(x: Float[Tensor, "N D"]) -> Bool[Tensor, " N"]:
+    """Which rows have only finite entries.
+
+    Example:
+        >>> batch_finite(torch.tensor([[0.0, float("nan")], [1.0, 2.0]]))
+        tensor([False,  True])
+    """
+    return torch.isfinite(x).all(-1)

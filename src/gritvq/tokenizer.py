@@ -1,0 +1,281 @@
+"""The tokenizer: encoder, quantizer and decoder as the one thing people train, save, share, load and serve."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from gritvq.base import Component, Quantizer, QuantizerOutput, build, describe
+
+__all__ = ["FORMAT_VERSION", "Tokenizer", "TokenizerOutput"]
+
+FORMAT_VERSION = 1
+_CONFIG, _WEIGHTS = "config.json", "model.safetensors"
+
+
+class TokenizerOutput(NamedTuple):
+    """Reconstruction of a batch together with what the quantizer said.
+
+    Attributes:
+        reconstruction: Decoded batch, of the input's shape.
+        quantization: Values, indices and losses.
+        latents: The encoder's output, before quantization.
+    """
+
+    reconstruction: Tensor
+    quantization: QuantizerOutput
+    latents: Tensor
+
+
+class Tokenizer(Component):
+    """Encoder, quantizer and decoder.
+
+    Args:
+        encoder: Maps images (B, C, H, W) in [0, 1] to latents (B, h, w, D); has ``factor`` and ``channels``.
+        quantizer: Maps latents to codes; ``input_dim`` equals the encoder's ``dim``.
+        decoder: Maps quantized latents back to images.
+
+    Raises:
+        ValueError: If the dimensions do not fit.
+
+    Example:
+        >>> from gritvq import grit_vq
+        >>> from gritvq.models import ImageDecoder, ImageEncoder
+        >>> tokenizer = Tokenizer(ImageEncoder(8, width=16), grit_vq(8, 64), ImageDecoder(8, width=16))
+        >>> tokens = tokenizer.encode(torch.rand(1, 3, 30, 33))
+        >>> tokens.shape, tokenizer.decode(tokens, size=(30, 33)).shape
+        (torch.Size([1, 8, 9, 1]), torch.Size([1, 3, 30, 33]))
+    """
+
+    def __init__(self, encoder: Component, quantizer: Quantizer, decoder: Component) -> None:
+        super().__init__()
+        for name, got, wanted in (
+            ("the encoder", encoder.dim, quantizer.input_dim),
+            ("the decoder", decoder.dim, quantizer.dim),
+        ):
+            if got != wanted:
+                raise ValueError(f"expected {name} to have dim={wanted} as the quantizer has, got {got}; make them equal")
+        self.encoder, self.quantizer, self.decoder = encoder, quantizer, decoder
+
+    @property
+    def factor(self) -> int:
+        """Pixels per token and side."""
+        return int(self.encoder.factor)  # type: ignore[arg-type]
+
+    @property
+    def channels(self) -> int:
+        """Colour channels."""
+        return int(self.encoder.channels)  # type: ignore[arg-type]
+
+    def forward(self, images: Float[Tensor, "B C H W"]) -> TokenizerOutput:
+        """Encode, quantize, decode; the reconstruction is not clamped and has the images' size."""
+        latents = self.encoder(self._pad(images))
+        quantization = self.quantizer(latents)
+        reconstruction = self.decoder(quantization.quantized)
+        return TokenizerOutput(
+            reconstruction[..., : images.shape[-2], : images.shape[-1]], quantization, latents
+        )
+
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> Int[Tensor, "B h w Q"]:
+        """Tokens of images of any size.
+
+        Args:
+            images: (B, C, H, W) or (C, H, W): uint8, or floating in [0, 1]. Sides that are no multiple of ``factor`` are
+                extended by repeating the border.
+
+        Returns:
+            Indices (B, ceil(H / factor), ceil(W / factor), Q), int64, without B for a single image.
+
+        Raises:
+            ValueError: If shape, type or values do not fit.
+        """
+        batch = self._pad(self._as_batch(images))
+        was_training = self.training
+        self.eval()
+        try:
+            tokens = self.quantizer.encode(self.encoder(batch))
+        finally:
+            self.train(was_training)
+        return tokens if images.ndim == 4 else tokens[0]
+
+    @torch.no_grad()
+    def decode(self, tokens: Int[Tensor, "B h w Q"], size: tuple[int, int] | None = None) -> Float[Tensor, "B C H W"]:
+        """Images of tokens, in [0, 1].
+
+        Args:
+            tokens: (B, h, w, Q), or (h, w, Q) for a single image.
+            size: (H, W) of the original image, to cut off what ``encode`` added; all of it where None.
+
+        Returns:
+            (B, C, H, W), or (C, H, W) for a single image.
+
+        Raises:
+            ValueError: If the shape is wrong, an index is out of range, or ``size`` does not fit the tokens.
+        """
+        if tokens.ndim not in (3, 4):
+            raise ValueError(f"expected tokens (B, h, w, Q) or (h, w, Q), got {tuple(tokens.shape)}")
+        batch = tokens if tokens.ndim == 4 else tokens[None]
+        full = (batch.shape[1] * self.factor, batch.shape[2] * self.factor)
+        height, width = full if size is None else size
+        if not (full[0] - self.factor < height <= full[0] and full[1] - self.factor < width <= full[1]):
+            raise ValueError(
+                f"expected a size within {self.factor - 1} pixels below {full[0]} x {full[1]}, got {height} x {width}; is it "
+                "(height, width)?"
+            )
+        was_training = self.training
+        self.eval()
+        try:
+            device = next(self.decoder.parameters()).device
+            images = self.decoder(self.quantizer.decode(batch.to(device)).to(self._dtype())).float()
+        finally:
+            self.train(was_training)
+        images = images[..., :height, :width].clamp(0, 1)
+        return images if tokens.ndim == 4 else images[0]
+
+    def fold(self) -> Tokenizer:
+        """The same tokenizer with the codebook's transform baked in: for serving, not for training on."""
+        return Tokenizer(self.encoder, self.quantizer.fold(), self.decoder).eval()
+
+    # --- saving and loading -------------------------------------------------------------------------------------------
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> Path:
+        """Write ``config.json`` (readable, format version) and ``model.safetensors``; no pickle, nothing half-written.
+
+        The folder is written beside its final name and moved there when complete. An existing tokenizer is replaced;
+        statistics of training (moving averages) are not part of it, a training checkpoint holds those.
+
+        Raises:
+            ValueError: If the path is a file, or a folder that holds something else than a tokenizer.
+        """
+        folder = Path(folder)
+        if folder.exists():
+            holds_other = folder.is_dir() and any(folder.iterdir()) and not (folder / _CONFIG).exists()
+            if not folder.is_dir() or holds_other:
+                raise ValueError(f"expected a new folder or one that holds a tokenizer, got {folder}; choose another name")
+        config = {"format": "gritvq", "format_version": FORMAT_VERSION, "tokenizer": describe(self)}
+        tensors = {k: v.detach().cpu().contiguous() for k, v in self.state_dict().items() if isinstance(v, Tensor)}
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+        try:
+            save_file(tensors, scratch / _WEIGHTS, metadata={"format": "pt"})
+            (scratch / _CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+            scratch.chmod(0o755)
+            folder.mkdir(exist_ok=True)
+            for name in (_WEIGHTS, _CONFIG):
+                os.replace(scratch / name, folder / name)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+        return folder
+
+    @classmethod
+    def from_pretrained(cls, source: str | os.PathLike[str], trusted: Iterable[str] = ()) -> Tokenizer:
+        """Load a tokenizer from a folder or, by name, from the Hugging Face Hub; in eval mode.
+
+        Args:
+            source: A folder, or ``"owner/name"`` (needs ``huggingface_hub``).
+            trusted: Modules besides ``gritvq`` that its classes may come from.
+
+        Raises:
+            ValueError: If there is no tokenizer, it is damaged, or written by a newer version.
+        """
+        folder = _local_folder(source)
+        config = _read_config(folder)
+        tokenizer = build(config["tokenizer"], trusted)
+        if not isinstance(tokenizer, Tokenizer):
+            raise ValueError(f"expected a tokenizer in {folder}, got {type(tokenizer).__name__}")
+        try:
+            tensors = load_file(folder / _WEIGHTS)
+        except FileNotFoundError as error:
+            raise ValueError(f"expected weights in {folder / _WEIGHTS}, found none; copy the whole folder") from error
+        except (SafetensorError, OSError) as error:
+            raise ValueError(f"expected readable weights in {folder / _WEIGHTS}, got a damaged file ({error}); copy it again") from error
+        expected = {k: v for k, v in tokenizer.state_dict().items() if isinstance(v, Tensor)}
+        differing = sorted(
+            k for k in expected.keys() | tensors.keys()
+            if k not in expected or k not in tensors or expected[k].shape != tensors[k].shape
+        )
+        if differing:
+            raise ValueError(
+                f"expected the weights that {folder / _CONFIG} describes, got others at {', '.join(differing[:3])}"
+                f"{' ...' if len(differing) > 3 else ''}; config.json and model.safetensors are not from the same tokenizer"
+            )
+        tokenizer.load_state_dict(tensors, strict=False)
+        return tokenizer.eval()
+
+    # --- helpers ------------------------------------------------------------------------------------------------------
+
+    def _dtype(self) -> torch.dtype:
+        return next(self.decoder.parameters()).dtype
+
+    def _as_batch(self, images: Tensor) -> Tensor:
+        if images.ndim not in (3, 4) or images.shape[-3] != self.channels or 0 in images.shape[-2:]:
+            raise ValueError(
+                f"expected images (B, {self.channels}, H, W) or ({self.channels}, H, W), got {tuple(images.shape)}; the colour "
+                "channels come before height and width"
+            )
+        if images.dtype == torch.uint8:
+            images = images.float() / 255
+        elif not images.is_floating_point():
+            raise ValueError(f"expected uint8 images or floating ones in [0, 1], got {images.dtype}")
+        elif images.numel() and not (images.amin() >= -0.01 and images.amax() <= 1.01):
+            raise ValueError(
+                f"expected values in [0, 1], got [{float(images.amin()):g}, {float(images.amax()):g}]; divide by 255 or map "
+                "[-1, 1] to [0, 1]"
+            )
+        parameter = next(self.encoder.parameters())
+        return (images if images.ndim == 4 else images[None]).to(parameter.device, parameter.dtype)
+
+    def _pad(self, images: Tensor) -> Tensor:
+        extra_h, extra_w = (-images.shape[-2] % self.factor, -images.shape[-1] % self.factor)
+        return F.pad(images, (0, extra_w, 0, extra_h), mode="replicate") if extra_h or extra_w else images
+
+
+def _local_folder(source: str | os.PathLike[str]) -> Path:
+    folder = Path(source)
+    if folder.is_dir():
+        return folder
+    name = str(source)
+    if folder.exists() or name.count("/") != 1 or name.startswith((".", "/", "~")):
+        raise ValueError(f"expected a tokenizer folder or a Hub name 'owner/name', got {name!r}, which is neither")
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError as error:
+        raise ValueError(
+            f"expected a tokenizer folder, got {name!r}, which does not exist here; to load it from the Hub install "
+            "'gritvq[images]'"
+        ) from error
+    try:
+        return Path(snapshot_download(name, allow_patterns=[_CONFIG, _WEIGHTS]))
+    except Exception as error:  # the client's many errors all mean the same to the caller
+        raise ValueError(f"expected a tokenizer folder or a reachable Hub name, got {name!r} ({type(error).__name__})") from error
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    path = folder / _CONFIG
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ValueError(f"expected a tokenizer folder with {_CONFIG}, got {folder} without one") from error
+    except (OSError, ValueError) as error:
+        raise ValueError(f"expected readable JSON in {path}, got a damaged file ({error}); copy it again") from error
+    version = config.get("format_version") if isinstance(config, dict) else None
+    if not isinstance(config, dict) or config.get("format") != "gritvq" or not isinstance(version, int):
+        raise ValueError(f"expected a gritvq tokenizer in {path}, got something else; is it another library's?")
+    if version > FORMAT_VERSION:
+        raise ValueError(f"expected format version {FORMAT_VERSION} or older in {path}, got {version}; update gritvq")
+    if "tokenizer" not in config:
+        raise ValueError(f"expected the key 'tokenizer' in {path}, got {sorted(config)}; the file is incomplete")
+    return config

@@ -1,0 +1,213 @@
+"""Callbacks: what happens around the steps of a tokenizer's training."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from gritvq.training import pictures
+
+__all__ = [
+    "CodebookInitialization",
+    "CodebookUpdate",
+    "CollapseWarning",
+    "Pictures",
+    "RandomState",
+    "StepProgress",
+    "collapse_advice",
+]
+
+log = logging.getLogger("gritvq")
+
+
+class CodebookInitialization(Callback):
+    """Fits the codebook to the latents of the first batches, before the first step, if the quantizer wants it.
+
+    Args:
+        vectors_per_code: Latents collected per code.
+        max_batches: At most so many batches.
+    """
+
+    def __init__(self, vectors_per_code: int = 4, max_batches: int = 64) -> None:
+        self.vectors_per_code, self.max_batches = vectors_per_code, max_batches
+
+    @torch.no_grad()
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Collect and fit; a resumed run is past this."""
+        tokenizer: Any = pl_module.tokenizer
+        if trainer.global_step > 0 or not tokenizer.quantizer.wants_initialization:
+            return
+        wanted = self.vectors_per_code * max(tokenizer.quantizer.codebook_sizes)
+        latents: list[Tensor] = []
+        for number, images in enumerate(trainer.train_dataloader or ()):
+            latents.append(tokenizer.encoder(images.to(pl_module.device)).flatten(0, -2))
+            if number + 1 >= self.max_batches or sum(map(len, latents)) * trainer.world_size >= wanted:
+                break
+        tokenizer.quantizer.initialize_codebook(torch.cat(latents))
+
+
+class CodebookUpdate(Callback):
+    """Calls ``update_codebook`` after every optimizer step, once per step also under gradient accumulation."""
+
+    def __init__(self) -> None:
+        self.step = 0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Remember where a resumed run starts."""
+        self.step = trainer.global_step
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Update if the optimizer moved."""
+        if trainer.global_step != self.step:
+            self.step = trainer.global_step
+            pl_module.tokenizer.quantizer.update_codebook(trainer.optimizers[0])  # type: ignore[union-attr]
+
+
+class RandomState(Callback):
+    """Keeps torch's random state in the checkpoint, so that a resumed run draws the same noise."""
+
+    def __init__(self) -> None:
+        self.state: Tensor | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state now."""
+        return {"torch": torch.get_rng_state()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Keep it until training starts."""
+        self.state = state_dict["torch"]
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Restore after everything else that may have drawn numbers."""
+        if self.state is not None:
+            torch.set_rng_state(self.state)
+
+
+def collapse_advice(usage: float, codebook_size: int, num_tokens: float) -> str | None:
+    """Say in words that a codebook collapsed and what to change; None if it did not.
+
+    A codebook counts as collapsed if fewer than a fifth of the codes that the tokens could have reached were used.
+
+    Example:
+        >>> collapse_advice(0.9, 1024, 1e6) is None
+        True
+        >>> collapse_advice(0.01, 1024, 1e6)[:40]
+        'The codebook has collapsed: 1.0 % of 102'
+    """
+    reachable = min(1.0, num_tokens / codebook_size)
+    if usage >= 0.2 * reachable:
+        return None
+    return (
+        f"The codebook has collapsed: {100 * usage:.1f} % of {codebook_size} codes are in use. What to change, in this order: "
+        "give the codebook a higher learning rate (lr_scale=10), use a shared transform (preset grit_vq or simvq), start from "
+        "data (initialization='kmeans'), add DeadCodeRevival(20), or take a smaller codebook."
+    )
+
+
+class CollapseWarning(Callback):
+    """Says after validation when the codebook has collapsed."""
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Look at the usage just measured."""
+        values = trainer.callback_metrics
+        if "val/usage" not in values or not trainer.is_global_zero:
+            return
+        size = max(pl_module.tokenizer.quantizer.codebook_sizes)  # type: ignore[union-attr]
+        advice = collapse_advice(float(values["val/usage"]), size, float(values["val/tokens"]))
+        if advice is not None:
+            log.warning("%s", advice)
+
+
+class Pictures(Callback):
+    """Writes originals against reconstructions and the codebook's usage after every validation.
+
+    Args:
+        folder: Where ``reconstructions.png`` and ``usage.png`` go; TensorBoard gets the grid too.
+        num_images: Pictures shown.
+    """
+
+    def __init__(self, folder: str | Path, num_images: int = 8) -> None:
+        self.folder, self.num_images = Path(folder), num_images
+        self.images: Tensor | None = None
+
+    def on_validation_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Keep the first pictures."""
+        if batch_idx == 0:
+            self.images = batch[: self.num_images]
+
+    @torch.no_grad()
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draw."""
+        if self.images is None or not trainer.is_global_zero:
+            return
+        reconstruction = pl_module.tokenizer(self.images).reconstruction.float().clamp(0, 1)  # type: ignore[operator]
+        pictures.reconstruction_grid(self.images, reconstruction, self.folder / "reconstructions.png")
+        counts: Any = pl_module.codebook_usage.counts[0]  # type: ignore[union-attr,index]
+        pictures.usage_plot(counts, self.folder / "usage.png")
+        both = torch.cat([torch.cat(list(images), 2) for images in (self.images, reconstruction)], 1)
+        for logger in trainer.loggers:
+            add_image = getattr(logger.experiment, "add_image", None)
+            if add_image is not None:
+                add_image("reconstructions", both.cpu(), trainer.global_step)
+
+
+class StepProgress(Callback):
+    """A progress bar over the steps, with PSNR, usage and perplexity of the recent batches."""
+
+    def __init__(self) -> None:
+        self.bar: Any = None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Open the bar."""
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        if not trainer.is_global_zero:
+            return
+        self.bar = Progress(
+            TextColumn("training"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(compact=True),
+            TextColumn("{task.fields[live]}"),
+            console=Console(stderr=True),
+        )
+        self.bar.start()
+        self.task = self.bar.add_task("training", total=trainer.max_steps, completed=trainer.global_step, live="")
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Move on."""
+        if self.bar is None:
+            return
+        values = trainer.callback_metrics
+        live = "  ".join(
+            f"{name} {float(values[key]):.{digits}f}"
+            for name, key, digits in (
+                ("PSNR", "train/psnr", 2),
+                ("usage", "train/usage", 3),
+                ("perplexity", "train/perplexity", 0),
+            )
+            if key in values
+        )
+        self.bar.update(self.task, completed=trainer.global_step, live=live)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Close the bar."""
+        if self.bar is not None:
+            self.bar.stop()
+            self.bar = None
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Close the bar before the error is printed."""
+        self.on_train_end(trainer, pl_module)

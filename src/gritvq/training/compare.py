@@ -1,0 +1,189 @@
+"""Methods against each other: same data, same budget, same seeds, each with its own settings."""
+
+from __future__ import annotations
+
+import csv
+import inspect
+import multiprocessing
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import LightningDataModule
+
+from gritvq.base import Component, Quantizer
+from gritvq.models import ImageDecoder, ImageEncoder, num_parameters
+from gritvq.tokenizer import Tokenizer
+from gritvq.training.files import replacing
+from gritvq.training.runs import TrainingPlan, evaluate, prepare, train
+from gritvq.training.tasks import TokenizerTask
+
+__all__ = ["Contest", "Entry", "read_results", "run_contest", "run_entry", "write_results"]
+
+UNITS = {"psnr": "dB", "psnr_per_image": "dB", "usage": "share", "seconds_per_step": "s", "perplexity": "codes"}
+
+
+@dataclass(frozen=True)
+class Contest:
+    """What all entries have in common.
+
+    Args:
+        dim: Latent size D.
+        factor: Pixels per token and side.
+        width: Hidden channels of encoder and decoder.
+        num_blocks: Residual blocks per resolution.
+        lr: Peak learning rate of the encoder.
+        warmup_steps: Warm-up.
+        max_steps: Budget in optimizer steps.
+        split: Images to measure on: ``"test"`` or ``"validation"``.
+    """
+
+    dim: int = 16
+    factor: int = 4
+    width: int = 64
+    num_blocks: int = 2
+    lr: float = 1e-3
+    warmup_steps: int = 50
+    max_steps: int = 500
+    split: str = "test"
+
+    def __post_init__(self) -> None:
+        if self.split not in ("test", "validation"):
+            raise ValueError(f"expected split 'test' or 'validation', got {self.split!r}")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One run: a method's name, a function ``(dim, codebook_size, **settings) -> Quantizer``, its settings, a size, a seed."""
+
+    method: str
+    preset: Callable[..., Quantizer]
+    codebook_size: int
+    seed: int
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        known = inspect.signature(self.preset).parameters
+        unknown = sorted(set(self.settings) - set(known))
+        if unknown:
+            raise ValueError(
+                f"expected settings that {self.preset.__name__} takes ({', '.join(list(known)[2:])}), got {', '.join(unknown)}"
+            )
+
+
+def run_entry(
+    contest: Contest, entry: Entry, make_data: Callable[[], LightningDataModule], threads: int | None = None, progress: bool = False
+) -> dict[str, Any]:
+    """Train one entry from scratch and measure it.
+
+    Args:
+        contest: The common budget.
+        entry: What to train.
+        make_data: Builds the data module, whose order depends on its own seed.
+        threads: Threads of this process.
+        progress: Whether to show a bar.
+
+    Returns:
+        The entry's fields and its numbers.
+    """
+    prepare(entry.seed, threads)
+    quantizer = entry.preset(contest.dim, entry.codebook_size, **entry.settings)
+    shape: dict[str, Any] = {"width": contest.width, "factor": contest.factor, "num_blocks": contest.num_blocks}
+    data: Any = make_data()
+    encoder: Component = ImageEncoder(contest.dim, channels=data.channels, **shape)
+    tokenizer = Tokenizer(encoder, quantizer, ImageDecoder(contest.dim, channels=data.channels, **shape))
+    task = TokenizerTask(tokenizer, lr=contest.lr, warmup_steps=contest.warmup_steps)
+    plan = TrainingPlan(max_steps=contest.max_steps, seed=entry.seed, accelerator="cpu" if threads else "auto")
+    started = time.perf_counter()
+    train(task, data, plan, progress=progress)
+    seconds = (time.perf_counter() - started) / contest.max_steps
+    batches = data.test_dataloader() if contest.split == "test" else data.val_dataloader()
+    device = "cuda" if torch.cuda.is_available() and not threads else "cpu"
+    numbers, _ = evaluate(tokenizer, batches, device=device)
+    return {
+        "method": entry.method,
+        "preset": entry.preset.__name__,
+        "settings": " ".join(f"{k}={v}" for k, v in entry.settings.items()) or "-",
+        "codebook_size": entry.codebook_size,
+        "seed": entry.seed,
+        **numbers,
+        "parameters": num_parameters(tokenizer),
+        "seconds_per_step": seconds,
+    }
+
+
+def run_contest(
+    contest: Contest,
+    entries: Sequence[Entry],
+    make_data: Callable[[], LightningDataModule],
+    *,
+    jobs: int = 1,
+) -> Iterator[dict[str, Any]]:
+    """Run entries and yield each result as it is ready; with several jobs one process and one thread each.
+
+    Args:
+        contest: The common budget.
+        entries: What to run.
+        make_data: Builds the data module; must be picklable for several jobs.
+        jobs: Runs at once.
+    """
+    if jobs < 1:
+        raise ValueError(f"expected jobs >= 1, got {jobs}")
+    if jobs == 1:
+        for entry in entries:
+            yield run_entry(contest, entry, make_data)
+        return
+    with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+        futures = [pool.submit(run_entry, contest, entry, make_data, 1) for entry in entries]
+        for future in as_completed(futures):
+            yield future.result()
+
+
+_IDENTITY = ("method", "preset", "settings", "codebook_size", "seed")
+
+
+def write_results(path: str | Path, results: Sequence[Mapping[str, Any]], about: Mapping[str, str]) -> Path:
+    """Write results in long form: one line per run and metric, with what identifies the run and its circumstances.
+
+    Args:
+        path: CSV to write, whole or not at all.
+        results: From :func:`run_entry`.
+        about: Columns equal in all lines, for example contest, hardware, commit and versions.
+    """
+    columns = [*_IDENTITY, "metric", "unit", "value", *about]
+    with replacing(path) as scratch, scratch.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(columns)
+        for result in results:
+            circumstances = [result.get(name, value) for name, value in about.items()]
+            for metric in (k for k in result if k not in _IDENTITY and k not in about):
+                value = f"{result[metric]:.6g}"
+                writer.writerow([*(result[k] for k in _IDENTITY), metric, UNITS.get(metric, "1"), value, *circumstances])
+    return Path(path)
+
+
+def read_results(path: str | Path) -> list[dict[str, Any]]:
+    """Read what :func:`write_results` wrote: one dict per run, numbers as numbers, ``about`` columns included."""
+    runs: dict[tuple[str, ...], dict[str, Any]] = {}
+    with Path(path).open(newline="", encoding="utf-8") as file:
+        for line in csv.DictReader(file):
+            about = {k: v for k, v in line.items() if k not in (*_IDENTITY, "metric", "unit", "value")}
+            key = tuple(line[k] for k in _IDENTITY) + tuple(about.values())
+            run = runs.setdefault(key, {**{k: line[k] for k in _IDENTITY}, **about})
+            run["codebook_size"], run["seed"] = int(line["codebook_size"]), int(line["seed"])
+            run[line["metric"]] = float(line["value"])
+    return list(runs.values())
+
+
+def describe_contest(contest: Contest) -> str:
+    """One line that says what all runs shared.
+
+    Example:
+        >>> describe_contest(Contest())[:30]
+        'dim=16 factor=4 width=64 num_b'
+    """
+    return " ".join(f"{name}={value}" for name, value in asdict(contest).items())

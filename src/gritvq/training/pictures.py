@@ -1,0 +1,155 @@
+"""Pictures of what a tokenizer does: reconstructions, code usage, the decoded codebook, methods against each other."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from gritvq.functional import perplexity, usage
+from gritvq.tokenizer import Tokenizer
+from gritvq.training.files import replacing
+
+__all__ = ["codebook_picture", "comparison_plot", "reconstruction_grid", "usage_plot"]
+
+
+def _save(figure: Any, path: str | Path) -> Path:
+    from matplotlib import pyplot
+
+    with replacing(path) as scratch:
+        figure.savefig(scratch, dpi=120, bbox_inches="tight", facecolor="white")
+    pyplot.close(figure)
+    return Path(path)
+
+
+def _figure(width: float, height: float, *args: Any, **kwargs: Any) -> Any:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    return pyplot.subplots(*args, figsize=(width, height), **kwargs)
+
+
+def reconstruction_grid(
+    originals: Float[Tensor, "B C H W"], reconstructions: Float[Tensor, "B C H W"], path: str | Path
+) -> Path:
+    """Originals above their reconstructions, with the PSNR of each picture.
+
+    Args:
+        originals: Pictures with values in [0, 1].
+        reconstructions: What the tokenizer made of them.
+        path: PNG to write.
+    """
+    images, decoded = (x.detach().float().cpu().clamp(0, 1) for x in (originals, reconstructions))
+    columns = min(8, len(images))
+    bands = math.ceil(len(images) / columns)
+    figure, axes = _figure(1.45 * columns + 0.6, 3.15 * bands, 2 * bands, columns, squeeze=False)
+    for axis in axes.flat:
+        axis.set_xticks([])
+        axis.set_yticks([])
+        for spine in axis.spines.values():
+            spine.set_visible(False)
+    for number, (image, output) in enumerate(zip(images, decoded, strict=True)):
+        band, column = divmod(number, columns)
+        for row, picture in ((2 * band, image), (2 * band + 1, output)):
+            shown = picture.permute(1, 2, 0)
+            axes[row, column].imshow(shown.expand(-1, -1, 3) if shown.shape[2] == 1 else shown, interpolation="nearest")
+        mse = float((image - output).square().mean())
+        axes[2 * band + 1, column].set_xlabel(f"{-10 * math.log10(max(mse, 1e-10)):.1f} dB", fontsize=8)
+    for band in range(bands):
+        axes[2 * band, 0].set_ylabel("original", fontsize=9)
+        axes[2 * band + 1, 0].set_ylabel("decoded", fontsize=9)
+    figure.tight_layout(pad=0.4)
+    return _save(figure, path)
+
+
+def usage_plot(counts: Int[Tensor, " K"], path: str | Path) -> Path:
+    """How often each code was used, most frequent first, against the uniform share.
+
+    Args:
+        counts: Tokens per code.
+        path: PNG to write.
+    """
+    values = counts.detach().cpu().double().sort(descending=True).values
+    total = float(values.sum())
+    figure, axis = _figure(6.4, 3.4)
+    shares = values / max(total, 1.0)
+    used = int((values > 0).sum())
+    axis.fill_between(range(1, used + 1), shares[:used].numpy(), step="mid", color="#2a6f97", alpha=0.85, linewidth=0)
+    axis.axhline(1 / len(values), color="#c1121f", linewidth=1, linestyle="--", label="every code equally often")
+    axis.set_yscale("log")
+    axis.set_xlim(1, max(2, len(values)))
+    axis.set_xlabel(f"codes, most frequent first (of {len(values)})")
+    axis.set_ylabel("share of tokens")
+    axis.set_title(
+        f"usage {100 * float(usage(counts)):.1f} %, perplexity {float(perplexity(counts)):.0f}, {total:.0f} tokens", fontsize=10
+    )
+    axis.legend(frameon=False, fontsize=8)
+    return _save(figure, path)
+
+
+@torch.no_grad()
+def codebook_picture(tokenizer: Tokenizer, path: str | Path, counts: Tensor | None = None, max_codes: int = 4096) -> Path:
+    """What each code looks like: the centre patch of a 3 x 3 field of the same token, sorted from dark to bright.
+
+    Args:
+        tokenizer: With one index channel; with more, the first one varies and the others stay at 0.
+        path: PNG to write.
+        counts: Tokens per code; if given the most used codes are shown first where not all fit.
+        max_codes: At most so many codes.
+    """
+    size = tokenizer.quantizer.codebook_sizes[0]
+    codes = torch.arange(size) if counts is None else counts.cpu().argsort(descending=True, stable=True)
+    codes = codes[:max_codes]
+    tokens = torch.zeros(len(codes), 3, 3, len(tokenizer.quantizer.codebook_sizes), dtype=torch.int64)
+    tokens[..., 0] = codes[:, None, None]
+    factor = tokenizer.factor
+    patches = torch.cat([tokenizer.decode(part).cpu() for part in tokens.split(256)])
+    patches = patches[..., factor : 2 * factor, factor : 2 * factor]
+    patches = patches[patches.mean((1, 2, 3)).argsort()]
+    columns = math.ceil(math.sqrt(len(patches)))
+    rows = math.ceil(len(patches) / columns)
+    mosaic = torch.ones(3, rows * (factor + 1), columns * (factor + 1))
+    for number, patch in enumerate(patches):
+        top, left = (factor + 1) * (number // columns), (factor + 1) * (number % columns)
+        mosaic[:, top : top + factor, left : left + factor] = patch
+    figure, axis = _figure(7, 7 * rows / columns + 0.4)
+    axis.imshow(mosaic.permute(1, 2, 0), interpolation="nearest")
+    axis.set_axis_off()
+    shown = f"{len(codes)} codes" if len(codes) == size else f"the {len(codes)} most used of {size} codes"
+    axis.set_title(f"{shown}, each decoded on its own, dark to bright", fontsize=10)
+    return _save(figure, path)
+
+
+def comparison_plot(rows: Sequence[Mapping[str, Any]], path: str | Path) -> Path:
+    """Usage against PSNR: a small dot per seed, a large one for a method's mean.
+
+    Args:
+        rows: One mapping per run with ``method``, ``codebook_size``, ``psnr`` (dB) and ``usage``.
+        path: PNG to write.
+    """
+    sizes = sorted({int(row["codebook_size"]) for row in rows})
+    methods = sorted({str(row["method"]) for row in rows})
+    figure, axes = _figure(5.2 * len(sizes), 3.8, 1, len(sizes), squeeze=False)
+    for axis, size in zip(axes[0], sizes, strict=True):
+        for number, method in enumerate(methods):
+            chosen = [row for row in rows if row["method"] == method and int(row["codebook_size"]) == size]
+            if not chosen:
+                continue
+            x, y = [100 * float(row["usage"]) for row in chosen], [float(row["psnr"]) for row in chosen]
+            color = f"C{number}"
+            axis.scatter(x, y, s=12, color=color, alpha=0.5, linewidths=0)
+            axis.scatter([sum(x) / len(x)], [sum(y) / len(y)], s=70, color=color, label=method, edgecolors="white")
+        axis.set_xlabel("codes in use (%)")
+        axis.set_ylabel("PSNR (dB)")
+        axis.set_title(f"K = {size}", fontsize=10)
+        axis.grid(alpha=0.3)
+    axes[0, -1].legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5))
+    figure.tight_layout()
+    return _save(figure, path)

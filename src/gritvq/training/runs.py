@@ -1,0 +1,204 @@
+"""Whole runs: train a tokenizer, evaluate one, compare methods."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from lightning import Callback, LightningDataModule, Trainer, seed_everything
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from torch import Tensor
+
+from gritvq.functional import bits_per_token, effective_rank
+from gritvq.metrics import CodebookUsage, ReconstructionError
+from gritvq.tokenizer import Tokenizer
+from gritvq.training.callbacks import (
+    CodebookInitialization,
+    CodebookUpdate,
+    CollapseWarning,
+    Pictures,
+    RandomState,
+    StepProgress,
+)
+from gritvq.training.tasks import TokenizerTask
+
+__all__ = ["TrainingPlan", "evaluate", "prepare", "token_statistics", "train"]
+
+
+@dataclass(frozen=True)
+class TrainingPlan:
+    """How long and on what to train.
+
+    Args:
+        max_steps: Optimizer steps.
+        seed: Seed of everything random but the data order, which has its own.
+        precision: Lightning's name: ``"32-true"``, ``"bf16-mixed"`` or ``"16-mixed"``.
+        gradient_clip: Largest gradient norm; 0 for none.
+        accumulate: Batches per optimizer step.
+        validate_every: Steps between validations; 0 validates at the end only.
+        checkpoint_every: Steps between checkpoints; 0 keeps the last one only.
+        accelerator: ``"auto"``, ``"cpu"``, ``"gpu"``.
+        devices: Devices to use.
+    """
+
+    max_steps: int = 2000
+    seed: int = 0
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
+    gradient_clip: float = 1.0
+    accumulate: int = 1
+    validate_every: int = 500
+    checkpoint_every: int = 500
+    accelerator: str = "auto"
+    devices: int = 1
+
+    def __post_init__(self) -> None:
+        for name, least in (("max_steps", 1), ("accumulate", 1), ("devices", 1), ("validate_every", 0), ("checkpoint_every", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"expected {name} >= {least}, got {getattr(self, name)}")
+
+
+def train(
+    task: TokenizerTask,
+    data: LightningDataModule,
+    plan: TrainingPlan,
+    *,
+    folder: str | Path | None = None,
+    resume: str | Path | None = None,
+    progress: bool = True,
+) -> Trainer:
+    """Run a training; with a folder also logs, checkpoints, pictures and the tokenizer itself.
+
+    The caller seeds before building the task, so that initial weights are reproducible too.
+
+    Args:
+        task: What to train.
+        data: On what.
+        plan: For how long.
+        folder: Where ``logs/``, ``checkpoints/``, pictures and ``tokenizer/`` go; nothing is written where None.
+        resume: Checkpoint to go on from; the loss curve continues bitwise on the same machine.
+        progress: Whether to show a bar.
+
+    Returns:
+        The trainer, after its last step.
+
+    Raises:
+        ValueError: If the checkpoint does not exist or does not fit.
+    """
+    callbacks: list[Callback] = [CodebookInitialization(), CodebookUpdate(), RandomState()]
+    loggers: Any = False
+    if progress:
+        callbacks.append(StepProgress())
+    if folder is not None:
+        folder = Path(folder)
+        callbacks += [
+            CollapseWarning(),
+            Pictures(folder),
+            ModelCheckpoint(
+                dirpath=folder / "checkpoints",
+                filename="step-{step}",
+                auto_insert_metric_name=False,
+                every_n_train_steps=min(plan.checkpoint_every or plan.max_steps, plan.max_steps),
+                save_top_k=-1 if plan.checkpoint_every else 1,
+                save_last=True,
+            ),
+        ]
+        loggers = [TensorBoardLogger(folder, name="logs"), CSVLogger(folder, name="logs")]
+    trainer = Trainer(
+        max_steps=plan.max_steps,
+        max_epochs=-1,
+        precision=plan.precision,
+        gradient_clip_val=plan.gradient_clip or None,
+        accumulate_grad_batches=plan.accumulate,
+        val_check_interval=plan.validate_every * plan.accumulate if folder is not None and plan.validate_every else None,
+        check_val_every_n_epoch=None if folder is not None and plan.validate_every else 1,
+        limit_val_batches=1.0 if folder is not None and plan.validate_every else 0,
+        num_sanity_val_steps=0,
+        accelerator=plan.accelerator,
+        devices=plan.devices,
+        callbacks=callbacks,
+        logger=loggers,
+        log_every_n_steps=10,
+        enable_checkpointing=folder is not None,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    if resume is not None and not Path(resume).is_file():
+        raise ValueError(f"expected a checkpoint to resume from, got {resume}, which is no file; see the run's checkpoints/")
+    try:
+        trainer.fit(task, datamodule=data, ckpt_path=None if resume is None else str(resume))
+    except (RuntimeError, KeyError) as error:
+        if resume is None or "state_dict" not in str(error):
+            raise
+        first = str(error).splitlines()[0]
+        raise ValueError(f"expected a checkpoint of this configuration, got {resume} ({first}); use the run's own config") from error
+    if folder is not None and trainer.is_global_zero:
+        task.tokenizer.save_pretrained(folder / "tokenizer")
+    return trainer
+
+
+@torch.no_grad()
+def evaluate(
+    tokenizer: Tokenizer, batches: Iterable[Tensor], *, device: str | torch.device = "cpu"
+) -> tuple[dict[str, float], Tensor]:
+    """Reconstruction error and code usage over a whole set, every token counted once.
+
+    Args:
+        tokenizer: Put into eval mode.
+        batches: Images (B, C, H, W) in [0, 1].
+        device: Where to run.
+
+    Returns:
+        Numbers by name (``psnr``, ``mse``, ``psnr_per_image``, ``usage``, ``perplexity``, ``dead_codes``, ``tokens``,
+        ``bits_per_token``, ``bits_per_pixel``) and the first channel's code counts (K,).
+    """
+    tokenizer = tokenizer.to(device).eval()
+    used, error = CodebookUsage(tokenizer.quantizer.codebook_sizes), ReconstructionError()
+    pixels = 0
+    for images in batches:
+        images = images.to(device)
+        output = tokenizer(images)
+        used.update(output.quantization.indices)
+        error.update(output.reconstruction.float(), images)
+        pixels += images.shape[0] * images.shape[-2] * images.shape[-1]
+    numbers = {**error.compute(), **used.compute()}
+    bits = bits_per_token(tokenizer.quantizer.codebook_sizes)
+    numbers |= {"bits_per_token": bits, "bits_per_pixel": bits * numbers["tokens"] / pixels if pixels else math.nan}
+    return numbers, used.histograms()[0]
+
+
+def token_statistics(tokenizer: Tokenizer) -> dict[str, float]:
+    """Numbers of a tokenizer that need no data: sizes, bits, effective rank of the decoded codes."""
+    quantizer = tokenizer.quantizer
+    bits = bits_per_token(quantizer.codebook_sizes)
+    codes = torch.zeros(min(quantizer.codebook_sizes[0], 65536), len(quantizer.codebook_sizes), dtype=torch.int64)
+    codes[:, 0] = torch.arange(len(codes))
+    with torch.no_grad():
+        values = quantizer.decode(codes)
+    return {
+        "codes": float(sum(quantizer.codebook_sizes)),
+        "dim": float(quantizer.dim),
+        "parameters": float(sum(p.numel() for p in tokenizer.parameters())),
+        "pixels_per_token": float(tokenizer.factor**2),
+        "bits_per_token": bits,
+        "bits_per_pixel": bits / tokenizer.factor**2,
+        "effective_rank": effective_rank(values),
+    }
+
+
+def prepare(seed: int, threads: int | None = None) -> None:
+    """Seed everything and silence Lightning's own chatter."""
+    import logging
+    import warnings
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for text in (".*does not have many workers.*", ".*`LightningModule.*", ".*Checkpoint directory.*", ".*IterableDataset.*"):
+        warnings.filterwarnings("ignore", message=text)
+    seed_everything(seed, verbose=False)

@@ -1,0 +1,126 @@
+"""Lightning tasks: how a tokenizer learns from batches."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from lightning import LightningModule
+from torch import Tensor
+
+from gritvq.metrics import CodebookUsage, ReconstructionError
+from gritvq.tokenizer import Tokenizer
+from gritvq.training.losses import Objective, ReconstructionObjective
+
+__all__ = ["TokenizerTask"]
+
+
+class TokenizerTask(LightningModule):
+    """Trains a tokenizer with AdamW, linear warm-up and a cosine to zero; evaluates it by PSNR, usage and perplexity.
+
+    The quantizer says which learning rates its parameters want (``parameter_groups``); codebook updates after the step are
+    the callback's (:class:`gritvq.training.CodebookUpdate`).
+
+    Args:
+        tokenizer: What to train.
+        lr: Peak learning rate of encoder and decoder.
+        warmup_steps: Steps of linear warm-up.
+        betas: AdamW's decay rates.
+        weight_decay: For encoder and decoder; codebooks get none.
+        objective: The loss; squared pixel error plus the quantizer's losses unless given.
+
+    Raises:
+        ValueError: If a number is out of range.
+
+    Example:
+        >>> from gritvq import grit_vq
+        >>> from gritvq.models import ImageDecoder, ImageEncoder
+        >>> task = TokenizerTask(Tokenizer(ImageEncoder(8, width=16), grit_vq(8, 64), ImageDecoder(8, width=16)))
+        >>> sorted(task.objective(task.tokenizer, torch.rand(2, 3, 8, 8))[0])
+        ['reconstruction']
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        *,
+        lr: float = 1e-3,
+        warmup_steps: int = 50,
+        betas: tuple[float, float] = (0.9, 0.95),
+        weight_decay: float = 0.0,
+        objective: Objective | None = None,
+    ) -> None:
+        super().__init__()
+        if not lr > 0 or warmup_steps < 0 or weight_decay < 0:
+            raise ValueError(
+                f"expected lr > 0, warmup_steps >= 0 and weight_decay >= 0, got {lr!r}, {warmup_steps!r}, {weight_decay!r}"
+            )
+        self.tokenizer = tokenizer
+        self.lr, self.warmup_steps, self.betas, self.weight_decay = lr, warmup_steps, betas, weight_decay
+        self.objective = ReconstructionObjective() if objective is None else objective
+        self.codebook_usage = CodebookUsage(tokenizer.quantizer.codebook_sizes)
+        self.reconstruction_error = ReconstructionError()
+        self.window_usage = CodebookUsage(tokenizer.quantizer.codebook_sizes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Reconstruct."""
+        return self.tokenizer(images).reconstruction
+
+    def training_step(self, images: Tensor, batch_idx: int) -> Tensor:
+        """One batch: the sum of the objective's losses; logs each, and PSNR and usage of the recent batches."""
+        losses, output = self.objective(self.tokenizer, images)
+        loss = torch.stack(list(losses.values())).sum()
+        self.window_usage.update(output.quantization.indices)
+        self.log_dict({f"train/{name}": value.detach() for name, value in losses.items()})
+        self.log("train/loss", loss.detach())
+        if self.global_step % 10 == 0:
+            error = (output.reconstruction.detach().float().clamp(0, 1) - images).square().mean()
+            counts = self.window_usage.compute()
+            self.log("train/psnr", -10 * error.clamp_min(1e-10).log10())
+            self.log("train/usage", counts["usage"])
+            self.log("train/perplexity", counts["perplexity"])
+            if self.global_step % 100 == 0:
+                self.window_usage.reset()
+        return loss
+
+    def on_validation_epoch_start(self) -> None:
+        """Start counting."""
+        self.codebook_usage.reset()
+        self.reconstruction_error.reset()
+
+    def validation_step(self, images: Tensor, batch_idx: int) -> None:
+        """Count one batch."""
+        output = self.tokenizer(images)
+        self.codebook_usage.update(output.quantization.indices)
+        self.reconstruction_error.update(output.reconstruction, images)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the totals, which are reduced over all processes already."""
+        totals = {**self.reconstruction_error.compute(), **self.codebook_usage.compute()}
+        self.log_dict({f"val/{name}": value for name, value in totals.items()})
+
+    def configure_optimizers(self) -> Any:
+        """AdamW over the groups, and the schedule."""
+        quantizer = self.tokenizer.quantizer
+        owned = set(quantizer.parameters())
+        rest = [p for p in self.parameters() if p.requires_grad and p not in owned]
+        groups = [{"params": rest, "lr": self.lr, "weight_decay": self.weight_decay}, *quantizer.parameter_groups(self.lr)]
+        optimizer = torch.optim.AdamW(groups, lr=self.lr, betas=self.betas, weight_decay=0.0)
+        total = self.trainer.max_steps
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _warmup_cosine(step, self.warmup_steps, total))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def _warmup_cosine(step: int, warmup_steps: int, total_steps: int) -> float:
+    """Linear to 1 over the warm-up, then a cosine to 0 at ``total_steps`` (constant where that is unknown, -1).
+
+    Example:
+        >>> [round(_warmup_cosine(step, 2, 10), 2) for step in (0, 1, 2, 6, 10)]
+        [0.5, 1.0, 1.0, 0.5, 0.0]
+    """
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    if total_steps <= warmup_steps:
+        return 1.0
+    return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warmup_steps) / (total_steps - warmup_steps))))

@@ -1,0 +1,205 @@
+"""A codebook, an assignment, a surrogate and learning rules composed into one quantizer."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from gritvq.assignments import NearestAssignment
+from gritvq.base import (
+    Assignment,
+    Codebook,
+    CodeStatistics,
+    Context,
+    LearningRule,
+    Quantizer,
+    QuantizerOutput,
+    Surrogate,
+    all_gather_rows,
+)
+from gritvq.codebooks import FreeCodebook
+from gritvq.functional import kmeans, sample_rows, wide
+from gritvq.learning import CodebookLoss, CommitmentLoss
+from gritvq.surrogates import StraightThrough
+
+__all__ = ["VectorQuantizer"]
+
+
+class VectorQuantizer(Quantizer):
+    """Vector quantization from four parts: where codes come from, which one is taken, what gradient flows, what learns.
+
+    Args:
+        codebook: Where the K codes come from.
+        assignment: Which code a vector gets; nearest by euclidean distance unless given.
+        surrogate: The gradient through the hard choice; straight-through unless given. Must be None for a
+            differentiable assignment.
+        learning: Losses and updates. None means a codebook loss of weight 1 and a commitment loss of weight 0.25 where
+            the surrogate gives the codes no gradient, and nothing otherwise; ``[]`` means nothing at all.
+
+    Raises:
+        ValueError: If the parts do not fit together; nothing fails later.
+
+    Example:
+        >>> from gritvq import FreeCodebook
+        >>> quantizer = VectorQuantizer(FreeCodebook(4, 16))
+        >>> quantized, indices, losses = quantizer(torch.randn(2, 5, 4))
+        >>> quantized.shape, indices.shape, sorted(losses)
+        (torch.Size([2, 5, 4]), torch.Size([2, 5, 1]), ['codebook', 'commitment'])
+        >>> torch.equal(quantizer.decode(indices), quantized)
+        True
+
+    References:
+        van den Oord et al., "Neural Discrete Representation Learning", NeurIPS 2017, arXiv 1711.00937.
+    """
+
+    def __init__(
+        self,
+        codebook: Codebook,
+        assignment: Assignment | None = None,
+        surrogate: Surrogate | None = None,
+        learning: Sequence[LearningRule] | None = None,
+    ) -> None:
+        super().__init__()
+        assignment = NearestAssignment() if assignment is None else assignment
+        if assignment.differentiable:
+            if surrogate is not None:
+                raise ValueError(
+                    f"expected no surrogate with the differentiable {type(assignment).__name__}, got "
+                    f"{type(surrogate).__name__}; leave `surrogate` out"
+                )
+        elif surrogate is None:
+            surrogate = StraightThrough()
+        moves_codes = assignment.differentiable or (surrogate is not None and surrogate.moves_codes)
+        if learning is None:
+            learning = [] if moves_codes else [CodebookLoss(), CommitmentLoss()]
+        _check_learning(codebook, surrogate, moves_codes, learning)
+
+        self.codebook, self.assignment, self.surrogate = codebook, assignment, surrogate
+        self.learning = nn.ModuleList(learning)
+        self.dim, self.codebook_sizes = codebook.dim, (codebook.codebook_size,)
+        self.exact: Literal["always", "eval", "never"] = (
+            "never" if surrogate is None else surrogate.exact
+        )
+        needs = frozenset().union(*(rule.needs for rule in learning))
+        updates = any(rule.writes_codes for rule in learning)
+        self.statistics = CodeStatistics(self.dim, codebook.codebook_size, needs) if updates else None
+        if any(rule.writes_codes == "table" for rule in learning):
+            codebook.freeze()
+
+    def quantize(self, x: Float[Tensor, "*batch D"], valid: Bool[Tensor, "*batch"]) -> QuantizerOutput:
+        """Assign codes; in training also accumulate statistics and compute the losses."""
+        with torch.autocast(x.device.type, enabled=False):
+            x = wide(x)
+            codes = self.codebook.codes()
+            flat = x.reshape(-1, self.dim)
+            chosen, values = self.assignment(flat, codes)
+            indices, q = chosen.view(x.shape[:-1]), values.view(x.shape)
+            losses: dict[str, Tensor] = {}
+            if self.training:
+                if self.statistics is not None:
+                    self.statistics.accumulate(flat, chosen, valid.reshape(-1))
+                context = Context(x, q, indices, valid, codes)
+                for rule in self.learning:
+                    losses.update(rule.loss(context))
+            return QuantizerOutput(q, torch.where(valid, indices, -1).unsqueeze(-1), losses)
+
+    def lookup(self, indices: Int[Tensor, "*batch 1"]) -> Float[Tensor, "*batch D"]:
+        """Rows of the materialised table; zeros for -1."""
+        index = indices.squeeze(-1)
+        rows = nn.functional.embedding(index.clamp_min(0), self.codebook.codes())
+        return torch.where((index < 0).unsqueeze(-1), 0, rows)
+
+    @torch.no_grad()
+    def initialize_codebook(self, x: Float[Tensor, "*batch D"], generator: torch.Generator | None = None) -> None:
+        """Put the codes where the data are: k-means with empty-cluster splitting, or sampled rows.
+
+        Which of the two is the codebook's ``initialization`` (``"normal"`` counts as k-means here, since you asked).
+
+        Raises:
+            ValueError: If no finite vector is left, or the codebook cannot be written.
+        """
+        self._check_input(x, None)
+        if generator is None:
+            generator = torch.Generator().manual_seed(0)
+        rows = all_gather_rows(wide(self.before(x)).reshape(-1, self.dim))
+        rows = rows[torch.isfinite(rows).all(1)]
+        if len(rows) == 0:
+            raise ValueError("expected at least one finite vector to initialise the codebook, got none; pass a non-empty batch")
+        size = self.codebook.codebook_size
+        if self.codebook.initialization == "samples":
+            codes = sample_rows(rows, size, generator)
+        else:
+            codes = kmeans(rows, size, generator=generator, metric=self.assignment.metric)
+        self.codebook.write(torch.arange(size, device=codes.device), codes)
+        if self.surrogate is not None:
+            self.surrogate.initialize(rows)
+        if self.statistics is not None:
+            self.statistics.reset()
+
+    @torch.no_grad()
+    def update_codebook(self, optimizer: torch.optim.Optimizer | None = None) -> None:
+        """Reduce the statistics over all ranks and let every rule act on them."""
+        if self.statistics is None:
+            return
+        self.statistics.begin_update()
+        for rule in self.learning:
+            replaced = rule.update(self.codebook, self.statistics)
+            if replaced is not None and len(replaced):
+                self.statistics.reset_rows(replaced)
+                _reset_moments(optimizer, self.codebook.row_parameter(), replaced)
+        self.statistics.end_update()
+
+    def fold(self) -> VectorQuantizer:
+        """Plain quantizer over the materialised codes: same indices, bitwise the same values, no training parts."""
+        with torch.no_grad():
+            codes = self.codebook.codes()
+        table = FreeCodebook(self.dim, self.codebook.codebook_size)
+        table.to(codes.device, codes.dtype)
+        table.write(torch.arange(len(codes), device=codes.device), codes)
+        table.freeze()
+        assignment = copy.deepcopy(self.assignment)
+        folded = VectorQuantizer(table, assignment, None if assignment.differentiable else StraightThrough(), [])
+        return folded.eval()
+
+
+def _check_learning(
+    codebook: Codebook, surrogate: Surrogate | None, moves_codes: bool, learning: Sequence[LearningRule]
+) -> None:
+    """The only place where parts are checked against each other; they declare, this compares."""
+    kind = type(codebook).__name__
+    owners = [rule for rule in learning if rule.writes_codes == "table"]
+    trainers = [type(rule).__name__ for rule in learning if rule.trains_codes]
+    if moves_codes:
+        trainers.append(type(surrogate).__name__ if surrogate is not None else "the differentiable assignment")
+    if owners:
+        owner = type(owners[0]).__name__
+        if len(owners) > 1:
+            raise ValueError(f"expected one rule that owns the codes, got {[type(o).__name__ for o in owners]}; keep one")
+        if codebook.writes != "table":
+            raise ValueError(
+                f"expected a plain table under {owner}, got {kind} (writes={codebook.writes!r}); use FreeCodebook, or train "
+                "this codebook by gradients"
+            )
+        if trainers:
+            raise ValueError(
+                f"expected one owner of the codes, got {owner} and gradients from {', '.join(trainers)}; drop one of them"
+            )
+    for rule in learning:
+        if rule.writes_codes == "rows" and codebook.writes is None:
+            raise ValueError(
+                f"expected a codebook whose codes can be written for {type(rule).__name__}, got {kind} (writes=None); drop "
+                "the rule: a shared map keeps its codes alive by itself"
+            )
+
+
+def _reset_moments(optimizer: torch.optim.Optimizer | None, table: nn.Parameter | None, rows: Tensor) -> None:
+    if optimizer is None or table is None:
+        return
+    for value in optimizer.state.get(table, {}).values():
+        if isinstance(value, Tensor) and value.shape == table.shape:
+            value[rows] = 0
