@@ -95,7 +95,7 @@ def _fit_arguments(parser: Any) -> None:
     parser.add_argument("--config", action="config", help="YAML file with any of the arguments below")
     parser.add_class_arguments(Tokenizer, "tokenizer")
     parser.add_class_arguments(ImageData, "data")
-    parser.add_class_arguments(TokenizerTask, "task", skip={"tokenizer"})
+    parser.add_class_arguments(TokenizerTask, "task", skip={"tokenizer"}, instantiate=False)
     parser.add_class_arguments(TrainingPlan, "plan")
     parser.add_argument("--out", type=str, default="runs/fit", help="folder of the run")
     parser.add_argument("--resume", type=str | None, default=None, help="checkpoint to go on from, or 'last' for the run's own")
@@ -129,11 +129,11 @@ def _fit(parser: Any, config: Any) -> None:
         saved.pop(name, None)
     with replacing(out / "config.yaml") as scratch:
         scratch.write_text(parser.dump(saved, skip_validation=True), encoding="utf-8")
-    task = TokenizerTask(parts.tokenizer, **config_kwargs(parts.task))
+    task = TokenizerTask(parts.tokenizer, **arguments_of(parts.task))
     _fit_and_report(task, parts.data, parts.plan, out, resume)
 
 
-def config_kwargs(namespace: Any) -> dict[str, Any]:
+def arguments_of(namespace: Any) -> dict[str, Any]:
     """Top level of a namespace as keyword arguments."""
     return {name: getattr(namespace, name) for name in vars(namespace)}
 
@@ -337,7 +337,7 @@ def _compare(parser: Any, config: Any) -> None:
 
     contest = parser.instantiate(config).contest
     entries = contest_entries(config.methods, config.codebook_sizes, config.seeds)
-    make_data = functools.partial(ImageData, **config_kwargs(config.data))
+    make_data = functools.partial(ImageData, **arguments_of(config.data))
     make_data().setup("fit")
     out = Path(config.out)
     results: list[dict[str, Any]] = []

@@ -1,4 +1,4 @@
-"""Data modules. Needs the extra ``images``."""
+"""Data for training: Lightning data modules, and readers for single pictures. Needs the extra ``images``."""
 
 from gritvq.data.image import ImageData, find_images, read_images, to_tensor
 

@@ -1,198 +1,100 @@
-"""Images from photographs on board, folders, Parquet files or the Hub, as batches for training.
+"""Pictures for training: photographs that ship with scikit-image, a folder, Parquet files or a Hub data set.
 
-The training stream is a pure function of the seed and the step: the batch of step s is the same in a run that started at
-step 0 and in one that was resumed there.
+Training batches are a pure function of (seed, step): the order of an epoch follows from (seed, epoch), the crops from
+(seed, step), so a run resumes bitwise from any step.
 """
 
 from __future__ import annotations
 
-import io
-import math
-import warnings
+import hashlib
+import importlib.util
+import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 from lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
+from gritvq.data.pictures import (
+    Pictures,
+    Source,
+    check_channels,
+    find_files,
+    find_images,
+    open_files,
+    open_hub,
+    open_parquet,
+    read_images,
+    to_tensor,
+)
+
 __all__ = ["ImageData", "find_images", "read_images", "to_tensor"]
 
-_ENDINGS = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"}
-_SPLITS = {"train": "train", "validation": "validation", "valid": "validation", "val": "validation", "test": "test"}
-_CROP = 64  # side of a crop where the pictures themselves suggest none
+_SPLITS = {"train": "train", "test": "test", "validation": "validation", "valid": "validation", "val": "validation"}
+_EVALUATION_BATCH = 64
+_DEFAULT_CROP = 64  # pixels per side, where the native sizes differ
+_LARGEST_NATIVE = 256  # pixels per side; larger pictures are cropped unless a size is asked for
+_PROBES = 256  # pictures looked at to learn whether all have one size
+_CENTRE = (0.5, 0.5)
 
-# Colour photographs inside the scikit-image wheel. Of each, the right quarter is held out and never trained on.
-_PHOTOGRAPHS = (
-    "astronaut.png",
-    "chelsea.png",
-    "coffee.png",
-    "hubble_deep_field.jpg",
-    "ihc.png",
-    "motorcycle_left.png",
-    "retina.jpg",
-    "rocket.jpg",
-)
-_HELD_OUT = 0.25
-
-
-def to_tensor(image: Any, channels: int = 3) -> UInt8[Tensor, "C H W"]:
-    """Any PIL picture as 8-bit pixels.
-
-    Transparency is laid over white, 16-bit pictures are scaled (not clipped), the EXIF orientation is applied.
-
-    Args:
-        image: A ``PIL.Image.Image``.
-        channels: 3 for RGB, 1 for grey.
-
-    Example:
-        >>> from PIL import Image
-        >>> to_tensor(Image.new("L", (4, 2), 7)).shape
-        torch.Size([3, 2, 4])
-    """
-    import numpy as np
-    from PIL import Image, ImageOps
-
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I") or image.mode == "F":
-        values = np.asarray(image, dtype=np.float64)
-        top = 65535.0 if values.max(initial=0) > 255 else 255.0
-        image = Image.fromarray((values.clip(0, top) * (255 / top)).round().astype(np.uint8))
-    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, (255, 255, 255, 255)), image)
-    pixels = np.array(image.convert("RGB" if channels == 3 else "L"))
-    return torch.from_numpy(pixels if channels == 3 else pixels[..., None]).permute(2, 0, 1).contiguous()
-
-
-def find_images(path: str | Path) -> list[Path]:
-    """Picture files at a path: the file itself, or all below a folder, sorted.
-
-    Raises:
-        ValueError: If nothing is there.
-    """
-    path = Path(path)
-    if path.is_file():
-        return [path]
-    if not path.is_dir():
-        raise ValueError(f"expected a picture or a folder of pictures, got {path}, which does not exist")
-    found = sorted(p for p in path.rglob("*") if p.suffix.lower() in _ENDINGS and p.is_file())
-    if not found:
-        raise ValueError(f"expected pictures ({', '.join(sorted(_ENDINGS))}) in {path}, found none")
-    return found
-
-
-def read_images(path: str | Path, channels: int = 3, strict: bool = False) -> Iterator[tuple[str, UInt8[Tensor, "C H W"]]]:
-    """Names and pixels of all pictures at a path, whatever their sizes.
-
-    A broken file is reported by name and left out, or ends the reading with ``strict``.
-
-    Args:
-        path: A picture or a folder; names are relative to it.
-        channels: 3 or 1.
-        strict: Whether a broken file is an error.
-
-    Raises:
-        ValueError: If nothing is there, or a file is broken and ``strict`` is set.
-    """
-    files = find_images(path)
-    for file in files:
-        image = _decode(file.read_bytes(), str(file), channels, strict)
-        if image is not None:
-            yield (file.name if file == Path(path) else file.relative_to(path).as_posix()), image
-
-
-def _decode(content: bytes | None, name: str, channels: int, strict: bool) -> Tensor | None:
-    from PIL import Image
-
-    try:
-        with Image.open(io.BytesIO(content or b"")) as image:
-            return to_tensor(image, channels)
-    except Exception as error:  # broken pictures fail in every way there is
-        problem = f"expected a readable picture, got {name} ({type(error).__name__}: {error})"
-        if strict:
-            raise ValueError(f"{problem}; repair or remove it, or run without strict") from error
-        warnings.warn(f"{problem}; it is left out", stacklevel=2)
-        return None
-
-
-class _Pictures:
-    """Compressed pictures by number, decoded on demand; a broken one is reported once and gives None."""
-
-    def __init__(self, read: Callable[[int], tuple[str, bytes | None]], length: int, channels: int, strict: bool) -> None:
-        self.read, self.length, self.channels, self.strict = read, length, channels, strict
-        self.broken: set[int] = set()
-
-    def __len__(self) -> int:
-        return self.length
-
-    def get(self, number: int) -> Tensor | None:
-        """Pixels (C, H, W), uint8, or None."""
-        if number in self.broken:
-            return None
-        name, content = self.read(number)
-        image = _decode(content, name, self.channels, self.strict)
-        if image is None:
-            self.broken.add(number)
-        return image
-
-    def part(self, start: int, stop: int) -> _Pictures:
-        """A contiguous range as a set of its own."""
-        return _Pictures(lambda number: self.read(start + number), stop - start, self.channels, self.strict)
-
-
-def photograph_regions() -> list[tuple[str, Tensor, Tensor]]:
-    """Name, training region and held-out region of each photograph on board; the regions share no pixel.
-
-    Returns:
-        ``(name, (3, H, W1), (3, H, W2))``, uint8; the held-out region is the right quarter.
-
-    Raises:
-        ValueError: If scikit-image is missing.
-    """
-    try:
-        import skimage
-    except ImportError as error:
-        raise ValueError("expected scikit-image for the photographs on board; install 'gritvq[images]'") from error
-    folder = Path(skimage.__file__).parent / "data"
-    regions = []
-    for name in _PHOTOGRAPHS:
-        image = _decode((folder / name).read_bytes(), name, 3, strict=True)
-        assert image is not None
-        border = round((1 - _HELD_OUT) * image.shape[2])
-        regions.append((name, image[..., :border], image[..., border:]))
-    return regions
+# Colour photographs inside the scikit-image wheel, each with the top left corner of a square that training never sees.
+# motorcycle_right.png shows the scene of motorcycle_left.png, so it would show training what is held out.
+_HELD_OUT_SIZE = 160
+_PHOTOGRAPHS = {
+    "astronaut.png": (16, 144),
+    "chelsea.png": (40, 90),
+    "coffee.png": (170, 290),
+    "rocket.jpg": (130, 250),
+    "motorcycle_left.png": (220, 300),
+    "hubble_deep_field.jpg": (330, 360),
+    "ihc.png": (240, 220),
+}
 
 
 class ImageData(LightningDataModule):
-    """Batches of images (B, C, size, size), float32 in [0, 1].
+    """Batches of pictures for training, validation and test: float32 tensors (B, C, H, W) in [0, 1].
+
+    ``path`` is one of, the first that fits:
+
+    - ``"photographs"``: random crops of colour photographs inside the scikit-image wheel. Validation crops come from
+      one square per photograph that no training crop overlaps.
+    - a folder of pictures, searched recursively. Pictures in its subfolders ``validation`` and ``test`` are those
+      splits, all others are for training, ordered by a hash of their names so that the end is a fair sample.
+    - a Parquet file, or a folder of them, as Hugging Face ``datasets`` writes it; the name of a file or of a folder
+      around it says the split (``test-00000-of-00001.parquet``), and without one it is for training.
+    - the name of a data set on the Hugging Face Hub.
+
+    Without a validation split the last ``num_validation`` training pictures are held out; without a test split the
+    validation pictures serve as test. The training loader is endless and starts at the trainer's step; under several
+    processes each takes its own part of one global order. Pictures larger than the batch's size are cropped, at random
+    in training and at the centre elsewhere; smaller ones are enlarged until they fill it. No picture is mirrored. An
+    unreadable picture is logged by name once and the next readable one takes its place.
 
     Args:
-        path: ``"photographs"`` (on board, for a first try), a folder of pictures, a Parquet file or a folder of them as
-            Hugging Face ``datasets`` writes them, or a data-set name on its Hub. Folders and Parquet files named after
-            a split (train, validation, test) are used as that split.
-        size: Side of the crops in pixels. None keeps equal pictures whole and crops 64 pixels from others.
-        batch_size: Images per training batch and process.
-        channels: 3 for RGB, 1 for grey.
+        path: Where the pictures are.
+        size: Height and width in pixels; None keeps the native size where all pictures share one of at most 256 pixels
+            per side, and means 64 elsewhere. At most 160 for the photographs.
+        batch_size: Pictures B per training step and process; evaluation takes 64 at a time.
+        channels: Colour channels C: 1 for grey or 3 for RGB.
         column: Column of the pictures in Parquet files and Hub data sets.
-        num_validation: Images held out from the end of the training split where there is no validation split, at most a
-            tenth of it.
-        seed: Seed of order and crops.
-        strict: Whether a broken picture ends the run; otherwise it is reported by name and replaced.
+        num_validation: Pictures held out where there is no validation split; at most a tenth of the training split.
+        seed: Seed of order and crops, >= 0.
+        strict: Whether an unreadable picture stops the run.
 
     Raises:
-        ValueError: If an argument is out of range, or there are no pictures.
+        ValueError: If an argument is out of range; from `setup`, if no usable pictures are found.
 
     Example:
-        >>> data = ImageData("photographs", size=32, batch_size=4)
-        >>> data.setup("fit")
-        >>> data.train_batch(0).shape, torch.equal(data.train_batch(7), data.train_batch(7))
-        (torch.Size([4, 3, 32, 32]), True)
+        >>> batch = next(iter(ImageData("photographs", size=32, batch_size=4).train_dataloader()))
+        >>> batch.shape, batch.dtype
+        (torch.Size([4, 3, 32, 32]), torch.float32)
     """
 
     def __init__(
@@ -208,251 +110,269 @@ class ImageData(LightningDataModule):
         strict: bool = False,
     ) -> None:
         super().__init__()
-        for name, value, least in (("batch_size", batch_size, 1), ("size", size, 1), ("num_validation", num_validation, 1)):
-            if value is not None and value < least:
-                raise ValueError(f"expected {name} >= {least}, got {value}")
-        if channels not in (1, 3):
-            raise ValueError(f"expected 1 or 3 channels, got {channels}")
+        for name, value, least in (
+            ("size", 1 if size is None else size, 1),
+            ("batch_size", batch_size, 1),
+            ("num_validation", num_validation, 1),
+            ("seed", seed, 0),
+        ):
+            if value < least:
+                raise ValueError(f"expected {name} >= {least}, got {value}; give a larger {name}.")
+        check_channels(channels)
         self.path, self.size, self.batch_size, self.channels = str(path), size, batch_size, channels
         self.column, self.num_validation, self.seed, self.strict = column, num_validation, seed, strict
-        self.splits: dict[str, _Pictures] = {}
-        self._order: tuple[int, Tensor] = (-1, torch.empty(0))
-
-    # --- what Lightning calls -----------------------------------------------------------------------------------------
+        self._views: _Views | None = None
 
     def setup(self, stage: str | None = None) -> None:
-        """Find the pictures and split them; nothing is decoded but a few to learn their size."""
-        if self.splits:
-            return
-        path = Path(self.path)
-        if self.path == "photographs":
-            self.size = self.size or _CROP
-            self.splits = self._photographs(self.size)
-            return
-        if path.is_file() and path.suffix == ".parquet":
-            splits = self._parquet({"train": [path]})
-        elif path.is_dir() and any(path.rglob("*.parquet")):
-            splits = self._parquet(_by_split(sorted(path.rglob("*.parquet")), path))
-        elif path.exists():
-            splits = {
-                split: _Pictures(_file_reader(files), len(files), self.channels, self.strict)
-                for split, files in _by_split(find_images(path), path).items()
-            }
-        else:
-            splits = self._hub()
-        self.splits = _complete(splits, self.num_validation)
-        if self.size is None:
-            train = self.splits["train"]
-            shapes = {tuple(image.shape) for image in map(train.get, range(min(100, len(train)))) if image is not None}
-            height, width = next(iter(shapes))[1:] if len(shapes) == 1 else (0, 1)
-            self.size = height if height == width else _CROP
+        """Finds the pictures and their splits; the second call does nothing.
+
+        Args:
+            stage: Ignored; all splits are found at once.
+
+        Raises:
+            ValueError: If nothing is found at ``path``, it cannot be read, or it holds no training pictures.
+        """
+        if self._views is None:
+            self._views = self._photographs() if self.path == "photographs" else self._collection()
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of a picture in a batch."""
+        return (self.channels, *self._ready().shape)
 
     def train_dataloader(self) -> DataLoader[Tensor]:
-        """Endless batches from the trainer's current step on."""
-        trainer = self.trainer
-        start = 0 if trainer is None else trainer.global_step * trainer.accumulate_grad_batches
-        return DataLoader(_Stream(self, start), batch_size=None)
+        """Endless batches (B, C, H, W) from the trainer's current step on, or from step 0 without a trainer."""
+        views = self._ready()
+        stream = _Stream(views.num_train, views.train, self.batch_size, self.seed, self._first_step)
+        return DataLoader(stream, batch_size=None, generator=torch.Generator())
 
     def val_dataloader(self) -> DataLoader[Tensor]:
-        """Held-out images in their order, in batches of 100."""
-        return self._held_out("validation")
+        """The validation pictures in a fixed order, up to 64 in a batch."""
+        return _in_order(self._ready().validation)
 
     def test_dataloader(self) -> DataLoader[Tensor]:
-        """Test images in their order, in batches of 100; the validation images where there is no test split."""
-        return self._held_out("test")
+        """The test pictures, or the validation pictures without a test split; in a fixed order, up to 64 in a batch."""
+        return _in_order(self._ready().test)
 
-    def train_batch(self, step: int) -> Float[Tensor, "B C S S"]:
-        """The batch of a step: a pure function of seed and step (and of rank and number of ranks)."""
+    def _ready(self) -> _Views:
         self.setup()
-        train, size = self.splits["train"], self._size()
-        rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
-        rows = []
-        for row in range(self.batch_size):
-            place = (step * world + rank) * self.batch_size + row
-            epoch, number = divmod(place, len(train))
-            generator = torch.Generator().manual_seed(_mix(self.seed, place))
-            for shift in range(len(train)):  # a broken picture is replaced by the next readable one
-                image = train.get(int(self._permutation(epoch)[(number + shift) % len(train)]))
-                if image is not None:
-                    break
-            else:
-                raise ValueError(f"expected at least one readable picture in {self.path}, got none")
-            rows.append(_crop(image, size, generator))
-        return torch.stack(rows).float() / 255
+        assert self._views is not None
+        return self._views
 
-    # --- where pictures come from -------------------------------------------------------------------------------------
+    def _first_step(self) -> int:
+        return self.trainer.global_step * self.trainer.accumulate_grad_batches if self.trainer else 0
 
-    def _photographs(self, size: int) -> dict[str, _Pictures]:
-        train: list[Tensor] = []
-        held_out: list[Tensor] = []
-        for _, region, other in photograph_regions():
-            if min(region.shape[1], other.shape[2]) < size:
-                continue
-            train += [region] * max(1, region[0].numel() // size**2)
-            held_out += [
-                other[:, top : top + size, left : left + size]
-                for top in range(0, other.shape[1] - size + 1, size)
-                for left in range(0, other.shape[2] - size + 1, size)
-            ]
-        if not held_out:
-            raise ValueError(f"expected size <= 100 for the photographs on board, got {size}; take a folder of larger pictures")
-        if self.channels == 1:
-            train, held_out = ([image.float().mean(0, keepdim=True).to(torch.uint8) for image in part] for part in (train, held_out))
-        held = _InMemory(held_out)
-        return {"train": _InMemory(train), "validation": held, "test": held}
-
-    def _parquet(self, files: dict[str, list[Path]]) -> dict[str, _Pictures]:
-        datasets = _datasets()
-        splits = {}
-        for split, paths in files.items():
-            try:
-                table = datasets.Dataset.from_parquet([str(p) for p in paths], keep_in_memory=False)
-            except Exception as error:
-                raise ValueError(f"expected readable Parquet files, got {paths[0]} ... ({type(error).__name__})") from error
-            splits[split] = self._table(table, str(paths[0].parent))
-        return splits
-
-    def _hub(self) -> dict[str, _Pictures]:
-        datasets = _datasets()
-        try:
-            loaded = datasets.load_dataset(self.path)
-        except Exception as error:  # the client has many errors; they all mean the same here
+    def _collection(self) -> _Views:
+        splits = {
+            split: Pictures(source, range(source.length), self.channels, self.strict)
+            for split, source in self._sources().items()
+        }
+        train = splits.get("train")
+        if train is None or len(train) < 2:
             raise ValueError(
-                f"expected 'photographs', an existing path or a reachable Hub data set, got {self.path!r} ({type(error).__name__})"
-            ) from error
-        return {_SPLITS[name]: self._table(table, self.path) for name, table in loaded.items() if name in _SPLITS}
-
-    def _table(self, table: Any, where: str) -> _Pictures:
-        datasets = _datasets()
-        if self.column not in table.column_names:
-            raise ValueError(
-                f"expected a column {self.column!r} in {where}, got {', '.join(table.column_names)}; name the pictures' column "
-                "with `column`"
+                f"expected at least 2 training pictures in {self.path!r}, got {len(train or ())}; add pictures, or "
+                "rename what is called test or validation."
             )
-        rows = table.select_columns([self.column]).cast_column(self.column, datasets.Image(decode=False))
+        validation = splits.get("validation")
+        if validation is None:
+            train, validation = train.hold_out(max(1, min(self.num_validation, len(train) // 10)))
+        test = splits.get("test", validation)
+        shape = (self.size, self.size) if self.size else _common_shape(train) or (_DEFAULT_CROP, _DEFAULT_CROP)
 
-        def read(number: int) -> tuple[str, bytes | None]:
-            cell = rows[number][self.column]
-            content = cell["bytes"]
-            if content is None and cell["path"]:
-                content = Path(cell["path"]).read_bytes()
-            return f"{cell['path'] or 'row'} (row {number} of {where})", content
+        def crop(index: int, at: Sequence[float]) -> Tensor:
+            return _window(train[index], shape, at)
 
-        return _Pictures(read, len(rows), self.channels, self.strict)
+        def centred(pictures: Pictures) -> _Fixed:
+            return _Fixed(len(pictures), lambda index: _window(pictures[index], shape, _CENTRE))
 
-    # --- helpers ------------------------------------------------------------------------------------------------------
+        return _Views(shape, len(train), crop, centred(validation), centred(test))
 
-    def _held_out(self, split: str) -> DataLoader[Tensor]:
-        self.setup()
-        return DataLoader(_HeldOut(self.splits[split], self._size()), batch_size=None)
+    def _photographs(self) -> _Views:
+        size = self.size or _DEFAULT_CROP
+        if size > _HELD_OUT_SIZE:
+            raise ValueError(
+                f"expected a size of at most {_HELD_OUT_SIZE} for 'photographs', got {size}; give a smaller one."
+            )
+        pictures, corners = _read_photographs(self.channels), list(_PHOTOGRAPHS.values())
+        allowed = [_training_corners(picture, corner, size) for picture, corner in zip(pictures, corners, strict=True)]
+        offsets = range(0, _HELD_OUT_SIZE - size + 1, max(1, size // 4))
+        fixed = [
+            (index, top + down, left + right)
+            for down in offsets
+            for right in offsets
+            for index, (top, left) in enumerate(corners)
+        ]
 
-    def _size(self) -> int:
-        assert self.size is not None
-        return self.size
+        def cut(index: int, top: int, left: int) -> Tensor:
+            return pictures[index][:, top : top + size, left : left + size]
 
-    def _permutation(self, epoch: int) -> Tensor:
-        if self._order[0] != epoch:
-            generator = torch.Generator().manual_seed(_mix(self.seed, -1 - epoch))
-            self._order = epoch, torch.randperm(len(self.splits["train"]), generator=generator)
-        return self._order[1]
+        def crop(index: int, at: Sequence[float]) -> Tensor:
+            top, left = allowed[index][int(at[0] * len(allowed[index]))]
+            return cut(index, top, left)
 
+        validation = _Fixed(len(fixed), lambda number: cut(*fixed[number]))
+        return _Views((size, size), len(pictures), crop, validation, validation)
 
-class _InMemory(_Pictures):
-    """Decoded pictures."""
-
-    def __init__(self, images: Sequence[Tensor]) -> None:
-        super().__init__(lambda number: ("", None), len(images), 3, False)
-        self.images = images
-
-    def get(self, number: int) -> Tensor:
-        return self.images[number]
+    def _sources(self) -> dict[str, Source]:
+        """What the path holds, by split; only splits that are there."""
+        path = Path(self.path).expanduser()
+        if not path.exists():
+            if path.suffix or path.is_absolute() or self.path.startswith((".", "~")) or self.path.count("/") > 1:
+                raise ValueError(
+                    f"expected an existing file or folder, got {self.path!r}, which does not exist; correct the path."
+                )
+            splits: dict[str, Source] = {}
+            for name, source in open_hub(self.path, self.column).items():
+                splits.setdefault(_SPLITS.get(name, name), source)
+            return splits
+        if path.is_file() and path.suffix != ".parquet":
+            raise ValueError(f"expected a folder or a Parquet file, got {self.path!r}; give the pictures' folder.")
+        tables = [path] if path.is_file() else find_files(path, {".parquet"})
+        grouped: dict[str, list[Path]] = {}
+        if tables:
+            for table in tables:
+                parts = () if table == path else table.relative_to(path).parts
+                grouped.setdefault(_split_of(parts, prefix=True), []).append(table)
+            return {split: open_parquet(files, self.column) for split, files in grouped.items()}
+        for picture in find_images(path):
+            grouped.setdefault(_split_of(picture.relative_to(path).parts[:-1][:1]), []).append(picture)
+        if "train" in grouped:
+            grouped["train"].sort(key=lambda picture: _hash(picture.relative_to(path)))
+        return {split: open_files(files) for split, files in grouped.items()}
 
 
 class _Stream(IterableDataset[Tensor]):
-    def __init__(self, data: ImageData, start: int) -> None:
-        self.data, self.start = data, start
+    """Endless training batches; batch s is a pure function of seed, s, rank and number of ranks.
+
+    Args:
+        count: Number n of pictures.
+        crop: Picture number and two uniform numbers in [0, 1) to bytes (C, H, W).
+        batch_size: Pictures per batch and rank.
+        seed: Seed of order and crops.
+        first_step: Asked for the number of the first batch whenever an iteration starts.
+    """
+
+    def __init__(
+        self,
+        count: int,
+        crop: Callable[[int, Sequence[float]], Tensor],
+        batch_size: int,
+        seed: int,
+        first_step: Callable[[], int],
+    ) -> None:
+        self.count, self.crop, self.batch_size, self.seed, self.first_step = count, crop, batch_size, seed, first_step
+        self.epoch, self.order = -1, np.empty(0, dtype=np.int64)
 
     def __iter__(self) -> Iterator[Tensor]:
-        step = self.start
+        step = self.first_step()
         while True:
-            yield self.data.train_batch(step)
+            yield self.batch(step)
             step += 1
 
+    def batch(self, step: int) -> Float[Tensor, "B C H W"]:
+        """This rank's part of batch ``step``; all ranks' parts joined are the one-process batch of that size."""
+        several = dist.is_available() and dist.is_initialized()
+        rank, world = (dist.get_rank(), dist.get_world_size()) if several else (0, 1)
+        places = np.random.default_rng([self.seed, 1, step]).random((world * self.batch_size, 2))
+        own = range(rank * self.batch_size, (rank + 1) * self.batch_size)
+        start = step * world * self.batch_size
+        crops = [self.crop(self.picture(start + row), places[row].tolist()) for row in own]
+        return torch.stack(crops).float().div_(255)
 
-class _HeldOut(Dataset[Tensor]):
-    """Batches of centre crops; broken pictures are left out."""
+    def picture(self, position: int) -> int:
+        """Which picture stands at a position of the endless order, in which every n places hold each picture once."""
+        epoch, place = divmod(position, self.count)
+        if epoch != self.epoch:
+            self.epoch, self.order = epoch, np.random.default_rng([self.seed, 0, epoch]).permutation(self.count)
+        return int(self.order[place])
 
-    def __init__(self, pictures: _Pictures, size: int, batch_size: int = 100) -> None:
-        self.pictures, self.size, self.batch_size = pictures, size, batch_size
+
+class _Fixed(Dataset[Tensor]):
+    """Evaluation pictures: bytes by number, given out as float32 in [0, 1]."""
+
+    def __init__(self, count: int, get: Callable[[int], Tensor]) -> None:
+        self.count, self.get = count, get
 
     def __len__(self) -> int:
-        return math.ceil(len(self.pictures) / self.batch_size)
+        return self.count
 
-    def __getitem__(self, batch: int) -> Tensor:
-        if batch >= len(self):
-            raise IndexError(batch)
-        numbers = range(batch * self.batch_size, min(len(self.pictures), (batch + 1) * self.batch_size))
-        images = [image for image in map(self.pictures.get, numbers) if image is not None]
-        crops = [_crop(image, self.size, None) for image in images]
-        channels = self.pictures.channels
-        return (torch.stack(crops) if crops else torch.zeros(0, channels, self.size, self.size)).float() / 255
+    def __getitem__(self, index: int) -> Float[Tensor, "C H W"]:
+        return self.get(index).float().div_(255)
 
 
-def _crop(image: Tensor, size: int, generator: torch.Generator | None) -> Tensor:
-    """A square of side ``size``: random with a generator, else from the centre; smaller pictures are enlarged first."""
-    height, width = image.shape[1:]
-    if min(height, width) < size:
-        scale = size / min(height, width)
-        target = (max(size, round(height * scale)), max(size, round(width * scale)))
-        enlarged = F.interpolate(image[None].float(), target, mode="bicubic", align_corners=False)[0]
-        image = enlarged.round().clamp(0, 255).to(torch.uint8)
-        height, width = target
-    if generator is None:
-        top, left = (height - size) // 2, (width - size) // 2
-    else:
-        top = int(torch.randint(height - size + 1, (), generator=generator))
-        left = int(torch.randint(width - size + 1, (), generator=generator))
-    return image[:, top : top + size, left : left + size]
+class _Views(NamedTuple):
+    """What the loaders need."""
+
+    shape: tuple[int, int]
+    num_train: int
+    train: Callable[[int, Sequence[float]], Tensor]
+    validation: _Fixed
+    test: _Fixed
 
 
-def _mix(seed: int, number: int) -> int:
-    """One seed out of two numbers, well spread."""
-    return hash((seed, number, 0x9E3779B97F4A7C15)) % (1 << 63)
+def _in_order(pictures: _Fixed) -> DataLoader[Tensor]:
+    # A generator of its own: starting an iteration draws a number, which must not come from torch's global stream.
+    return DataLoader(pictures, batch_size=_EVALUATION_BATCH, generator=torch.Generator())
 
 
-def _file_reader(files: Sequence[Path]) -> Callable[[int], tuple[str, bytes | None]]:
-    return lambda number: (str(files[number]), files[number].read_bytes())
+def _window(picture: Tensor, shape: tuple[int, int], at: Sequence[float]) -> Tensor:
+    """Cuts a window of ``shape`` out of (C, H, W), or of its proportions, enlarged, where the picture is too small.
+
+    Args:
+        picture: Bytes.
+        shape: Height and width of the result.
+        at: Position in [0, 1), vertical and horizontal; .5 is the centre.
+    """
+    sides = picture.shape[1:]
+    scale = max(1.0, *(wanted / side for wanted, side in zip(shape, sides, strict=True)))
+    height, width = (min(side, max(1, round(wanted / scale))) for wanted, side in zip(shape, sides, strict=True))
+    top, left = int(at[0] * (sides[0] - height + 1)), int(at[1] * (sides[1] - width + 1))
+    window = picture[:, top : top + height, left : left + width]
+    if (height, width) == shape:
+        return window
+    enlarged = F.interpolate(window[None].float(), size=shape, mode="bicubic", align_corners=False)
+    return enlarged[0].round().clamp(0, 255).to(torch.uint8)
 
 
-def _by_split(files: Sequence[Path], root: Path) -> dict[str, list[Path]]:
-    """Group files by the split that a folder, or the start of the file's name, names; files that name none train."""
-    groups: dict[str, list[Path]] = {}
-    for file in files:
-        names = [*file.relative_to(root).parts[:-1], file.stem.split("-")[0].split("_")[0]]
-        split = next((_SPLITS[name.lower()] for name in names if name.lower() in _SPLITS), "train")
-        groups.setdefault(split, []).append(file)
-    return groups
+def _common_shape(pictures: Pictures) -> tuple[int, int] | None:
+    """Height and width if a sample of the pictures agrees on them and they are not too large for whole batches."""
+    stride = max(1, len(pictures) // _PROBES)
+    shapes: set[tuple[int, int]] = set()
+    for index in range(0, len(pictures), stride):
+        _, height, width = pictures[index].shape
+        shapes.add((height, width))
+        if len(shapes) > 1 or max(height, width) > _LARGEST_NATIVE:
+            return None
+    return shapes.pop()
 
 
-def _complete(splits: dict[str, _Pictures], num_validation: int) -> dict[str, _Pictures]:
-    """Every split there has to be: validation from the end of train if missing, test from validation."""
-    splits = dict(splits)
-    if not splits:
-        raise ValueError("expected pictures in a split train, validation or test, got none of these")
-    train = splits.setdefault("train", next(iter(splits.values())))
-    if len(train) < 2:
-        raise ValueError(f"expected at least 2 training pictures, one of them to hold out, got {len(train)}")
-    if "validation" not in splits:
-        held_out = min(num_validation, max(1, len(train) // 10))
-        splits["validation"] = train.part(len(train) - held_out, len(train))
-        splits["train"] = train.part(0, len(train) - held_out)
-    splits.setdefault("test", splits["validation"])
-    return splits
+def _read_photographs(channels: int) -> list[Tensor]:
+    """The photographs, in the order of `_PHOTOGRAPHS`."""
+    spec = importlib.util.find_spec("skimage")
+    if spec is None or spec.origin is None:
+        raise ValueError("expected scikit-image for 'photographs', got none; pip install 'gritvq[images]'.")
+    folder = Path(spec.origin).parent / "data"
+    source = open_files([folder / name for name in _PHOTOGRAPHS])
+    return list(Pictures(source, range(source.length), channels, strict=True))
 
 
-def _datasets() -> Any:
-    try:
-        import datasets
-    except ImportError as error:
-        raise ValueError("expected the package 'datasets' for Parquet files and Hub names; install 'gritvq[images]'") from error
-    return datasets
+def _training_corners(picture: Tensor, held_out: tuple[int, int], size: int) -> np.ndarray:
+    """Top left corners (n, 2) of all crops that do not overlap the held-out square."""
+    _, height, width = picture.shape
+    free = np.ones((height - size + 1, width - size + 1), dtype=bool)
+    rows, columns = (slice(max(0, corner - size + 1), corner + _HELD_OUT_SIZE) for corner in held_out)
+    free[rows, columns] = False
+    return np.argwhere(free)
+
+
+def _split_of(parts: Sequence[str], prefix: bool = False) -> str:
+    """Which split the parts of a relative path name, the last first; "train" where none does."""
+    pattern = re.compile(rf"({'|'.join(_SPLITS)}){'(?![a-z])' if prefix else '$'}")
+    for part in reversed(parts):
+        if match := pattern.match(part.lower()):
+            return _SPLITS[match[1]]
+    return "train"
+
+
+def _hash(path: Path) -> bytes:
+    return hashlib.sha256(path.as_posix().encode(errors="surrogatepass")).digest()

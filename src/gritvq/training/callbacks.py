@@ -44,7 +44,8 @@ class CodebookInitialization(Callback):
             return
         wanted = self.vectors_per_code * max(tokenizer.quantizer.codebook_sizes)
         latents: list[Tensor] = []
-        for number, images in enumerate(trainer.train_dataloader or ()):
+        assert trainer.train_dataloader is not None
+        for number, images in enumerate(trainer.train_dataloader):
             latents.append(tokenizer.encoder(images.to(pl_module.device)).flatten(0, -2))
             if number + 1 >= self.max_batches or sum(map(len, latents)) * trainer.world_size >= wanted:
                 break

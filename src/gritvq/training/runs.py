@@ -105,9 +105,11 @@ def train(
                 every_n_train_steps=min(plan.checkpoint_every or plan.max_steps, plan.max_steps),
                 save_top_k=-1 if plan.checkpoint_every else 1,
                 save_last=True,
+                enable_version_counter=False,
             ),
         ]
-        loggers = [TensorBoardLogger(folder, name="logs"), CSVLogger(folder, name="logs")]
+        version = f"run-{len(list((folder / 'logs').glob('run-*')))}"  # a resumed run logs beside the one it continues
+        loggers = [TensorBoardLogger(folder, "logs", version), CSVLogger(folder, "logs", version)]
     trainer = Trainer(
         max_steps=plan.max_steps,
         max_epochs=-1,
@@ -199,6 +201,8 @@ def prepare(seed: int, threads: int | None = None) -> None:
         torch.set_num_threads(threads)
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    for text in (".*does not have many workers.*", ".*`LightningModule.*", ".*Checkpoint directory.*", ".*IterableDataset.*"):
+    warnings.filterwarnings("ignore", category=DeprecationWarning)
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    for text in (".*treespec.*", ".*log directory.*", ".*logs directory.*", ".*does not have many workers.*", ".*`LightningModule.*", ".*Checkpoint directory.*", ".*IterableDataset.*"):
         warnings.filterwarnings("ignore", message=text)
     seed_everything(seed, verbose=False)
