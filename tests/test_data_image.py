@@ -32,9 +32,10 @@ def noise(height: int, width: int, seed: int = 0, channels: int = 3) -> np.ndarr
     return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
 
 
-def save(path: Path, pixels: np.ndarray) -> None:
+def save(path: Path, pixels: np.ndarray) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(pixels).save(path)
+    return path
 
 
 def flat(number: int, side: int = 8) -> np.ndarray:
@@ -47,10 +48,11 @@ def png(pixels: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def write_parquet(path: Path, contents: list[bytes | None], column: str = "image", struct_rows: bool = True) -> None:
+def write_parquet(path: Path, contents: list[bytes | None], column: str = "image", struct_rows: bool = True) -> Path:
     rows = [{"bytes": content, "path": f"p{i}.png"} for i, content in enumerate(contents)] if struct_rows else contents
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.table({column: rows, "label": list(range(len(rows)))}), path, row_group_size=7)
+    return path
 
 
 def make_flat(folder: Path, count: int, side: int = 8) -> None:
@@ -306,7 +308,7 @@ class TestCollections:
         data = ImageData(str(tmp_path), size=16, batch_size=4)
         (evaluated,) = data.val_dataloader()
         assert evaluated.shape == (1, 3, 16, 16) and train_batches(data, 1)[0].shape == (4, 3, 16, 16)
-        assert 0 <= evaluated.min() and evaluated.max() <= 1
+        assert evaluated.min() >= 0 and evaluated.max() <= 1
         if shape == (6, 10):  # the centre 6 x 6 of the picture, enlarged: compare with Pillow
             window = Image.fromarray(np.ascontiguousarray(ramp[:, 2:8])).resize((16, 16), Image.Resampling.BICUBIC)
             assert np.abs(evaluated[0].permute(1, 2, 0).numpy() * 255 - np.asarray(window)).mean() < 4
@@ -337,14 +339,14 @@ class TestCollections:
             (lambda path: path / "missing.parquet", "which does not exist"),
             (lambda path: path / "a" / "b", "which does not exist"),
             (lambda path: path, "got none; give another folder"),
-            (lambda path: save(path / "a.png", flat(0)) or path, "at least 2 training pictures"),
-            (lambda path: save(path / "a.png", flat(0)) or path / "a.png", "a folder or a Parquet file"),
-            (lambda path: save(path / "test" / "a.png", flat(0)) or path, "got 0; add pictures, or rename"),
+            (lambda path: save(path / "a.png", flat(0)).parent, "at least 2 training pictures"),
+            (lambda path: save(path / "a.png", flat(0)), "a folder or a Parquet file"),
+            (lambda path: save(path / "test" / "a.png", flat(0)).parents[1], "got 0; add pictures, or rename"),
             (
                 lambda path: (path / "x.parquet").write_bytes(b"PAR?") and path,
                 "expected a Parquet file, got .*x.parquet",
             ),
-            (lambda path: write_parquet(path / "x.parquet", [b""], "img") or path, "'image'.* got img, label"),
+            (lambda path: write_parquet(path / "x.parquet", [b""], "img"), "'image'.* got img, label"),
         ],
     )
     def test_bad_paths(self, tmp_path: Path, prepare: Callable[[Path], Path], message: str) -> None:
@@ -417,7 +419,8 @@ class TestStream:
         class Recorder(LightningModule):
             def __init__(self) -> None:
                 super().__init__()
-                self.weight, self.seen = torch.nn.Parameter(torch.zeros(())), []
+                self.weight = torch.nn.Parameter(torch.zeros(()))
+                self.seen: list[torch.Tensor] = []
 
             def training_step(self, batch: torch.Tensor, batch_idx: int) -> torch.Tensor:
                 self.seen.append(batch.clone())
@@ -448,7 +451,7 @@ class TestPhotographs:
         data = ImageData(batch_size=7)
         (batch,) = train_batches(data, 1)
         assert batch.shape == (7, 3, 64, 64) and batch.dtype == torch.float32
-        assert 0 <= batch.min() and batch.max() <= 1 and batch.std() > 0.1
+        assert batch.min() >= 0 and batch.max() <= 1 and batch.std() > 0.1
         evaluated = torch.cat(list(data.val_dataloader()))
         assert len(evaluated) >= 100 and evaluated.shape[1:] == (3, 64, 64)
         assert torch.equal(evaluated, torch.cat(list(data.test_dataloader())))

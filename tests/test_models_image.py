@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -18,7 +20,7 @@ def _seed() -> None:
 @pytest.mark.parametrize("factor", [2, 4, 8, 16])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_shapes(factor: int, channels: int) -> None:
-    shape = dict(channels=channels, width=16, factor=factor, num_blocks=1)
+    shape: dict[str, Any] = dict(channels=channels, width=16, factor=factor, num_blocks=1)
     encoder, decoder = ImageEncoder(5, **shape), ImageDecoder(5, **shape)
     images = torch.rand(2, channels, 2 * factor, 3 * factor)
     latents = encoder(images)
@@ -57,7 +59,7 @@ def test_attention_reaches_everywhere_and_convolutions_do_not(attention: bool) -
         nn.init.normal_(parameter, std=0.2)
     for module in encoder.modules():  # group normalisation sees all positions; switch it off
         if isinstance(module, nn.GroupNorm):
-            module.forward = lambda x: x  # type: ignore[method-assign]
+            setattr(module, "forward", lambda x: x)  # noqa: B010
     images = torch.rand(1, 3, 40, 40)
     images.requires_grad_()
     encoder(images)[0, 0, 0].sum().backward()
@@ -96,7 +98,7 @@ def test_it_learns() -> None:
 
 def test_defaults_stay_small() -> None:
     assert num_parameters(ImageEncoder(16)) + num_parameters(ImageDecoder(16)) < 400_000
-    widest = dict(factor=16, attention=True)
+    widest: dict[str, Any] = dict(factor=16, attention=True)
     assert num_parameters(ImageEncoder(16, **widest)) + num_parameters(ImageDecoder(16, **widest)) < 1_200_000
 
 

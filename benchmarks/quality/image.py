@@ -40,7 +40,9 @@ def hardware() -> str:
 
 def circumstances(contest: Contest, data: str) -> dict[str, str]:
     """Columns that every line of the results carries."""
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=HERE, capture_output=True, text=True).stdout.strip()
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], cwd=HERE, capture_output=True, text=True
+    ).stdout.strip()
     return {
         "contest": describe_contest(contest),
         "data": data,
@@ -60,7 +62,9 @@ def settings_text(entry: Entry) -> str:
     return " ".join(f"{k}={v}" for k, v in entry.settings.items()) or "-"
 
 
-def complete(path: Path, contest: Contest, entries: Sequence[Entry], data: ImageData | Any, name: str, jobs: int) -> list[dict[str, Any]]:
+def complete(
+    path: Path, contest: Contest, entries: Sequence[Entry], data: ImageData | Any, name: str, jobs: int
+) -> list[dict[str, Any]]:
     """Run what is missing in a results file and return all results of this contest."""
     about = circumstances(contest, name)
     results = read_results(path) if path.exists() else []

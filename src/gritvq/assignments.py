@@ -39,7 +39,9 @@ class NearestAssignment(Assignment):
             raise ValueError(f"expected metric 'euclidean' or 'cosine', got {metric!r}")
         self.metric = metric
 
-    def forward(self, x: Float[Tensor, "N D"], codes: Float[Tensor, "K D"]) -> tuple[Int[Tensor, " N"], Float[Tensor, "N D"]]:
+    def forward(
+        self, x: Float[Tensor, "N D"], codes: Float[Tensor, "K D"]
+    ) -> tuple[Int[Tensor, " N"], Float[Tensor, "N D"]]:
         """Indices (N,) and the rows of ``codes`` they name (N, D)."""
         indices = nearest_code(x, codes, self.metric)
         return indices, F.embedding(indices, codes)

@@ -98,7 +98,9 @@ def _fit_arguments(parser: Any) -> None:
     parser.add_class_arguments(TokenizerTask, "task", skip={"tokenizer"}, instantiate=False)
     parser.add_class_arguments(TrainingPlan, "plan")
     parser.add_argument("--out", type=str, default="runs/fit", help="folder of the run")
-    parser.add_argument("--resume", type=str | None, default=None, help="checkpoint to go on from, or 'last' for the run's own")
+    parser.add_argument(
+        "--resume", type=str | None, default=None, help="checkpoint to go on from, or 'last' for the run's own"
+    )
     parser.add_argument("--overwrite", type=bool, default=False, help="whether an existing run may be replaced")
     parser.set_defaults(
         {
@@ -119,7 +121,9 @@ def _fit(parser: Any, config: Any) -> None:
     if resume == "last":
         resume = str(Path(config.out) / "checkpoints" / "last.ckpt")
     if resume is not None and not Path(resume).is_file():
-        raise ValueError(f"expected a checkpoint to resume from, got {resume}, which is no file; see the run's checkpoints/")
+        raise ValueError(
+            f"expected a checkpoint to resume from, got {resume}, which is no file; see the run's checkpoints/"
+        )
     prepare(config.plan.seed)
     parts = parser.instantiate(config)
     parts.data.setup("fit")
@@ -183,7 +187,9 @@ def _measure_arguments(parser: Any, out: str) -> None:
     parser.add_argument("tokenizer", type=str, help="tokenizer folder or Hub name")
     parser.add_argument("--config", action="config", help="YAML file with any of the arguments below")
     parser.add_class_arguments(ImageData, "data")
-    parser.add_argument("--split", type=str, default="validation", choices=["validation", "test"], help="images to measure on")
+    parser.add_argument(
+        "--split", type=str, default="validation", choices=["validation", "test"], help="images to measure on"
+    )
     parser.add_argument("--out", type=str, default=out, help="folder for pictures and numbers")
 
 
@@ -215,7 +221,11 @@ def _validate(parser: Any, config: Any) -> None:
     _report(
         f"{config.split} images of {config.data.path}",
         _number_rows(numbers),
-        {"originals and reconstructions": out / "reconstructions.png", "usage": out / "usage.png", "numbers": out / "metrics.json"},
+        {
+            "originals and reconstructions": out / "reconstructions.png",
+            "usage": out / "usage.png",
+            "numbers": out / "metrics.json",
+        },
     )
 
 
@@ -324,7 +334,9 @@ def _compare_arguments(parser: Any) -> None:
     parser.add_argument("--jobs", type=int, default=1, help="runs at once, each with one thread if more than one")
     parser.add_class_arguments(Contest, "contest")
     parser.add_class_arguments(ImageData, "data")
-    parser.add_argument("--out", type=str, default="runs/compare", help="folder for the table, the numbers and the plot")
+    parser.add_argument(
+        "--out", type=str, default="runs/compare", help="folder for the table, the numbers and the plot"
+    )
 
 
 def _compare(parser: Any, config: Any) -> None:

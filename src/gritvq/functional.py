@@ -331,7 +331,9 @@ def kmeans(
     for _ in range(num_iterations):
         indices = nearest_code(x, codes)
         counts = code_counts(indices, codebook_size).to(x.dtype)
-        codes = torch.where(counts[:, None] > 0, code_sums(x, indices, codebook_size) / counts[:, None].clamp_min(1), codes)
+        codes = torch.where(
+            counts[:, None] > 0, code_sums(x, indices, codebook_size) / counts[:, None].clamp_min(1), codes
+        )
         codes = _split_crowded(codes, counts, x.std(0, unbiased=False), generator)
         if metric == "cosine":
             codes = F.normalize(codes, dim=1)

@@ -87,9 +87,7 @@ class Radius(Component, ABC):
         """Take statistics of sample latents; most radii need none."""
 
     @abstractmethod
-    def attach(
-        self, x: Float[Tensor, "*batch D"], q: Float[Tensor, "*batch D"]
-    ) -> Float[Tensor, "*batch D"]:
+    def attach(self, x: Float[Tensor, "*batch D"], q: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch D"]:
         """``x + r sg((q - x) / r)`` with the exact value of ``q``, in ``x``'s type."""
 
 
@@ -100,7 +98,9 @@ class DistanceRadius(Radius):
     def kappa(self, distance: Float[Tensor, "*batch 1"]) -> Float[Tensor, "*batch 1"]:
         """Elasticity at a positive distance."""
 
-    def coefficient(self, x: Float[Tensor, "*batch D"], squared: Float[Tensor, "*batch 1"]) -> Float[Tensor, "*batch 1"]:
+    def coefficient(
+        self, x: Float[Tensor, "*batch D"], squared: Float[Tensor, "*batch 1"]
+    ) -> Float[Tensor, "*batch 1"]:
         """``kappa / d^2``, and 0 where the gap vanishes or its square underflows."""
         positive = squared > torch.finfo(squared.dtype).tiny
         safe = torch.where(positive, squared, 1.0)

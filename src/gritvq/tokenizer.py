@@ -66,7 +66,9 @@ class Tokenizer(Component):
             ("the decoder", decoder.dim, quantizer.dim),
         ):
             if got != wanted:
-                raise ValueError(f"expected {name} to have dim={wanted} as the quantizer has, got {got}; make them equal")
+                raise ValueError(
+                    f"expected {name} to have dim={wanted} as the quantizer has, got {got}; make them equal"
+                )
         self.encoder, self.quantizer, self.decoder = encoder, quantizer, decoder
 
     @property
@@ -84,9 +86,7 @@ class Tokenizer(Component):
         latents = self.encoder(self._pad(images))
         quantization = self.quantizer(latents)
         reconstruction = self.decoder(quantization.quantized)
-        return TokenizerOutput(
-            reconstruction[..., : images.shape[-2], : images.shape[-1]], quantization, latents
-        )
+        return TokenizerOutput(reconstruction[..., : images.shape[-2], : images.shape[-1]], quantization, latents)
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Int[Tensor, "B h w Q"]:
@@ -164,7 +164,9 @@ class Tokenizer(Component):
         if folder.exists():
             holds_other = folder.is_dir() and any(folder.iterdir()) and not (folder / _CONFIG).exists()
             if not folder.is_dir() or holds_other:
-                raise ValueError(f"expected a new folder or one that holds a tokenizer, got {folder}; choose another name")
+                raise ValueError(
+                    f"expected a new folder or one that holds a tokenizer, got {folder}; choose another name"
+                )
         config = {"format": "gritvq", "format_version": FORMAT_VERSION, "tokenizer": describe(self)}
         tensors = {k: v.detach().cpu().contiguous() for k, v in self.state_dict().items() if isinstance(v, Tensor)}
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -201,10 +203,13 @@ class Tokenizer(Component):
         except FileNotFoundError as error:
             raise ValueError(f"expected weights in {folder / _WEIGHTS}, found none; copy the whole folder") from error
         except (SafetensorError, OSError) as error:
-            raise ValueError(f"expected readable weights in {folder / _WEIGHTS}, got a damaged file ({error}); copy it again") from error
+            raise ValueError(
+                f"expected readable weights in {folder / _WEIGHTS}, got a damaged file ({error}); copy it again"
+            ) from error
         expected = {k: v for k, v in tokenizer.state_dict().items() if isinstance(v, Tensor)}
         differing = sorted(
-            k for k in expected.keys() | tensors.keys()
+            k
+            for k in expected.keys() | tensors.keys()
             if k not in expected or k not in tensors or expected[k].shape != tensors[k].shape
         )
         if differing:
@@ -260,7 +265,9 @@ def _local_folder(source: str | os.PathLike[str]) -> Path:
     try:
         return Path(snapshot_download(name, allow_patterns=[_CONFIG, _WEIGHTS]))
     except Exception as error:  # the client's many errors all mean the same to the caller
-        raise ValueError(f"expected a tokenizer folder or a reachable Hub name, got {name!r} ({type(error).__name__})") from error
+        raise ValueError(
+            f"expected a tokenizer folder or a reachable Hub name, got {name!r} ({type(error).__name__})"
+        ) from error
 
 
 def _read_config(folder: Path) -> dict[str, Any]:

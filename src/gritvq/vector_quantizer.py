@@ -82,9 +82,7 @@ class VectorQuantizer(Quantizer):
         self.codebook, self.assignment, self.surrogate = codebook, assignment, surrogate
         self.learning = nn.ModuleList(learning)
         self.dim, self.codebook_sizes = codebook.dim, (codebook.codebook_size,)
-        self.exact: Literal["always", "eval", "never"] = (
-            "never" if surrogate is None else surrogate.exact
-        )
+        self.exact: Literal["always", "eval", "never"] = "never" if surrogate is None else surrogate.exact
         needs = frozenset().union(*(rule.needs for rule in learning))
         updates = any(rule.writes_codes for rule in learning)
         self.statistics = CodeStatistics(self.dim, codebook.codebook_size, needs) if updates else None
@@ -129,7 +127,9 @@ class VectorQuantizer(Quantizer):
         rows = all_gather_rows(wide(self.before(x)).reshape(-1, self.dim))
         rows = rows[torch.isfinite(rows).all(1)]
         if len(rows) == 0:
-            raise ValueError("expected at least one finite vector to initialise the codebook, got none; pass a non-empty batch")
+            raise ValueError(
+                "expected at least one finite vector to initialise the codebook, got none; pass a non-empty batch"
+            )
         size = self.codebook.codebook_size
         if self.codebook.initialization == "samples":
             codes = sample_rows(rows, size, generator)
@@ -179,7 +179,9 @@ def _check_learning(
     if owners:
         owner = type(owners[0]).__name__
         if len(owners) > 1:
-            raise ValueError(f"expected one rule that owns the codes, got {[type(o).__name__ for o in owners]}; keep one")
+            raise ValueError(
+                f"expected one rule that owns the codes, got {[type(o).__name__ for o in owners]}; keep one"
+            )
         if codebook.writes != "table":
             raise ValueError(
                 f"expected a plain table under {owner}, got {kind} (writes={codebook.writes!r}); use FreeCodebook, or train "

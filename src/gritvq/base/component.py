@@ -88,7 +88,9 @@ def build(description: dict[str, Any], trusted: Iterable[str] = ()) -> Component
     """
     path = description.get("class_path") if isinstance(description, dict) else None
     if not isinstance(path, str) or "." not in path:
-        raise ValueError(f"expected a description with a 'class_path' like 'gritvq.codebooks.FreeCodebook', got {description!r}")
+        raise ValueError(
+            f"expected a description with a 'class_path' like 'gritvq.codebooks.FreeCodebook', got {description!r}"
+        )
     module, _, name = path.rpartition(".")
     allowed = {"gritvq", *trusted}
     if module.split(".")[0] not in allowed:
@@ -99,7 +101,9 @@ def build(description: dict[str, Any], trusted: Iterable[str] = ()) -> Component
     try:
         cls = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:
-        raise ValueError(f"expected a class that exists, got {path!r} ({error}); is gritvq too old for this file?") from error
+        raise ValueError(
+            f"expected a class that exists, got {path!r} ({error}); is gritvq too old for this file?"
+        ) from error
     if not (isinstance(cls, type) and issubclass(cls, Component)):
         raise ValueError(f"expected a gritvq component, got {path!r}; only components can be rebuilt")
     arguments = {k: _from_plain(v, trusted) for k, v in description.get("init_args", {}).items()}

@@ -49,7 +49,9 @@ class Codebook(Component, ABC):
         super().__init__()
         for name, value in (("dim", dim), ("codebook_size", codebook_size)):
             if not isinstance(value, int) or value < 1:
-                raise ValueError(f"expected {name} >= 1, got {value!r}; arguments come in the order (dim, codebook_size)")
+                raise ValueError(
+                    f"expected {name} >= 1, got {value!r}; arguments come in the order (dim, codebook_size)"
+                )
         if not lr_scale > 0:
             raise ValueError(f"expected lr_scale > 0, got {lr_scale!r}; to freeze codes set requires_grad_(False)")
         if initialization not in ("normal", "samples", "kmeans"):

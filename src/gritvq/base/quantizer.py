@@ -97,7 +97,9 @@ class Quantizer(Component, ABC):
         return QuantizerOutput(z, indices, losses if self.training else {})
 
     @torch.no_grad()
-    def encode(self, x: Float[Tensor, "*batch D"], mask: Bool[Tensor, "*batch"] | None = None) -> Int[Tensor, "*tokens Q"]:
+    def encode(
+        self, x: Float[Tensor, "*batch D"], mask: Bool[Tensor, "*batch"] | None = None
+    ) -> Int[Tensor, "*tokens Q"]:
         """Indices of the vectors, without gradients, losses or statistics: what :meth:`forward` gives in eval."""
         training = [module for module in self.modules() if module.training]
         for module in training:

@@ -19,7 +19,14 @@ __all__ = ["CodeStatistics"]
     "gritvq::accumulate", mutates_args=("counts", "sums", "samples", "keys", "pending"), device_types=None
 )
 def _accumulate(
-    counts: Tensor, sums: Tensor, samples: Tensor, keys: Tensor, pending: Tensor, x: Tensor, indices: Tensor, valid: Tensor
+    counts: Tensor,
+    sums: Tensor,
+    samples: Tensor,
+    keys: Tensor,
+    pending: Tensor,
+    x: Tensor,
+    indices: Tensor,
+    valid: Tensor,
 ) -> None:
     """Count, sum and sample one batch. An operator of its own, so that compiled graphs run exactly this code.
 
@@ -50,7 +57,16 @@ def _accumulate(
 
 
 @_accumulate.register_fake
-def _(counts: Tensor, sums: Tensor, samples: Tensor, keys: Tensor, pending: Tensor, x: Tensor, indices: Tensor, valid: Tensor) -> None:
+def _(
+    counts: Tensor,
+    sums: Tensor,
+    samples: Tensor,
+    keys: Tensor,
+    pending: Tensor,
+    x: Tensor,
+    indices: Tensor,
+    valid: Tensor,
+) -> None:
     return None
 
 

@@ -37,7 +37,7 @@ __all__ = [
 
 _logger = logging.getLogger(__name__)
 
-_SUFFIXES = ".png .jpg .jpeg .webp .bmp .tif .tiff .gif .ppm .pgm .pbm .pnm .jp2 .avif".split()
+_SUFFIXES = [".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".avif"]
 
 
 def to_tensor(image: Image.Image, channels: int = 3) -> UInt8[Tensor, "C H W"]:

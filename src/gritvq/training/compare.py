@@ -76,7 +76,11 @@ class Entry:
 
 
 def run_entry(
-    contest: Contest, entry: Entry, make_data: Callable[[], LightningDataModule], threads: int | None = None, progress: bool = False
+    contest: Contest,
+    entry: Entry,
+    make_data: Callable[[], LightningDataModule],
+    threads: int | None = None,
+    progress: bool = False,
 ) -> dict[str, Any]:
     """Train one entry from scratch and measure it.
 
@@ -162,7 +166,9 @@ def write_results(path: str | Path, results: Sequence[Mapping[str, Any]], about:
             circumstances = [result.get(name, value) for name, value in about.items()]
             for metric in (k for k in result if k not in _IDENTITY and k not in about):
                 value = f"{result[metric]:.6g}"
-                writer.writerow([*(result[k] for k in _IDENTITY), metric, UNITS.get(metric, "1"), value, *circumstances])
+                writer.writerow(
+                    [*(result[k] for k in _IDENTITY), metric, UNITS.get(metric, "1"), value, *circumstances]
+                )
     return Path(path)
 
 

@@ -18,7 +18,9 @@ class Objective(Component, ABC):
     """Named, weighted losses of one batch; the task minimises their sum."""
 
     @abstractmethod
-    def forward(self, tokenizer: Tokenizer, images: Float[Tensor, "B C H W"]) -> tuple[dict[str, Tensor], TokenizerOutput]:
+    def forward(
+        self, tokenizer: Tokenizer, images: Float[Tensor, "B C H W"]
+    ) -> tuple[dict[str, Tensor], TokenizerOutput]:
         """Return the losses by name and the tokenizer's output."""
 
 
@@ -45,7 +47,9 @@ class ReconstructionObjective(Objective):
             raise ValueError(f"expected norm 'l1' or 'l2', got {norm!r}")
         self.norm, self.weight = norm, float(weight)
 
-    def forward(self, tokenizer: Tokenizer, images: Float[Tensor, "B C H W"]) -> tuple[dict[str, Tensor], TokenizerOutput]:
+    def forward(
+        self, tokenizer: Tokenizer, images: Float[Tensor, "B C H W"]
+    ) -> tuple[dict[str, Tensor], TokenizerOutput]:
         """Losses ``reconstruction`` and those of the quantizer."""
         output = tokenizer(images)
         loss = F.mse_loss if self.norm == "l2" else F.l1_loss

@@ -88,14 +88,17 @@ def usage_plot(counts: Int[Tensor, " K"], path: str | Path) -> Path:
     axis.set_xlabel(f"codes, most frequent first (of {len(values)})")
     axis.set_ylabel("share of tokens")
     axis.set_title(
-        f"usage {100 * float(usage(counts)):.1f} %, perplexity {float(perplexity(counts)):.0f}, {total:.0f} tokens", fontsize=10
+        f"usage {100 * float(usage(counts)):.1f} %, perplexity {float(perplexity(counts)):.0f}, {total:.0f} tokens",
+        fontsize=10,
     )
     axis.legend(frameon=False, fontsize=8)
     return _save(figure, path)
 
 
 @torch.no_grad()
-def codebook_picture(tokenizer: Tokenizer, path: str | Path, counts: Tensor | None = None, max_codes: int = 4096) -> Path:
+def codebook_picture(
+    tokenizer: Tokenizer, path: str | Path, counts: Tensor | None = None, max_codes: int = 4096
+) -> Path:
     """What each code looks like: the centre patch of a 3 x 3 field of the same token, sorted from dark to bright.
 
     Args:

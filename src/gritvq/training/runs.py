@@ -57,7 +57,13 @@ class TrainingPlan:
     devices: int = 1
 
     def __post_init__(self) -> None:
-        for name, least in (("max_steps", 1), ("accumulate", 1), ("devices", 1), ("validate_every", 0), ("checkpoint_every", 0)):
+        for name, least in (
+            ("max_steps", 1),
+            ("accumulate", 1),
+            ("devices", 1),
+            ("validate_every", 0),
+            ("checkpoint_every", 0),
+        ):
             if getattr(self, name) < least:
                 raise ValueError(f"expected {name} >= {least}, got {getattr(self, name)}")
 
@@ -116,7 +122,9 @@ def train(
         precision=plan.precision,
         gradient_clip_val=plan.gradient_clip or None,
         accumulate_grad_batches=plan.accumulate,
-        val_check_interval=plan.validate_every * plan.accumulate if folder is not None and plan.validate_every else None,
+        val_check_interval=plan.validate_every * plan.accumulate
+        if folder is not None and plan.validate_every
+        else None,
         check_val_every_n_epoch=None if folder is not None and plan.validate_every else 1,
         limit_val_batches=1.0 if folder is not None and plan.validate_every else 0,
         num_sanity_val_steps=0,
@@ -130,14 +138,18 @@ def train(
         enable_model_summary=False,
     )
     if resume is not None and not Path(resume).is_file():
-        raise ValueError(f"expected a checkpoint to resume from, got {resume}, which is no file; see the run's checkpoints/")
+        raise ValueError(
+            f"expected a checkpoint to resume from, got {resume}, which is no file; see the run's checkpoints/"
+        )
     try:
         trainer.fit(task, datamodule=data, ckpt_path=None if resume is None else str(resume))
     except (RuntimeError, KeyError) as error:
         if resume is None or "state_dict" not in str(error):
             raise
         first = str(error).splitlines()[0]
-        raise ValueError(f"expected a checkpoint of this configuration, got {resume} ({first}); use the run's own config") from error
+        raise ValueError(
+            f"expected a checkpoint of this configuration, got {resume} ({first}); use the run's own config"
+        ) from error
     if folder is not None and trainer.is_global_zero:
         task.tokenizer.save_pretrained(folder / "tokenizer")
     return trainer
@@ -203,6 +215,14 @@ def prepare(seed: int, threads: int | None = None) -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     warnings.filterwarnings("ignore", category=FutureWarning)
-    for text in (".*treespec.*", ".*log directory.*", ".*logs directory.*", ".*does not have many workers.*", ".*`LightningModule.*", ".*Checkpoint directory.*", ".*IterableDataset.*"):
+    for text in (
+        ".*treespec.*",
+        ".*log directory.*",
+        ".*logs directory.*",
+        ".*does not have many workers.*",
+        ".*`LightningModule.*",
+        ".*Checkpoint directory.*",
+        ".*IterableDataset.*",
+    ):
         warnings.filterwarnings("ignore", message=text)
     seed_everything(seed, verbose=False)

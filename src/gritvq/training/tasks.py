@@ -105,10 +105,15 @@ class TokenizerTask(LightningModule):
         quantizer = self.tokenizer.quantizer
         owned = set(quantizer.parameters())
         rest = [p for p in self.parameters() if p.requires_grad and p not in owned]
-        groups = [{"params": rest, "lr": self.lr, "weight_decay": self.weight_decay}, *quantizer.parameter_groups(self.lr)]
+        groups = [
+            {"params": rest, "lr": self.lr, "weight_decay": self.weight_decay},
+            *quantizer.parameter_groups(self.lr),
+        ]
         optimizer = torch.optim.AdamW(groups, lr=self.lr, betas=self.betas, weight_decay=0.0)
         total = self.trainer.max_steps
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _warmup_cosine(step, self.warmup_steps, total))
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: _warmup_cosine(step, self.warmup_steps, total)
+        )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 

@@ -86,7 +86,9 @@ def read_tokens(path: str | os.PathLike[str]) -> list[TokenizedImage]:
     try:
         return _read_npz(path) if path.suffix == ".npz" else _read_parquet(path)
     except (KeyError, OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
-        raise ValueError(f"expected tokens written by 'gritvq encode' in {path}, got something else or a damaged file") from error
+        raise ValueError(
+            f"expected tokens written by 'gritvq encode' in {path}, got something else or a damaged file"
+        ) from error
 
 
 def _read_npz(path: Path) -> list[TokenizedImage]:
@@ -108,7 +110,9 @@ def _read_parquet(path: Path) -> list[TokenizedImage]:
         TokenizedImage(
             row["name"],
             (row["height"], row["width"]),
-            torch.tensor(row["tokens"], dtype=torch.int64).view(row["token_height"], row["token_width"], row["channels"]),
+            torch.tensor(row["tokens"], dtype=torch.int64).view(
+                row["token_height"], row["token_width"], row["channels"]
+            ),
         )
         for row in parquet.read_table(path).to_pylist()
     ]

@@ -1,0 +1,60 @@
+# Two commands do everything on a machine that has Python, make and git: `make demo` and `make test`.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+# A few tests run at once; one thread each is faster than several fighting.
+THREADS := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
+
+.PHONY: help demo test setup lint types docs tests soak clean
+.DEFAULT_GOAL := help
+
+help:  ## say what there is
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/ -/'
+
+$(BIN)/python:
+	@echo "==> creating $(VENV) with $(PYTHON)"
+	@$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed-program: $(BIN)/python pyproject.toml constraints.txt
+	@echo "==> installing gritvq with its program into $(VENV) (a minute or two)"
+	@$(PIP) --editable '.[train,images]'
+	@touch $@
+
+$(VENV)/.installed-development: $(BIN)/python pyproject.toml constraints.txt
+	@echo "==> installing gritvq with the development tools into $(VENV) (a minute or two)"
+	@$(PIP) --editable '.[dev]'
+	@touch $@ $(VENV)/.installed-program
+
+demo: $(VENV)/.installed-program  ## train a tokenizer on photographs and show what it does
+	@echo "==> gritvq demo (about two minutes; results in runs/demo)"
+	@$(BIN)/gritvq demo
+
+setup: $(VENV)/.installed-development  ## install everything needed for work on the code
+
+lint: $(VENV)/.installed-development  ## check style and format
+	@echo "==> ruff"
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+types: $(VENV)/.installed-development  ## check types
+	@echo "==> mypy"
+	@$(BIN)/mypy
+
+docs: $(VENV)/.installed-development  ## build the documentation into site/
+	@echo "==> mkdocs"
+	@$(BIN)/mkdocs build --strict --quiet
+
+tests: $(VENV)/.installed-development  ## run the tests alone
+	@echo "==> pytest"
+	@$(THREADS) $(BIN)/pytest -q -n 2 --durations=5
+
+test: lint types docs tests  ## lint, types, docs, all tests
+
+soak: $(VENV)/.installed-development  ## run the tests that take long
+	@echo "==> pytest -m soak"
+	@$(THREADS) $(BIN)/pytest -q -m soak
+
+clean:  ## remove what was built (not runs/)
+	@echo "==> removing $(VENV), site and caches"
+	@rm -rf $(VENV) site .mypy_cache .pytest_cache .ruff_cache
