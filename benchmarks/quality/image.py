@@ -2,8 +2,8 @@
 
     python benchmarks/quality/image.py --data PATH-TO-CIFAR10
 
-Writes ``benchmarks/results/image_tuning_*.csv`` and ``benchmarks/results/image_*.csv``. A run that is in them already is not
-repeated, so an interrupted benchmark goes on where it stopped; delete the files to start over.
+Writes ``benchmarks/results/image_tuning_*.csv`` and ``benchmarks/results/image_*.csv``. A run that is in them already
+is not repeated, so an interrupted benchmark goes on where it stopped; delete the files to start over.
 """
 
 from __future__ import annotations

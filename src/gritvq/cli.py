@@ -368,7 +368,7 @@ _COMPARISON = ("K", "method", "PSNR (dB)", "usage", "perplexity", "bits/token", 
 
 def comparison_rows(results: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
     """Means over seeds, best PSNR first within a codebook size; a spread is the largest minus the smallest."""
-    rows = []
+    rows: list[tuple[str, ...]] = []
     groups: dict[tuple[int, str], list[Mapping[str, Any]]] = {}
     for result in results:
         groups.setdefault((result["codebook_size"], result["method"]), []).append(result)
@@ -485,7 +485,8 @@ def _fresh_folder(path: str, overwrite: bool) -> Path:
         run = (folder / "checkpoints").exists() or (folder / "tokenizer").exists() or (folder / "config.yaml").exists()
         if not (overwrite and run):
             raise ValueError(
-                f"expected a new or empty folder, got {folder}, which holds files; choose another --out, go on with --resume "
+                f"expected a new or empty folder, got {folder}, which holds files; choose another --out, go on with "
+                "--resume "
                 "last, or replace a run with --overwrite true"
             )
         import shutil

@@ -1,8 +1,8 @@
 """Codebooks: where the K codes come from.
 
-Every codebook gives *effective* codes ``codes() = T(C)``: a transform T of a base table C that sees no data. With a shared
-T one gradient step moves every code, chosen or not, which is what keeps a codebook alive while latents drift. All
-transforms start as the identity.
+Every codebook gives *effective* codes ``codes() = T(C)``: a transform T of a base table C that sees no data. With a
+shared T one gradient step moves every code, chosen or not, which is what keeps a codebook alive while latents drift.
+All transforms start as the identity.
 """
 
 from __future__ import annotations
@@ -127,8 +127,8 @@ class _TransformedCodebook(Codebook):
 class AffineCodebook(_TransformedCodebook):
     """Codes under one shared affine map: ``codes() = T(C)``, T the identity at the start.
 
-    ``structure="full"``: ``C W + b``; ``"diagonal"``: ``C * w + b``; ``"low_rank"``: ``C + C A B + b`` with rank r, A random
-    and B zero. The bias matters: without it a linear map fixes the origin and cannot follow a drifting mean.
+    ``structure="full"``: ``C W + b``; ``"diagonal"``: ``C * w + b``; ``"low_rank"``: ``C + C A B + b`` with rank r, A
+    random and B zero. The bias matters: without it a linear map fixes the origin and cannot follow a drifting mean.
 
     Args:
         dim: Size D of a code.
@@ -136,7 +136,8 @@ class AffineCodebook(_TransformedCodebook):
         base: Whether C is trained along with the map, or frozen at its random start.
         structure: Form of the linear part.
         bias: Whether b is there.
-        lr_scale: Learning rate of table and map over the encoder's. Published maps use 1; a faster one keeps more codes.
+        lr_scale: Learning rate of table and map over the encoder's. Published maps use 1; a faster one keeps more
+            codes.
         normalize: Scale codes to unit length.
         initialization: ``"samples"`` or ``"kmeans"`` ask the training loop for a start from data.
 
@@ -149,7 +150,8 @@ class AffineCodebook(_TransformedCodebook):
 
     References:
         Zhu et al., "Addressing Representation Collapse in Vector Quantized Models with One Linear Layer" (SimVQ), ICCV
-        2025, arXiv 2411.02038: full, frozen base, with bias. Deviation: identity start, theirs is a random linear layer.
+        2025, arXiv 2411.02038: full, frozen base, with bias. Deviation: identity start, theirs is a random linear
+        layer.
     """
 
     def __init__(
@@ -189,6 +191,7 @@ class AffineCodebook(_TransformedCodebook):
     def solve(self, vectors: Float[Tensor, "M D"]) -> Float[Tensor, "M D"]:
         """Exact inverse; not finite where the map is singular."""
         shifted = vectors if self.bias is None else vectors - self.bias
+        matrix: Tensor
         if self.structure == "diagonal":
             return shifted / self.weight
         if self.structure == "full":
@@ -202,8 +205,8 @@ class AffineCodebook(_TransformedCodebook):
 class MLPCodebook(_TransformedCodebook):
     """Codes under one shared residual network: ``codes() = C + f(C) + b``, f two layers with GELU, its last one zero.
 
-    The default codebook of the program (:func:`gritvq.grit_vq`): with a codebook learning rate of 10 times the encoder's
-    it keeps nearly all codes in use without data initialisation, revival or auxiliary loss.
+    The default codebook of the program (:func:`gritvq.grit_vq`): with a codebook learning rate of 10 times the
+    encoder's it keeps nearly all codes in use without data initialisation, revival or auxiliary loss.
 
     Args:
         dim: Size D of a code.

@@ -151,8 +151,9 @@ def rotate_to(x: Float[Tensor, "N D"], q: Float[Tensor, "N D"], g: Float[Tensor,
     """Apply the transpose of the scaled rotation that takes ``x`` to ``q`` to the gradient ``g``.
 
     With unit vectors ``a = x/|x|``, ``b = q/|q|``, ``w = (a+b)/|a+b|`` and ``s = |q|/|x|`` the map is
-    ``G = s (Id - 2 w w^T + 2 b a^T)`` with ``G x = q`` and ``G G^T = s^2 Id``; this returns ``G^T g``. Antiparallel rows
-    use ``w = 0``, the reflection that still takes ``x`` to ``q``; rows with ``|x|`` or ``|q|`` below 1e-6 use ``G = Id``.
+    ``G = s (Id - 2 w w^T + 2 b a^T)`` with ``G x = q`` and ``G G^T = s^2 Id``; this returns ``G^T g``. Antiparallel
+    rows use ``w = 0``, the reflection that still takes ``x`` to ``q``; rows with ``|x|`` or ``|q|`` below 1e-6 use ``G
+    = Id``.
 
     Args:
         x: Start vectors (N, D).

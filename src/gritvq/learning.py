@@ -34,7 +34,8 @@ class CommitmentLoss(LearningRule):
         weight: The paper's beta; 0.25 is its value.
 
     Example:
-        >>> context = Context(torch.ones(1, 2), torch.zeros(1, 2), torch.zeros(1).long(), torch.ones(1).bool(), torch.zeros(1, 2))
+        >>> x, q, codes = torch.ones(1, 2), torch.zeros(1, 2), torch.zeros(1, 2)
+        >>> context = Context(x, q, torch.zeros(1, dtype=torch.int64), torch.ones(1, dtype=torch.bool), codes)
         >>> CommitmentLoss(0.5).loss(context)["commitment"].item()
         0.5
 
@@ -79,8 +80,8 @@ class CodebookLoss(LearningRule):
 class EntropyLoss(LearningRule):
     """Confident vectors, balanced codes: ``weight * (mean_n H(p_n) - balance * H(mean_n p_n))``, entropies in nats.
 
-    ``p_n = softmax_k(-|x_n - c_k|^2 / temperature)``. Costs O(N K) time; blocks recomputed in the backward pass keep memory at
-    64 MB or less. With several processes the mean is over all of them.
+    ``p_n = softmax_k(-|x_n - c_k|^2 / temperature)``. Costs O(N K) time; blocks recomputed in the backward pass keep
+    memory at 64 MB or less. With several processes the mean is over all of them.
 
     Args:
         weight: Weight of the whole.
@@ -92,8 +93,8 @@ class EntropyLoss(LearningRule):
         1.0
 
     References:
-        Yu et al., "Language Model Beats Diffusion", ICLR 2024, arXiv 2310.05737 (the loss of LFQ), here over distances to a
-        table.
+        Yu et al., "Language Model Beats Diffusion", ICLR 2024, arXiv 2310.05737 (the loss of LFQ), here over distances
+        to a table.
     """
 
     trains_codes = True
@@ -161,9 +162,10 @@ class EMAUpdate(LearningRule):
     r"""Codes as moving averages of their vectors; owns the table, no gradient reaches it.
 
     With the counts ``n_k`` and sums ``s_k`` of the vectors assigned since the last update:
-    ``N_k <- decay N_k + (1 - decay) n_k`` and ``c_k <- c_k + (1 - decay) (s_k - n_k c_k) / N_k``. That is the usual ratio of
-    two averages, written so that the code itself is the only copy: overwriting a code needs no second bookkeeping. ``N``
-    starts at 0, so a code's first update puts it at the mean of its vectors; a code without any stays where it is.
+    ``N_k <- decay N_k + (1 - decay) n_k`` and ``c_k <- c_k + (1 - decay) (s_k - n_k c_k) / N_k``. That is the usual
+    ratio of two averages, written so that the code itself is the only copy: overwriting a code needs no second
+    bookkeeping. ``N`` starts at 0, so a code's first update puts it at the mean of its vectors; a code without any
+    stays where it is.
 
     Args:
         decay: Share kept per update, in [0, 1). 0 is one step of Lloyd's k-means per update.
@@ -202,10 +204,10 @@ class EMAUpdate(LearningRule):
 class DeadCodeRevival(LearningRule):
     """Moves codes that nobody chose onto recent vectors.
 
-    Every ``interval`` updates a code is dead if it got fewer than ``threshold`` times its fair share ``total / K`` of the
-    vectors seen since the last look. Dead codes move to distinct vectors from a uniform sample of those seen; if there
-    are fewer sampled vectors than dead codes the rest wait. Moving averages and optimizer moments of moved codes are
-    reset. Codebooks with a transform solve for the base row; rows that cannot be solved stay.
+    Every ``interval`` updates a code is dead if it got fewer than ``threshold`` times its fair share ``total / K`` of
+    the vectors seen since the last look. Dead codes move to distinct vectors from a uniform sample of those seen; if
+    there are fewer sampled vectors than dead codes the rest wait. Moving averages and optimizer moments of moved codes
+    are reset. Codebooks with a transform solve for the base row; rows that cannot be solved stay.
 
     Args:
         interval: Updates between two looks.

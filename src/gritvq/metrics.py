@@ -1,7 +1,7 @@
 """Metrics over a whole evaluation set: they accumulate, and reduce over all processes when asked.
 
-Usage and perplexity of single batches understate a codebook, and ring buffers from training misstate it; these count every
-token once.
+Usage and perplexity of single batches understate a codebook, and ring buffers from training misstate it; these count
+every token once.
 """
 
 from __future__ import annotations
@@ -50,7 +50,8 @@ class CodebookUsage:
         """Count a batch of indices; -1 does not count."""
         if indices.shape[-1] != len(self.codebook_sizes):
             raise ValueError(
-                f"expected indices with {len(self.codebook_sizes)} channels last, got {tuple(indices.shape)}; use unsqueeze(-1)"
+                f"expected indices with {len(self.codebook_sizes)} channels last, got {tuple(indices.shape)}; use "
+                "unsqueeze(-1)"
             )
         for channel, size in enumerate(self.codebook_sizes):
             index = indices[..., channel].reshape(-1)
@@ -67,7 +68,7 @@ class CodebookUsage:
         return [_reduced(counts) for counts in self.counts]
 
     def compute(self) -> dict[str, float]:
-        """``usage``, ``perplexity``, ``dead_codes`` (means over channels, sum for the last) and ``tokens``, over all processes."""
+        """Over all processes: mean ``usage`` and ``perplexity`` of the channels, ``dead_codes`` in all, ``tokens``."""
         counts = self.histograms()
         num = len(counts)
         return {

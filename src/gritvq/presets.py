@@ -1,6 +1,7 @@
 """Presets: one short function per published recipe, all ``(dim, codebook_size, *, ...)``.
 
-Each returns a plain composition of parts; copy the line to change it. Default arguments are the recipe's own, not tuned.
+Each returns a plain composition of parts; copy the line to change it. Default arguments are the recipe's own, not
+tuned.
 """
 
 from __future__ import annotations
@@ -40,8 +41,8 @@ def grit_vq(
 ) -> VectorQuantizer:
     """GRIT-VQ: radial surrogate, shared residual transform of the codebook, nothing else. The program's default.
 
-    Radius ``sqrt(d^2 + s^2)`` (kappa 1), codes ``C + f(C) + b`` over a trained base, codebook learning rate 10 times the
-    encoder's; no auxiliary loss, no data initialisation, no revival. Train with ``parameter_groups``: without the
+    Radius ``sqrt(d^2 + s^2)`` (kappa 1), codes ``C + f(C) + b`` over a trained base, codebook learning rate 10 times
+    the encoder's; no auxiliary loss, no data initialisation, no revival. Train with ``parameter_groups``: without the
     multiplier the transform does not keep codes alive.
 
     Args:
@@ -59,8 +60,8 @@ def grit_vq(
         (1024,)
 
     References:
-        After You et al., CPAL 2026, arXiv 2602.01140. The paper's radius, transform and losses are not public; these are
-        ours, so its tables are not reproduced by this.
+        After You et al., CPAL 2026, arXiv 2602.01140. The paper's radius, transform and losses are not public; these
+        are ours, so its tables are not reproduced by this.
     """
     codebook = MLPCodebook(
         dim, codebook_size, hidden_dim=hidden_dim, base=base, lr_scale=lr_scale, initialization=initialization
@@ -109,7 +110,8 @@ def vq_vae_ema(
         True
 
     References:
-        van den Oord et al., arXiv 1711.00937, appendix A.1; initialisation and revival are common practice, not the paper's.
+        van den Oord et al., arXiv 1711.00937, appendix A.1; initialisation and revival are common practice, not the
+        paper's.
     """
     codebook = FreeCodebook(dim, codebook_size, normalize=metric == "cosine", initialization=initialization)
     rules: list[LearningRule] = [EMAUpdate(decay), CommitmentLoss(commitment_weight)]
@@ -155,8 +157,8 @@ def simvq(
         False
 
     References:
-        Zhu et al., "Addressing Representation Collapse in Vector Quantized Models with One Linear Layer", ICCV 2025, arXiv
-        2411.02038. Deviation: the layer starts as the identity.
+        Zhu et al., "Addressing Representation Collapse in Vector Quantized Models with One Linear Layer", ICCV 2025,
+        arXiv 2411.02038. Deviation: the layer starts as the identity.
     """
     codebook = AffineCodebook(dim, codebook_size, base="frozen", lr_scale=lr_scale, initialization=initialization)
     losses: list[LearningRule] = [CodebookLoss(codebook_weight), CommitmentLoss(commitment_weight)]
@@ -179,8 +181,8 @@ def diveq(
         'eval'
 
     References:
-        Vali et al., "DiVeQ", ICLR 2026, arXiv 2509.26469; the standard deviation of the noise and the replacement interval
-        follow the authors' code. Deviation: codes start from N(0, 1/D).
+        Vali et al., "DiVeQ", ICLR 2026, arXiv 2509.26469; the standard deviation of the noise and the replacement
+        interval follow the authors' code. Deviation: codes start from N(0, 1/D).
     """
     codebook = FreeCodebook(dim, codebook_size, lr_scale=lr_scale, initialization=initialization)
     surrogate = DirectionalReparameterization(noise_std)

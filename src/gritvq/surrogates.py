@@ -1,10 +1,10 @@
 r"""Surrogates: what gradient flows through the hard choice.
 
-With ``e = q - z``, ``d = |e|`` and the upstream gradient ``g``, the radial surrogate ``z_q = z + r sg((q - z) / r)`` has the
-value q and the gradients ``grad_z = g + <g,e> grad_z ln r`` and ``grad_q = <g,e> grad_q ln r``: only the logarithm of the radius
-matters, its scale does not. If r depends on the distance alone, one number decides everything, the elasticity
-``kappa = d r'(d) / r(d)``: ``grad_q = (kappa / d^2) <g,e> e`` and ``grad_z = g - grad_q``. kappa 0 is straight-through, 1 the
-noiseless DiVeQ, 2 a reflection; outside [0, 2] gradients are amplified.
+With ``e = q - z``, ``d = |e|`` and the upstream gradient ``g``, the radial surrogate ``z_q = z + r sg((q - z) / r)``
+has the value q and the gradients ``grad_z = g + <g,e> grad_z ln r`` and ``grad_q = <g,e> grad_q ln r``: only the
+logarithm of the radius matters, its scale does not. If r depends on the distance alone, one number decides everything,
+the elasticity ``kappa = d r'(d) / r(d)``: ``grad_q = (kappa / d^2) <g,e> e`` and ``grad_z = g - grad_q``. kappa 0 is
+straight-through, 1 the noiseless DiVeQ, 2 a reflection; outside [0, 2] gradients are amplified.
 """
 
 from __future__ import annotations
@@ -234,7 +234,7 @@ class LogRadius(_ScaledRadius):
 
 
 class SaturatingRadius(_ScaledRadius):
-    """``r = d / (d + tau)``, kappa ``tau / (d + tau)``: DiVeQ near a code, straight-through far from it; tames outliers."""
+    """``r = d / (d + tau)``, kappa ``tau / (d + tau)``: DiVeQ near a code, straight-through far from it."""
 
     def kappa(self, distance: Tensor) -> Tensor:
         """``tau / (d + tau)``."""
@@ -242,7 +242,7 @@ class SaturatingRadius(_ScaledRadius):
 
 
 class TanhRadius(_ScaledRadius):
-    """``r = tanh(d/tau)``, kappa ``2x / sinh(2x)`` with ``x = d/tau``: like the saturating radius, with an exponential tail."""
+    """``r = tanh(d/tau)``, kappa ``2x / sinh(2x)`` with ``x = d/tau``: saturating, with an exponential tail."""
 
     def kappa(self, distance: Tensor) -> Tensor:
         """The closed form; 1 in the limit of no gap, 0 where sinh overflows."""
@@ -259,7 +259,7 @@ class ClippedRadius(_ScaledRadius):
 
 
 class GaussianRadius(_ScaledRadius):
-    """``r = 1 - exp(-d^2 / 2 tau^2)``, kappa ``2y / (e^y - 1)`` with ``y = d^2 / 2 tau^2``: reflection near, straight-through far."""
+    """``r = 1 - exp(-y)``, ``y = d^2 / 2 tau^2``, kappa ``2y / (e^y - 1)``: from reflection to straight-through."""
 
     def kappa(self, distance: Tensor) -> Tensor:
         """The closed form; 2 in the limit of no gap."""
@@ -304,8 +304,8 @@ class MahalanobisRadius(Radius):
     """``r = sqrt(e^T M e)``: gaps are measured in the data's own metric; ``dz_q/dq = e (M e)^T / (e^T M e)``.
 
     M starts as the identity (then this is ``PowerRadius(1)``) and becomes the regularised inverse covariance of the
-    latents handed to :meth:`initialize`, which ``quantizer.initialize_codebook`` calls. It is not trained: a learnable metric
-    would minimise ``<g,e> ln r``, which is no objective.
+    latents handed to :meth:`initialize`, which ``quantizer.initialize_codebook`` calls. It is not trained: a learnable
+    metric would minimise ``<g,e> ln r``, which is no objective.
 
     Args:
         dim: Size D of the vectors.
@@ -369,7 +369,8 @@ class RadialSurrogate(Surrogate):
 class RotationTrick(Surrogate):
     """The gradient of the rotation and scaling that takes z to q: ``z_q = sg(lambda R) z``; codes receive none.
 
-    ``lambda = |q| / |z|``; see :func:`gritvq.functional.rotate_to` for R and for the degenerate rows. The value is bitwise q.
+    ``lambda = |q| / |z|``; see :func:`gritvq.functional.rotate_to` for R and for the degenerate rows. The value is
+    bitwise q.
 
     Example:
         >>> z = torch.tensor([[1.0, 0.0]], requires_grad=True)
@@ -401,9 +402,9 @@ class _Rotation(torch.autograd.Function):
 class DirectionalReparameterization(Surrogate):
     """DiVeQ: ``z_q = z + |q - z| sg(v / |v|)`` with ``v = q - z + noise``; the true value in eval.
 
-    The distance keeps its gradient, so codes learn from the task. With ``noise_std=0`` the value is exact in training too
-    (``exact`` becomes ``"always"``) and the gradient that of ``PowerRadius(1)``. The noise is absolute: once gaps fall below
-    ``noise_std * sqrt(D)`` its direction is mostly chance.
+    The distance keeps its gradient, so codes learn from the task. With ``noise_std=0`` the value is exact in training
+    too (``exact`` becomes ``"always"``) and the gradient that of ``PowerRadius(1)``. The noise is absolute: once gaps
+    fall below ``noise_std * sqrt(D)`` its direction is mostly chance.
 
     Args:
         noise_std: Standard deviation of the noise per entry, drawn from torch's global generator as dropout is. The

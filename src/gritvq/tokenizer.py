@@ -93,8 +93,8 @@ class Tokenizer(Component):
         """Tokens of images of any size.
 
         Args:
-            images: (B, C, H, W) or (C, H, W): uint8, or floating in [0, 1]. Sides that are no multiple of ``factor`` are
-                extended by repeating the border.
+            images: (B, C, H, W) or (C, H, W): uint8, or floating in [0, 1]. Sides that are no multiple of ``factor``
+                are extended by repeating the border.
 
         Returns:
             Indices (B, ceil(H / factor), ceil(W / factor), Q), int64, without B for a single image.
@@ -132,7 +132,8 @@ class Tokenizer(Component):
         height, width = full if size is None else size
         if not (full[0] - self.factor < height <= full[0] and full[1] - self.factor < width <= full[1]):
             raise ValueError(
-                f"expected a size within {self.factor - 1} pixels below {full[0]} x {full[1]}, got {height} x {width}; is it "
+                f"expected a size within {self.factor - 1} pixels below {full[0]} x {full[1]}, got {height} x "
+                f"{width}; is it "
                 "(height, width)?"
             )
         was_training = self.training
@@ -215,7 +216,8 @@ class Tokenizer(Component):
         if differing:
             raise ValueError(
                 f"expected the weights that {folder / _CONFIG} describes, got others at {', '.join(differing[:3])}"
-                f"{' ...' if len(differing) > 3 else ''}; config.json and model.safetensors are not from the same tokenizer"
+                f"{' ...' if len(differing) > 3 else ''}; config.json and model.safetensors are not from the same "
+                "tokenizer"
             )
         tokenizer.load_state_dict(tensors, strict=False)
         return tokenizer.eval()
@@ -228,7 +230,8 @@ class Tokenizer(Component):
     def _as_batch(self, images: Tensor) -> Tensor:
         if images.ndim not in (3, 4) or images.shape[-3] != self.channels or 0 in images.shape[-2:]:
             raise ValueError(
-                f"expected images (B, {self.channels}, H, W) or ({self.channels}, H, W), got {tuple(images.shape)}; the colour "
+                f"expected images (B, {self.channels}, H, W) or ({self.channels}, H, W), got {tuple(images.shape)}; "
+                "the colour "
                 "channels come before height and width"
             )
         if images.dtype == torch.uint8:
@@ -237,7 +240,8 @@ class Tokenizer(Component):
             raise ValueError(f"expected uint8 images or floating ones in [0, 1], got {images.dtype}")
         elif images.numel() and not (images.amin() >= -0.01 and images.amax() <= 1.01):
             raise ValueError(
-                f"expected values in [0, 1], got [{float(images.amin()):g}, {float(images.amax()):g}]; divide by 255 or map "
+                f"expected values in [0, 1], got [{float(images.amin()):g}, {float(images.amax()):g}]; divide by "
+                "255 or map "
                 "[-1, 1] to [0, 1]"
             )
         parameter = next(self.encoder.parameters())

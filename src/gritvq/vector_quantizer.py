@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -102,9 +102,12 @@ class VectorQuantizer(Quantizer):
                 if self.statistics is not None:
                     self.statistics.accumulate(flat, chosen, valid.reshape(-1))
                 context = Context(x, q, indices, valid, codes)
-                for rule in self.learning:
+                for rule in self._rules():
                     losses.update(rule.loss(context))
             return QuantizerOutput(q, torch.where(valid, indices, -1).unsqueeze(-1), losses)
+
+    def _rules(self) -> list[LearningRule]:
+        return cast("list[LearningRule]", list(self.learning))
 
     def lookup(self, indices: Int[Tensor, "*batch 1"]) -> Float[Tensor, "*batch D"]:
         """Rows of the materialised table; zeros for -1."""
@@ -147,7 +150,7 @@ class VectorQuantizer(Quantizer):
         if self.statistics is None:
             return
         self.statistics.begin_update()
-        for rule in self.learning:
+        for rule in self._rules():
             replaced = rule.update(self.codebook, self.statistics)
             if replaced is not None and len(replaced):
                 self.statistics.reset_rows(replaced)
@@ -184,17 +187,20 @@ def _check_learning(
             )
         if codebook.writes != "table":
             raise ValueError(
-                f"expected a plain table under {owner}, got {kind} (writes={codebook.writes!r}); use FreeCodebook, or train "
+                f"expected a plain table under {owner}, got {kind} (writes={codebook.writes!r}); use FreeCodebook, "
+                "or train "
                 "this codebook by gradients"
             )
         if trainers:
             raise ValueError(
-                f"expected one owner of the codes, got {owner} and gradients from {', '.join(trainers)}; drop one of them"
+                f"expected one owner of the codes, got {owner} and gradients from {', '.join(trainers)}; drop one "
+                "of them"
             )
     for rule in learning:
         if rule.writes_codes == "rows" and codebook.writes is None:
             raise ValueError(
-                f"expected a codebook whose codes can be written for {type(rule).__name__}, got {kind} (writes=None); drop "
+                f"expected a codebook whose codes can be written for {type(rule).__name__}, got {kind} "
+                "(writes=None); drop "
                 "the rule: a shared map keeps its codes alive by itself"
             )
 

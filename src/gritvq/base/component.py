@@ -26,6 +26,7 @@ class Component(nn.Module):
     """
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        """Remember the arguments, then construct as usual."""
         component = super().__new__(cls)
         try:
             bound = inspect.signature(cls.__init__).bind(component, *args, **kwargs)

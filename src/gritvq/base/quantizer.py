@@ -122,7 +122,8 @@ class Quantizer(Component, ABC):
         num_channels = len(self.codebook_sizes)
         if indices.ndim < 1 or indices.shape[-1] != num_channels or indices.is_floating_point() or indices.is_complex():
             raise ValueError(
-                f"expected integer indices (*tokens, {num_channels}), got {indices.dtype} {tuple(indices.shape)}; the last "
+                f"expected integer indices (*tokens, {num_channels}), got {indices.dtype} {tuple(indices.shape)}; "
+                "the last "
                 "axis holds the index channels, also where there is one: use indices.unsqueeze(-1)"
             )
         indices = indices.long()
@@ -131,7 +132,8 @@ class Quantizer(Component, ABC):
             wrong = (indices < -1) | (indices >= sizes)
             if bool(wrong.any()):
                 raise ValueError(
-                    f"expected indices below {self.codebook_sizes} and -1 for masked ones, got {int(indices[wrong][0])}; were "
+                    f"expected indices below {self.codebook_sizes} and -1 for masked ones, got "
+                    f"{int(indices[wrong][0])}; were "
                     "they made with another tokenizer?"
                 )
         missing = (indices < 0).all(-1)
@@ -141,7 +143,7 @@ class Quantizer(Component, ABC):
         return torch.where(missing.unsqueeze(-1), 0, values)
 
     def token_shape(self, batch: tuple[int, ...]) -> tuple[int, ...]:
-        """Leading shape of the indices for inputs of leading shape ``batch``; equal except in multi-scale structures."""
+        """Leading shape of the indices for inputs of leading shape ``batch``; multi-scale structures differ."""
         return tuple(batch)
 
     def initialize_codebook(self, x: Float[Tensor, "*batch D"], generator: torch.Generator | None = None) -> None:
@@ -171,7 +173,9 @@ class Quantizer(Component, ABC):
             child.update_codebook(optimizer)
 
     def parameter_groups(self, lr: float) -> list[dict[str, Any]]:
-        """Optimizer groups with the learning rates this quantizer wants: ``lr_scale * lr`` and no weight decay for codebooks.
+        """Optimizer groups with the learning rates this quantizer wants.
+
+        Codebooks get ``lr_scale * lr`` and no weight decay, everything else ``lr``.
 
         Example:
             >>> from gritvq import grit_vq

@@ -50,7 +50,8 @@ def _accumulate(
     pending[1] += len(x)
     if pending[0] == 256:
         warnings.warn(
-            "256 training forward passes without update_codebook(): moving averages and dead-code revival do nothing. Call "
+            "256 training forward passes without update_codebook(): moving averages and dead-code revival do "
+            "nothing. Call "
             "quantizer.update_codebook(optimizer) after optimizer.step().",
             stacklevel=2,
         )
@@ -81,8 +82,8 @@ def _hash_uniform(place: Int[Tensor, " N"]) -> Float[Tensor, " N"]:
 class CodeStatistics(nn.Module):
     """Everything that learning after the step works from; the one owner of these numbers.
 
-    Float32 tensors that are no buffers: neither ``.bfloat16()`` nor a parallel wrapper's broadcast touches them. They move
-    with the device and are saved through the module's extra state.
+    Float32 tensors that are no buffers: neither ``.bfloat16()`` nor a parallel wrapper's broadcast touches them. They
+    move with the device and are saved through the module's extra state.
 
     Attributes:
         counts: Vectors per code since the last update (K,).
@@ -175,7 +176,8 @@ class CodeStatistics(nn.Module):
             old, new = getattr(self, name), state[name]
             if old.shape != new.shape:
                 raise ValueError(
-                    f"expected statistics {name!r} of shape {tuple(old.shape)}, got {tuple(new.shape)}; the saved quantizer "
+                    f"expected statistics {name!r} of shape {tuple(old.shape)}, got {tuple(new.shape)}; the saved "
+                    "quantizer "
                     "was built with other learning rules or another codebook size"
                 )
             setattr(self, name, new.to(old.device, old.dtype).clone())

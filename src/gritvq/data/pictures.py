@@ -37,7 +37,22 @@ __all__ = [
 
 _logger = logging.getLogger(__name__)
 
-_SUFFIXES = [".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".avif"]
+_SUFFIXES = [
+    ".png",
+    ".jpg",
+    ".jpeg",
+    ".webp",
+    ".bmp",
+    ".tif",
+    ".tiff",
+    ".gif",
+    ".ppm",
+    ".pgm",
+    ".pbm",
+    ".pnm",
+    ".jp2",
+    ".avif",
+]
 
 
 def to_tensor(image: Image.Image, channels: int = 3) -> UInt8[Tensor, "C H W"]:

@@ -3,9 +3,10 @@
 Convolutions are cheap per multiplication where there are many channels and few pixels, and memory-bound where it is the
 other way round. So nothing happens at full resolution: the encoder folds patches of 4 x 4 pixels into channels at once
 (space to depth), works at a quarter of the resolution and below, and the decoder ends in the mirror of that (pixel
-shuffle). Beside the deep path runs one linear map per patch. The encoder's starts as the whitening transform of a classical
-image prior (:func:`patch_prior`): so the first latents already spread evenly in all directions, as freshly drawn codes do,
-and a codebook finds work for its codes without initialisation from data. The residual blocks start as the identity.
+shuffle). Beside the deep path runs one linear map per patch. The encoder's starts as the whitening transform of a
+classical image prior (:func:`patch_prior`): so the first latents already spread evenly in all directions, as freshly
+drawn codes do, and a codebook finds work for its codes without initialisation from data. The residual blocks start as
+the identity.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ class ImageEncoder(Component):
     r"""Turns pictures into a grid of continuous vectors, one per patch of ``factor`` x ``factor`` pixels.
 
     ``z = deep(x) + linear(x)``: a residual convolutional network plus one linear map of each patch, which starts as a
-    whitening transform. At initialisation a vector's norm is about 1 whatever ``dim`` and ``factor``, the norm of freshly
-    drawn codes, and no direction is preferred, so that a codebook needs no initialisation from data.
+    whitening transform. At initialisation a vector's norm is about 1 whatever ``dim`` and ``factor``, the norm of
+    freshly drawn codes, and no direction is preferred, so that a codebook needs no initialisation from data.
 
     Args:
         dim: Size D of an output vector.
@@ -175,8 +176,8 @@ def patch_prior(
 ) -> tuple[Float[Tensor, "n C f f"], Float[Tensor, " n"]]:
     """Principal components of image patches under a prior that needs no data.
 
-    Pixels in [-1, 1] have standard deviation 1/2; two of them correlate by 0.95 to the power of their euclidean distance,
-    two colour channels by 0.9. Photographs come close, and nothing has to be looked at.
+    Pixels in [-1, 1] have standard deviation 1/2; two of them correlate by 0.95 to the power of their euclidean
+    distance, two colour channels by 0.9. Photographs come close, and nothing has to be looked at.
 
     Args:
         channels: Colour channels C.

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
+from gritvq.tokenizer import Tokenizer
 from gritvq.training import pictures
 
 __all__ = [
@@ -23,6 +25,10 @@ __all__ = [
 ]
 
 log = logging.getLogger("gritvq")
+
+
+def _tokenizer(task: LightningModule) -> Tokenizer:
+    return cast(Tokenizer, task.tokenizer)
 
 
 class CodebookInitialization(Callback):
@@ -39,7 +45,7 @@ class CodebookInitialization(Callback):
     @torch.no_grad()
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Collect and fit; a resumed run is past this."""
-        tokenizer: Any = pl_module.tokenizer
+        tokenizer = _tokenizer(pl_module)
         if trainer.global_step > 0 or not tokenizer.quantizer.wants_initialization:
             return
         wanted = self.vectors_per_code * max(tokenizer.quantizer.codebook_sizes)
@@ -68,7 +74,7 @@ class CodebookUpdate(Callback):
         """Update if the optimizer moved."""
         if trainer.global_step != self.step:
             self.step = trainer.global_step
-            pl_module.tokenizer.quantizer.update_codebook(trainer.optimizers[0])  # type: ignore[union-attr]
+            _tokenizer(pl_module).quantizer.update_codebook(trainer.optimizers[0])
 
 
 class RandomState(Callback):
@@ -106,8 +112,10 @@ def collapse_advice(usage: float, codebook_size: int, num_tokens: float) -> str 
     if usage >= 0.2 * reachable:
         return None
     return (
-        f"The codebook has collapsed: {100 * usage:.1f} % of {codebook_size} codes are in use. What to change, in this order: "
-        "give the codebook a higher learning rate (lr_scale=10), use a shared transform (preset grit_vq or simvq), start from "
+        f"The codebook has collapsed: {100 * usage:.1f} % of {codebook_size} codes are in use. What to change, in "
+        "this order: "
+        "give the codebook a higher learning rate (lr_scale=10), use a shared transform (preset grit_vq or simvq), "
+        "start from "
         "data (initialization='kmeans'), add DeadCodeRevival(20), or take a smaller codebook."
     )
 
@@ -120,7 +128,7 @@ class CollapseWarning(Callback):
         values = trainer.callback_metrics
         if "val/usage" not in values or not trainer.is_global_zero:
             return
-        size = max(pl_module.tokenizer.quantizer.codebook_sizes)  # type: ignore[union-attr]
+        size = max(_tokenizer(pl_module).quantizer.codebook_sizes)
         advice = collapse_advice(float(values["val/usage"]), size, float(values["val/tokens"]))
         if advice is not None:
             log.warning("%s", advice)
@@ -150,15 +158,14 @@ class Pictures(Callback):
         """Draw."""
         if self.images is None or not trainer.is_global_zero:
             return
-        reconstruction = pl_module.tokenizer(self.images).reconstruction.float().clamp(0, 1)  # type: ignore[operator]
+        reconstruction = _tokenizer(pl_module)(self.images).reconstruction.float().clamp(0, 1)
         pictures.reconstruction_grid(self.images, reconstruction, self.folder / "reconstructions.png")
         counts: Any = pl_module.codebook_usage.counts[0]  # type: ignore[union-attr,index]
         pictures.usage_plot(counts, self.folder / "usage.png")
         both = torch.cat([torch.cat(list(images), 2) for images in (self.images, reconstruction)], 1)
         for logger in trainer.loggers:
-            add_image = getattr(logger.experiment, "add_image", None)
-            if add_image is not None:
-                add_image("reconstructions", both.cpu(), trainer.global_step)
+            if isinstance(logger, TensorBoardLogger):
+                logger.experiment.add_image("reconstructions", both.cpu(), trainer.global_step)
 
 
 class StepProgress(Callback):

@@ -58,7 +58,7 @@ class Contest:
 
 @dataclass(frozen=True)
 class Entry:
-    """One run: a method's name, a function ``(dim, codebook_size, **settings) -> Quantizer``, its settings, a size, a seed."""
+    """One run: a name, a function ``(dim, codebook_size, **settings) -> Quantizer``, its settings, a size, a seed."""
 
     method: str
     preset: Callable[..., Quantizer]
@@ -71,7 +71,8 @@ class Entry:
         unknown = sorted(set(self.settings) - set(known))
         if unknown:
             raise ValueError(
-                f"expected settings that {self.preset.__name__} takes ({', '.join(list(known)[2:])}), got {', '.join(unknown)}"
+                f"expected settings that {self.preset.__name__} takes ({', '.join(list(known)[2:])}), got "
+                f"{', '.join(unknown)}"
             )
 
 

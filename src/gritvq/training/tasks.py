@@ -19,8 +19,8 @@ __all__ = ["TokenizerTask"]
 class TokenizerTask(LightningModule):
     """Trains a tokenizer with AdamW, linear warm-up and a cosine to zero; evaluates it by PSNR, usage and perplexity.
 
-    The quantizer says which learning rates its parameters want (``parameter_groups``); codebook updates after the step are
-    the callback's (:class:`gritvq.training.CodebookUpdate`).
+    The quantizer says which learning rates its parameters want (``parameter_groups``); codebook updates after the step
+    are the callback's (:class:`gritvq.training.CodebookUpdate`).
 
     Args:
         tokenizer: What to train.
@@ -54,7 +54,8 @@ class TokenizerTask(LightningModule):
         super().__init__()
         if not lr > 0 or warmup_steps < 0 or weight_decay < 0:
             raise ValueError(
-                f"expected lr > 0, warmup_steps >= 0 and weight_decay >= 0, got {lr!r}, {warmup_steps!r}, {weight_decay!r}"
+                f"expected lr > 0, warmup_steps >= 0 and weight_decay >= 0, got {lr!r}, {warmup_steps!r}, "
+                f"{weight_decay!r}"
             )
         self.tokenizer = tokenizer
         self.lr, self.warmup_steps, self.betas, self.weight_decay = lr, warmup_steps, betas, weight_decay

@@ -43,8 +43,8 @@ def check_token_path(path: str | os.PathLike[str]) -> Path:
 def write_tokens(path: str | os.PathLike[str], items: Sequence[TokenizedImage]) -> Path:
     """Write tokens, whole or not at all.
 
-    ``.npz`` holds ``tokens/NAME`` (h, w, Q) and ``size/NAME`` (height, width) for every picture; ``.parquet`` one row per
-    picture with ``name, height, width, token_height, token_width, channels`` and the flat list ``tokens``.
+    ``.npz`` holds ``tokens/NAME`` (h, w, Q) and ``size/NAME`` (height, width) for every picture; ``.parquet`` one row
+    per picture with ``name, height, width, token_height, token_width, channels`` and the flat list ``tokens``.
     """
     path = check_token_path(path)
     with replacing(path) as scratch:
