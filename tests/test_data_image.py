@@ -194,9 +194,9 @@ class TestReading:
         (tmp_path / "001.png").write_bytes(b"nonsense")
         assert [name for name, _ in read_images(tmp_path)] == ["000.png", "002.png"]
         assert [record.levelno for record in caplog.records] == [logging.WARNING] and "001.png" in caplog.text
-        with pytest.raises(ValueError, match="expected a readable picture, got .*001.png"):
+        with pytest.raises(ValueError, match=r"expected a readable picture, got .*001\.png"):
             list(read_images(tmp_path, strict=True))
-        with pytest.raises(ValueError, match="001.png"):  # asked for by name, so nothing is left to read
+        with pytest.raises(ValueError, match=r"001\.png"):  # asked for by name, so nothing is left to read
             list(read_images(tmp_path / "001.png"))
 
     def test_missing_and_empty(self, tmp_path: Path) -> None:
@@ -355,7 +355,7 @@ class TestCollections:
 
     def test_a_column_of_something_else(self, tmp_path: Path) -> None:
         write_parquet(tmp_path / "x.parquet", [png(flat(0))])
-        with pytest.raises(ValueError, match="column of pictures 'label' in .*got image, label"):
+        with pytest.raises(ValueError, match=r"column of pictures 'label' in .*got image, label"):
             ImageData(str(tmp_path), column="label").setup()
 
     @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 __all__ = [
@@ -354,13 +354,3 @@ def _split_crowded(codes: Tensor, counts: Tensor, spread: Tensor, generator: tor
     codes[empty[:num_moved]] = codes[donor] + step
     codes[donor] = codes[donor] - step
     return codes
-
-
-def batch_finite(x: Float[Tensor, "N D"]) -> Bool[Tensor, " N"]:
-    """Which rows have only finite entries.
-
-    Example:
-        >>> batch_finite(torch.tensor([[0.0, float("nan")], [1.0, 2.0]]))
-        tensor([False,  True])
-    """
-    return torch.isfinite(x).all(-1)

@@ -77,7 +77,8 @@ class Quantizer(Component, ABC):
         """Quantize.
 
         Args:
-            x: Vectors (*batch, input_dim), floating.
+            x: Vectors (*batch, input_dim), floating. A vector with an entry that is not finite is treated as masked, so
+                that it cannot poison the codes.
             mask: True where a vector is real (*batch). Masked vectors give zeros and index -1 and count for nothing.
 
         Returns:
@@ -87,13 +88,11 @@ class Quantizer(Component, ABC):
             ValueError: If shape or type do not fit.
         """
         self._check_input(x, mask)
-        valid = x.new_ones(x.shape[:-1], dtype=torch.bool) if mask is None else mask
-        x = x if mask is None else torch.where(valid.unsqueeze(-1), x, 0)
-        y = self.before(x)
+        valid = torch.isfinite(x).all(-1) if mask is None else mask & torch.isfinite(x).all(-1)
+        y = self.before(torch.where(valid.unsqueeze(-1), x, 0))
         hard, indices, losses = self.quantize(y, valid)
         z = self.after(hard if self.surrogate is None else self.surrogate(y, hard)).to(x.dtype)
-        if mask is not None:
-            z = torch.where(valid.unsqueeze(-1), z, 0)
+        z = torch.where(valid.unsqueeze(-1), z, 0)
         return QuantizerOutput(z, indices, losses if self.training else {})
 
     @torch.no_grad()

@@ -76,6 +76,11 @@ class TokenizerTask(LightningModule):
         self.log_dict({f"train/{name}": value.detach() for name, value in losses.items()})
         self.log("train/loss", loss.detach())
         if self.global_step % 10 == 0:
+            if not torch.isfinite(loss):
+                raise ValueError(
+                    f"expected a finite loss, got {float(loss)} at step {self.global_step}; lower the learning rate, clip "
+                    "gradients, or look for pictures with NaN"
+                )
             error = (output.reconstruction.detach().float().clamp(0, 1) - images).square().mean()
             counts = self.window_usage.compute()
             self.log("train/psnr", -10 * error.clamp_min(1e-10).log10())
