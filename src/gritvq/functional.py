@@ -142,8 +142,9 @@ def squared_distance(x: Float[Tensor, "N D"], codes: Float[Tensor, "K D"]) -> Fl
         >>> squared_distance(torch.tensor([[3.0, 4.0]]), torch.zeros(1, 2))
         tensor([[25.]])
     """
-    center = codes.detach().mean(0)
-    x, codes = x - center, codes - center
+    dtype = torch.promote_types(x.dtype, codes.dtype)
+    center = codes.detach().mean(0).to(dtype)
+    x, codes = x.to(dtype) - center, codes.to(dtype) - center
     return ((x * x).sum(1, keepdim=True) + (codes * codes).sum(1) - 2 * x @ codes.T).clamp_min(0)
 
 

@@ -1,0 +1,34 @@
+"""What all tests share: one thread, a fixed seed, the real data sets where they are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+SHARED = Path(__file__).resolve().parents[2] / "shared" / "data" / "images"
+
+
+@pytest.fixture(autouse=True)
+def _same_every_time() -> None:
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def cifar10() -> Path:
+    """Folder of CIFAR-10 as Parquet."""
+    return _shared("cifar10")
+
+
+@pytest.fixture
+def kodak() -> Path:
+    """Folder of the Kodak pictures as Parquet."""
+    return _shared("kodak")
+
+
+def _shared(name: str) -> Path:
+    if not (SHARED / name).is_dir():
+        pytest.skip(f"the real image set {name} is not in ../shared/data")
+    return SHARED / name

@@ -1,0 +1,366 @@
+"""What every quantizer promises, checked over the whole zoo.
+
+A row skips a check only through an attribute it declares: ``exact`` (noise in training), ``writes`` (codes that cannot
+be overwritten).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounterWithBackend
+from torch.utils.checkpoint import checkpoint
+
+from gritvq import CodeStatistics, Quantizer, build, describe
+from zoo import DIM, PRESETS, QUANTIZERS, SIZE, trained_a_little
+
+Make = Callable[[int, int], Quantizer]
+each = pytest.mark.parametrize("make", QUANTIZERS.values(), ids=QUANTIZERS.keys())
+
+
+def made(make: Make, seed: int = 0) -> Quantizer:
+    torch.manual_seed(seed)
+    return trained_a_little(make(DIM, SIZE))
+
+
+def data(*shape: int, seed: int = 1) -> Tensor:
+    return torch.randn(*shape, DIM, generator=torch.Generator().manual_seed(seed))
+
+
+def contents(module: nn.Module) -> dict[str, Tensor]:
+    """Parameters, buffers and statistics, copied."""
+    found = {name: value.detach().clone() for name, value in module.named_parameters()}
+    found |= {name: value.detach().clone() for name, value in module.named_buffers()}
+    for name, part in module.named_modules():
+        if isinstance(part, CodeStatistics):
+            state = part.get_extra_state()
+            found |= {f"{name}.{k}": v.clone() if isinstance(v, Tensor) else torch.tensor(v) for k, v in state.items()}
+    return found
+
+
+def assert_same(left: dict[str, Tensor], right: dict[str, Tensor], but: tuple[str, ...] = ()) -> None:
+    assert left.keys() == right.keys()
+    for name in left:
+        if not name.endswith(but or ("\0",)):
+            assert torch.equal(left[name], right[name]), name
+
+
+def optimizer_for(quantizer: Quantizer) -> torch.optim.Optimizer | None:
+    groups = quantizer.parameter_groups(1e-2)
+    return torch.optim.Adam(groups) if groups else None
+
+
+def train_step(quantizer: Quantizer, optimizer: torch.optim.Optimizer | None, x: Tensor) -> Tensor:
+    output = quantizer(x)
+    loss = output.quantized.square().mean() + output.loss
+    if optimizer is not None:
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    quantizer.update_codebook(optimizer)
+    return loss.detach()
+
+
+@each
+class TestEveryQuantizer:
+    def test_shapes_and_types(self, make: Make) -> None:
+        quantizer = made(make)
+        for shape in ((2, 3), (5,), ()):
+            quantized, indices, losses = quantizer(data(*shape))
+            assert quantized.shape == (*shape, quantizer.dim) and quantized.dtype == torch.float32
+            assert indices.shape == (*quantizer.token_shape(shape), len(quantizer.codebook_sizes))
+            assert indices.dtype == torch.int64
+            assert bool((indices >= 0).all() and (indices < torch.tensor(quantizer.codebook_sizes)).all())
+            assert all(loss.shape == () and bool(torch.isfinite(loss)) for loss in losses.values())
+        output = quantizer.eval()(data(4))
+        assert output.losses == {} and output.loss == 0
+
+    @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+    def test_value_is_bitwise_what_the_indices_decode_to(self, make: Make, dtype: torch.dtype) -> None:
+        quantizer, x = made(make), data(50).to(dtype)
+        for training in (True, False):
+            quantized, indices, _ = quantizer.train(training)(x)
+            assert quantized.dtype == dtype
+            if quantizer.exact == "always" or (quantizer.exact == "eval" and not training):
+                assert torch.equal(quantizer.decode(indices).to(dtype), quantized)
+
+    def test_encode_is_forward_in_eval_and_leaves_everything_as_it_was(self, make: Make) -> None:
+        quantizer, x = made(make), data(2, 20)
+        before = contents(quantizer)
+        indices = quantizer.encode(x)
+        assert all(module.training for module in quantizer.modules())
+        assert_same(before, contents(quantizer))
+        output = quantizer.eval()(x)
+        assert torch.equal(indices, output.indices)
+        if quantizer.exact != "never":
+            assert torch.equal(quantizer.decode(indices), output.quantized)
+        assert_same(before, contents(quantizer))
+
+    def test_training_forward_leaves_the_codes(self, make: Make) -> None:
+        quantizer = made(make)
+        before = contents(quantizer)
+        quantizer(data(64))
+        assert_same(before, contents(quantizer), but=("counts", "sums", "samples", "keys", "pending"))
+
+    def test_leading_shape_does_not_matter(self, make: Make) -> None:
+        quantizer, x = made(make).eval(), data(2, 3, 4)
+        whole, flat = quantizer(x), quantizer(x.reshape(-1, DIM))
+        assert torch.equal(whole.quantized.reshape(-1, DIM), flat.quantized)
+        assert torch.equal(whole.indices.reshape(-1, 1), flat.indices)
+        last = quantizer(x[1, 2, 3])
+        assert torch.equal(last.quantized, whole.quantized[1, 2, 3])
+
+    def test_mask_equals_dropping_the_rows(self, make: Make) -> None:
+        x, mask = data(3, 10), torch.rand(3, 10, generator=torch.Generator().manual_seed(5)) < 0.6
+        masked, dropped = made(make), made(make)
+        one, two = x.clone().requires_grad_(), x[mask].clone().requires_grad_()
+        a, b = masked(one, mask), dropped(two)
+        assert torch.equal(a.indices[mask], b.indices) and bool((a.indices[~mask] == -1).all())
+        assert bool((a.quantized[~mask] == 0).all())
+        assert torch.equal(masked.decode(a.indices)[~mask], torch.zeros(int((~mask).sum()), DIM))
+        assert a.losses.keys() == b.losses.keys()
+        for name in a.losses:
+            torch.testing.assert_close(a.losses[name], b.losses[name], rtol=1e-5, atol=1e-6)
+        if masked.exact != "always":
+            masked.eval(), dropped.eval()
+            a, b = masked(one, mask), dropped(two)
+        torch.testing.assert_close(a.quantized[mask], b.quantized)
+        weight = data(3, 10, seed=7)
+        ((a.quantized * weight).sum() + a.loss).backward()
+        ((b.quantized * weight[mask]).sum() + b.loss).backward()
+        assert one.grad is not None and two.grad is not None
+        torch.testing.assert_close(one.grad[mask], two.grad, rtol=1e-4, atol=1e-6)
+        assert bool((one.grad[~mask] == 0).all())
+        for p, q in zip(masked.parameters(), dropped.parameters(), strict=True):
+            assert (p.grad is None) == (q.grad is None)
+            if p.grad is not None and q.grad is not None:
+                torch.testing.assert_close(p.grad, q.grad, rtol=1e-4, atol=1e-5)
+
+    @pytest.mark.parametrize("case", ["empty", "all masked", "all NaN"])
+    def test_nothing_to_learn_from_changes_nothing(self, make: Make, case: str) -> None:
+        quantizer = made(make)
+        before = contents(quantizer)
+        x = data(0, 3) if case == "empty" else data(4, 3) * (float("nan") if case == "all NaN" else 1)
+        x.requires_grad_()
+        output = quantizer(x, torch.zeros(x.shape[:-1], dtype=torch.bool) if case == "all masked" else None)
+        data_loss = {k: v for k, v in output.losses.items() if k != "orthogonality"}  # sees the codes alone
+        assert sum(float(v.detach()) for v in data_loss.values()) == 0
+        (output.quantized.sum() + sum(data_loss.values())).backward()
+        assert bool((output.indices == -1).all() and (output.quantized == 0).all())
+        for parameter in quantizer.parameters():
+            assert parameter.grad is None or not parameter.grad.any()
+        quantizer.update_codebook()
+        assert_same(before, contents(quantizer), but=("pending", "step"))
+
+    @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+    def test_a_vector_that_is_not_finite_cannot_poison_the_codes(self, make: Make, bad: float) -> None:
+        quantizer, x = made(make), data(40)
+        x[7, 2] = bad
+        optimizer = optimizer_for(quantizer)
+        for _ in range(3):
+            assert bool(torch.isfinite(train_step(quantizer, optimizer, x)))
+        assert all(bool(torch.isfinite(value).all()) for value in contents(quantizer).values())
+        output = quantizer.eval()(x)
+        assert output.indices[7] == -1 and bool((output.indices[:7] >= 0).all())
+
+    def test_same_seed_same_everything(self, make: Make) -> None:
+        left, right = made(make), made(make)
+        assert_same(contents(left), contents(right))
+        for quantizer in (left, right):
+            torch.manual_seed(3)
+            optimizer = optimizer_for(quantizer)
+            for step in range(3):
+                train_step(quantizer, optimizer, data(40, seed=step))
+        assert_same(contents(left), contents(right))
+
+    def test_saved_state_goes_on_exactly(self, make: Make) -> None:
+        straight, first = made(make), made(make)
+        optimizers = [optimizer_for(straight), optimizer_for(first)]
+        for quantizer, optimizer in zip((straight, first), optimizers, strict=True):
+            torch.manual_seed(3)
+            for step in range(3):
+                train_step(quantizer, optimizer, data(40, seed=step))
+        state = copy.deepcopy(first.state_dict())
+        moments = copy.deepcopy(optimizers[1].state_dict()) if optimizers[1] is not None else None
+        random_state = torch.get_rng_state()
+        resumed = made(make, seed=99)
+        resumed.load_state_dict(state)
+        optimizer = optimizer_for(resumed)
+        if optimizer is not None:
+            optimizer.load_state_dict(moments)
+        for quantizer, own in ((straight, optimizers[0]), (resumed, optimizer)):
+            torch.set_rng_state(random_state)
+            for step in range(3, 7):
+                train_step(quantizer, own, data(40, seed=step))
+        assert_same(contents(straight), contents(resumed))
+
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+    def test_autocast_changes_no_index(self, make: Make, dtype: torch.dtype) -> None:
+        quantizer, x = made(make), data(200).to(dtype).float()
+        expected = quantizer.encode(x)
+        assert torch.equal(quantizer.encode(x.to(dtype)), expected)
+        half = x.to(dtype).requires_grad_()
+        with torch.autocast("cpu", dtype=dtype):
+            output = quantizer(half)
+        assert torch.equal(output.indices, expected) and output.quantized.dtype == dtype
+        (output.quantized.float().square().mean() + output.loss).backward()
+        assert half.grad is not None and bool(torch.isfinite(half.grad).all())
+        for parameter in quantizer.parameters():
+            assert parameter.grad is None or bool(torch.isfinite(parameter.grad).all())
+
+    def test_half_precision_model_keeps_the_codes_wide(self, make: Make) -> None:
+        quantizer = made(make)
+        before = contents(quantizer)
+        quantizer.bfloat16()
+        after = contents(quantizer)
+        assert_same(before, {name: value.to(before[name].dtype) for name, value in after.items()}, but=("metric",))
+        assert quantizer(data(5).bfloat16()).quantized.dtype == torch.bfloat16
+
+    @pytest.mark.parametrize("reentrant", [False, True])
+    def test_checkpointing_counts_once_and_gives_the_same_gradients(self, make: Make, reentrant: bool) -> None:
+        results = []
+        for wrapped in (False, True):
+            quantizer, x = made(make), data(40).requires_grad_()
+            torch.manual_seed(3)
+            if wrapped:
+                z = checkpoint(lambda v, q=quantizer: q(v).quantized, x, use_reentrant=reentrant)
+            else:
+                z = quantizer(x).quantized
+            z.square().sum().backward()
+            quantizer.update_codebook()
+            grads: dict[str, Any] = {"x": x.grad, **{k: p.grad for k, p in quantizer.named_parameters()}}
+            results.append((contents(quantizer), {k: v for k, v in grads.items() if v is not None}))
+        assert_same(results[0][0], results[1][0])
+        assert_same(results[0][1], results[1][1])
+
+    def test_accumulated_batches_equal_the_joined_one(self, make: Make) -> None:
+        joined, parts = made(make), made(make)
+        x = data(60)
+        joined(x)
+        parts(x[:20]), parts(x[20:])
+        for quantizer in (joined, parts):
+            quantizer.update_codebook()
+        left, right = contents(joined), contents(parts)
+        for name in left:
+            torch.testing.assert_close(left[name], right[name], rtol=1e-5, atol=1e-5, msg=name)
+
+    def test_fold_keeps_indices_and_values_bitwise(self, make: Make) -> None:
+        quantizer, x = made(make), data(300)
+        folded = quantizer.fold()
+        indices = quantizer.encode(x)
+        assert torch.equal(folded.encode(x), indices)
+        assert torch.equal(folded.decode(indices), quantizer.decode(indices))
+        assert not any(p.requires_grad for p in folded.parameters()) and not folded.training
+        assert sum(p.numel() for p in folded.parameters()) == sum(quantizer.codebook_sizes) * quantizer.dim
+
+    def test_folded_form_exports(self, make: Make) -> None:
+        folded, x = made(make).fold(), data(30)
+        rows = torch.export.Dim("rows", min=2, max=4096)
+        program = torch.export.export(_Encode(folded), (x,), dynamic_shapes=({0: rows},))
+        for other in (x, data(77, seed=4)):
+            values, indices = program.module()(other)
+            assert torch.equal(indices, folded.encode(other)) and torch.equal(values, folded.decode(indices))
+
+    def test_one_graph_compiled_once(self, make: Make) -> None:
+        eager, other = made(make), made(make)
+        frames = CompileCounterWithBackend("aot_eager")
+        compiled = torch.compile(other, fullgraph=True, backend=frames, dynamic=False)
+        self._compare(eager, compiled, other)
+        assert frames.frame_count == 1
+        torch._dynamo.reset()
+
+    def _compare(self, eager: Quantizer, compiled: Any, other: Quantizer) -> None:
+        for step in range(2):
+            results = []
+            for quantizer in (eager, compiled):
+                x = data(40, seed=step).requires_grad_()
+                torch.manual_seed(3)
+                output = quantizer(x)
+                (output.quantized.square().sum() + output.loss).backward()
+                results.append((output, x.grad))
+            (a, grad_a), (b, grad_b) = results
+            assert torch.equal(a.indices, b.indices)
+            if eager.exact == "always":
+                torch.testing.assert_close(a.quantized, b.quantized)
+                torch.testing.assert_close(grad_a, grad_b, rtol=1e-4, atol=1e-5)
+        left, right = contents(eager), contents(other)
+        for name in left:
+            torch.testing.assert_close(left[name], right[name], rtol=1e-5, atol=1e-5, msg=name)
+
+    def test_rebuilds_from_its_description(self, make: Make) -> None:
+        quantizer = made(make)
+        description = describe(quantizer)
+        other: Any = build(description)
+        other.load_state_dict(quantizer.state_dict())
+        assert type(other) is type(quantizer) and describe(other) == description
+        assert torch.equal(other.encode(data(50)), quantizer.encode(data(50)))
+        clone = copy.deepcopy(quantizer)
+        assert describe(clone) == description
+        assert_same(contents(clone), contents(quantizer))
+
+    def test_initialization_fits_the_data_and_forward_never_does(self, make: Make) -> None:
+        quantizer, x = made(make), 5 + 0.1 * data(400)
+        before = contents(quantizer)
+        quantizer.eval()(x)
+        assert_same(before, contents(quantizer))
+        torch.manual_seed(0)
+        fresh = make(DIM, SIZE)
+        fresh.initialize_codebook(x)
+        indices = fresh.encode(x)
+        assert indices.unique().numel() > 0.5 * SIZE
+        codes = fresh.decode(torch.arange(SIZE)[:, None])
+        assert torch.pdist(codes).min() > 0
+
+    def test_bad_input_is_refused(self, make: Make) -> None:
+        quantizer = made(make)
+        for x, message in (
+            (data(3)[:, :-1], rf"expected vectors \(\*batch, {DIM}\), got \(3, {DIM - 1}\)"),
+            (torch.tensor(1.0), "expected vectors"),
+            (data(3).long(), r"expected a floating type, got torch\.int64"),
+        ):
+            with pytest.raises(ValueError, match=message):
+                quantizer(x)
+        with pytest.raises(ValueError, match=r"expected a bool mask \(3,\)"):
+            quantizer(data(3), torch.ones(4, dtype=torch.bool))
+        with pytest.raises(ValueError, match=r"expected a bool mask \(3,\)"):
+            quantizer(data(3), torch.ones(3))
+        for indices, message in (
+            (torch.tensor([[SIZE]]), f"got {SIZE}"),
+            (torch.tensor([[-2]]), "got -2"),
+            (torch.tensor([0, 1, 2]), "expected integer indices"),
+            (torch.tensor([[0.0]]), "expected integer indices"),
+        ):
+            with pytest.raises(ValueError, match=message):
+                quantizer.decode(indices)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        pytest.param(m, id=n, marks=[] if n in (*PRESETS, "all-rules") else pytest.mark.soak)
+        for n, m in QUANTIZERS.items()
+    ],
+)
+def test_compiles_with_inductor(make: Make) -> None:
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    eager, other = made(make), made(make)
+    compiled = torch.compile(other, fullgraph=True, dynamic=False)
+    TestEveryQuantizer()._compare(eager, compiled, other)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+    torch._dynamo.reset()
+
+
+class _Encode(nn.Module):
+    def __init__(self, quantizer: Quantizer) -> None:
+        super().__init__()
+        self.quantizer = quantizer
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        output = self.quantizer(x)
+        return output.quantized, output.indices

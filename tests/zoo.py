@@ -1,0 +1,139 @@
+"""The single list of parts, quantizers and presets that the common tests run over. A new method adds one row."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import nn
+
+from gritvq import (
+    AffineCodebook,
+    ClippedRadius,
+    Codebook,
+    CodebookLoss,
+    CommitmentLoss,
+    ConstantRadius,
+    CosineRadius,
+    DeadCodeRevival,
+    DirectionalReparameterization,
+    DistanceRadius,
+    EMAUpdate,
+    EntropyLoss,
+    FreeCodebook,
+    GaussianRadius,
+    InputNormRadius,
+    LogRadius,
+    MahalanobisRadius,
+    MLPCodebook,
+    NearestAssignment,
+    NoiseSubstitution,
+    OrthogonalityLoss,
+    PowerRadius,
+    Quantizer,
+    RadialSurrogate,
+    Radius,
+    RotationTrick,
+    SaturatingRadius,
+    ShiftedRadius,
+    SmoothRadius,
+    StraightThrough,
+    Surrogate,
+    TanhRadius,
+    VectorQuantizer,
+    diveq,
+    grit_vq,
+    rotation_vq,
+    simvq,
+    vq_vae,
+    vq_vae_ema,
+)
+
+DIM, SIZE = 6, 32
+
+DISTANCE_RADII: dict[str, Callable[[], DistanceRadius]] = {
+    "constant": ConstantRadius,
+    "power-0.5": lambda: PowerRadius(0.5),
+    "power-1": lambda: PowerRadius(1.0),
+    "power-2": lambda: PowerRadius(2.0),
+    "smooth": SmoothRadius,
+    "shifted": lambda: ShiftedRadius(0.7),
+    "log": lambda: LogRadius(0.7),
+    "saturating": lambda: SaturatingRadius(0.7),
+    "tanh": lambda: TanhRadius(0.7),
+    "clipped": lambda: ClippedRadius(2.0),
+    "gaussian": lambda: GaussianRadius(1.5),
+}
+
+RADII: dict[str, Callable[[], Radius]] = {
+    **DISTANCE_RADII,
+    "input-norm": InputNormRadius,
+    "cosine": CosineRadius,
+    "mahalanobis": lambda: MahalanobisRadius(DIM),
+}
+
+SURROGATES: dict[str, Callable[[], Surrogate]] = {
+    "straight-through": StraightThrough,
+    **{f"radial-{name}": (lambda make=make: RadialSurrogate(make())) for name, make in RADII.items()},
+    "rotation": RotationTrick,
+    "directional": lambda: DirectionalReparameterization(0.0),
+    "directional-noisy": lambda: DirectionalReparameterization(1e-2),
+    "noise-substitution": NoiseSubstitution,
+}
+
+CODEBOOKS: dict[str, Callable[[int, int], Codebook]] = {
+    "free": FreeCodebook,
+    "free-normalized": lambda d, k: FreeCodebook(d, k, normalize=True),
+    "affine": AffineCodebook,
+    "affine-frozen": lambda d, k: AffineCodebook(d, k, base="frozen"),
+    "affine-linear": lambda d, k: AffineCodebook(d, k, bias=False),
+    "affine-diagonal": lambda d, k: AffineCodebook(d, k, structure="diagonal"),
+    "affine-low-rank": lambda d, k: AffineCodebook(d, k, structure="low_rank"),
+    "mlp": MLPCodebook,
+    "mlp-normalized": lambda d, k: MLPCodebook(d, k, normalize=True),
+}
+
+PRESETS: dict[str, Callable[..., Quantizer]] = {
+    "grit_vq": grit_vq,
+    "vq_vae": vq_vae,
+    "vq_vae_ema": vq_vae_ema,
+    "rotation_vq": rotation_vq,
+    "simvq": simvq,
+    "diveq": diveq,
+}
+
+
+def _cosine(d: int, k: int) -> Quantizer:
+    return VectorQuantizer(FreeCodebook(d, k, normalize=True), NearestAssignment("cosine"), StraightThrough())
+
+
+def _all_rules(d: int, k: int) -> Quantizer:
+    rules = [CodebookLoss(), CommitmentLoss(), EntropyLoss(0.1), OrthogonalityLoss(0.1), DeadCodeRevival(2)]
+    return VectorQuantizer(MLPCodebook(d, k), learning=rules)
+
+
+QUANTIZERS: dict[str, Callable[[int, int], Quantizer]] = {
+    **PRESETS,
+    **{
+        f"surrogate-{name}": (lambda d, k, make=make: VectorQuantizer(FreeCodebook(d, k), surrogate=make()))
+        for name, make in SURROGATES.items()
+    },
+    **{
+        f"codebook-{name}": (lambda d, k, make=make: VectorQuantizer(make(d, k), surrogate=RadialSurrogate()))
+        for name, make in CODEBOOKS.items()
+    },
+    "cosine": _cosine,
+    "all-rules": _all_rules,
+    "ema-lloyd": lambda d, k: VectorQuantizer(FreeCodebook(d, k), learning=[EMAUpdate(0.0)]),
+    "revival-every-step": lambda d, k: VectorQuantizer(
+        FreeCodebook(d, k), surrogate=RadialSurrogate(), learning=[DeadCodeRevival(1)]
+    ),
+}
+
+
+def trained_a_little(quantizer: Quantizer) -> Quantizer:
+    """Moves all parameters off their special starts (identity maps, zero layers), as training does."""
+    for module in quantizer.modules():
+        if isinstance(module, Codebook):
+            for parameter in module.parameters():
+                nn.init.normal_(parameter, std=0.4)
+    return quantizer
