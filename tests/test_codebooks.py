@@ -1,0 +1,255 @@
+"""Codebooks: identity starts, who moves with whom, writing codes, drift, folding."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from gritvq import (
+    AffineCodebook,
+    Codebook,
+    FreeCodebook,
+    MLPCodebook,
+    PowerRadius,
+    RadialSurrogate,
+    StraightThrough,
+    VectorQuantizer,
+    grit_vq,
+    simvq,
+)
+from zoo import CODEBOOKS, DIM, SIZE, trained_a_little
+
+each = pytest.mark.parametrize("make", CODEBOOKS.values(), ids=CODEBOOKS.keys())
+STRUCTURES = ("full", "diagonal", "low_rank")
+
+
+def double(book: Codebook) -> Codebook:
+    return book.double()
+
+
+@each
+class TestEveryCodebook:
+    def test_starts_as_the_identity(self, make: Callable[[int, int], Codebook]) -> None:
+        book = make(DIM, SIZE)
+        base = dict(book.named_parameters()).get("base", next(book.parameters()))
+        expected = torch.nn.functional.normalize(base, dim=1) if book.normalize else base
+        assert torch.equal(book.codes(), expected)
+        if book.normalize:
+            torch.testing.assert_close(book.codes().norm(dim=1), torch.ones(SIZE))
+
+    def test_written_codes_read_back_and_others_stay(self, make: Callable[[int, int], Codebook]) -> None:
+        torch.manual_seed(1)
+        book = make(DIM, SIZE)
+        for parameter in book.parameters():
+            torch.nn.init.normal_(parameter, std=0.15)
+        before = book.codes().detach().clone()
+        rows, vectors = torch.tensor([3, 17, 30]), torch.randn(3, DIM)
+        if book.normalize:
+            vectors = torch.nn.functional.normalize(vectors, dim=1)
+        written = book.write(rows, vectors)
+        after = book.codes().detach()
+        others = torch.ones(SIZE, dtype=torch.bool)
+        others[rows] = False
+        assert torch.equal(after[others], before[others])
+        assert torch.equal(after[rows[~written]], before[rows[~written]])
+        error = (after[rows[written]] - vectors[written]).norm(dim=1)
+        assert bool((error <= 0.03 * vectors[written].norm(dim=1)).all())
+        if isinstance(book, FreeCodebook):
+            assert bool(written.all())
+
+    def test_codes_stay_float32(self, make: Callable[[int, int], Codebook]) -> None:
+        book = trained_a_little(torch.nn.Sequential(make(DIM, SIZE)))[0]  # type: ignore[arg-type]
+        expected = book.codes()
+        for _ in range(2):
+            book.half()
+        assert torch.equal(book.codes(), expected)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert torch.equal(book.codes(), expected)
+        assert book.double().codes().dtype == torch.float64
+
+    def test_bad_sizes(self, make: Callable[[int, int], Codebook]) -> None:
+        for dim, size, name in ((0, 4, "dim"), (4, 0, "codebook_size"), (4, -1, "codebook_size"), (4, 2.5, "codebook")):
+            with pytest.raises(ValueError, match=f"expected {name}"):
+                make(dim, size)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("book", [FreeCodebook, AffineCodebook, MLPCodebook])
+def test_bad_arguments(book: type[Codebook]) -> None:
+    with pytest.raises(ValueError, match="expected lr_scale > 0, got 0"):
+        book(4, 8, lr_scale=0)
+    with pytest.raises(ValueError, match="expected initialization 'normal', 'samples' or 'kmeans', got 'random'"):
+        book(4, 8, initialization="random")  # type: ignore[arg-type]
+    if book is not FreeCodebook:
+        with pytest.raises(ValueError, match="expected base 'trained' or 'frozen', got 'free'"):
+            book(4, 8, base="free")  # type: ignore[call-arg]
+    if book is AffineCodebook:
+        with pytest.raises(ValueError, match="expected structure"):
+            AffineCodebook(4, 8, structure="dense")  # type: ignore[arg-type]
+    if book is MLPCodebook:
+        with pytest.raises(ValueError, match="expected hidden_dim >= 1, got 0"):
+            MLPCodebook(4, 8, hidden_dim=0)
+
+
+@pytest.mark.parametrize("structure", STRUCTURES)
+def test_affine_codes_are_written_exactly(structure: str) -> None:
+    book = double(AffineCodebook(DIM, SIZE, structure=structure))  # type: ignore[arg-type]
+    for parameter in book.parameters():
+        torch.nn.init.normal_(parameter)
+    vectors = torch.randn(SIZE, DIM, dtype=torch.float64)
+    assert bool(book.write(torch.arange(SIZE), vectors).all())
+    torch.testing.assert_close(book.codes(), vectors, rtol=1e-8, atol=1e-8)
+
+
+def test_a_singular_map_refuses_to_be_written() -> None:
+    book = AffineCodebook(DIM, SIZE)
+    torch.nn.init.zeros_(book.weight)
+    before = book.codes().detach().clone()
+    assert not book.write(torch.arange(3), torch.randn(3, DIM)).any()
+    assert torch.equal(book.codes(), before)
+
+
+# --- movement of codes under one plain gradient step (spec section 7) -------------------------------------------------
+
+
+def one_step(book: Codebook, chosen: Tensor, gradient: Tensor, lr: float = 1e-3) -> Tensor:
+    """Change of all codes by one gradient step on the chosen ones."""
+    before = book.codes().detach().clone()
+    optimizer = torch.optim.SGD([p for p in book.parameters() if p.requires_grad], lr=lr)
+    (book.codes()[chosen] * gradient).sum().backward()
+    optimizer.step()
+    return book.codes().detach() - before
+
+
+class TestMovement:
+    size, dim, lr = 64, 8, 1e-3
+
+    def chosen(self) -> tuple[Tensor, Tensor]:
+        return torch.arange(0, 50, 10), torch.randn(5, self.dim, dtype=torch.float64)
+
+    def test_table_moves_only_what_was_chosen(self) -> None:
+        chosen, gradient = self.chosen()
+        moved = one_step(double(FreeCodebook(self.dim, self.size)), chosen, gradient)
+        torch.testing.assert_close(moved[chosen], -self.lr * gradient)
+        moved[chosen] = 0
+        assert not moved.any()
+
+    @pytest.mark.parametrize("bias", [True, False])
+    def test_affine_moves_every_row_by_the_kernel(self, bias: bool) -> None:
+        book = double(AffineCodebook(self.dim, self.size, base="frozen", bias=bias))
+        chosen, gradient = self.chosen()
+        base = book.codes().detach().clone()
+        moved = one_step(book, chosen, gradient)
+        kernel = base @ base[chosen].T + (1 if bias else 0)
+        torch.testing.assert_close(moved, -self.lr * kernel @ gradient, rtol=1e-10, atol=1e-12)
+        assert bool((moved.norm(dim=1) > 0).all()) and int(torch.linalg.matrix_rank(moved, rtol=1e-9)) == 5
+        assert torch.equal(dict(book.named_parameters())["base"], base)
+
+    def test_low_rank_moves_every_row_within_its_kernel(self) -> None:
+        book = double(AffineCodebook(self.dim, self.size, base="frozen", structure="low_rank"))
+        down = book.get_parameter("down").detach().clone()
+        chosen, gradient = self.chosen()
+        base = book.codes().detach().clone()
+        moved = one_step(book, chosen, gradient)
+        kernel = (base @ down) @ (base[chosen] @ down).T + 1
+        torch.testing.assert_close(moved, -self.lr * kernel @ gradient, rtol=1e-10, atol=1e-12)
+
+    def test_diagonal_and_network_move_every_row_too(self) -> None:
+        for make in (
+            lambda: AffineCodebook(self.dim, self.size, base="frozen", structure="diagonal"),
+            lambda: MLPCodebook(self.dim, self.size, base="frozen"),
+        ):
+            moved = one_step(double(make()), *self.chosen())
+            assert bool((moved.norm(dim=1) > 0).all()) and int(torch.linalg.matrix_rank(moved)) >= 5
+
+    def test_trained_base_adds_its_own_share_to_the_chosen(self) -> None:
+        chosen, gradient = self.chosen()
+        books = [double(AffineCodebook(self.dim, self.size, base=base)) for base in ("trained", "frozen")]
+        books[1].load_state_dict(books[0].state_dict())
+        both, frozen = (one_step(book, chosen, gradient) for book in books)
+        others = torch.ones(self.size, dtype=torch.bool)
+        others[chosen] = False
+        torch.testing.assert_close(both[others], frozen[others])
+        torch.testing.assert_close(both[chosen] - frozen[chosen], -self.lr * gradient, rtol=0.05, atol=1e-5)
+
+
+def test_smallest_distance_is_bounded_by_the_smallest_singular_value() -> None:
+    book = double(AffineCodebook(DIM, SIZE, base="frozen"))
+    torch.nn.init.normal_(book.get_parameter("weight"))
+    sigma = torch.linalg.svdvals(book.get_parameter("weight").detach()).min()
+    assert torch.pdist(book.codes().detach()).min() >= sigma * torch.pdist(book.get_parameter("base").detach()).min()
+
+
+def test_gradient_of_the_map_under_each_radius() -> None:
+    x, g = torch.randn(100, DIM, dtype=torch.float64), torch.randn(100, DIM, dtype=torch.float64)
+    for surrogate, learns in ((StraightThrough(), False), (RadialSurrogate(PowerRadius(1.0)), True)):
+        book = double(AffineCodebook(DIM, SIZE, base="frozen"))
+        quantizer = VectorQuantizer(book, surrogate=surrogate, learning=[])
+        z, indices, _ = quantizer(x)
+        (z * g).sum().backward()
+        weight = book.get_parameter("weight").grad
+        assert book.get_parameter("base").grad is None
+        if not learns:
+            assert weight is None or not weight.any()
+            continue
+        e = z.detach() - x
+        grad_q = (g * e).sum(-1, keepdim=True) / e.square().sum(-1, keepdim=True) * e
+        assert weight is not None
+        torch.testing.assert_close(weight, book.get_parameter("base")[indices[:, 0]].T @ grad_q, rtol=1e-9, atol=1e-9)
+
+
+# --- drift (spec section 10): latents move away, the codes have to follow ---------------------------------------------
+
+
+def usage_after_translation(book: Codebook) -> float:
+    torch.manual_seed(0)
+    quantizer = VectorQuantizer(book, surrogate=RadialSurrogate())
+    optimizer = torch.optim.Adam(quantizer.parameter_groups(5e-3))
+    basis = torch.randn(8, 8) / 8**0.5
+    direction = torch.nn.functional.normalize(torch.randn(8), dim=0)
+    steps = 600
+    for step in range(steps):
+        z = torch.randn(256, 8) @ basis + 6 * step / steps * direction
+        loss = 0.5 * (quantizer(z).quantized - z).square().sum(-1).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    fresh = torch.randn(20000, 8) @ basis + 6 * direction
+    return quantizer.encode(fresh).unique().numel() / 256
+
+
+def test_shared_maps_with_a_bias_follow_a_translation_and_tables_do_not() -> None:
+    torch.manual_seed(4)
+    following = {
+        "affine": usage_after_translation(AffineCodebook(8, 256)),
+        "network": usage_after_translation(MLPCodebook(8, 256)),
+    }
+    left_behind = {
+        "table": usage_after_translation(FreeCodebook(8, 256)),
+        "without bias": usage_after_translation(AffineCodebook(8, 256, base="frozen", bias=False)),
+    }
+    assert min(following.values()) > 0.9, following
+    assert max(left_behind.values()) < 0.5, left_behind
+
+
+# --- learning rates ---------------------------------------------------------------------------------------------------
+
+
+def test_parameter_groups_cover_every_parameter_once() -> None:
+    for quantizer in (grit_vq(DIM, SIZE), simvq(DIM, SIZE, lr_scale=3.0)):
+        groups = quantizer.parameter_groups(1e-3)
+        listed = [p for group in groups for p in group["params"]]
+        assert len(listed) == len(set(listed))
+        assert set(listed) == {p for p in quantizer.parameters() if p.requires_grad}
+        assert [g["lr"] for g in groups] == [pytest.approx(1e-3 * quantizer.codebook.lr_scale)]
+        assert [g["weight_decay"] for g in groups] == [0.0]
+    assert simvq(DIM, SIZE).get_parameter("codebook.base").requires_grad is False
+
+
+def test_folded_grit_vq_is_a_plain_table() -> None:
+    quantizer = trained_a_little(grit_vq(DIM, SIZE))
+    folded = quantizer.fold()
+    assert isinstance(folded, VectorQuantizer) and isinstance(folded.codebook, FreeCodebook)
+    assert torch.equal(folded.codebook.codes(), quantizer.codebook.codes())
