@@ -1,0 +1,154 @@
+"""Two processes equal one process on the joined batch; an empty one hangs nobody."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from gritvq import (
+    CodebookUsage,
+    CommitmentLoss,
+    DeadCodeRevival,
+    EMAUpdate,
+    EntropyLoss,
+    FreeCodebook,
+    ReconstructionError,
+    VectorQuantizer,
+    grit_vq,
+    vq_vae_ema,
+)
+
+DIM, SIZE = 4, 16
+Job = Callable[[Tensor], dict[str, Tensor]]
+
+
+def latents(num: int = 120) -> Tensor:
+    return 3 + torch.randn(num, DIM, generator=torch.Generator().manual_seed(1))
+
+
+def _child(rank: int, job: Job, folder: str, cuts: tuple[int, ...]) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo",
+        init_method=f"file://{folder}/store",
+        rank=rank,
+        world_size=2,
+        timeout=datetime.timedelta(seconds=60),
+    )
+    torch.manual_seed(0)
+    torch.save(job(latents()[cuts[rank] : cuts[rank + 1]]), f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+def on_two(job: Job, tmp_path: Path, cuts: tuple[int, ...] = (0, 60, 120)) -> tuple[dict[str, Tensor], ...]:
+    mp.spawn(_child, (job, str(tmp_path), cuts), nprocs=2)
+    return torch.load(tmp_path / "0.pt"), torch.load(tmp_path / "1.pt")
+
+
+def on_one(job: Job) -> dict[str, Tensor]:
+    torch.manual_seed(0)
+    return job(latents())
+
+
+def map_gradient(x: Tensor) -> dict[str, Tensor]:
+    quantizer: Any = grit_vq(DIM, SIZE)
+    if dist.is_initialized():
+        quantizer = DistributedDataParallel(quantizer)
+    (quantizer(x).quantized ** 2).sum(1).mean().backward()
+    return {name.removeprefix("module."): p.grad for name, p in quantizer.named_parameters() if p.grad is not None}
+
+
+def moving_average(x: Tensor) -> dict[str, Tensor]:
+    quantizer = VectorQuantizer(FreeCodebook(DIM, SIZE), learning=[EMAUpdate(0.9), CommitmentLoss()])
+    for _ in range(3):
+        quantizer(x)
+        quantizer.update_codebook()
+    return {"codes": quantizer.codebook.codes().detach()}
+
+
+def revival(x: Tensor) -> dict[str, Tensor]:
+    quantizer = VectorQuantizer(FreeCodebook(DIM, SIZE), learning=[EMAUpdate(0.9), DeadCodeRevival(1)])
+    for _ in range(3):
+        quantizer(x)
+        quantizer.update_codebook()
+    codes = quantizer.codebook.codes().detach()
+    return {"codes": codes, "used": torch.tensor(quantizer.encode(latents()).unique().numel())}
+
+
+def initialization(x: Tensor) -> dict[str, Tensor]:
+    quantizer = vq_vae_ema(DIM, SIZE)
+    quantizer.initialize_codebook(x)
+    return {"codes": quantizer.codebook.codes().detach()}
+
+
+def entropy(x: Tensor) -> dict[str, Tensor]:
+    quantizer = VectorQuantizer(FreeCodebook(DIM, SIZE), learning=[EntropyLoss(1.0)])
+    x = x.clone().requires_grad_()
+    loss = quantizer(x).losses["entropy"]
+    loss.backward()
+    assert x.grad is not None
+    return {"loss": loss.detach(), "grad": x.grad}
+
+
+def measured(x: Tensor) -> dict[str, Tensor]:
+    usage, error = CodebookUsage((SIZE,)), ReconstructionError()
+    usage.update((x[:, :1].abs() * 2).long().clamp_max(SIZE - 1))
+    error.update(x[:, None, None] * 0.1, x[:, None, None] * 0.11)
+    numbers = {**usage.compute(), **error.compute()}
+    return {name: torch.tensor(value) for name, value in numbers.items()}
+
+
+def one_side_masked(x: Tensor) -> dict[str, Tensor]:
+    quantizer = VectorQuantizer(FreeCodebook(DIM, SIZE), learning=[EMAUpdate(0.9), DeadCodeRevival(1)])
+    keep = not dist.is_initialized() or dist.get_rank() == 0
+    for _ in range(2):
+        quantizer(x, torch.full((len(x),), keep))
+        quantizer.update_codebook()
+    return {"codes": quantizer.codebook.codes().detach()}
+
+
+@pytest.mark.parametrize("job", [map_gradient, moving_average, initialization, measured])
+def test_two_processes_equal_one(job: Job, tmp_path: Path) -> None:
+    expected = on_one(job)
+    for found in on_two(job, tmp_path):
+        assert found.keys() == expected.keys() and expected
+        for name in expected:
+            torch.testing.assert_close(found[name], expected[name], rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_uneven_and_empty_shares(tmp_path: Path) -> None:
+    expected = on_one(initialization)["codes"]
+    for cuts in ((0, 13, 120), (0, 120, 120)):
+        folder = tmp_path / str(cuts[1])
+        folder.mkdir()
+        left, right = on_two(initialization, folder, cuts)
+        assert torch.equal(left["codes"], expected) and torch.equal(right["codes"], expected)
+
+
+def test_revival_agrees_on_all_processes(tmp_path: Path) -> None:
+    left, right = on_two(revival, tmp_path)
+    assert torch.equal(left["codes"], right["codes"])
+    assert int(left["used"]) > 0.8 * SIZE
+
+
+def test_batch_entropy_is_that_of_the_joined_batch(tmp_path: Path) -> None:
+    expected = on_one(entropy)
+    left, right = on_two(entropy, tmp_path)
+    torch.testing.assert_close(left["loss"], expected["loss"])
+    torch.testing.assert_close(right["loss"], expected["loss"])
+    # Every process holds the same loss, so its gradient counts once per process; data parallelism averages that away.
+    torch.testing.assert_close(torch.cat([left["grad"], right["grad"]]) / 2, expected["grad"], rtol=1e-4, atol=1e-6)
+
+
+def test_a_process_with_nothing_valid_hangs_nobody(tmp_path: Path) -> None:
+    left, right = on_two(one_side_masked, tmp_path)
+    assert torch.equal(left["codes"], right["codes"]) and bool(torch.isfinite(left["codes"]).all())

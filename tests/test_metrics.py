@@ -1,0 +1,65 @@
+"""Metrics against scikit-image, numpy and the one-batch result."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from skimage.metrics import peak_signal_noise_ratio
+
+from gritvq import CodebookUsage, ReconstructionError
+
+
+def test_psnr_against_scikit_image() -> None:
+    images = torch.rand(7, 3, 16, 12)
+    decoded = images + 0.1 * torch.randn_like(images)
+    whole, parts = ReconstructionError(), ReconstructionError()
+    whole.update(decoded, images)
+    for a, b in zip(decoded.split(3), images.split(3), strict=True):
+        parts.update(a, b)
+    expected = peak_signal_noise_ratio(images.numpy(), decoded.clamp(0, 1).numpy(), data_range=1.0)
+    each = [
+        peak_signal_noise_ratio(a.numpy(), b.clamp(0, 1).numpy(), data_range=1.0)
+        for a, b in zip(images, decoded, strict=True)
+    ]
+    assert whole.compute()["psnr"] == pytest.approx(expected, rel=1e-6)
+    assert whole.compute()["psnr_per_image"] == pytest.approx(np.mean(each), rel=1e-6)
+    assert whole.compute()["psnr_per_image"] >= whole.compute()["psnr"]
+    assert parts.compute() == pytest.approx(whole.compute(), rel=1e-12)
+
+
+def test_perfect_and_absent_pictures() -> None:
+    metric = ReconstructionError()
+    assert all(math.isnan(value) for value in metric.compute().values())
+    metric.update(torch.zeros(2, 1, 4, 4), torch.zeros(2, 1, 4, 4))
+    assert metric.compute() == {"mse": 0.0, "psnr": 100.0, "psnr_per_image": 100.0}
+    with pytest.raises(ValueError, match="expected equal shapes"):
+        metric.update(torch.zeros(2, 1, 4, 4), torch.zeros(1, 1, 4, 4))
+
+
+def test_usage_over_a_whole_set() -> None:
+    indices = torch.randint(0, 60, (5000, 1))
+    metric = CodebookUsage((64,))
+    for part in indices.split(700):
+        metric.update(part)
+    metric.update(torch.full((10, 1), -1))
+    counts = np.bincount(indices[:, 0].numpy(), minlength=64)
+    p = counts[counts > 0] / counts.sum()
+    numbers = metric.compute()
+    assert numbers["usage"] == pytest.approx((counts > 0).mean())
+    assert numbers["perplexity"] == pytest.approx(np.exp(-(p * np.log(p)).sum()), rel=1e-5)
+    assert numbers["dead_codes"] == (counts == 0).sum() and numbers["tokens"] == 5000 == metric.num_tokens
+    metric.reset()
+    assert metric.num_tokens == 0 and metric.compute()["perplexity"] == 0
+
+
+def test_channels_are_counted_apart() -> None:
+    metric = CodebookUsage((4, 2))
+    metric.update(torch.tensor([[0, 0], [1, 0], [2, 0], [3, -1]]))
+    numbers = metric.compute()
+    assert numbers["usage"] == pytest.approx((1.0 + 0.5) / 2) and numbers["dead_codes"] == 1
+    assert numbers["perplexity"] == pytest.approx((4 + 1) / 2)
+    with pytest.raises(ValueError, match="expected indices with 2 channels last"):
+        metric.update(torch.zeros(5, 1, dtype=torch.int64))
