@@ -1,0 +1,95 @@
+"""The house plan: who imports whom, what an import costs, how long files are."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).parents[1] / "src" / "gritvq"
+FILES = sorted(SOURCE.rglob("*.py"))
+
+# module: what of ours it may import (arrows of the house plan, written out)
+PARTS = {"base", "functional"}
+ALLOWED: dict[str, set[str]] = {
+    "functional": set(),
+    "base": {"functional"},
+    "codebooks": PARTS,
+    "assignments": PARTS,
+    "surrogates": PARTS,
+    "learning": PARTS,
+    "vector_quantizer": PARTS | {"codebooks", "assignments", "surrogates", "learning"},
+    "presets": PARTS | {"codebooks", "assignments", "surrogates", "learning", "vector_quantizer"},
+    "metrics": {"functional"},
+    "models": PARTS,
+    "tokenizer": PARTS | {"models"},
+    "data": set(),
+    "training": PARTS | {"models", "metrics", "tokenizer"},
+}
+HEAVY = {"lightning", "jsonargparse", "rich", "matplotlib", "PIL", "skimage", "pyarrow", "datasets", "tensorboard"}
+LAZY = {"triton", "ot", "transformers", "ray", "gradio", "onnx", "datasets", "huggingface_hub", "matplotlib"}
+
+
+def imported(path: Path, top_level_only: bool = False) -> set[str]:
+    """Absolute names of imported modules; ``gritvq.x`` for ours."""
+    tree = ast.parse(path.read_text())
+    nodes = tree.body if top_level_only else list(ast.walk(tree))
+    names: set[str] = set()
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: write absolute imports"
+            if node.module == "gritvq":
+                names |= {f"gritvq.{alias.name}" for alias in node.names}
+            else:
+                names.add(node.module or "")
+    return names
+
+
+def unit(path: Path) -> str:
+    return path.relative_to(SOURCE).parts[0].removesuffix(".py")
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(SOURCE)))
+def test_import_directions(path: Path) -> None:
+    name = unit(path)
+    ours = {module.split(".")[1] for module in imported(path) if module.startswith("gritvq.")}
+    if name not in ("__init__", "cli"):
+        assert name in ALLOWED, f"give {name} a place in the house plan"
+        assert ours - {name} <= ALLOWED[name]
+    others = {module.split(".")[0] for module in imported(path)}
+    if name not in ("data", "training", "cli"):
+        assert "lightning" not in others
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(SOURCE)))
+def test_optional_packages_are_imported_where_they_are_used(path: Path) -> None:
+    at_import = {module.split(".")[0] for module in imported(path, top_level_only=True)}
+    assert not at_import & LAZY
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(SOURCE)))
+def test_files_stay_readable(path: Path) -> None:
+    assert len(path.read_text().splitlines()) <= 600
+
+
+def test_import_needs_torch_and_little_else() -> None:
+    code = (
+        "import sys, gritvq; import gritvq.models, gritvq.metrics;"
+        f"print([n for n in {sorted(HEAVY | LAZY)!r} if n in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_public_names_exist_and_are_documented() -> None:
+    import gritvq
+
+    for name in gritvq.__all__:
+        value = getattr(gritvq, name)
+        assert (value.__doc__ or "").strip(), name
+    assert gritvq.__all__ == sorted(gritvq.__all__)

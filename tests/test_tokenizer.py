@@ -1,0 +1,270 @@
+"""The tokenizer: any size in and out, saving and loading bitwise, damaged and foreign folders."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from gritvq import Component, FreeCodebook, Quantizer, Tokenizer, VectorQuantizer, build, describe, grit_vq
+from gritvq.models import ImageDecoder, ImageEncoder
+from zoo import PRESETS
+
+each_preset = pytest.mark.parametrize("preset", PRESETS.values(), ids=PRESETS.keys())
+
+
+def small(preset: Callable[..., Quantizer] = grit_vq, channels: int = 3, factor: int = 4) -> Tokenizer:
+    shape: dict[str, Any] = dict(channels=channels, factor=factor, width=8, num_blocks=1)
+    return Tokenizer(ImageEncoder(6, **shape), preset(6, 40), ImageDecoder(6, **shape))
+
+
+@pytest.mark.parametrize("size", [(8, 8), (1, 1), (9, 14), (31, 5)])
+@pytest.mark.parametrize("factor", [2, 4, 8])
+def test_pictures_of_any_size(size: tuple[int, int], factor: int) -> None:
+    tokenizer, images = small(factor=factor), torch.rand(2, 3, *size)
+    tokens = tokenizer.encode(images)
+    assert tokens.shape == (2, -(-size[0] // factor), -(-size[1] // factor), 1) and tokens.dtype == torch.int64
+    decoded = tokenizer.decode(tokens, size)
+    assert decoded.shape == images.shape and float(decoded.min()) >= 0 and float(decoded.max()) <= 1
+    assert tokenizer(images).reconstruction.shape == images.shape
+    single = tokenizer.encode(images[0])
+    assert torch.equal(single, tokens[0])
+    torch.testing.assert_close(tokenizer.decode(single, size), decoded[0], rtol=1e-4, atol=1e-5)
+    assert tokenizer.decode(tokens).shape[-2:] == (tokens.shape[1] * factor, tokens.shape[2] * factor)
+
+
+def test_what_decode_shows_is_what_forward_saw() -> None:
+    tokenizer, images = small().eval(), torch.rand(2, 3, 16, 16)
+    with torch.no_grad():
+        expected = tokenizer(images)
+    assert torch.equal(tokenizer.encode(images), expected.quantization.indices)
+    assert torch.equal(tokenizer.decode(tokenizer.encode(images)), expected.reconstruction.clamp(0, 1))
+
+
+def test_encode_does_not_train() -> None:
+    tokenizer = small(PRESETS["vq_vae_ema"])
+    tokenizer.encode(torch.rand(1, 3, 8, 8))
+    quantizer = tokenizer.quantizer
+    assert isinstance(quantizer, VectorQuantizer) and quantizer.statistics is not None
+    assert tokenizer.training and not quantizer.statistics.counts.any()
+
+
+def test_bytes_and_floats_agree() -> None:
+    tokenizer, pixels = small(), torch.randint(0, 256, (2, 3, 8, 8), dtype=torch.uint8)
+    assert torch.equal(tokenizer.encode(pixels), tokenizer.encode(pixels.float() / 255))
+    assert torch.equal(tokenizer.encode(pixels), tokenizer.encode(pixels.double() / 255))
+
+
+@each_preset
+def test_saved_and_loaded_gives_bitwise_the_same(preset: Callable[..., Quantizer], tmp_path: Path) -> None:
+    tokenizer, images = small(preset).eval(), torch.rand(3, 3, 12, 20)
+    folder = tokenizer.save_pretrained(tmp_path / "deep" / "tokenizer")
+    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
+    assert sorted(path.name for path in folder.parent.iterdir()) == ["tokenizer"]
+    loaded = Tokenizer.from_pretrained(folder)
+    tokens = tokenizer.encode(images)
+    assert torch.equal(loaded.encode(images), tokens) and not loaded.training
+    assert torch.equal(loaded.decode(tokens), tokenizer.decode(tokens))
+    assert describe(loaded) == describe(tokenizer)
+    config = json.loads((folder / "config.json").read_text())
+    assert config["format"] == "gritvq" and config["format_version"] == 1
+
+
+def test_saving_again_replaces_and_saving_elsewhere_is_refused(tmp_path: Path) -> None:
+    first, second = small(), small()
+    images = torch.rand(1, 3, 8, 8)
+    first.save_pretrained(tmp_path / "t")
+    second.save_pretrained(tmp_path / "t")
+    assert torch.equal(Tokenizer.from_pretrained(tmp_path / "t").encode(images), second.encode(images))
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter.tex").write_text("words")
+    with pytest.raises(ValueError, match="expected a new folder or one that holds a tokenizer"):
+        first.save_pretrained(tmp_path / "thesis")
+    with pytest.raises(ValueError, match="expected a new folder"):
+        first.save_pretrained(tmp_path / "thesis" / "chapter.tex")
+    assert [p.name for p in (tmp_path / "thesis").iterdir()] == ["chapter.tex"]
+
+
+def test_a_failing_save_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = small()
+    tokenizer.save_pretrained(tmp_path / "t")
+    before = (tmp_path / "t" / "model.safetensors").read_bytes()
+    monkeypatch.setattr("gritvq.tokenizer.save_file", lambda *a, **k: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        small().save_pretrained(tmp_path / "t")
+    assert (tmp_path / "t" / "model.safetensors").read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["t"]
+
+
+def test_folded_tokenizer_is_smaller_and_the_same(tmp_path: Path) -> None:
+    tokenizer, images = small().eval(), torch.rand(2, 3, 16, 16)
+    folded = Tokenizer.from_pretrained(tokenizer.fold().save_pretrained(tmp_path / "folded"))
+    tokens = tokenizer.encode(images)
+    assert torch.equal(folded.encode(images), tokens)
+    assert torch.equal(folded.decode(tokens), tokenizer.decode(tokens))
+    assert sum(p.numel() for p in folded.quantizer.parameters()) == 40 * 6
+
+
+class TestDamaged:
+    @pytest.fixture
+    def folder(self, tmp_path: Path) -> Path:
+        return small().save_pretrained(tmp_path / "tokenizer")
+
+    def refused(self, folder: Path, message: str) -> None:
+        with pytest.raises(ValueError, match=message):
+            Tokenizer.from_pretrained(folder)
+
+    def edit(self, folder: Path, **changes: Any) -> None:
+        path = folder / "config.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+    def test_missing(self, folder: Path) -> None:
+        self.refused(folder / "nowhere", "expected a tokenizer folder or a Hub name")
+        self.refused(folder / "config.json", "expected a tokenizer folder or a Hub name")
+        (folder / "model.safetensors").unlink()
+        self.refused(folder, "expected weights in .*found none; copy the whole folder")
+        (folder / "config.json").unlink()
+        self.refused(folder, r"expected a tokenizer folder with config\.json, got .* without one")
+
+    def test_half_a_file(self, folder: Path) -> None:
+        weights = folder / "model.safetensors"
+        weights.write_bytes(weights.read_bytes()[:-100])
+        self.refused(folder, r"expected readable weights in .*copy it again")
+        (folder / "config.json").write_text('{"format": "gritvq", ')
+        self.refused(folder, r"expected readable JSON in .*copy it again")
+
+    def test_newer_or_foreign(self, folder: Path) -> None:
+        self.edit(folder, format_version=99)
+        self.refused(folder, r"expected format version 1 or older in .*, got 99; update gritvq")
+        self.edit(folder, format="another")
+        self.refused(folder, "expected a gritvq tokenizer in .*got something else")
+        (folder / "config.json").write_text("[1, 2]")
+        self.refused(folder, "expected a gritvq tokenizer in .*got something else")
+        (folder / "config.json").write_text('{"format": "gritvq", "format_version": 1}')
+        self.refused(folder, "expected the key 'tokenizer'")
+
+    def test_weights_of_another_tokenizer(self, folder: Path) -> None:
+        other = small(channels=1).save_pretrained(folder.parent / "other")
+        shutil.copy(other / "model.safetensors", folder / "model.safetensors")
+        self.refused(folder, "are not from the same tokenizer")
+
+    def test_a_missing_tensor(self, folder: Path) -> None:
+        tensors = load_file(folder / "model.safetensors")
+        tensors.pop("quantizer.codebook.base")
+        save_file(tensors, folder / "model.safetensors")
+        self.refused(folder, r"got others at quantizer\.codebook\.base")
+
+    def test_classes_from_elsewhere_need_trust(self, folder: Path) -> None:
+        description = json.loads((folder / "config.json").read_text())["tokenizer"]
+        description["init_args"]["quantizer"] = {"class_path": "subprocess.Popen", "init_args": {"args": "true"}}
+        self.edit(folder, tokenizer=description)
+        self.refused(folder, r"expected a class of \['gritvq'\], got 'subprocess\.Popen'")
+        with pytest.raises(ValueError, match="expected a gritvq component, got 'subprocess"):
+            Tokenizer.from_pretrained(folder, trusted=["subprocess"])
+
+
+class Own(FreeCodebook):
+    """A user's class, from a module of their own."""
+
+
+def test_a_users_class_loads_when_trusted(tmp_path: Path) -> None:
+    tokenizer = small(lambda d, k: VectorQuantizer(Own(d, k)))
+    folder = tokenizer.save_pretrained(tmp_path / "t")
+    with pytest.raises(ValueError, match=r"pass trusted=\['test_tokenizer'\]"):
+        Tokenizer.from_pretrained(folder)
+    loaded = Tokenizer.from_pretrained(folder, trusted=["test_tokenizer"])
+    assert isinstance(loaded.quantizer, VectorQuantizer) and type(loaded.quantizer.codebook) is Own
+
+
+def test_the_hub_is_asked_for_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+
+    folder = small().save_pretrained(tmp_path / "t")
+    asked: list[str] = []
+
+    def snapshot_download(name: str, allow_patterns: list[str]) -> str:
+        asked.append(name)
+        return str(folder)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    assert isinstance(Tokenizer.from_pretrained("somebody/something"), Tokenizer) and asked == ["somebody/something"]
+
+    def unreachable(name: str, allow_patterns: list[str]) -> str:
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", unreachable)
+    with pytest.raises(ValueError, match=r"or a reachable Hub name, got 'somebody/something' \(ConnectionError\)"):
+        Tokenizer.from_pretrained("somebody/something")
+
+
+class TestBadInput:
+    def test_pictures(self) -> None:
+        tokenizer = small()
+        for images, message in (
+            (torch.rand(2, 1, 8, 8), r"expected images \(B, 3, H, W\)"),
+            (torch.rand(8, 8), "expected images"),
+            (torch.rand(2, 3, 0, 8), "expected images"),
+            (
+                torch.randint(0, 255, (1, 3, 8, 8)),
+                r"expected uint8 images or floating ones in \[0, 1\], got torch\.int64",
+            ),
+            (255 * torch.rand(1, 3, 8, 8), r"expected values in \[0, 1\], got .*divide by 255"),
+            (2 * torch.rand(1, 3, 8, 8) - 1, r"expected values in \[0, 1\]"),
+            (torch.full((1, 3, 8, 8), float("nan")), r"expected values in \[0, 1\]"),
+        ):
+            with pytest.raises(ValueError, match=message):
+                tokenizer.encode(images)
+
+    def test_tokens(self) -> None:
+        tokenizer = small()
+        tokens = torch.zeros(1, 2, 2, 1, dtype=torch.int64)
+        for bad, size, message in (
+            (tokens + 40, None, r"expected indices below \(40,\).*got 40; were they made with another tokenizer"),
+            (tokens[..., 0], None, "expected integer indices"),
+            (tokens[0, 0], None, r"expected tokens \(B, h, w, Q\)"),
+            (tokens.float(), None, "expected integer indices"),
+            (tokens, (8, 9), r"expected a size within 3 pixels below 8 x 8, got 8 x 9"),
+            (tokens, (4, 8), r"expected a size within 3 pixels below 8 x 8, got 4 x 8"),
+        ):
+            with pytest.raises(ValueError, match=message):
+                tokenizer.decode(bad, size)
+
+    def test_parts_that_do_not_fit(self) -> None:
+        with pytest.raises(ValueError, match="expected the encoder to have dim=5 as the quantizer has, got 6"):
+            Tokenizer(ImageEncoder(6, width=8), grit_vq(5, 8), ImageDecoder(5, width=8))
+        with pytest.raises(ValueError, match="expected the decoder to have dim=5"):
+            Tokenizer(ImageEncoder(5, width=8), grit_vq(5, 8), ImageDecoder(6, width=8))
+
+
+class TestDescriptions:
+    @pytest.mark.parametrize(
+        ("description", "message"),
+        [
+            ({}, "expected a description with a 'class_path'"),
+            ({"class_path": "FreeCodebook"}, "expected a description with a 'class_path'"),
+            ({"class_path": "gritvq.codebooks.Nothing"}, r"expected a class that exists, got .*is gritvq too old"),
+            ({"class_path": "gritvq.functional.kmeans"}, "expected a gritvq component"),
+            ({"class_path": "gritvq.codebooks.FreeCodebook", "init_args": {"size": 3}}, "expected arguments that"),
+        ],
+    )
+    def test_bad_ones(self, description: dict[str, Any], message: str) -> None:
+        with pytest.raises(ValueError, match=message):
+            build(description)
+
+    def test_arguments_must_be_plain(self) -> None:
+        class Strange(Component):
+            def __init__(self, value: object) -> None:
+                super().__init__()
+
+        with pytest.raises(ValueError, match="expected plain values or gritvq components as constructor arguments"):
+            describe(Strange(object()))
+
+    def test_generators_are_left_out(self) -> None:
+        book = FreeCodebook(2, 3, generator=torch.Generator().manual_seed(1))
+        assert describe(book)["init_args"]["generator"] is None
