@@ -1,0 +1,305 @@
+"""Training: it learns, resumes bitwise, initialises and updates codebooks when it should, and says what went wrong."""
+
+from __future__ import annotations
+
+import csv
+import logging
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from gritvq import Quantizer, Tokenizer, diveq, grit_vq, vq_vae, vq_vae_ema
+from gritvq.data import ImageData
+from gritvq.models import ImageDecoder, ImageEncoder
+from gritvq.training import TokenizerTask, TrainingPlan, evaluate, train
+from gritvq.training.callbacks import collapse_advice
+from gritvq.training.compare import Contest, Entry, read_results, run_contest, write_results
+from gritvq.training.files import replacing, write_json
+from gritvq.training.losses import ReconstructionObjective
+from gritvq.training.runs import prepare, token_statistics
+from gritvq.training.tokens import TokenizedImage, read_tokens, write_tokens
+from zoo import PRESETS
+
+DIM, SIZE = 6, 32
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A folder of 60 smooth pictures, 16 x 16."""
+    folder = tmp_path_factory.mktemp("pictures")
+    generator = np.random.default_rng(0)
+    for number in range(60):
+        corners = generator.integers(0, 256, (4, 4, 3), dtype=np.uint8)
+        Image.fromarray(corners).resize((16, 16), Image.Resampling.BICUBIC).save(folder / f"{number:02}.png")
+    return str(folder)
+
+
+def task_for(preset: Callable[..., Quantizer], **settings: Any) -> TokenizerTask:
+    prepare(0)
+    shape: dict[str, Any] = dict(width=8, num_blocks=1)
+    tokenizer = Tokenizer(ImageEncoder(DIM, **shape), preset(DIM, SIZE, **settings), ImageDecoder(DIM, **shape))
+    return TokenizerTask(tokenizer, lr=3e-3, warmup_steps=3)
+
+
+def data_from(folder: str) -> ImageData:
+    return ImageData(folder, batch_size=8, num_validation=12)
+
+
+def plan(max_steps: int, **changes: Any) -> TrainingPlan:
+    return TrainingPlan(max_steps=max_steps, **{"validate_every": 0, "accelerator": "cpu", **changes})
+
+
+def state(task: TokenizerTask) -> dict[str, Any]:
+    return {name: value for name, value in task.tokenizer.state_dict().items() if isinstance(value, Tensor)}
+
+
+def logged(folder: Path, column: str, run: int = 0) -> dict[int, float]:
+    with (folder / "logs" / f"run-{run}" / "metrics.csv").open() as file:
+        return {int(row["step"]): float(row[column]) for row in csv.DictReader(file) if row.get(column)}
+
+
+@pytest.mark.parametrize("preset", PRESETS.values(), ids=PRESETS.keys())
+def test_every_preset_learns(preset: Callable[..., Quantizer], pictures: str) -> None:
+    task, data = task_for(preset), data_from(pictures)
+    data.setup("fit")
+    before, _ = evaluate(task.tokenizer, data.val_dataloader())
+    train(task, data, plan(60), progress=False)
+    after, counts = evaluate(task.tokenizer, data.val_dataloader())
+    assert after["psnr"] > before["psnr"] + 2
+    assert counts.sum() == after["tokens"] == 6 * 16  # a tenth of the pictures is held out
+
+
+@pytest.mark.parametrize("preset", [grit_vq, vq_vae_ema, diveq])
+def test_a_resumed_run_is_bitwise_the_uninterrupted_one(
+    preset: Callable[..., Quantizer], pictures: str, tmp_path: Path
+) -> None:
+    """Moving averages, revival, noise, optimizer, schedule and data order all go on where they stopped."""
+    settings = {} if preset is grit_vq else {"revival_interval": 4}
+    straight = task_for(preset, **settings)
+    train(straight, data_from(pictures), plan(22, checkpoint_every=9), folder=tmp_path / "a", progress=False)
+    checkpoint = tmp_path / "a" / "checkpoints" / "step-9.ckpt"
+    resumed = task_for(preset, **settings)
+    train(
+        resumed,
+        data_from(pictures),
+        plan(22, checkpoint_every=9),
+        folder=tmp_path / "b",
+        resume=checkpoint,
+        progress=False,
+    )
+    left, right = state(straight), state(resumed)
+    assert left.keys() == right.keys()
+    for name in left:
+        assert torch.equal(left[name], right[name]), name
+    one, two = logged(tmp_path / "a", "train/loss"), logged(tmp_path / "b", "train/loss")
+    assert two and all(one[step] == value for step, value in two.items())
+
+
+def test_the_loss_curve_is_the_known_one() -> None:
+    """Golden values: whoever changes initialisation, data order, losses or the step changes them knowingly."""
+    losses: list[float] = []
+
+    class Recorded(TokenizerTask):
+        def training_step(self, images: Tensor, batch_idx: int) -> Tensor:
+            loss = super().training_step(images, batch_idx)
+            losses.append(float(loss.detach()))
+            return loss
+
+    prepare(0)
+    tokenizer = Tokenizer(ImageEncoder(8, width=16), grit_vq(8, 128), ImageDecoder(8, width=16))
+    train(
+        Recorded(tokenizer, warmup_steps=5), ImageData("photographs", size=32, batch_size=4), plan(20), progress=False
+    )
+    assert losses == pytest.approx(GOLDEN, rel=2e-3)
+
+
+GOLDEN = [
+    0.49419,
+    0.25035,
+    0.26363,
+    0.36768,
+    0.30681,
+    0.26131,
+    0.12744,
+    0.20863,
+    0.21155,
+    0.12832,
+    0.17770,
+    0.10238,
+    0.11715,
+    0.12407,
+    0.12709,
+    0.15944,
+    0.08527,
+    0.17289,
+    0.07558,
+    0.11544,
+]
+
+
+class TestCodebookCallbacks:
+    def test_initialises_before_the_first_step_where_asked(self, pictures: str) -> None:
+        for preset, fitted in ((vq_vae_ema, True), (grit_vq, False)):
+            task = task_for(preset)
+            quantizer: Any = task.tokenizer.quantizer
+            before = quantizer.codebook.codes().detach().clone()
+            seen: list[Tensor] = []
+            quantizer.register_forward_pre_hook(
+                lambda module, _, seen=seen: seen.append(module.codebook.codes().detach().clone())
+            )
+            train(task, data_from(pictures), plan(1), progress=False)
+            assert torch.equal(seen[0], before) == (not fitted)
+
+    def test_updates_once_per_optimizer_step(self, pictures: str) -> None:
+        for accumulate in (1, 3):
+            task = task_for(vq_vae_ema)
+            train(task, data_from(pictures), plan(7, accumulate=accumulate), progress=False)
+            quantizer: Any = task.tokenizer.quantizer
+            assert quantizer.statistics.step == 7
+            assert int(quantizer.statistics.pending[1]) == 7 * accumulate * 8 * 16
+
+    def test_codebooks_get_their_own_rate(self, pictures: str) -> None:
+        task = task_for(grit_vq)
+        trainer = train(task, data_from(pictures), plan(3), progress=False)
+        rates = [group["initial_lr"] for group in trainer.optimizers[0].param_groups]
+        assert rates == pytest.approx([3e-3, 3e-2])
+        owned = [p for group in trainer.optimizers[0].param_groups for p in group["params"]]
+        assert len(owned) == len(set(owned)) == sum(p.requires_grad for p in task.parameters())
+
+    def test_bfloat16_trains(self, pictures: str) -> None:
+        task = task_for(grit_vq)
+        trainer = train(task, data_from(pictures), plan(30, precision="bf16-mixed"), progress=False)
+        assert float(trainer.callback_metrics["train/loss"]) < 0.3
+
+
+def test_files_of_a_run(pictures: str, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    task = task_for(grit_vq)
+    train(task, data_from(pictures), plan(20, validate_every=10, checkpoint_every=10), folder=folder, progress=False)
+    names = {path.name for path in folder.iterdir()}
+    assert {"tokenizer", "checkpoints", "logs", "reconstructions.png", "usage.png"} <= names
+    assert {p.name for p in (folder / "checkpoints").iterdir()} == {"step-10.ckpt", "step-20.ckpt", "last.ckpt"}
+    for column in ("train/loss", "train/psnr", "train/usage", "train/perplexity", "val/psnr", "val/usage"):
+        assert logged(folder, column), column
+    for name in ("reconstructions.png", "usage.png"):
+        assert np.asarray(Image.open(folder / name)).std() > 5
+    images = torch.rand(1, 3, 16, 16)
+    loaded = Tokenizer.from_pretrained(folder / "tokenizer")
+    assert torch.equal(loaded.encode(images), task.tokenizer.encode(images))
+
+
+class TestMessages:
+    def test_collapse_is_said_in_words(self, pictures: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+        task = task_for(vq_vae)
+        with torch.no_grad():
+            quantizer: Any = task.tokenizer.quantizer
+            quantizer.codebook.weight[1:] += 1000  # one code takes all
+        with caplog.at_level(logging.WARNING, "gritvq"):
+            train(task, data_from(pictures), plan(4, validate_every=4), folder=tmp_path / "run", progress=False)
+        assert "The codebook has collapsed: 3.1 % of 32 codes are in use." in caplog.text
+        assert "lr_scale=10" in caplog.text
+
+    def test_no_alarm_for_few_tokens(self) -> None:
+        assert collapse_advice(usage=100 / 4096, codebook_size=4096, num_tokens=100) is None
+        assert collapse_advice(usage=5 / 4096, codebook_size=4096, num_tokens=100) is not None
+
+    def test_a_loss_that_is_not_finite_ends_the_run(self, pictures: str) -> None:
+        task = task_for(grit_vq)
+        with torch.no_grad():
+            next(task.tokenizer.decoder.parameters()).fill_(math.nan)
+        with pytest.raises(ValueError, match="expected a finite loss, got nan at step 0; lower the learning rate"):
+            train(task, data_from(pictures), plan(4), progress=False)
+
+    def test_checkpoints_that_do_not_fit(self, pictures: str, tmp_path: Path) -> None:
+        train(task_for(grit_vq), data_from(pictures), plan(2), folder=tmp_path / "a", progress=False)
+        checkpoint = tmp_path / "a" / "checkpoints" / "last.ckpt"
+        with pytest.raises(ValueError, match="expected a checkpoint of this configuration"):
+            train(task_for(vq_vae), data_from(pictures), plan(4), resume=checkpoint, progress=False)
+        with pytest.raises(ValueError, match="expected a checkpoint to resume from, got nowhere"):
+            train(task_for(grit_vq), data_from(pictures), plan(4), resume="nowhere", progress=False)
+
+    def test_bad_arguments(self) -> None:
+        for name in ("max_steps", "accumulate", "devices"):
+            with pytest.raises(ValueError, match=f"expected {name} >= 1, got 0"):
+                TrainingPlan(**{name: 0})
+        tokenizer = task_for(grit_vq).tokenizer
+        for bad in ({"lr": 0.0}, {"warmup_steps": -1}, {"weight_decay": -0.1}):
+            with pytest.raises(ValueError, match="expected lr > 0, warmup_steps >= 0 and weight_decay >= 0"):
+                TokenizerTask(tokenizer, **bad)  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match="expected norm 'l1' or 'l2', got 'l3'"):
+            ReconstructionObjective("l3")
+
+
+def test_objective_is_pixel_error_plus_the_quantizers_losses() -> None:
+    tokenizer, images = task_for(vq_vae).tokenizer, torch.rand(2, 3, 16, 16)
+    for norm, power in (("l2", 2), ("l1", 1)):
+        losses, output = ReconstructionObjective(norm, weight=0.5)(tokenizer, images)
+        assert set(losses) == {"reconstruction", "codebook", "commitment"}
+        expected = 0.5 * (2 * output.reconstruction - 2 * images).abs().pow(power).mean()
+        torch.testing.assert_close(losses["reconstruction"], expected)
+
+
+def test_token_statistics() -> None:
+    numbers = token_statistics(task_for(grit_vq).tokenizer)
+    assert (numbers["codes"], numbers["dim"], numbers["pixels_per_token"]) == (SIZE, DIM, 16)
+    assert numbers["bits_per_pixel"] == 5 / 16 and DIM - 2 < numbers["effective_rank"] <= DIM
+
+
+class TestCompare:
+    def test_results_survive_the_file(self, pictures: str, tmp_path: Path) -> None:
+        contest = Contest(dim=DIM, width=8, num_blocks=1, max_steps=3, split="validation")
+        entries = [Entry("ours", grit_vq, SIZE, 0, {"lr_scale": 5.0}), Entry("plain", vq_vae, SIZE, 1)]
+        results = list(run_contest(contest, entries, lambda: data_from(pictures)))
+        assert [(r["method"], r["settings"], r["seed"]) for r in results] == [
+            ("ours", "lr_scale=5.0", 0),
+            ("plain", "-", 1),
+        ]
+        read = read_results(write_results(tmp_path / "r.csv", results, {"data": "pictures"}))
+        for got, expected in zip(read, results, strict=True):
+            assert got["data"] == "pictures"
+            for name in ("psnr", "usage", "parameters"):
+                assert got[name] == pytest.approx(expected[name], rel=1e-5)
+
+    def test_bad_entries(self) -> None:
+        with pytest.raises(ValueError, match=r"expected settings that grit_vq takes \(radius, .*got speed"):
+            Entry("x", grit_vq, 8, 0, {"speed": 3})
+        with pytest.raises(ValueError, match="expected split 'test' or 'validation', got 'train'"):
+            Contest(split="train")
+        with pytest.raises(ValueError, match="expected jobs >= 1, got 0"):
+            list(run_contest(Contest(), [], lambda: data_from("x"), jobs=0))
+
+
+class TestFiles:
+    def test_a_failing_write_leaves_the_old_file(self, tmp_path: Path) -> None:
+        path = write_json(tmp_path / "a" / "x.json", {"n": 1})
+        with pytest.raises(RuntimeError), replacing(path) as scratch:
+            scratch.write_text("half")
+            raise RuntimeError
+        assert path.read_text() == '{\n  "n": 1\n}\n' and [p.name for p in path.parent.iterdir()] == ["x.json"]
+
+    @pytest.mark.parametrize("ending", [".npz", ".parquet"])
+    def test_tokens_round_trip(self, ending: str, tmp_path: Path) -> None:
+        items = [
+            TokenizedImage(f"folder/{n}.png", (9 + n, 7), torch.randint(0, 2**40, (3, 2, 2), dtype=torch.int64))
+            for n in range(3)
+        ]
+        found = read_tokens(write_tokens(tmp_path / f"t{ending}", items))
+        for a, b in zip(found, items, strict=True):
+            assert a.name == b.name and a.size == b.size and torch.equal(a.tokens, b.tokens)
+            assert a.tokens.dtype == torch.int64
+        (tmp_path / f"t{ending}").write_bytes(b"something else")
+        with pytest.raises(ValueError, match="expected tokens written by 'gritvq encode'"):
+            read_tokens(tmp_path / f"t{ending}")
+        with pytest.raises(ValueError, match="which does not exist; make one with 'gritvq encode'"):
+            read_tokens(tmp_path / f"none{ending}")
+
+    def test_other_endings(self, tmp_path: Path) -> None:
+        with pytest.raises(ValueError, match=r"expected a file name ending in \.npz or \.parquet, got 't\.csv'"):
+            write_tokens(tmp_path / "t.csv", [])
