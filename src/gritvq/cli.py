@@ -6,8 +6,10 @@ what was there before stays.
 
 from __future__ import annotations
 
+import difflib
 import functools
 import logging
+import re
 import sys
 import time
 import warnings
@@ -26,17 +28,19 @@ Verb = Callable[[Any, Any], None]
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program; returns the exit code: 0 done, 2 wrong input, 130 interrupted."""
     try:
-        from jsonargparse import ArgumentParser
+        ArgumentParser = _parser_class()
         from lightning import Trainer  # noqa: F401
         from rich import print as _  # noqa: F401
     except ImportError as error:
         print(f"gritvq: error: this program needs {error.name}; install 'gritvq[train,images]'", file=sys.stderr)
         return 2
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    for name in ("huggingface_hub", "datasets"):  # their retries; what went wrong is in our message
+        logging.getLogger(name).setLevel(logging.ERROR)
     warnings.showwarning = _show_warning
     parser = ArgumentParser(prog="gritvq", description="Train, use and look at tokenizers.", version=__version__)
     verbs = parser.add_subcommands(title="verbs", metavar="VERB", dest="verb")
-    jobs: dict[str, tuple[ArgumentParser, Verb]] = {}
+    jobs: dict[str, tuple[Any, Verb]] = {}
     for name, (describe_arguments, job) in _VERBS.items():
         own = ArgumentParser(description=job.__doc__)
         describe_arguments(own)
@@ -53,6 +57,25 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"gritvq {config.verb}: interrupted", file=sys.stderr)
         return 130
     return 0
+
+
+def _parser_class() -> Any:
+    """The argument parser, with errors of one message instead of a page of usage."""
+    from jsonargparse import ArgumentParser
+
+    class Parser(ArgumentParser):
+        def error(self, message: str, ex: Exception | None = None) -> Any:
+            if not self.exit_on_error:
+                return super().error(message, ex)
+            parser = getattr(ex, "subcommand_parser", None) or self
+            program = parser.prog.replace(" [options]", "")
+            unknown = re.search(r"not accept option '([^']+)'", message)
+            known = [action.dest for action in parser._actions]
+            close = difflib.get_close_matches(unknown[1], known, 1) if unknown else []
+            hint = f"did you mean '{close[0]}'? " if close else ""
+            return self.exit(2, f"{program}: error: {message}\n{hint}see '{program} --help'\n")
+
+    return Parser
 
 
 def _show_warning(message: Any, category: Any, filename: str, lineno: int, file: Any = None, line: Any = None) -> None:
@@ -74,17 +97,16 @@ def _demo(parser: Any, config: Any) -> None:
     """Train a small tokenizer on photographs and show what it does; no data needed."""
     from gritvq.data import ImageData
     from gritvq.models import ImageDecoder, ImageEncoder
+    from gritvq.tokenizer import Tokenizer
     from gritvq.training import TokenizerTask, TrainingPlan
     from gritvq.training.runs import prepare
 
-    out = _fresh_folder(config.out, overwrite=True)
     plan = TrainingPlan(max_steps=config.steps, seed=config.seed, validate_every=0, checkpoint_every=0)
     prepare(config.seed)
     quantizer = presets.grit_vq(16, config.codebook_size)
-    from gritvq.tokenizer import Tokenizer
-
-    tokenizer = Tokenizer(ImageEncoder(16), quantizer, ImageDecoder(16))
-    _fit_and_report(TokenizerTask(tokenizer), ImageData("photographs", batch_size=16), plan, out, None)
+    task = TokenizerTask(Tokenizer(ImageEncoder(16), quantizer, ImageDecoder(16)))
+    data = ImageData("photographs", batch_size=16)
+    _fit_and_report(task, data, plan, _fresh_folder(config.out, overwrite=True), None)
 
 
 def _fit_arguments(parser: Any) -> None:
@@ -127,13 +149,13 @@ def _fit(parser: Any, config: Any) -> None:
     prepare(config.plan.seed)
     parts = parser.instantiate(config)
     parts.data.setup("fit")
+    task = TokenizerTask(parts.tokenizer, **arguments_of(parts.task))
     out = Path(config.out) if resume else _fresh_folder(config.out, config.overwrite)
     saved = config.clone()
     for name in ("config", "resume", "overwrite"):
         saved.pop(name, None)
     with replacing(out / "config.yaml") as scratch:
         scratch.write_text(parser.dump(saved, skip_validation=True), encoding="utf-8")
-    task = TokenizerTask(parts.tokenizer, **arguments_of(parts.task))
     _fit_and_report(task, parts.data, parts.plan, out, resume)
 
 

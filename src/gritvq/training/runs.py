@@ -150,6 +150,8 @@ def train(
         raise ValueError(
             f"expected a checkpoint of this configuration, got {resume} ({first}); use the run's own config"
         ) from error
+    if folder is not None and not trainer.interrupted:
+        trainer.save_checkpoint(folder / "checkpoints" / "last.ckpt")
     if folder is not None and trainer.is_global_zero:
         task.tokenizer.save_pretrained(folder / "tokenizer")
     return trainer

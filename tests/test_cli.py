@@ -1,0 +1,332 @@
+"""The program: every verb on small pictures, and every kind of wrong input."""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as parquet
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from gritvq import Tokenizer
+from gritvq.cli import main
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+
+
+@pytest.fixture(autouse=True)
+def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Run elsewhere; put back what the program sets for its whole process."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
+    levels = {name: logging.getLogger(name).level for name in ("huggingface_hub", "datasets")}
+    with warnings.catch_warnings():
+        yield
+    for name, level in levels.items():
+        logging.getLogger(name).setLevel(level)
+
+
+def picture(height: int, width: int, seed: int) -> Image.Image:
+    corners = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), dtype=np.uint8)
+    return Image.fromarray(corners).resize((width, height), Image.Resampling.BICUBIC)
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """40 pictures of 16 x 16 to train on."""
+    folder = tmp_path_factory.mktemp("pictures")
+    for number in range(40):
+        picture(16, 16, number).save(folder / f"{number:02}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def odd(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pictures of all kinds and sizes."""
+    folder = tmp_path_factory.mktemp("odd")
+    picture(37, 50, 1).save(folder / "a.png")
+    picture(16, 9, 2).convert("L").save(folder / "grey.png")
+    picture(8, 8, 3).convert("RGBA").save(folder / "alpha.png")
+    (folder / "deep").mkdir()
+    picture(21, 20, 4).save(folder / "deep" / "b.jpg")
+    return folder
+
+
+SMALL = {
+    "tokenizer": {
+        "encoder": {"class_path": "gritvq.models.ImageEncoder", "init_args": {"dim": 6, "width": 8, "num_blocks": 1}},
+        "quantizer": {"class_path": "gritvq.grit_vq", "init_args": {"dim": 6, "codebook_size": 32}},
+        "decoder": {"class_path": "gritvq.models.ImageDecoder", "init_args": {"dim": 6, "width": 8, "num_blocks": 1}},
+    },
+    "data": {"batch_size": 8},
+    "task": {"lr": 0.003, "warmup_steps": 3},
+    "plan": {"max_steps": 20, "validate_every": 10, "checkpoint_every": 10, "accelerator": "cpu"},
+}
+
+
+@pytest.fixture(scope="module")
+def run(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a finished small run."""
+    folder = tmp_path_factory.mktemp("fit")
+    (folder / "small.yaml").write_text(yaml.safe_dump(SMALL))
+    assert (
+        main(
+            ["fit", "--config", str(folder / "small.yaml"), "--data.path", str(pictures), "--out", str(folder / "run")]
+        )
+        == 0
+    )
+    return folder / "run"
+
+
+def lines(text: str) -> dict[str, str]:
+    """The ``name: path`` lines that end every verb."""
+    return dict(line.split(": ", 1) for line in text.splitlines() if ": " in line and "│" not in line)
+
+
+def losses(run: Path, number: int) -> dict[int, float]:
+    with (run / "logs" / f"run-{number}" / "metrics.csv").open() as file:
+        return {int(row["step"]): float(row["train/loss"]) for row in csv.DictReader(file) if row.get("train/loss")}
+
+
+class TestFit:
+    def test_says_where_everything_is(self, pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        Path("small.yaml").write_text(yaml.safe_dump(SMALL))
+        assert main(["fit", "--config", "small.yaml", "--data.path", str(pictures), "--out", "run"]) == 0
+        said = capsys.readouterr()
+        for word in ("PSNR", "codes in use", "perplexity", "bits per pixel"):
+            assert word in said.out
+        for path in lines(said.out).values():
+            assert Path(path).exists()
+        assert "parameters for 20 steps" in said.err
+        numbers = json.loads(Path("run/metrics.json").read_text())
+        assert numbers["psnr"] > 8 and 0 < numbers["usage"] <= 1
+
+    def test_its_own_config_repeats_it_bitwise(self, run: Path) -> None:
+        assert main(["fit", "--config", str(run / "config.yaml"), "--out", "again"]) == 0
+        assert (Path("again/tokenizer/model.safetensors")).read_bytes() == (
+            run / "tokenizer" / "model.safetensors"
+        ).read_bytes()
+
+    def test_resumes_bitwise(self, run: Path) -> None:
+        checkpoint = run / "checkpoints" / "step-10.ckpt"
+        assert main(["fit", "--config", str(run / "config.yaml"), "--out", "b", "--resume", str(checkpoint)]) == 0
+        whole, resumed = losses(run, 0), losses(Path("b"), 0)
+        assert resumed and all(whole[step] == value for step, value in resumed.items())
+        assert (Path("b/tokenizer/model.safetensors")).read_bytes() == (
+            run / "tokenizer" / "model.safetensors"
+        ).read_bytes()
+
+    def test_does_not_overwrite_unless_told(self, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        arguments = ["fit", "--config", str(run / "config.yaml"), "--plan.max_steps", "2", "--out", "run"]
+        assert main(arguments) == 0
+        before = Path("run/tokenizer/model.safetensors").read_bytes()
+        assert main(arguments) == 2
+        assert "--overwrite true" in capsys.readouterr().err
+        assert Path("run/tokenizer/model.safetensors").read_bytes() == before
+        assert main([*arguments, "--overwrite", "true", "--plan.max_steps", "3"]) == 0
+        assert Path("run/tokenizer/model.safetensors").read_bytes() != before
+
+    def test_goes_on_with_the_last_checkpoint(self, run: Path) -> None:
+        arguments = ["fit", "--config", str(run / "config.yaml"), "--out", "run"]
+        assert main([*arguments, "--plan.max_steps", "10"]) == 0
+        assert main([*arguments, "--plan.max_steps", "15", "--resume", "last"]) == 0
+        assert torch.load("run/checkpoints/last.ckpt", weights_only=False)["global_step"] == 15
+
+    @pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.yaml")), ids=lambda p: p.stem)
+    def test_shipped_configurations_run(self, path: Path, pictures: Path) -> None:
+        arguments = ["--plan.max_steps", "2", "--plan.validate_every", "0", "--data.batch_size", "4"]
+        data = [] if path.stem == "photographs" else ["--data.path", str(pictures)]
+        assert main(["fit", "--config", str(path), *arguments, *data, "--out", "run"]) == 0
+
+
+def test_demo_trains_on_photographs(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["demo", "--steps", "3", "--codebook_size", "64", "--out", "demo"]) == 0
+    files = lines(capsys.readouterr().out)
+    assert {"tokenizer", "codebook", "usage", "originals and reconstructions"} <= files.keys()
+    for name in ("reconstructions", "usage", "codebook"):
+        assert np.asarray(Image.open(f"demo/{name}.png")).std() > 5
+    assert main(["demo", "--steps", "2", "--codebook_size", "64", "--out", "demo"]) == 0  # a demo may be repeated
+    Path("thesis").mkdir()
+    Path("thesis/chapter.tex").write_text("words")
+    assert main(["demo", "--steps", "2", "--out", "thesis"]) == 2
+    assert [path.name for path in Path("thesis").iterdir()] == ["chapter.tex"]
+
+
+class TestEncodeDecode:
+    @pytest.mark.parametrize("ending", ["npz", "parquet"])
+    def test_pictures_of_any_size_come_back(
+        self, run: Path, odd: Path, ending: str, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        tokenizer = str(run / "tokenizer")
+        assert main(["encode", str(odd), "--tokenizer", tokenizer, "--out", f"t.{ending}"]) == 0
+        assert "4 of 4" in capsys.readouterr().out
+        assert main(["decode", f"t.{ending}", "--tokenizer", tokenizer, "--out", "back"]) == 0
+        model = Tokenizer.from_pretrained(tokenizer)
+        for name, size in {"a": (50, 37), "grey": (9, 16), "alpha": (8, 8), "deep/b": (20, 21)}.items():
+            with Image.open(f"back/{name}.png") as image:
+                assert image.size == size
+        original = torch.from_numpy(np.asarray(Image.open(odd / "a.png")).copy()).permute(2, 0, 1)
+        expected = model.decode(model.encode(original), (37, 50))
+        decoded = np.asarray(Image.open("back/a.png"))
+        np.testing.assert_array_equal(decoded, (expected * 255).round().byte().permute(1, 2, 0).numpy())
+
+    def test_what_the_files_hold(self, run: Path, odd: Path) -> None:
+        for ending in ("npz", "parquet"):
+            assert main(["encode", str(odd), "--tokenizer", str(run / "tokenizer"), "--out", f"t.{ending}"]) == 0
+        with np.load("t.npz") as file:
+            assert file["tokens/a.png"].shape == (10, 13, 1) and file["tokens/a.png"].dtype == np.int64
+            rows = {row["name"]: row for row in parquet.read_table("t.parquet").to_pylist()}
+            assert rows.keys() == {"a.png", "grey.png", "alpha.png", "deep/b.jpg"}
+            assert rows["a.png"]["tokens"] == file["tokens/a.png"].flatten().tolist()
+            assert (rows["a.png"]["height"], rows["a.png"]["width"]) == (37, 50)
+
+    def test_broken_pictures(self, run: Path, odd: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        Path("some").mkdir()
+        picture(8, 8, 0).save("some/good.png")
+        Path("some/bad.png").write_bytes(b"not a picture")
+        arguments = ["encode", "some", "--tokenizer", str(run / "tokenizer"), "--out", "t.npz"]
+        assert main(arguments) == 0
+        assert "1 of 2" in capsys.readouterr().out
+        Path("t.npz").unlink()
+        assert main([*arguments, "--strict", "true"]) == 2
+        assert "bad.png" in capsys.readouterr().err and not Path("t.npz").exists()
+
+    def test_kodak(self, run: Path, kodak: Path) -> None:
+        names = [path.name for path in sorted(kodak.glob("*.png"))[:2]]
+        Path("kodak").mkdir()
+        for name in names:
+            Path("kodak", name).symlink_to(kodak / name)
+        tokenizer = str(run / "tokenizer")
+        assert main(["encode", "kodak", "--tokenizer", tokenizer, "--out", "t.npz"]) == 0
+        assert main(["decode", "t.npz", "--tokenizer", tokenizer, "--out", "back"]) == 0
+        for name in names:
+            assert Image.open(f"back/{name}").size == Image.open(f"kodak/{name}").size
+
+
+def test_validate_and_inspect(run: Path, pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for verb in ("validate", "inspect"):
+        assert main([verb, str(run / "tokenizer"), "--data.path", str(pictures), "--out", verb]) == 0
+        said = capsys.readouterr().out
+        assert "PSNR" in said and "perplexity" in said
+        assert all(Path(path).exists() for path in lines(said).values())
+        assert json.loads(Path(f"{verb}/metrics.json").read_text()) == pytest.approx(
+            json.loads((run / "metrics.json").read_text()), rel=1e-5
+        )
+    assert "effective rank of the codes" in said and Path("inspect/codebook.png").exists()
+
+
+def test_compare(pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings: dict[str, Any] = {
+        "methods": {"grit_vq": {}, "faster": {"preset": "vq_vae", "lr_scale": 3.0}},
+        "codebook_sizes": [16, 32],
+        "seeds": [0, 1],
+        "contest": {"dim": 6, "width": 8, "num_blocks": 1, "max_steps": 3, "split": "validation"},
+        "data": {"path": str(pictures), "batch_size": 8},
+    }
+    Path("compare.yaml").write_text(yaml.safe_dump(settings))
+    assert main(["compare", "--config", "compare.yaml", "--out", "out"]) == 0
+    said = capsys.readouterr().out
+    assert "faster" in said and "grit_vq" in said
+    with Path("out/results.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len({(r["method"], r["codebook_size"], r["seed"]) for r in rows}) == 8
+    assert {"psnr", "usage", "perplexity"} <= {r["metric"] for r in rows}
+    assert Image.open("out/comparison.png").size[0] > 300
+
+
+def test_presets_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["presets"]) == 0
+    said = capsys.readouterr().out
+    for name in ("grit_vq", "vq_vae", "vq_vae_ema", "rotation_vq", "simvq", "diveq"):
+        assert name in said
+
+
+class TestWrongInput:
+    """One message that says what was wrong, exit code 2, nothing written."""
+
+    def refused(self, capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+        before = sorted(path.name for path in Path().iterdir())
+        try:
+            code: Any = main(list(arguments))
+        except SystemExit as stop:
+            code = stop.code
+        said = capsys.readouterr().err
+        assert code == 2 and "error:" in said and "Traceback" not in said
+        assert len(said.splitlines()) <= 6
+        assert sorted(path.name for path in Path().iterdir()) == before
+        return said
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            (["fit", "--data.path", "./nowhere"], "expected an existing file or folder, got './nowhere'"),
+            (["fit", "--data.path", "empty"], "in 'empty', got none; give another folder"),
+            (["fit", "--plan.max_steps", "0"], "expected max_steps >= 1, got 0"),
+            (["fit", "--plan.max_steps", "many"], "plan.max_steps"),
+            (["fit", "--task.lr", "-1"], "expected lr > 0"),
+            (["fit", "--data.batch_size", "0"], "expected batch_size >= 1, got 0"),
+            (["fit", "--resume", "last"], "expected a checkpoint to resume from"),
+            (["fit", "--config", "none.yaml"], "File does not exist"),
+            (
+                ["fit", "--tokenizer.quantizer.dim", "5"],
+                "expected the encoder to have dim=5 as the quantizer has, got 16",
+            ),
+            (["fit", "--tokenizer.quantizer.codebook_size", "0"], "expected codebook_size >= 1, got 0"),
+            (["demo", "--codebook_size", "-4"], "expected codebook_size >= 1, got -4"),
+            (["inspect", "nowhere"], "expected a tokenizer folder or a Hub name"),
+            (["inspect", "empty"], "expected a tokenizer folder with config.json"),
+            (["validate", "empty"], "expected a tokenizer folder with config.json"),
+            (["encode", "empty", "--tokenizer", "empty"], "expected a tokenizer folder with config.json"),
+            (["encode", "empty", "--tokenizer", "x", "--out", "t.csv"], "ending in .npz or .parquet"),
+            (["decode", "t.npz", "--tokenizer", "empty"], "expected a tokenizer folder with config.json"),
+            (["compare", "--methods", "{nothing: {}}"], "expected a preset out of"),
+            (["compare", "--methods", "{grit_vq: {speed: 3}}"], "expected settings that grit_vq takes"),
+            (["compare", "--seeds", "[]"], "expected at least one method"),
+            (["fly"], "invalid choice: 'fly'"),
+            ([], 'expected "verb" to be one of {demo,fit,'),
+        ],
+    )
+    def test_messages(self, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+        Path("empty").mkdir()
+        assert message in self.refused(capsys, *arguments)
+
+    @pytest.mark.parametrize(
+        ("config", "message"),
+        [
+            ({"plan": {"max_stepz": 3}}, "did you mean 'plan.max_steps'?"),
+            ({"colour": "red"}, "does not accept option 'colour'"),
+            (
+                {"tokenizer": {"quantizer": {"class_path": "gritvq.grit_vq", "init_args": {"dim": 4, "size": 9}}}},
+                "Option 'size' is not accepted",
+            ),
+            ({"tokenizer": {"quantizer": {"class_path": "gritvq.no_vq"}}}, "gritvq.no_vq"),
+        ],
+    )
+    def test_configurations(self, config: dict[str, Any], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+        Path("bad.yaml").write_text(yaml.safe_dump(config))
+        assert message in self.refused(capsys, "fit", "--config", "bad.yaml")
+
+    def test_damaged_files(self, run: Path, odd: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        Path("bad.yaml").write_text("tokenizer: [unclosed")
+        assert "parsing" in self.refused(capsys, "fit", "--config", "bad.yaml")
+        Path("bad.npz").write_bytes(b"zip")
+        tokenizer = str(run / "tokenizer")
+        assert "expected tokens written by" in self.refused(capsys, "decode", "bad.npz", "--tokenizer", tokenizer)
+        Path("folder").mkdir()
+        Path("folder/a.png").write_bytes(b"zip")
+        said = self.refused(capsys, "encode", "folder", "--tokenizer", tokenizer)
+        assert "expected at least one readable picture in folder" in said
+
+    def test_tokens_of_another_tokenizer(self, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        np.savez("t.npz", **{"tokens/a.png": np.full((2, 2, 1), 4000), "size/a.png": np.array([8, 8])})
+        said = self.refused(capsys, "decode", "t.npz", "--tokenizer", str(run / "tokenizer"), "--out", "back")
+        assert "expected indices below (32,)" in said and "made with another tokenizer" in said
