@@ -43,7 +43,7 @@ types: $(VENV)/.installed-development  ## check types
 
 docs: $(VENV)/.installed-development  ## build the documentation into site/
 	@echo "==> mkdocs"
-	@$(BIN)/mkdocs build --strict --quiet
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 tests: $(VENV)/.installed-development  ## run the tests alone
 	@echo "==> pytest"

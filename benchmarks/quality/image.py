@@ -65,16 +65,18 @@ def settings_text(entry: Entry) -> str:
 def complete(
     path: Path, contest: Contest, entries: Sequence[Entry], data: ImageData | Any, name: str, jobs: int
 ) -> list[dict[str, Any]]:
-    """Run what is missing in a results file and return all results of this contest."""
+    """Run what is missing in a results file, drop what is no longer asked for, return all results of this contest."""
     about = circumstances(contest, name)
     results = read_results(path) if path.exists() else []
     others = [r for r in results if (r["contest"], r["data"]) != (about["contest"], name)]
-    done = [r for r in results if (r["contest"], r["data"]) == (about["contest"], name)]
+    wanted = {(e.method, settings_text(e), e.codebook_size, e.seed): e for e in entries}
+    done = [r for r in results if (r["contest"], r["data"]) == (about["contest"], name) and key(r) in wanted]
     have = {key(r) for r in done}
-    missing = [e for e in entries if (e.method, settings_text(e), e.codebook_size, e.seed) not in have]
+    missing = [entry for k, entry in wanted.items() if k not in have]
     for result in track(run_contest(contest, missing, data, jobs=jobs), total=len(missing), description=path.stem):
         done.append({**result, **about})
         write_results(path, others + done, about)
+    write_results(path, others + done, about)
     return done
 
 

@@ -367,7 +367,13 @@ def _compare(parser: Any, config: Any) -> None:
 
     from gritvq.data import ImageData
     from gritvq.training import pictures
-    from gritvq.training.compare import describe_contest, run_contest, write_results
+    from gritvq.training.compare import (
+        COMPARISON_COLUMNS,
+        comparison_rows,
+        describe_contest,
+        run_contest,
+        write_results,
+    )
 
     contest = parser.instantiate(config).contest
     entries = contest_entries(config.methods, config.codebook_sizes, config.seeds)
@@ -381,40 +387,8 @@ def _compare(parser: Any, config: Any) -> None:
         results.append(result)
         write_results(out / "results.csv", results, about)
     pictures.comparison_plot(results, out / "comparison.png")
-    _table("comparison", _COMPARISON, comparison_rows(results))
+    _table("comparison", COMPARISON_COLUMNS, comparison_rows(results))
     _files({"plot": out / "comparison.png", "numbers": out / "results.csv"})
-
-
-_COMPARISON = ("K", "method", "PSNR (dB)", "usage", "perplexity", "bits/token", "parameters", "s/step", "seeds")
-
-
-def comparison_rows(results: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
-    """Means over seeds, best PSNR first within a codebook size; a spread is the largest minus the smallest."""
-    rows: list[tuple[str, ...]] = []
-    groups: dict[tuple[int, str], list[Mapping[str, Any]]] = {}
-    for result in results:
-        groups.setdefault((result["codebook_size"], result["method"]), []).append(result)
-
-    def mean(group: list[Mapping[str, Any]], name: str) -> float:
-        return sum(float(result[name]) for result in group) / len(group)
-
-    for (size, method), group in sorted(groups.items(), key=lambda item: (item[0][0], -mean(item[1], "psnr"))):
-        psnr = [float(result["psnr"]) for result in group]
-        spread = f" ({min(psnr):.2f}-{max(psnr):.2f})" if len(psnr) > 1 else ""
-        rows.append(
-            (
-                str(size),
-                method,
-                f"{mean(group, 'psnr'):.2f}{spread}",
-                f"{mean(group, 'usage'):.3f}",
-                f"{mean(group, 'perplexity'):.0f}",
-                f"{mean(group, 'bits_per_token'):.0f}",
-                f"{mean(group, 'parameters'):,.0f}",
-                f"{mean(group, 'seconds_per_step'):.3f}",
-                str(len(group)),
-            )
-        )
-    return rows
 
 
 def contest_entries(methods: Mapping[str, Any], sizes: Sequence[int], seeds: Sequence[int]) -> list[Any]:
@@ -508,8 +482,7 @@ def _fresh_folder(path: str, overwrite: bool) -> Path:
         if not (overwrite and run):
             raise ValueError(
                 f"expected a new or empty folder, got {folder}, which holds files; choose another --out, go on with "
-                "--resume "
-                "last, or replace a run with --overwrite true"
+                "--resume last, or replace a run with --overwrite true"
             )
         import shutil
 

@@ -132,9 +132,8 @@ class Tokenizer(Component):
         height, width = full if size is None else size
         if not (full[0] - self.factor < height <= full[0] and full[1] - self.factor < width <= full[1]):
             raise ValueError(
-                f"expected a size within {self.factor - 1} pixels below {full[0]} x {full[1]}, got {height} x "
-                f"{width}; is it "
-                "(height, width)?"
+                f"expected a size within {self.factor - 1} pixels below {full[0]} x {full[1]}, got {height} x {width}; "
+                "is it (height, width)?"
             )
         was_training = self.training
         self.eval()
@@ -215,9 +214,9 @@ class Tokenizer(Component):
         )
         if differing:
             raise ValueError(
-                f"expected the weights that {folder / _CONFIG} describes, got others at {', '.join(differing[:3])}"
-                f"{' ...' if len(differing) > 3 else ''}; config.json and model.safetensors are not from the same "
-                "tokenizer"
+                f"expected the weights that {folder / _CONFIG} describes, got others at "
+                f"{', '.join(differing[:3])}{' ...' if len(differing) > 3 else ''}; config.json and model.safetensors "
+                "are not from the same tokenizer"
             )
         tokenizer.load_state_dict(tensors, strict=False)
         return tokenizer.eval()
@@ -231,8 +230,7 @@ class Tokenizer(Component):
         if images.ndim not in (3, 4) or images.shape[-3] != self.channels or 0 in images.shape[-2:]:
             raise ValueError(
                 f"expected images (B, {self.channels}, H, W) or ({self.channels}, H, W), got {tuple(images.shape)}; "
-                "the colour "
-                "channels come before height and width"
+                "the colour channels come before height and width"
             )
         if images.dtype == torch.uint8:
             images = images.float() / 255
@@ -240,9 +238,8 @@ class Tokenizer(Component):
             raise ValueError(f"expected uint8 images or floating ones in [0, 1], got {images.dtype}")
         elif images.numel() and not (images.amin() >= -0.01 and images.amax() <= 1.01):
             raise ValueError(
-                f"expected values in [0, 1], got [{float(images.amin()):g}, {float(images.amax()):g}]; divide by "
-                "255 or map "
-                "[-1, 1] to [0, 1]"
+                f"expected values in [0, 1], got [{float(images.amin()):g}, {float(images.amax()):g}]; divide by 255 "
+                "or map [-1, 1] to [0, 1]"
             )
         parameter = next(self.encoder.parameters())
         return (images if images.ndim == 4 else images[None]).to(parameter.device, parameter.dtype)

@@ -187,21 +187,19 @@ def _check_learning(
             )
         if codebook.writes != "table":
             raise ValueError(
-                f"expected a plain table under {owner}, got {kind} (writes={codebook.writes!r}); use FreeCodebook, "
-                "or train "
-                "this codebook by gradients"
+                f"expected a plain table under {owner}, got {kind} (writes={codebook.writes!r}); use FreeCodebook, or "
+                "train this codebook by gradients"
             )
         if trainers:
             raise ValueError(
-                f"expected one owner of the codes, got {owner} and gradients from {', '.join(trainers)}; drop one "
-                "of them"
+                f"expected one owner of the codes, got {owner} and gradients from {', '.join(trainers)}; drop one of "
+                "them"
             )
     for rule in learning:
         if rule.writes_codes == "rows" and codebook.writes is None:
             raise ValueError(
-                f"expected a codebook whose codes can be written for {type(rule).__name__}, got {kind} "
-                "(writes=None); drop "
-                "the rule: a shared map keeps its codes alive by itself"
+                f"expected a codebook whose codes can be written for {type(rule).__name__}, got {kind} (writes=None); "
+                "drop the rule: a shared map keeps its codes alive by itself"
             )
 
 

@@ -80,9 +80,8 @@ class Codebook(Component, ABC):
             ValueError: If the codes of this class cannot be set one by one (``writes`` is None).
         """
         raise ValueError(
-            f"expected a codebook whose codes can be written, got {type(self).__name__} (writes=None): its codes "
-            "exist only "
-            "through shared parameters; use FreeCodebook, AffineCodebook or MLPCodebook"
+            f"expected a codebook whose codes can be written, got {type(self).__name__} (writes=None): its codes exist "
+            "only through shared parameters; use FreeCodebook, AffineCodebook or MLPCodebook"
         )
 
     def row_parameter(self) -> nn.Parameter | None:

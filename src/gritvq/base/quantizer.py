@@ -121,9 +121,8 @@ class Quantizer(Component, ABC):
         num_channels = len(self.codebook_sizes)
         if indices.ndim < 1 or indices.shape[-1] != num_channels or indices.is_floating_point() or indices.is_complex():
             raise ValueError(
-                f"expected integer indices (*tokens, {num_channels}), got {indices.dtype} {tuple(indices.shape)}; "
-                "the last "
-                "axis holds the index channels, also where there is one: use indices.unsqueeze(-1)"
+                f"expected integer indices (*tokens, {num_channels}), got {indices.dtype} {tuple(indices.shape)}; the "
+                "last axis holds the index channels, also where there is one: use indices.unsqueeze(-1)"
             )
         indices = indices.long()
         if not torch.compiler.is_compiling():
@@ -132,8 +131,7 @@ class Quantizer(Component, ABC):
             if bool(wrong.any()):
                 raise ValueError(
                     f"expected indices below {self.codebook_sizes} and -1 for masked ones, got "
-                    f"{int(indices[wrong][0])}; were "
-                    "they made with another tokenizer?"
+                    f"{int(indices[wrong][0])}; were they made with another tokenizer?"
                 )
         missing = (indices < 0).all(-1)
         return self._hide(self.after(self.lookup(indices)), missing)

@@ -50,9 +50,8 @@ def _accumulate(
     pending[1] += len(x)
     if pending[0] == 256:
         warnings.warn(
-            "256 training forward passes without update_codebook(): moving averages and dead-code revival do "
-            "nothing. Call "
-            "quantizer.update_codebook(optimizer) after optimizer.step().",
+            "256 training forward passes without update_codebook(): moving averages and dead-code revival do nothing. "
+            "Call quantizer.update_codebook(optimizer) after optimizer.step().",
             stacklevel=2,
         )
 
@@ -177,8 +176,7 @@ class CodeStatistics(nn.Module):
             if old.shape != new.shape:
                 raise ValueError(
                     f"expected statistics {name!r} of shape {tuple(old.shape)}, got {tuple(new.shape)}; the saved "
-                    "quantizer "
-                    "was built with other learning rules or another codebook size"
+                    "quantizer was built with other learning rules or another codebook size"
                 )
             setattr(self, name, new.to(old.device, old.dtype).clone())
         self.step = int(state["step"])

@@ -112,11 +112,9 @@ def collapse_advice(usage: float, codebook_size: int, num_tokens: float) -> str 
     if usage >= 0.2 * reachable:
         return None
     return (
-        f"The codebook has collapsed: {100 * usage:.1f} % of {codebook_size} codes are in use. What to change, in "
-        "this order: "
-        "give the codebook a higher learning rate (lr_scale=10), use a shared transform (preset grit_vq or simvq), "
-        "start from "
-        "data (initialization='kmeans'), add DeadCodeRevival(20), or take a smaller codebook."
+        f"The codebook has collapsed: {100 * usage:.1f} % of {codebook_size} codes are in use. What to change, in this "
+        "order: give the codebook a higher learning rate (lr_scale=10), use a shared transform (preset grit_vq or "
+        "simvq), start from data (initialization='kmeans'), add DeadCodeRevival(20), or take a smaller codebook."
     )
 
 

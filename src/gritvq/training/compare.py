@@ -22,7 +22,17 @@ from gritvq.training.files import replacing
 from gritvq.training.runs import TrainingPlan, evaluate, prepare, train
 from gritvq.training.tasks import TokenizerTask
 
-__all__ = ["Contest", "Entry", "read_results", "run_contest", "run_entry", "write_results"]
+__all__ = [
+    "COMPARISON_COLUMNS",
+    "Contest",
+    "Entry",
+    "comparison_rows",
+    "describe_contest",
+    "read_results",
+    "run_contest",
+    "run_entry",
+    "write_results",
+]
 
 UNITS = {"psnr": "dB", "psnr_per_image": "dB", "usage": "share", "seconds_per_step": "s", "perplexity": "codes"}
 
@@ -194,3 +204,35 @@ def describe_contest(contest: Contest) -> str:
         'dim=16 factor=4 width=64 num_b'
     """
     return " ".join(f"{name}={value}" for name, value in asdict(contest).items())
+
+
+COMPARISON_COLUMNS = ("K", "method", "PSNR (dB)", "usage", "perplexity", "bits/token", "parameters", "s/step", "seeds")
+
+
+def comparison_rows(results: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
+    """Means over seeds, best PSNR first within a codebook size; a spread is the largest minus the smallest."""
+    rows: list[tuple[str, ...]] = []
+    groups: dict[tuple[int, str], list[Mapping[str, Any]]] = {}
+    for result in results:
+        groups.setdefault((result["codebook_size"], result["method"]), []).append(result)
+
+    def mean(group: list[Mapping[str, Any]], name: str) -> float:
+        return sum(float(result[name]) for result in group) / len(group)
+
+    for (size, method), group in sorted(groups.items(), key=lambda item: (item[0][0], -mean(item[1], "psnr"))):
+        psnr = [float(result["psnr"]) for result in group]
+        spread = f" ({min(psnr):.2f}-{max(psnr):.2f})" if len(psnr) > 1 else ""
+        rows.append(
+            (
+                str(size),
+                method,
+                f"{mean(group, 'psnr'):.2f}{spread}",
+                f"{mean(group, 'usage'):.3f}",
+                f"{mean(group, 'perplexity'):.0f}",
+                f"{mean(group, 'bits_per_token'):.0f}",
+                f"{mean(group, 'parameters'):,.0f}",
+                f"{mean(group, 'seconds_per_step'):.3f}",
+                str(len(group)),
+            )
+        )
+    return rows

@@ -1,0 +1,58 @@
+"""What the documentation shows works: Python blocks run in order, configurations are accepted, links lead somewhere."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from gritvq import Tokenizer, grit_vq
+from gritvq.cli import contest_entries
+from gritvq.models import ImageDecoder, ImageEncoder
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if blocks(p, "python")], ids=lambda p: p.name)
+def test_python_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    tokenizer = Tokenizer(ImageEncoder(16, width=8), grit_vq(16, 64), ImageDecoder(16, width=8))
+    tokenizer.save_pretrained("runs/photographs/tokenizer")
+    namespace: dict[str, Any] = {"images": torch.rand(2, 3, 10, 13), "__name__": "documentation"}
+    for block in blocks(page, "python"):
+        exec(compile(block, page.name, "exec"), namespace)
+
+
+def test_configurations_shown_are_accepted() -> None:
+    fit, compare = (yaml.safe_load(block) for block in blocks(ROOT / "docs" / "cli.md", "yaml"))
+    from gritvq.base import build
+
+    assert isinstance(build(fit["tokenizer"]["quantizer"]), torch.nn.Module)
+    entries = contest_entries(compare["methods"], compare["codebook_sizes"], compare["seeds"])
+    assert len(entries) == 3 * 2 * 3
+
+
+def test_every_page_is_in_the_navigation_and_links_lead_somewhere() -> None:
+    listed = re.findall(r"([\w/]+\.md)", (ROOT / "mkdocs.yml").read_text())
+    assert sorted(listed) == sorted(str(p.relative_to(ROOT / "docs")) for p in (ROOT / "docs").rglob("*.md"))
+    for page in PAGES:
+        for link in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text()):
+            assert link.startswith("http") or (page.parent / link).exists(), f"{page.name}: {link}"
+
+
+def test_the_benchmark_page_is_what_the_results_say() -> None:
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "benchmarks" / "report.py"), "--check"], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
