@@ -109,6 +109,8 @@ def test_folded_tokenizer_is_smaller_and_the_same(tmp_path: Path) -> None:
     assert torch.equal(folded.encode(images), tokens)
     assert torch.equal(folded.decode(tokens), tokenizer.decode(tokens))
     assert sum(p.numel() for p in folded.quantizer.parameters()) == 40 * 6
+    tokenizer.train().fold()
+    assert all(module.training for module in tokenizer.modules())
 
 
 class TestDamaged:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import shutil
@@ -146,8 +147,8 @@ class Tokenizer(Component):
         return images if tokens.ndim == 4 else images[0]
 
     def fold(self) -> Tokenizer:
-        """The same tokenizer with the codebook's transform baked in: for serving, not for training on."""
-        return Tokenizer(self.encoder, self.quantizer.fold(), self.decoder).eval()
+        """A copy of the tokenizer with the codebook's transform baked in: for serving, not for training on."""
+        return Tokenizer(copy.deepcopy(self.encoder), self.quantizer.fold(), copy.deepcopy(self.decoder)).eval()
 
     # --- saving and loading -------------------------------------------------------------------------------------------
 
