@@ -78,8 +78,8 @@ class TokenizerTask(LightningModule):
         if self.global_step % 10 == 0:
             if not torch.isfinite(loss):
                 raise ValueError(
-                    f"expected a finite loss, got {float(loss.detach())} at step {self.global_step}; lower the learning "
-                    "rate, clip gradients, or look for pictures with NaN"
+                    f"expected a finite loss, got {float(loss.detach())} at step {self.global_step}; lower the "
+                    "learning rate, clip gradients, or look for pictures with NaN"
                 )
             error = (output.reconstruction.detach().float().clamp(0, 1) - images).square().mean()
             counts = self.window_usage.compute()
