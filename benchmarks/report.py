@@ -65,7 +65,7 @@ def image_section() -> str:
             f"### {stamp}",
             circumstances(results),
             markdown_table((*COMPARISON_COLUMNS, "settings"), rows),
-            f"![PSNR against usage](images/{plot.name})",
+            f"![PSNR against perplexity](images/{plot.name})",
         ]
         tuning = RESULTS / f"image_tuning_{stamp}.csv"
         if tuning.exists():

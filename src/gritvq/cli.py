@@ -88,7 +88,7 @@ def _show_warning(message: Any, category: Any, filename: str, lineno: int, file:
 
 def _demo_arguments(parser: Any) -> None:
     parser.add_argument("--out", type=str, default="runs/demo", help="folder of the run; replaced if it holds a demo")
-    parser.add_argument("--steps", type=int, default=600, help="optimizer steps")
+    parser.add_argument("--steps", type=int, default=1200, help="optimizer steps")
     parser.add_argument("--codebook_size", type=int, default=1024, help="number of codes K")
     parser.add_argument("--seed", type=int, default=0, help="seed of everything random")
 

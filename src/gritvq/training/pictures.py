@@ -131,10 +131,10 @@ def codebook_picture(
 
 
 def comparison_plot(rows: Sequence[Mapping[str, Any]], path: str | Path) -> Path:
-    """Usage against PSNR: a small dot per seed, a large one for a method's mean.
+    """Perplexity against PSNR: a small dot per seed, a large one for a method's mean.
 
     Args:
-        rows: One mapping per run with ``method``, ``codebook_size``, ``psnr`` (dB) and ``usage``.
+        rows: One mapping per run with ``method``, ``codebook_size``, ``psnr`` (dB) and ``perplexity``.
         path: PNG to write.
     """
     sizes = sorted({int(row["codebook_size"]) for row in rows})
@@ -145,11 +145,11 @@ def comparison_plot(rows: Sequence[Mapping[str, Any]], path: str | Path) -> Path
             chosen = [row for row in rows if row["method"] == method and int(row["codebook_size"]) == size]
             if not chosen:
                 continue
-            x, y = [100 * float(row["usage"]) for row in chosen], [float(row["psnr"]) for row in chosen]
+            x, y = [100 * float(row["perplexity"]) / size for row in chosen], [float(row["psnr"]) for row in chosen]
             color = f"C{number}"
             axis.scatter(x, y, s=12, color=color, alpha=0.5, linewidths=0)
             axis.scatter([sum(x) / len(x)], [sum(y) / len(y)], s=70, color=color, label=method, edgecolors="white")
-        axis.set_xlabel("codes in use (%)")
+        axis.set_xlabel("perplexity (% of the codes)")
         axis.set_ylabel("PSNR (dB)")
         axis.set_title(f"K = {size}", fontsize=10)
         axis.grid(alpha=0.3)
