@@ -17,6 +17,8 @@ from gritvq import (
     RadialSurrogate,
     StraightThrough,
     VectorQuantizer,
+    build,
+    describe,
     grit_vq,
     simvq,
 )
@@ -78,7 +80,7 @@ class TestEveryCodebook:
 
 @pytest.mark.parametrize("book", [FreeCodebook, AffineCodebook, MLPCodebook])
 def test_bad_arguments(book: type[Codebook]) -> None:
-    with pytest.raises(ValueError, match="expected lr_scale > 0, got 0"):
+    with pytest.raises(ValueError, match=r"expected lr_scale > 0.*got 0"):
         book(4, 8, lr_scale=0)
     with pytest.raises(ValueError, match="expected initialization 'normal', 'samples' or 'kmeans', got 'random'"):
         book(4, 8, initialization="random")  # type: ignore[arg-type]
@@ -246,6 +248,18 @@ def test_parameter_groups_cover_every_parameter_once() -> None:
         assert [g["lr"] for g in groups] == [pytest.approx(1e-3 * quantizer.codebook.lr_scale)]
         assert [g["weight_decay"] for g in groups] == [0.0]
     assert simvq(DIM, SIZE).get_parameter("codebook.base").requires_grad is False
+
+
+def test_map_and_base_table_may_have_their_own_rates() -> None:
+    quantizer = grit_vq(DIM, SIZE, lr_scale=(10.0, 60.0))
+    rates = {p: group["lr"] for group in quantizer.parameter_groups(1e-3) for p in group["params"]}
+    for name, parameter in quantizer.named_parameters():
+        assert rates[parameter] == pytest.approx(0.06 if name == "codebook.base" else 0.01), name
+    rebuilt = build(describe(quantizer))
+    assert isinstance(rebuilt, VectorQuantizer) and len(rebuilt.parameter_groups(1.0)) == 2
+    for bad in ((1.0,), (1.0, 0.0), (1.0, 2.0, 3.0)):
+        with pytest.raises(ValueError, match="expected lr_scale > 0, or two such numbers"):
+            grit_vq(DIM, SIZE, lr_scale=bad)  # type: ignore[arg-type]
 
 
 def test_folded_grit_vq_is_a_plain_table() -> None:

@@ -77,6 +77,14 @@ class FreeCodebook(Codebook):
         return self.weight
 
 
+def _pair(lr_scale: float | tuple[float, float]) -> tuple[float, float]:
+    """Scales of map and base table, from one number for both or from two."""
+    values = tuple(lr_scale) if isinstance(lr_scale, (tuple, list)) else (lr_scale, lr_scale)
+    if len(values) != 2 or not min(values) > 0:
+        raise ValueError(f"expected lr_scale > 0, or two such numbers for map and base table, got {lr_scale!r}")
+    return float(values[0]), float(values[1])
+
+
 class _TransformedCodebook(Codebook):
     """A base table under a transform; subclasses give the map and its inverse."""
 
@@ -87,12 +95,14 @@ class _TransformedCodebook(Codebook):
         dim: int,
         codebook_size: int,
         base: Literal["trained", "frozen"],
-        lr_scale: float,
+        lr_scale: float | tuple[float, float],
         normalize: bool,
         initialization: Initialization,
         generator: torch.Generator | None,
     ) -> None:
-        super().__init__(dim, codebook_size, lr_scale=lr_scale, normalize=normalize, initialization=initialization)
+        of_map, of_base = _pair(lr_scale)
+        super().__init__(dim, codebook_size, lr_scale=of_map, normalize=normalize, initialization=initialization)
+        self.base_lr_scale = of_base
         if base not in ("trained", "frozen"):
             raise ValueError(f"expected base 'trained' or 'frozen', got {base!r}")
         self.base = nn.Parameter(_normal_table(dim, codebook_size, generator), requires_grad=base == "trained")
@@ -119,6 +129,11 @@ class _TransformedCodebook(Codebook):
         self.base[rows[good]] = solved[good]
         return good
 
+    def learning_rate_scales(self) -> dict[nn.Parameter, float]:
+        """``lr_scale``, and the base table's own."""
+        scales = super().learning_rate_scales()
+        return {p: self.base_lr_scale if p is self.base else scale for p, scale in scales.items()}
+
     def row_parameter(self) -> nn.Parameter | None:
         """The base table if it is trained."""
         return self.base if self.base.requires_grad else None
@@ -136,8 +151,8 @@ class AffineCodebook(_TransformedCodebook):
         base: Whether C is trained along with the map, or frozen at its random start.
         structure: Form of the linear part.
         bias: Whether b is there.
-        lr_scale: Learning rate of table and map over the encoder's. Published maps use 1; a faster one keeps more
-            codes.
+        lr_scale: Learning rate of map and base table over the encoder's; two numbers give each its own. Published maps
+            use 1; a faster one keeps more codes.
         normalize: Scale codes to unit length.
         initialization: ``"samples"`` or ``"kmeans"`` ask the training loop for a start from data.
 
@@ -162,7 +177,7 @@ class AffineCodebook(_TransformedCodebook):
         base: Literal["trained", "frozen"] = "trained",
         structure: Literal["full", "diagonal", "low_rank"] = "full",
         bias: bool = True,
-        lr_scale: float = 1.0,
+        lr_scale: float | tuple[float, float] = 1.0,
         normalize: bool = False,
         initialization: Initialization = "normal",
     ) -> None:
@@ -213,7 +228,7 @@ class MLPCodebook(_TransformedCodebook):
         codebook_size: Number of codes K.
         hidden_dim: Width of the hidden layer; 4 D unless given.
         base: Whether C is trained along with the map, or frozen at its random start.
-        lr_scale: Learning rate of table and map over the encoder's.
+        lr_scale: Learning rate of map and base table over the encoder's; two numbers give each its own.
         normalize: Scale codes to unit length.
         initialization: ``"samples"`` or ``"kmeans"`` ask the training loop for a start from data.
         generator: CPU generator of the base table's start.
@@ -235,7 +250,7 @@ class MLPCodebook(_TransformedCodebook):
         *,
         hidden_dim: int | None = None,
         base: Literal["trained", "frozen"] = "trained",
-        lr_scale: float = 1.0,
+        lr_scale: float | tuple[float, float] = 1.0,
         normalize: bool = False,
         initialization: Initialization = "normal",
         generator: torch.Generator | None = None,

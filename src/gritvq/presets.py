@@ -35,7 +35,7 @@ def grit_vq(
     radius: Radius | None = None,
     hidden_dim: int | None = None,
     base: Literal["trained", "frozen"] = "trained",
-    lr_scale: float = 10.0,
+    lr_scale: float | tuple[float, float] = 10.0,
     initialization: Initialization = "normal",
     revival_interval: int | None = None,
 ) -> VectorQuantizer:
@@ -51,7 +51,7 @@ def grit_vq(
         radius: The surrogate's radius.
         hidden_dim: Width of the transform's hidden layer, 4 D unless given.
         base: Whether the base table is trained.
-        lr_scale: Codebook learning rate over the encoder's.
+        lr_scale: Codebook learning rate over the encoder's; two numbers give transform and base table their own.
         initialization: Start of the codes.
         revival_interval: Updates between two revivals of dead codes; None for none.
 

@@ -88,6 +88,10 @@ class Codebook(Component, ABC):
         """The trained K-row table, whose optimizer state is reset where a code is replaced; None without one."""
         return None
 
+    def learning_rate_scales(self) -> dict[nn.Parameter, float]:
+        """Learning rate over the encoder's that every trained parameter wants; ``lr_scale`` unless overridden."""
+        return {p: self.lr_scale for p in self.parameters() if p.requires_grad}
+
     def freeze(self) -> None:
         """Stop gradients to all parameters, because a learning rule owns the codes."""
         self.requires_grad_(False)

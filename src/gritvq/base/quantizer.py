@@ -172,7 +172,7 @@ class Quantizer(Component, ABC):
     def parameter_groups(self, lr: float) -> list[dict[str, Any]]:
         """Optimizer groups with the learning rates this quantizer wants.
 
-        Codebooks get ``lr_scale * lr`` and no weight decay, everything else ``lr``.
+        Codebooks get ``lr_scale * lr`` (or their own per parameter) and no weight decay, everything else ``lr``.
 
         Example:
             >>> from gritvq import grit_vq
@@ -183,14 +183,14 @@ class Quantizer(Component, ABC):
         taken: set[nn.Parameter] = set()
         for module in self.modules():
             if isinstance(module, Codebook):
-                own = [p for p in module.parameters() if p.requires_grad and p not in taken]
-                taken.update(own)
-                groups.setdefault(module.lr_scale, []).extend(own)
+                for parameter, scale in module.learning_rate_scales().items():
+                    if parameter not in taken:
+                        taken.add(parameter)
+                        groups.setdefault(scale, []).append(parameter)
         rest = [p for p in self.parameters() if p.requires_grad and p not in taken]
         made = [
             {"params": params, "lr": scale * lr, "weight_decay": 0.0, "name": "codebook"}
             for scale, params in groups.items()
-            if params
         ]
         return made + ([{"params": rest, "lr": lr, "name": "quantizer"}] if rest else [])
 
