@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import logging
+import subprocess
+import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -140,6 +142,30 @@ class TestFit:
         assert main([*arguments, "--plan.max_steps", "10"]) == 0
         assert main([*arguments, "--plan.max_steps", "15", "--resume", "last"]) == 0
         assert torch.load("run/checkpoints/last.ckpt", weights_only=False)["global_step"] == 15
+
+    def test_resuming_leaves_other_runs_and_refused_ones_alone(
+        self, run: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        arguments = ["fit", "--config", str(run / "config.yaml"), "--plan.max_steps", "2", "--out", "other"]
+        assert main(arguments) == 0
+        before = {path: path.read_bytes() for path in Path("other").rglob("*") if path.is_file()}
+        assert main([*arguments, "--resume", str(run / "checkpoints" / "step-10.ckpt")]) == 2
+        assert main([*arguments, "--resume", "last", "--tokenizer.quantizer.codebook_size", "16"]) == 2
+        assert "expected a checkpoint of this configuration" in capsys.readouterr().err
+        assert before == {path: path.read_bytes() for path in Path("other").rglob("*") if path.is_file()}
+
+    def test_two_processes(self, run: Path, tmp_path: Path) -> None:
+        arguments = ["--config", str(run / "config.yaml"), "--plan.devices", "2", "--out", "two"]
+        code = "import sys; from gritvq.cli import main; sys.exit(main())"
+        Path("program.py").write_text(code)
+        done = subprocess.run(
+            [sys.executable, "program.py", "fit", *arguments], capture_output=True, text=True, timeout=300
+        )
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("bits per pixel") == 1
+        assert json.loads(Path("two/metrics.json").read_text())["bits_per_pixel"] == 5 / 16
+        assert json.loads(Path("two/metrics.json").read_text())["tokens"] == 64
+        assert Tokenizer.from_pretrained("two/tokenizer").factor == 4
 
     @pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.yaml")), ids=lambda p: p.stem)
     def test_shipped_configurations_run(self, path: Path, pictures: Path) -> None:
@@ -290,6 +316,9 @@ class TestWrongInput:
             (["decode", "t.npz", "--tokenizer", "empty"], "expected a tokenizer folder with config.json"),
             (["compare", "--methods", "{nothing: {}}"], "expected a preset out of"),
             (["compare", "--methods", "{grit_vq: {speed: 3}}"], "expected settings that grit_vq takes"),
+            (["compare", "--methods", "{grit_vq: {lr_scale: fast}}"], "expected settings that fit grit_vq"),
+            (["compare", "--codebook_sizes", "[16, 0]"], "expected codebook_size >= 1, got 0"),
+            (["compare", "--contest.max_steps", "0"], "expected max_steps >= 1, got 0"),
             (["compare", "--seeds", "[]"], "expected at least one method"),
             (["fly"], "invalid choice: 'fly'"),
             ([], 'expected "verb" to be one of {demo,fit,'),
@@ -325,6 +354,12 @@ class TestWrongInput:
         Path("folder/a.png").write_bytes(b"zip")
         said = self.refused(capsys, "encode", "folder", "--tokenizer", tokenizer)
         assert "expected at least one readable picture in folder" in said
+
+    def test_names_that_lead_out_of_the_folder(self, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        for name in ("/tmp/x.png", "../x.png"):
+            np.savez("t.npz", **{f"tokens/{name}": np.zeros((2, 2, 1), int), f"size/{name}": np.array([8, 8])})
+            said = self.refused(capsys, "decode", "t.npz", "--tokenizer", str(run / "tokenizer"), "--out", "back")
+            assert "expected picture names below the folder" in said
 
     def test_tokens_of_another_tokenizer(self, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
         np.savez("t.npz", **{"tokens/a.png": np.full((2, 2, 1), 4000), "size/a.png": np.array([8, 8])})

@@ -46,6 +46,13 @@ class TestNearestCode:
         assert float((found != expected).float().mean()) <= 0.002  # ties within rounding only:
         assert bool(((distance - best) <= 1e-5 * best).all())
 
+    @pytest.mark.parametrize("size", [1e3, 1e5, 1e6])
+    @pytest.mark.parametrize("k", [64, 3000])
+    def test_one_runaway_code_misleads_nobody(self, size: float, k: int) -> None:
+        x, codes = torch.randn(500, 16), torch.randn(k, 16)
+        codes[k // 2] = size
+        assert torch.equal(F.nearest_code(x, codes), brute_force(x, codes)[0])
+
     def test_ties_go_to_the_lowest_index_also_across_blocks(self) -> None:
         codes = torch.randn(8, 4).repeat(600, 1)  # blocks hold 1024 codes
         x = torch.randn(50, 4)

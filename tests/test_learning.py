@@ -274,6 +274,12 @@ class TestInitialization:
         for value in (quantizer.statistics.counts, quantizer.statistics.sums, quantizer.statistics.ema_counts):
             assert not value.any()
 
+    def test_a_map_that_cannot_be_inverted_says_so(self) -> None:
+        codebook = AffineCodebook(DIM, SIZE)
+        torch.nn.init.zeros_(codebook.weight)
+        with pytest.raises(ValueError, match=f"expected to write {SIZE} codes, wrote 0"):
+            VectorQuantizer(codebook).initialize_codebook(torch.randn(100, DIM))
+
     def test_bad_samples(self) -> None:
         quantizer = vq_vae_ema(DIM, SIZE)
         for x in (torch.zeros(0, DIM), torch.full((5, DIM), float("nan"))):
@@ -305,6 +311,11 @@ class Soft(Assignment):
 
 
 class TestParts:
+    def test_two_losses_of_one_name_are_refused(self) -> None:
+        quantizer = VectorQuantizer(FreeCodebook(DIM, SIZE), learning=[CommitmentLoss(1.0), CommitmentLoss(0.5)])
+        with pytest.raises(ValueError, match=r"expected losses of different names, got \['commitment'\] twice"):
+            quantizer(torch.randn(5, DIM))
+
     @pytest.mark.parametrize(
         ("codebook", "surrogate", "learning", "message"),
         [

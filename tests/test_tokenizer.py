@@ -12,7 +12,17 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from gritvq import Component, FreeCodebook, Quantizer, Tokenizer, VectorQuantizer, build, describe, grit_vq
+from gritvq import (
+    Component,
+    FreeCodebook,
+    Quantizer,
+    RotationTrick,
+    Tokenizer,
+    VectorQuantizer,
+    build,
+    describe,
+    grit_vq,
+)
 from gritvq.models import ImageDecoder, ImageEncoder
 from zoo import PRESETS
 
@@ -100,6 +110,25 @@ def test_a_failing_save_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.M
         small().save_pretrained(tmp_path / "t")
     assert (tmp_path / "t" / "model.safetensors").read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["t"]
+
+
+def test_replaced_parts_are_saved_as_they_are(tmp_path: Path) -> None:
+    tokenizer, images = small().eval(), torch.rand(2, 3, 16, 16)
+    tokens = tokenizer.encode(images)
+    tokenizer.quantizer = tokenizer.quantizer.fold()
+    loaded = Tokenizer.from_pretrained(tokenizer.save_pretrained(tmp_path / "t"))
+    assert torch.equal(loaded.encode(images), tokens)
+    quantizer = grit_vq(4, 8)
+    quantizer.surrogate = RotationTrick()
+    rebuilt = build(describe(quantizer))
+    assert isinstance(rebuilt, VectorQuantizer) and type(rebuilt.surrogate) is RotationTrick
+
+
+def test_encode_leaves_every_part_in_its_mode() -> None:
+    tokenizer = small().train()
+    tokenizer.encoder.eval()
+    tokenizer.decode(tokenizer.encode(torch.rand(1, 3, 8, 8)))
+    assert tokenizer.training and not tokenizer.encoder.training and tokenizer.decoder.training
 
 
 def test_folded_tokenizer_is_smaller_and_the_same(tmp_path: Path) -> None:
@@ -266,6 +295,14 @@ class TestDescriptions:
 
         with pytest.raises(ValueError, match="expected plain values or gritvq components as constructor arguments"):
             describe(Strange(object()))
+
+    def test_constructors_must_name_their_arguments(self) -> None:
+        class Vague(FreeCodebook):
+            def __init__(self, *args: int, **kwargs: int) -> None:
+                super().__init__(*args, **kwargs)  # type: ignore[arg-type]
+
+        with pytest.raises(ValueError, match="expected a constructor with named arguments"):
+            describe(Vague(2, 3))
 
     def test_generators_are_left_out(self) -> None:
         book = FreeCodebook(2, 3, generator=torch.Generator().manual_seed(1))

@@ -217,11 +217,32 @@ class TestMessages:
         with pytest.raises(ValueError, match="expected a finite loss, got nan at step 0; lower the learning rate"):
             train(task, data_from(pictures), plan(4), progress=False)
 
+    def test_latents_that_are_not_finite_end_the_run(self, pictures: str) -> None:
+        task = task_for(grit_vq)
+        with torch.no_grad():
+            next(task.tokenizer.encoder.parameters()).fill_(math.nan)
+        with pytest.raises(ValueError, match="expected finite latents, got 128 vectors that are not at step 0"):
+            train(task, data_from(pictures), plan(4), progress=False)
+
+    def test_ctrl_c_is_a_keyboard_interrupt(self, pictures: str) -> None:
+        class Impatient(TokenizerTask):
+            def training_step(self, images: Tensor, batch_idx: int) -> Tensor:
+                if batch_idx == 2:
+                    raise KeyboardInterrupt
+                return super().training_step(images, batch_idx)
+
+        with pytest.raises(KeyboardInterrupt):
+            train(Impatient(task_for(grit_vq).tokenizer), data_from(pictures), plan(9), progress=False)
+
     def test_checkpoints_that_do_not_fit(self, pictures: str, tmp_path: Path) -> None:
         train(task_for(grit_vq), data_from(pictures), plan(2), folder=tmp_path / "a", progress=False)
         checkpoint = tmp_path / "a" / "checkpoints" / "last.ckpt"
         with pytest.raises(ValueError, match="expected a checkpoint of this configuration"):
             train(task_for(vq_vae), data_from(pictures), plan(4), resume=checkpoint, progress=False)
+        damaged = tmp_path / "damaged.ckpt"
+        damaged.write_bytes(checkpoint.read_bytes()[:1000])
+        with pytest.raises(ValueError, match="expected a readable checkpoint"):
+            train(task_for(grit_vq), data_from(pictures), plan(4), resume=damaged, progress=False)
         with pytest.raises(ValueError, match="expected a checkpoint to resume from, got nowhere"):
             train(task_for(grit_vq), data_from(pictures), plan(4), resume="nowhere", progress=False)
 

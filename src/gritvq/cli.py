@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import difflib
 import functools
+import itertools
 import logging
+import os
 import re
 import sys
 import time
 import warnings
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -137,7 +140,7 @@ def _fit(parser: Any, config: Any) -> None:
     """Train a tokenizer."""
     from gritvq.training import TokenizerTask
     from gritvq.training.files import replacing
-    from gritvq.training.runs import prepare
+    from gritvq.training.runs import check_checkpoint, prepare
 
     resume = config.resume
     if resume == "last":
@@ -150,13 +153,25 @@ def _fit(parser: Any, config: Any) -> None:
     parts = parser.instantiate(config)
     parts.data.setup("fit")
     task = TokenizerTask(parts.tokenizer, **arguments_of(parts.task))
-    out = Path(config.out) if resume else _fresh_folder(config.out, config.overwrite)
+    out = Path(config.out)
+    if resume is not None:
+        check_checkpoint(task, resume)
+    if not _is_main_process():  # started by the first one, which has made the folder
+        _fit_and_report(task, parts.data, parts.plan, out, resume)
+        return
+    if resume is None or out.resolve() not in Path(resume).resolve().parents:
+        _fresh_folder(config.out, config.overwrite)
     saved = config.clone()
     for name in ("config", "resume", "overwrite"):
         saved.pop(name, None)
     with replacing(out / "config.yaml") as scratch:
         scratch.write_text(parser.dump(saved, skip_validation=True), encoding="utf-8")
     _fit_and_report(task, parts.data, parts.plan, out, resume)
+
+
+def _is_main_process() -> bool:
+    """Whether this is the process that a person started, not one of those it started for other devices."""
+    return os.environ.get("LOCAL_RANK", "0") == "0"
 
 
 def arguments_of(namespace: Any) -> dict[str, Any]:
@@ -177,7 +192,10 @@ def _fit_and_report(task: Any, data: Any, plan: Any, out: Path, resume: str | No
     if trainer.interrupted:
         raise KeyboardInterrupt
     minutes = (time.perf_counter() - started) / 60
-    numbers, counts = evaluate(tokenizer, data.val_dataloader(), device=task.device)
+    share = itertools.islice(data.val_dataloader(), trainer.global_rank, None, trainer.world_size)
+    numbers, counts = evaluate(tokenizer, share, device=task.device)
+    if not trainer.is_global_zero:
+        return
     images = next(iter(data.val_dataloader()))[:16]
     pictures.reconstruction_grid(images, tokenizer(images.to(task.device)).reconstruction, out / "reconstructions.png")
     pictures.usage_plot(counts, out / "usage.png")
@@ -332,9 +350,31 @@ def _decode(parser: Any, config: Any) -> None:
     tokenizer = Tokenizer.from_pretrained(config.tokenizer)
     items = read_tokens(config.tokens)
     out = Path(config.out)
-    for item in track(items, description="decoding", console=_console(), transient=True):
-        save_png(tokenizer.decode(item.tokens, item.size), out / Path(item.name).with_suffix(".png"))
+    paths = picture_paths([item.name for item in items])
+    for item, path in zip(track(items, description="decoding", console=_console(), transient=True), paths, strict=True):
+        save_png(tokenizer.decode(item.tokens, item.size), out / path)
     _report("decoded", [("pictures", f"{len(items):,}")], {"pictures": out})
+
+
+def picture_paths(names: Sequence[str]) -> list[Path]:
+    """Where decoded pictures go below the output folder: the name with a ``.png`` ending, each path once.
+
+    Raises:
+        ValueError: If a name would lead out of the folder.
+
+    Example:
+        >>> [str(path) for path in picture_paths(["a.jpg", "b.jpg", "b.png"])]
+        ['a.png', 'b.jpg.png', 'b.png.png']
+    """
+    stems = Counter(Path(name).with_suffix("") for name in names)
+    paths = []
+    for name in names:
+        path = Path(name)
+        if path.is_absolute() or ".." in path.parts or not path.name:
+            raise ValueError(f"expected picture names below the folder, got {name!r}; the token file was tampered with")
+        single = stems[path.with_suffix("")] == 1
+        paths.append(path.with_suffix(".png") if single else path.with_name(path.name + ".png"))
+    return paths
 
 
 # --- compare, presets -------------------------------------------------------------------------------------------------
@@ -377,6 +417,8 @@ def _compare(parser: Any, config: Any) -> None:
 
     contest = parser.instantiate(config).contest
     entries = contest_entries(config.methods, config.codebook_sizes, config.seeds)
+    for entry in entries:
+        entry.quantizer(contest.dim)  # what does not fit is said before anything runs
     make_data = functools.partial(ImageData, **arguments_of(config.data))
     make_data().setup("fit")
     out = Path(config.out)

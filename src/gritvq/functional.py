@@ -54,8 +54,8 @@ def nearest_code(
     """Index of the nearest code of every vector; ties go to the lowest index.
 
     Computes ``argmin_k |x_n - c_k|^2 = argmin_k |c_k|^2 / 2 - <x_n, c_k>`` in float32 (float64 for float64 input) after
-    subtracting the mean code from both sides, so that data far from the origin loses no digits. Memory beyond inputs
-    and output is at most 64 MB. A row with a non-finite entry gets index 0.
+    subtracting a median code from both sides, so that neither data far from the origin nor a runaway code costs digits.
+    Memory beyond inputs and output is at most 64 MB. A row with a non-finite entry gets index 0.
 
     Args:
         x: Vectors (N, D), any floating type.
@@ -92,7 +92,7 @@ def _search(x: Tensor, codes: Tensor, cosine: bool, block_rows: int | None) -> T
     codes = codes.to(dtype)
     if cosine:
         codes = F.normalize(codes, dim=1)
-    center = codes.mean(0)
+    center = _center(codes)
     codes = codes - center
     bias = 0.5 * (codes * codes).sum(1)
     block_codes = min(len(codes), 1024 if block_rows is None or x.device.type == "cpu" else 16384)
@@ -133,6 +133,11 @@ def _(x: Tensor, codes: Tensor, cosine: bool) -> Tensor:
     return x.new_empty(x.shape[0], dtype=torch.int64)
 
 
+def _center(codes: Tensor) -> Tensor:
+    """Median of about a thousand codes, component by component: no single code can carry it away."""
+    return codes[:: max(1, len(codes) // 1024)].median(0).values
+
+
 def squared_distance(x: Float[Tensor, "N D"], codes: Float[Tensor, "K D"]) -> Float[Tensor, "N K"]:
     """All squared euclidean distances: O(N K) memory, for the rules that need every pair.
 
@@ -143,7 +148,7 @@ def squared_distance(x: Float[Tensor, "N D"], codes: Float[Tensor, "K D"]) -> Fl
         tensor([[25.]])
     """
     dtype = torch.promote_types(x.dtype, codes.dtype)
-    center = codes.detach().mean(0).to(dtype)
+    center = _center(codes.detach()).to(dtype)
     x, codes = x.to(dtype) - center, codes.to(dtype) - center
     return ((x * x).sum(1, keepdim=True) + (codes * codes).sum(1) - 2 * x @ codes.T).clamp_min(0)
 

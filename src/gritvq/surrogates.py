@@ -304,7 +304,8 @@ class MahalanobisRadius(Radius):
     """``r = sqrt(e^T M e)``: gaps are measured in the data's own metric; ``dz_q/dq = e (M e)^T / (e^T M e)``.
 
     M starts as the identity (then this is ``PowerRadius(1)``) and becomes the regularised inverse covariance of the
-    latents handed to :meth:`initialize`, which ``quantizer.initialize_codebook`` calls. It is not trained: a learnable
+    latents handed to :meth:`initialize`, which ``quantizer.initialize_codebook`` calls; a training loop does that only
+    for a codebook that asks for a start from data (``initialization="kmeans"``). It is not trained: a learnable
     metric would minimise ``<g,e> ln r``, which is no objective.
 
     Args:

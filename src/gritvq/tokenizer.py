@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from gritvq.base import Component, Quantizer, QuantizerOutput, build, describe
+from gritvq.base import Component, Quantizer, QuantizerOutput, build, describe, evaluating
 
 __all__ = ["FORMAT_VERSION", "Tokenizer", "TokenizerOutput"]
 
@@ -104,12 +104,8 @@ class Tokenizer(Component):
             ValueError: If shape, type or values do not fit.
         """
         batch = self._pad(self._as_batch(images))
-        was_training = self.training
-        self.eval()
-        try:
+        with evaluating(self):
             tokens = self.quantizer.encode(self.encoder(batch))
-        finally:
-            self.train(was_training)
         return tokens if images.ndim == 4 else tokens[0]
 
     @torch.no_grad()
@@ -136,13 +132,9 @@ class Tokenizer(Component):
                 f"expected a size within {self.factor - 1} pixels below {full[0]} x {full[1]}, got {height} x {width}; "
                 "is it (height, width)?"
             )
-        was_training = self.training
-        self.eval()
-        try:
+        with evaluating(self):
             device = next(self.decoder.parameters()).device
             images = self.decoder(self.quantizer.decode(batch.to(device)).to(self._dtype())).float()
-        finally:
-            self.train(was_training)
         images = images[..., :height, :width].clamp(0, 1)
         return images if tokens.ndim == 4 else images[0]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Sequence
 from typing import Literal, cast
 
@@ -103,7 +104,13 @@ class VectorQuantizer(Quantizer):
                     self.statistics.accumulate(flat, chosen, valid.reshape(-1))
                 context = Context(x, q, indices, valid, codes)
                 for rule in self._rules():
-                    losses.update(rule.loss(context))
+                    own = rule.loss(context)
+                    if losses.keys() & own.keys():
+                        raise ValueError(
+                            f"expected losses of different names, got {sorted(losses.keys() & own.keys())} twice; give "
+                            "one rule the whole weight or rename the loss"
+                        )
+                    losses.update(own)
             return QuantizerOutput(q, torch.where(valid, indices, -1).unsqueeze(-1), losses)
 
     def _rules(self) -> list[LearningRule]:
@@ -138,7 +145,15 @@ class VectorQuantizer(Quantizer):
             codes = sample_rows(rows, size, generator)
         else:
             codes = kmeans(rows, size, generator=generator, metric=self.assignment.metric)
-        self.codebook.write(torch.arange(size, device=codes.device), codes)
+        written = int(self.codebook.write(torch.arange(size, device=codes.device), codes).sum())
+        if written < size:
+            told = (
+                f"expected to write {size} codes, wrote {written}: the map of {type(self.codebook).__name__} cannot "
+                "be inverted there; initialise before training, while it is the identity"
+            )
+            if written == 0:
+                raise ValueError(told)
+            warnings.warn(told, stacklevel=2)
         if self.surrogate is not None:
             self.surrogate.initialize(rows)
         if self.statistics is not None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
 
-__all__ = ["Component", "build", "describe"]
+__all__ = ["Component", "build", "describe", "evaluating"]
 
 
 class Component(nn.Module):
@@ -37,6 +38,28 @@ class Component(nn.Module):
         return component
 
 
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Everything in eval mode inside the block; afterwards each submodule is in the mode it was in.
+
+    Example:
+        >>> part = nn.Sequential(nn.Dropout().eval(), nn.Dropout())
+        >>> with evaluating(part):
+        ...     part[1].training
+        False
+        >>> part[0].training, part[1].training
+        (False, True)
+    """
+    training = [part for part in module.modules() if part.training]
+    for part in training:
+        part.training = False
+    try:
+        yield
+    finally:
+        for part in training:
+            part.training = True
+
+
 def describe(component: Component) -> dict[str, Any]:
     """Class and constructor arguments of a component as plain data, nested components included.
 
@@ -49,8 +72,18 @@ def describe(component: Component) -> dict[str, Any]:
     cls = type(component)
     parts = cls.__module__.split(".")
     module = ".".join(parts[:2]) if parts[0] == "gritvq" else cls.__module__
-    arguments: dict[str, Any] = getattr(component, "_arguments", {})
+    arguments: dict[str, Any] = dict(getattr(component, "_arguments", {}))
     where = f"{module}.{cls.__qualname__}"
+    kinds = {parameter.kind for parameter in inspect.signature(cls.__init__).parameters.values()}
+    if kinds & {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD} and "__init__" in vars(cls):
+        raise ValueError(
+            f"expected a constructor with named arguments, got *args or **kwargs in {where}; spell them out so that "
+            "it can be saved"
+        )
+    for name in arguments:  # a part that was replaced after construction is described as it is now
+        current = getattr(component, name, None)
+        if isinstance(current, (Component, nn.ModuleList)):
+            arguments[name] = current
     return {"class_path": where, "init_args": {k: _to_plain(v, f"{where}({k}=...)") for k, v in arguments.items()}}
 
 

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from gritvq.base.component import Component
+from gritvq.base.component import Component, evaluating
 from gritvq.base.parts import Codebook, Surrogate
 
 __all__ = ["Quantizer", "QuantizerOutput"]
@@ -100,14 +100,8 @@ class Quantizer(Component, ABC):
         self, x: Float[Tensor, "*batch D"], mask: Bool[Tensor, "*batch"] | None = None
     ) -> Int[Tensor, "*tokens Q"]:
         """Indices of the vectors, without gradients, losses or statistics: what :meth:`forward` gives in eval."""
-        training = [module for module in self.modules() if module.training]
-        for module in training:
-            module.training = False
-        try:
+        with evaluating(self):
             return self(x, mask).indices
-        finally:
-            for module in training:
-                module.training = True
 
     def decode(self, indices: Int[Tensor, "*tokens Q"]) -> Float[Tensor, "*batch D"]:
         """Values of indices, bitwise what :meth:`forward` returned (before its cast to the input's type).

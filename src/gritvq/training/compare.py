@@ -62,6 +62,11 @@ class Contest:
     split: str = "test"
 
     def __post_init__(self) -> None:
+        for name, least in (("dim", 1), ("max_steps", 1), ("warmup_steps", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"expected {name} >= {least}, got {getattr(self, name)}")
+        if not self.lr > 0:
+            raise ValueError(f"expected lr > 0, got {self.lr}")
         if self.split not in ("test", "validation"):
             raise ValueError(f"expected split 'test' or 'validation', got {self.split!r}")
 
@@ -85,6 +90,19 @@ class Entry:
                 f"{', '.join(unknown)}"
             )
 
+    def quantizer(self, dim: int) -> Quantizer:
+        """The quantizer of this entry.
+
+        Raises:
+            ValueError: If the preset refuses its settings.
+        """
+        try:
+            return self.preset(dim, self.codebook_size, **self.settings)
+        except TypeError as error:
+            raise ValueError(
+                f"expected settings that fit {self.method}, got {dict(self.settings)} ({error})"
+            ) from error
+
 
 def run_entry(
     contest: Contest,
@@ -106,7 +124,7 @@ def run_entry(
         The entry's fields and its numbers.
     """
     prepare(entry.seed, threads)
-    quantizer = entry.preset(contest.dim, entry.codebook_size, **entry.settings)
+    quantizer = entry.quantizer(contest.dim)
     shape: dict[str, Any] = {"width": contest.width, "factor": contest.factor, "num_blocks": contest.num_blocks}
     data: Any = make_data()
     encoder: Component = ImageEncoder(contest.dim, channels=data.channels, **shape)

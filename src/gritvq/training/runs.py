@@ -14,6 +14,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from torch import Tensor
 
+from gritvq.base import all_reduce_sum
 from gritvq.functional import bits_per_token, effective_rank
 from gritvq.metrics import CodebookUsage, ReconstructionError
 from gritvq.tokenizer import Tokenizer
@@ -27,7 +28,7 @@ from gritvq.training.callbacks import (
 )
 from gritvq.training.tasks import TokenizerTask
 
-__all__ = ["TrainingPlan", "evaluate", "prepare", "token_statistics", "train"]
+__all__ = ["TrainingPlan", "check_checkpoint", "evaluate", "prepare", "token_statistics", "train"]
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class TrainingPlan:
         precision: Lightning's name: ``"32-true"``, ``"bf16-mixed"`` or ``"16-mixed"``.
         gradient_clip: Largest gradient norm; 0 for none.
         accumulate: Batches per optimizer step.
-        validate_every: Steps between validations; 0 validates at the end only.
+        validate_every: Steps between validations; 0 for none during training.
         checkpoint_every: Steps between checkpoints; 0 keeps the last one only.
         accelerator: ``"auto"``, ``"cpu"``, ``"gpu"``.
         devices: Devices to use.
@@ -95,6 +96,8 @@ def train(
     Raises:
         ValueError: If the checkpoint does not exist or does not fit.
     """
+    if resume is not None:
+        check_checkpoint(task, resume)
     callbacks: list[Callback] = [CodebookInitialization(), CodebookUpdate(), RandomState()]
     loggers: Any = False
     if progress:
@@ -137,24 +140,44 @@ def train(
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    if resume is not None and not Path(resume).is_file():
-        raise ValueError(
-            f"expected a checkpoint to resume from, got {resume}, which is no file; see the run's checkpoints/"
-        )
     try:
         trainer.fit(task, datamodule=data, ckpt_path=None if resume is None else str(resume))
-    except (RuntimeError, KeyError) as error:
-        if resume is None or "state_dict" not in str(error):
+    except SystemExit:
+        if not trainer.interrupted:
             raise
-        first = str(error).splitlines()[0]
-        raise ValueError(
-            f"expected a checkpoint of this configuration, got {resume} ({first}); use the run's own config"
-        ) from error
+        raise KeyboardInterrupt from None
     if folder is not None and not trainer.interrupted:
         trainer.save_checkpoint(folder / "checkpoints" / "last.ckpt")
     if folder is not None and trainer.is_global_zero:
         task.tokenizer.save_pretrained(folder / "tokenizer")
     return trainer
+
+
+def check_checkpoint(task: TokenizerTask, path: str | Path) -> None:
+    """Say before anything is written that a checkpoint cannot be resumed.
+
+    Raises:
+        ValueError: If it does not exist, is damaged, or belongs to another configuration.
+    """
+    if not Path(path).is_file():
+        raise ValueError(
+            f"expected a checkpoint to resume from, got {path}, which is no file; see the run's checkpoints/"
+        )
+    try:
+        saved = torch.load(path, map_location="cpu", weights_only=False)["state_dict"]
+    except Exception as error:  # unpickling damaged files fails in many ways
+        raise ValueError(f"expected a readable checkpoint, got {path} ({error}); take an earlier one") from error
+    own = task.state_dict()
+    differing = sorted(
+        name
+        for name in saved.keys() | own.keys()
+        if name not in saved or name not in own or getattr(saved[name], "shape", 0) != getattr(own[name], "shape", 0)
+    )
+    if differing:
+        raise ValueError(
+            f"expected a checkpoint of this configuration, got {path}, which differs at {', '.join(differing[:3])}; "
+            "use the run's own config"
+        )
 
 
 @torch.no_grad()
@@ -165,7 +188,7 @@ def evaluate(
 
     Args:
         tokenizer: Put into eval mode.
-        batches: Images (B, C, H, W) in [0, 1].
+        batches: Images (B, C, H, W) in [0, 1]; with several processes, this one's share of them.
         device: Where to run.
 
     Returns:
@@ -183,7 +206,8 @@ def evaluate(
         pixels += images.shape[0] * images.shape[-2] * images.shape[-1]
     numbers = {**error.compute(), **used.compute()}
     bits = bits_per_token(tokenizer.quantizer.codebook_sizes)
-    numbers |= {"bits_per_token": bits, "bits_per_pixel": bits * numbers["tokens"] / pixels if pixels else math.nan}
+    total = int(all_reduce_sum(torch.tensor(pixels)))
+    numbers |= {"bits_per_token": bits, "bits_per_pixel": bits * numbers["tokens"] / total if total else math.nan}
     return numbers, used.histograms()[0]
 
 

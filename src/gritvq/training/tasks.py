@@ -81,6 +81,12 @@ class TokenizerTask(LightningModule):
                     f"expected a finite loss, got {float(loss.detach())} at step {self.global_step}; lower the "
                     "learning rate, clip gradients, or look for pictures with NaN"
                 )
+            lost = int((output.quantization.indices < 0).any(-1).sum())
+            if lost:
+                raise ValueError(
+                    f"expected finite latents, got {lost} vectors that are not at step {self.global_step}; lower the "
+                    "learning rate, clip gradients, or look for pictures with NaN"
+                )
             error = (output.reconstruction.detach().float().clamp(0, 1) - images).square().mean()
             counts = self.window_usage.compute()
             self.log("train/psnr", -10 * error.clamp_min(1e-10).log10())
