@@ -7,6 +7,9 @@ from collections.abc import Callable
 from torch import nn
 
 from gritvq import (
+    BSQ,
+    FSQ,
+    LFQ,
     AffineCodebook,
     ClippedRadius,
     Codebook,
@@ -123,6 +126,9 @@ QUANTIZERS: dict[str, Callable[[int, int], Quantizer]] = {
     },
     "cosine": _cosine,
     "all-rules": _all_rules,
+    "fsq": lambda d, k: FSQ([5, 4, 3, 2, 2, 7][:d]),
+    "lfq": lambda d, k: LFQ(d),
+    "bsq": lambda d, k: BSQ(d),
     "ema-lloyd": lambda d, k: VectorQuantizer(FreeCodebook(d, k), learning=[EMAUpdate(0.0)]),
     "revival-every-step": lambda d, k: VectorQuantizer(
         FreeCodebook(d, k), surrogate=RadialSurrogate(), learning=[DeadCodeRevival(1)]

@@ -16,6 +16,7 @@ from gritvq.base import (
 )
 from gritvq.codebooks import AffineCodebook, FreeCodebook, MLPCodebook
 from gritvq.learning import CodebookLoss, CommitmentLoss, DeadCodeRevival, EMAUpdate, EntropyLoss, OrthogonalityLoss
+from gritvq.lookup_free import BSQ, FSQ, LFQ
 from gritvq.metrics import CodebookUsage, ReconstructionError
 from gritvq.presets import diveq, grit_vq, rotation_vq, simvq, vq_vae, vq_vae_ema
 from gritvq.surrogates import (
@@ -45,6 +46,9 @@ from gritvq.vector_quantizer import VectorQuantizer
 __version__ = "0.1.0"
 
 __all__ = [
+    "BSQ",
+    "FSQ",
+    "LFQ",
     "AffineCodebook",
     "Assignment",
     "ClippedRadius",

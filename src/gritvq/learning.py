@@ -9,13 +9,12 @@ from __future__ import annotations
 import math
 
 import torch
-import torch.distributed.nn.functional as differentiable_dist
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from gritvq.base import Codebook, CodeStatistics, Context, LearningRule, all_reduce_sum
+from gritvq.base import Codebook, CodeStatistics, Context, LearningRule, differentiable_sum
 from gritvq.functional import squared_distance
 
 __all__ = ["CodebookLoss", "CommitmentLoss", "DeadCodeRevival", "EMAUpdate", "EntropyLoss", "OrthogonalityLoss"]
@@ -114,9 +113,7 @@ class EntropyLoss(LearningRule):
             entropy, probability = checkpoint(self._block, rows, weight, context.codes, use_reentrant=False)
             each, mean = each + entropy, mean + probability
         total = valid.sum()
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            total = all_reduce_sum(total)
-            each, mean = differentiable_dist.all_reduce(each), differentiable_dist.all_reduce(mean)
+        total, each, mean = differentiable_sum(total), differentiable_sum(each), differentiable_sum(mean)
         total = total.clamp_min(1)
         mean = mean / total
         batch = -(mean * (mean + 1e-20).log()).sum()

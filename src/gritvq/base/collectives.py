@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import torch
 import torch.distributed as dist
+import torch.distributed.nn.functional as differentiable_dist
 from torch import Tensor
 
-__all__ = ["all_gather_rows", "all_reduce_sum"]
+__all__ = ["all_gather_rows", "all_reduce_sum", "differentiable_sum"]
 
 
 def _distributed() -> bool:
@@ -25,6 +26,21 @@ def all_reduce_sum(x: Tensor) -> Tensor:
     x = x.clone()
     dist.all_reduce(x)
     return x
+
+
+def differentiable_sum(x: Tensor) -> Tensor:
+    """Sum of a tensor over all ranks for losses of the joined batch; gradients flow back to every rank's part.
+
+    Every rank then holds the same loss, so each part's gradient is that of the loss times the number of ranks, which
+    the averaging of data parallelism undoes.
+
+    Example:
+        >>> differentiable_sum(torch.ones(2))
+        tensor([1., 1.])
+    """
+    if not _distributed():
+        return x
+    return differentiable_dist.all_reduce(x) if x.is_floating_point() else all_reduce_sum(x)
 
 
 def all_gather_rows(x: Tensor) -> Tensor:

@@ -120,8 +120,8 @@ class Quantizer(Component, ABC):
             )
         indices = indices.long()
         if not torch.compiler.is_compiling():
-            sizes = torch.tensor(self.codebook_sizes, device=indices.device)
-            wrong = (indices < -1) | (indices >= sizes)
+            largest = torch.tensor([size - 1 for size in self.codebook_sizes], device=indices.device)
+            wrong = (indices < -1) | (indices > largest)
             if bool(wrong.any()):
                 raise ValueError(
                     f"expected indices below {self.codebook_sizes} and -1 for masked ones, got "
