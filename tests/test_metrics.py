@@ -63,3 +63,8 @@ def test_channels_are_counted_apart() -> None:
     assert numbers["perplexity"] == pytest.approx((4 + 1) / 2)
     with pytest.raises(ValueError, match="expected indices with 2 channels last"):
         metric.update(torch.zeros(5, 1, dtype=torch.int64))
+
+
+def test_codebooks_too_large_to_count_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"expected codebook sizes up to 2\^28 to count codes"):
+        CodebookUsage((2**40,))

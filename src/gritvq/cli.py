@@ -483,7 +483,7 @@ def _console() -> Any:
 def _number_rows(numbers: Mapping[str, float]) -> list[tuple[str, str]]:
     return [
         ("PSNR", f"{numbers['psnr']:.2f} dB ({numbers['psnr_per_image']:.2f} averaged over images)"),
-        ("codes in use", f"{100 * numbers['usage']:.1f} % ({numbers['dead_codes']:.0f} dead)"),
+        ("codes in use", f"{100 * numbers['usage']:.2f} % ({numbers['dead_codes']:.0f} dead)"),
         ("perplexity", f"{numbers['perplexity']:.0f}"),
         ("tokens counted", f"{numbers['tokens']:,.0f}"),
         ("bits per token", f"{numbers['bits_per_token']:.2f}"),

@@ -29,7 +29,10 @@ class CodebookUsage:
     """How a codebook is used: share of codes hit, perplexity, dead codes, per index channel.
 
     Args:
-        codebook_sizes: Codes per index channel.
+        codebook_sizes: Codes per index channel, at most 2^28 each: one number is kept per code.
+
+    Raises:
+        ValueError: If a codebook is larger.
 
     Example:
         >>> metric = CodebookUsage((4,))
@@ -40,6 +43,11 @@ class CodebookUsage:
 
     def __init__(self, codebook_sizes: tuple[int, ...]) -> None:
         self.codebook_sizes = tuple(codebook_sizes)
+        if max(self.codebook_sizes) > 2**28:
+            raise ValueError(
+                f"expected codebook sizes up to 2^28 to count codes, got {self.codebook_sizes}; count the digits of "
+                "such a grid instead"
+            )
         self.reset()
 
     def reset(self) -> None:
