@@ -111,9 +111,10 @@ class TestEveryQuantizer:
         quantizer, x = made(make).eval(), data(2, 3, 4)
         whole, flat = quantizer(x), quantizer(x.reshape(-1, DIM))
         assert torch.equal(whole.quantized.reshape(-1, DIM), flat.quantized)
-        assert torch.equal(whole.indices.reshape(-1, 1), flat.indices)
+        assert torch.equal(whole.indices.flatten(0, -2), flat.indices)
         last = quantizer(x[1, 2, 3])
-        assert torch.equal(last.quantized, whole.quantized[1, 2, 3])
+        torch.testing.assert_close(last.quantized, whole.quantized[1, 2, 3], rtol=1e-6, atol=1e-6)
+        assert torch.equal(last.indices, whole.indices[1, 2, 3])
 
     def test_mask_equals_dropping_the_rows(self, make: Make) -> None:
         x, mask = data(3, 10), torch.rand(3, 10, generator=torch.Generator().manual_seed(5)) < 0.6
@@ -148,7 +149,7 @@ class TestEveryQuantizer:
         x = data(0, 3) if case == "empty" else data(4, 3) * (float("nan") if case == "all NaN" else 1)
         x.requires_grad_()
         output = quantizer(x, torch.zeros(x.shape[:-1], dtype=torch.bool) if case == "all masked" else None)
-        data_loss = {k: v for k, v in output.losses.items() if k != "orthogonality"}  # sees the codes alone
+        data_loss = {k: v for k, v in output.losses.items() if k != "orthogonality"}  # this one sees the codes alone
         assert sum(float(v.detach()) for v in data_loss.values()) == 0
         (output.quantized.sum() + sum(data_loss.values())).backward()
         assert bool((output.indices == -1).all() and (output.quantized == 0).all())
@@ -166,7 +167,7 @@ class TestEveryQuantizer:
             assert bool(torch.isfinite(train_step(quantizer, optimizer, x)))
         assert all(bool(torch.isfinite(value).all()) for value in contents(quantizer).values())
         output = quantizer.eval()(x)
-        assert output.indices[7] == -1 and bool((output.indices[:7] >= 0).all())
+        assert bool((output.indices[7] == -1).all() and (output.indices[:7] >= 0).all())
 
     def test_same_seed_same_everything(self, make: Make) -> None:
         left, right = made(make), made(make)
@@ -218,7 +219,8 @@ class TestEveryQuantizer:
         before = contents(quantizer)
         quantizer.bfloat16()
         after = contents(quantizer)
-        assert_same(before, {name: value.to(before[name].dtype) for name, value in after.items()}, but=("metric",))
+        narrow = ("metric", "project_in.weight", "project_in.bias", "project_out.weight", "project_out.bias")
+        assert_same(before, {name: value.to(before[name].dtype) for name, value in after.items()}, but=narrow)
         assert quantizer(data(5).bfloat16()).quantized.dtype == torch.bfloat16
 
     @pytest.mark.parametrize("reentrant", [False, True])
@@ -256,8 +258,8 @@ class TestEveryQuantizer:
         assert torch.equal(folded.encode(x), indices)
         assert torch.equal(folded.decode(indices), quantizer.decode(indices))
         assert not any(p.requires_grad for p in folded.parameters()) and not folded.training
-        tables = [module for module in quantizer.modules() if isinstance(module, Codebook)]
-        assert sum(p.numel() for p in folded.parameters()) == sum(t.codebook_size * t.dim for t in tables)
+        tables = [module for module in folded.modules() if isinstance(module, Codebook)]
+        assert all([p.shape for p in t.parameters()] == [(t.codebook_size, t.dim)] for t in tables)
 
     def test_folded_form_exports(self, make: Make) -> None:
         folded, x = made(make).fold(), data(30)
@@ -317,12 +319,12 @@ class TestEveryQuantizer:
             return
         indices = fresh.encode(x)
         assert indices.unique().numel() > 0.5 * SIZE
-        codes = fresh.decode(torch.arange(SIZE)[:, None])
-        assert torch.pdist(codes).min() > 0
+        if len(fresh.codebook_sizes) == 1:
+            assert torch.pdist(fresh.decode(torch.arange(SIZE)[:, None])).min() > 0
 
     def test_bad_input_is_refused(self, make: Make) -> None:
         quantizer = made(make)
-        size = quantizer.codebook_sizes[0]
+        size, channels = quantizer.codebook_sizes[0], len(quantizer.codebook_sizes)
         for x, message in (
             (data(3)[:, :-1], rf"expected vectors \(\*batch, {DIM}\), got \(3, {DIM - 1}\)"),
             (torch.tensor(1.0), "expected vectors"),
@@ -335,10 +337,10 @@ class TestEveryQuantizer:
         with pytest.raises(ValueError, match=r"expected a bool mask \(3,\)"):
             quantizer(data(3), torch.ones(3))
         for indices, message in (
-            (torch.tensor([[size]]), f"got {size}"),
-            (torch.tensor([[-2]]), "got -2"),
-            (torch.tensor([0, 1, 2]), "expected integer indices"),
-            (torch.tensor([[0.0]]), "expected integer indices"),
+            (torch.full((1, channels), size), f"got {size}"),
+            (torch.full((1, channels), -2), "got -2"),
+            (torch.zeros(3, channels + 1).long(), "expected integer indices"),
+            (torch.zeros(3, channels), "expected integer indices"),
         ):
             with pytest.raises(ValueError, match=message):
                 quantizer.decode(indices)

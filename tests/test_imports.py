@@ -22,8 +22,10 @@ ALLOWED: dict[str, set[str]] = {
     "surrogates": PARTS,
     "learning": PARTS,
     "vector_quantizer": PARTS | {"codebooks", "assignments", "surrogates", "learning"},
+    "structures": PARTS | {"vector_quantizer"},
     "lookup_free": PARTS | {"surrogates"},
-    "presets": PARTS | {"codebooks", "assignments", "surrogates", "learning", "vector_quantizer"},
+    "presets": PARTS
+    | {"lookup_free", "structures", "codebooks", "assignments", "surrogates", "learning", "vector_quantizer"},
     "metrics": {"functional"},
     "models": PARTS,
     "tokenizer": PARTS | {"models"},

@@ -31,7 +31,7 @@ each_preset = pytest.mark.parametrize("preset", PRESETS.values(), ids=PRESETS.ke
 
 def small(preset: Callable[..., Quantizer] = grit_vq, channels: int = 3, factor: int = 4) -> Tokenizer:
     shape: dict[str, Any] = dict(channels=channels, factor=factor, width=8, num_blocks=1)
-    return Tokenizer(ImageEncoder(6, **shape), preset(6, 40), ImageDecoder(6, **shape))
+    return Tokenizer(ImageEncoder(6, **shape), preset(6, 32), ImageDecoder(6, **shape))
 
 
 @pytest.mark.parametrize("size", [(8, 8), (1, 1), (9, 14), (31, 5)])
@@ -137,7 +137,7 @@ def test_folded_tokenizer_is_smaller_and_the_same(tmp_path: Path) -> None:
     tokens = tokenizer.encode(images)
     assert torch.equal(folded.encode(images), tokens)
     assert torch.equal(folded.decode(tokens), tokenizer.decode(tokens))
-    assert sum(p.numel() for p in folded.quantizer.parameters()) == 40 * 6
+    assert sum(p.numel() for p in folded.quantizer.parameters()) == 32 * 6
     tokenizer.train().fold()
     assert all(module.training for module in tokenizer.modules())
 
@@ -256,7 +256,7 @@ class TestBadInput:
         tokenizer = small()
         tokens = torch.zeros(1, 2, 2, 1, dtype=torch.int64)
         for bad, size, message in (
-            (tokens + 40, None, r"expected indices below \(40,\).*got 40; were they made with another tokenizer"),
+            (tokens + 32, None, r"expected indices below \(32,\).*got 32; were they made with another tokenizer"),
             (tokens[..., 0], None, "expected integer indices"),
             (tokens[0, 0], None, r"expected tokens \(B, h, w, Q\)"),
             (tokens.float(), None, "expected integer indices"),

@@ -32,9 +32,12 @@ from gritvq import (
     NoiseSubstitution,
     OrthogonalityLoss,
     PowerRadius,
+    ProductQuantizer,
+    ProjectedQuantizer,
     Quantizer,
     RadialSurrogate,
     Radius,
+    ResidualQuantizer,
     RotationTrick,
     SaturatingRadius,
     ShiftedRadius,
@@ -43,9 +46,14 @@ from gritvq import (
     Surrogate,
     TanhRadius,
     VectorQuantizer,
+    bsq,
     diveq,
+    fsq,
     grit_vq,
+    lfq,
+    pq,
     rotation_vq,
+    rq,
     simvq,
     vq_vae,
     vq_vae_ema,
@@ -102,6 +110,11 @@ PRESETS: dict[str, Callable[..., Quantizer]] = {
     "rotation_vq": rotation_vq,
     "simvq": simvq,
     "diveq": diveq,
+    "rq": rq,
+    "pq": pq,
+    "fsq-projected": fsq,
+    "lfq-projected": lfq,
+    "bsq-projected": bsq,
 }
 
 
@@ -129,6 +142,18 @@ QUANTIZERS: dict[str, Callable[[int, int], Quantizer]] = {
     "fsq": lambda d, k: FSQ([5, 4, 3, 2, 2, 7][:d]),
     "lfq": lambda d, k: LFQ(d),
     "bsq": lambda d, k: BSQ(d),
+    "residual": lambda d, k: ResidualQuantizer([vq_vae(d, k) for _ in range(3)]),
+    "residual-radial": lambda d, k: ResidualQuantizer([grit_vq(d, k) for _ in range(3)]),
+    "residual-ema": lambda d, k: ResidualQuantizer([vq_vae_ema(d, k, revival_interval=2) for _ in range(2)]),
+    "residual-shared": lambda d, k: ResidualQuantizer([vq_vae(d, k)] * 3),
+    "residual-lfq": lambda d, k: ResidualQuantizer([vq_vae(d, k), LFQ(d)]),
+    "product": lambda d, k: ProductQuantizer([vq_vae(d // 2, k), vq_vae_ema(d // 2, k)]),
+    "residual-of-products": lambda d, k: ResidualQuantizer(
+        [ProductQuantizer([vq_vae(d // 2, k), vq_vae(d // 2, k)]) for _ in range(2)]
+    ),
+    "projected": lambda d, k: ProjectedQuantizer(grit_vq(4, k), d),
+    "projected-fsq": lambda d, k: ProjectedQuantizer(FSQ([5, 4, 3]), d),
+    "projected-residual": lambda d, k: ProjectedQuantizer(ResidualQuantizer([vq_vae(4, k), vq_vae(4, k)]), d),
     "ema-lloyd": lambda d, k: VectorQuantizer(FreeCodebook(d, k), learning=[EMAUpdate(0.0)]),
     "revival-every-step": lambda d, k: VectorQuantizer(
         FreeCodebook(d, k), surrogate=RadialSurrogate(), learning=[DeadCodeRevival(1)]

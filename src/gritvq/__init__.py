@@ -18,7 +18,8 @@ from gritvq.codebooks import AffineCodebook, FreeCodebook, MLPCodebook
 from gritvq.learning import CodebookLoss, CommitmentLoss, DeadCodeRevival, EMAUpdate, EntropyLoss, OrthogonalityLoss
 from gritvq.lookup_free import BSQ, FSQ, LFQ
 from gritvq.metrics import CodebookUsage, ReconstructionError
-from gritvq.presets import diveq, grit_vq, rotation_vq, simvq, vq_vae, vq_vae_ema
+from gritvq.presets import bsq, diveq, fsq, grit_vq, lfq, pq, rotation_vq, rq, simvq, vq_vae, vq_vae_ema
+from gritvq.structures import ProductQuantizer, ProjectedQuantizer, ResidualQuantizer
 from gritvq.surrogates import (
     ClippedRadius,
     ConstantRadius,
@@ -77,11 +78,14 @@ __all__ = [
     "NoiseSubstitution",
     "OrthogonalityLoss",
     "PowerRadius",
+    "ProductQuantizer",
+    "ProjectedQuantizer",
     "Quantizer",
     "QuantizerOutput",
     "RadialSurrogate",
     "Radius",
     "ReconstructionError",
+    "ResidualQuantizer",
     "RotationTrick",
     "SaturatingRadius",
     "ShiftedRadius",
@@ -91,11 +95,16 @@ __all__ = [
     "TanhRadius",
     "Tokenizer",
     "VectorQuantizer",
+    "bsq",
     "build",
     "describe",
     "diveq",
+    "fsq",
     "grit_vq",
+    "lfq",
+    "pq",
     "rotation_vq",
+    "rq",
     "simvq",
     "vq_vae",
     "vq_vae_ema",

@@ -67,7 +67,7 @@ class _Grid(Quantizer):
         with torch.autocast(x.device.type, enabled=False):
             y = wide(x)
             digits = self.digits(y.detach())
-            q = self.values(digits).to(y.dtype)
+            q = self.values(digits)
             losses = self.losses(y, q, valid) if self.training else {}
             index = (digits * self.weights).sum(-1)
             return QuantizerOutput(q, torch.where(valid, index, -1).unsqueeze(-1), losses)
