@@ -221,7 +221,8 @@ class ProjectedQuantizer(Quantizer):
     """A quantizer in a space of another size: a linear map in front of it and one behind.
 
     ``value = W_out Q(W_in x + b_in) + b_out``, in float32 also under autocast. The maps get their gradients through the
-    quantizer's own surrogate.
+    quantizer's own surrogate. They start orthogonal and without bias: a bias comparable to the latents would fix the
+    sign of every component, and with it all bits of a binary quantizer.
 
     Args:
         quantizer: The quantizer inside.
@@ -242,6 +243,9 @@ class ProjectedQuantizer(Quantizer):
         self.dim, self.codebook_sizes = dim, quantizer.codebook_sizes
         self.exact, self.surrogate = quantizer.exact, quantizer.surrogate
         self.project_in, self.project_out = nn.Linear(dim, quantizer.input_dim), nn.Linear(quantizer.dim, dim)
+        for layer in (self.project_in, self.project_out):
+            nn.init.orthogonal_(layer.weight)
+            nn.init.zeros_(layer.bias)
 
     def before(self, x: Float[Tensor, "*batch D"]) -> Tensor:
         """Into the inner space."""
