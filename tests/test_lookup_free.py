@@ -45,10 +45,10 @@ class TestIndices:
                 make()
 
     def test_memory_does_not_depend_on_the_number_of_codes(self) -> None:
-        x = torch.randn(4096, 40)
+        x = torch.randn(4096, 40, requires_grad=True)
         quantizer = LFQ(40)
         with torch.profiler.profile(profile_memory=True, activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
-            quantizer(x).loss.backward() if x.requires_grad else quantizer(x)
+            quantizer(x).loss.backward()
         live = peak = 0
         for event in profile.profiler.kineto_results.events():  # type: ignore[union-attr]
             if event.name() == "[memory]":
