@@ -296,8 +296,13 @@ def lfq(
     References:
         Yu et al., "Language Model Beats Diffusion", ICLR 2024, arXiv 2310.05737.
     """
-    options = {"entropy_weight": entropy_weight, "temperature": temperature, "commitment_weight": commitment_weight}
-    return ProjectedQuantizer(LFQ(_bits(codebook_size), **options), dim)
+    quantizer = LFQ(
+        _bits(codebook_size),
+        entropy_weight=entropy_weight,
+        temperature=temperature,
+        commitment_weight=commitment_weight,
+    )
+    return ProjectedQuantizer(quantizer, dim)
 
 
 def bsq(
@@ -317,5 +322,10 @@ def bsq(
     References:
         Zhao et al., "Image and Video Tokenization with Binary Spherical Quantization", ICLR 2025, arXiv 2406.07548.
     """
-    options = {"entropy_weight": entropy_weight, "temperature": temperature, "commitment_weight": commitment_weight}
-    return ProjectedQuantizer(BSQ(_bits(codebook_size), **options), dim)
+    quantizer = BSQ(
+        _bits(codebook_size),
+        entropy_weight=entropy_weight,
+        temperature=temperature,
+        commitment_weight=commitment_weight,
+    )
+    return ProjectedQuantizer(quantizer, dim)
