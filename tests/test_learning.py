@@ -304,6 +304,7 @@ class Soft(Assignment):
     """A differentiable pick."""
 
     differentiable = True
+    exact = "never"
 
     def forward(self, x: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
         p = (-(torch.cdist(x, codes) ** 2)).softmax(1)

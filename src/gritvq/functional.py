@@ -22,6 +22,7 @@ __all__ = [
     "effective_rank",
     "kmeans",
     "nearest_code",
+    "nearest_codes",
     "perplexity",
     "rotate_to",
     "sample_rows",
@@ -84,6 +85,35 @@ def nearest_code(
     if torch.compiler.is_exporting():  # an exported program carries plain operators only
         return _search(x, codes, metric == "cosine", block_rows=None)
     return torch.ops.gritvq.nearest_code(x, codes, metric == "cosine")
+
+
+def nearest_codes(
+    x: Float[Tensor, "N D"], codes: Float[Tensor, "K D"], num_codes: int, metric: Metric = "euclidean"
+) -> Int[Tensor, "N n"]:
+    """Indices of the ``num_codes`` nearest codes of every vector, nearest first.
+
+    Euclidean or cosine, as in :func:`nearest_code`. Memory beyond inputs and output is one block of 64 MB of scores.
+
+    Raises:
+        ValueError: If there are fewer codes than asked for.
+
+    Example:
+        >>> nearest_codes(torch.tensor([[0.9]]), torch.tensor([[0.0], [1.0], [3.0]]), 2)
+        tensor([[1, 0]])
+    """
+    if not 1 <= num_codes <= len(codes):
+        raise ValueError(f"expected num_codes in 1 .. {len(codes)}, got {num_codes}")
+    x, codes = wide(x.detach()), wide(codes.detach())
+    if metric == "cosine":
+        x, codes = F.normalize(x, dim=1), F.normalize(codes, dim=1)
+    center = _center(codes)
+    codes = codes - center
+    bias = 0.5 * (codes * codes).sum(1)
+    found = [x.new_empty(0, num_codes, dtype=torch.int64)]
+    for rows in x.split(max(1, _BLOCK_ENTRIES // len(codes))) if len(x) else ():
+        scores = torch.addmm(bias, rows - center, codes.T, alpha=-1)
+        found.append(scores.topk(num_codes, largest=False).indices)
+    return torch.cat(found)
 
 
 def _search(x: Tensor, codes: Tensor, cosine: bool, block_rows: int | None) -> Tensor:

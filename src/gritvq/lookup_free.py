@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -45,7 +44,7 @@ class _Grid(Quantizer):
             )
         self.levels = tuple(levels)
         self.dim, self.codebook_sizes = len(levels), (size,)
-        self.exact: Literal["always", "eval", "never"] = surrogate.exact
+        self.exact = surrogate.exact
         self.surrogate = surrogate
         weights = [math.prod(levels[:i]) for i in range(len(levels))]
         self.register_buffer("weights", torch.tensor(weights, dtype=torch.int64), persistent=False)

@@ -9,19 +9,17 @@ from __future__ import annotations
 import copy
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Literal, cast
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from gritvq.base import Quantizer, QuantizerOutput, describe
+from gritvq.base import Quantizer, QuantizerOutput, describe, least_exact
 from gritvq.functional import wide
 
 __all__ = ["ProductQuantizer", "ProjectedQuantizer", "ResidualQuantizer"]
-
-_EXACTNESS: tuple[Literal["always", "eval", "never"], ...] = ("always", "eval", "never")
 
 
 class _Stack(Quantizer):
@@ -44,13 +42,10 @@ class _Stack(Quantizer):
         self.quantizers = nn.ModuleList(quantizers)
         self.surrogate = copy.deepcopy(quantizers[0].surrogate)
         self.codebook_sizes = tuple(size for part in quantizers for size in part.codebook_sizes)
-        self.exact = max((part.exact for part in quantizers), key=_EXACTNESS.index)
+        self.exact = least_exact(*(part.exact for part in quantizers))
 
     def _parts(self) -> list[Quantizer]:
         return cast("list[Quantizer]", list(self.quantizers))
-
-    def _children(self) -> list[Quantizer]:
-        return list(dict.fromkeys(self._parts()))  # a shared part once
 
     def _channels(self, indices: Int[Tensor, "*tokens Q"]) -> list[Tensor]:
         """The index channels of each part."""

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import copy
-import warnings
 from collections.abc import Sequence
-from typing import Literal, cast
+from typing import cast
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -21,10 +20,10 @@ from gritvq.base import (
     Quantizer,
     QuantizerOutput,
     Surrogate,
-    all_gather_rows,
+    least_exact,
 )
 from gritvq.codebooks import FreeCodebook
-from gritvq.functional import kmeans, sample_rows, wide
+from gritvq.functional import nearest_codes, wide
 from gritvq.learning import CodebookLoss, CommitmentLoss
 from gritvq.surrogates import StraightThrough
 
@@ -83,7 +82,7 @@ class VectorQuantizer(Quantizer):
         self.codebook, self.assignment, self.surrogate = codebook, assignment, surrogate
         self.learning = nn.ModuleList(learning)
         self.dim, self.codebook_sizes = codebook.dim, (codebook.codebook_size,)
-        self.exact: Literal["always", "eval", "never"] = "never" if surrogate is None else surrogate.exact
+        self.exact = least_exact(assignment.exact, *([] if surrogate is None else [surrogate.exact]))
         needs = frozenset().union(*(rule.needs for rule in learning))
         updates = any(rule.writes_codes for rule in learning)
         self.statistics = CodeStatistics(self.dim, codebook.codebook_size, needs) if updates else None
@@ -122,45 +121,29 @@ class VectorQuantizer(Quantizer):
         rows = nn.functional.embedding(index.clamp_min(0), self.codebook.codes())
         return torch.where((index < 0).unsqueeze(-1), 0, rows)
 
+    def nearest(self, y: Float[Tensor, "*batch D"], num_codes: int) -> Int[Tensor, "*batch n"]:
+        """The nearest codes by the assignment's metric."""
+        found = nearest_codes(y.reshape(-1, self.dim), self.codebook.codes(), num_codes, self.assignment.metric)
+        return found.view(*y.shape[:-1], num_codes)
+
     @torch.no_grad()
     def initialize_codebook(self, x: Float[Tensor, "*batch D"], generator: torch.Generator | None = None) -> None:
-        """Put the codes where the data are: k-means with empty-cluster splitting, or sampled rows.
-
-        Which of the two is the codebook's ``initialization`` (``"normal"`` counts as k-means here, since you asked).
+        """Fit the codebook to the data (:meth:`Codebook.fit`); the surrogate sees them too.
 
         Raises:
-            ValueError: If no finite vector is left, or the codebook cannot be written.
+            ValueError: If no finite vector is left, or no code could be written.
         """
         self._check_input(x, None)
-        if generator is None:
-            generator = torch.Generator().manual_seed(0)
-        rows = all_gather_rows(wide(self.before(x)).reshape(-1, self.dim))
-        rows = rows[torch.isfinite(rows).all(1)]
-        if len(rows) == 0:
-            raise ValueError(
-                "expected at least one finite vector to initialise the codebook, got none; pass a non-empty batch"
-            )
-        size = self.codebook.codebook_size
-        if self.codebook.initialization == "samples":
-            codes = sample_rows(rows, size, generator)
-        else:
-            codes = kmeans(rows, size, generator=generator, metric=self.assignment.metric)
-        written = int(self.codebook.write(torch.arange(size, device=codes.device), codes).sum())
-        if written < size:
-            told = (
-                f"expected to write {size} codes, wrote {written}: the map of {type(self.codebook).__name__} cannot "
-                "be inverted there; initialise before training, while it is the identity"
-            )
-            if written == 0:
-                raise ValueError(told)
-            warnings.warn(told, stacklevel=2)
+        rows = self._finite_rows(self.before(x))
+        generator = torch.Generator().manual_seed(0) if generator is None else generator
+        self.codebook.fit(rows, self.assignment.metric, generator)
         if self.surrogate is not None:
             self.surrogate.initialize(rows)
         if self.statistics is not None:
             self.statistics.reset()
 
     @torch.no_grad()
-    def update_codebook(self, optimizer: torch.optim.Optimizer | None = None) -> None:
+    def update(self, optimizer: torch.optim.Optimizer | None) -> None:
         """Reduce the statistics over all ranks and let every rule act on them."""
         if self.statistics is None:
             return

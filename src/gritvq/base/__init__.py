@@ -2,8 +2,17 @@
 
 from gritvq.base.collectives import all_gather_rows, all_reduce_sum, differentiable_sum
 from gritvq.base.component import Component, build, describe, evaluating
-from gritvq.base.parts import Assignment, Codebook, Context, LearningRule, Surrogate
-from gritvq.base.quantizer import Quantizer, QuantizerOutput
+from gritvq.base.parts import (
+    Assignment,
+    Codebook,
+    Context,
+    Exactness,
+    LearningRule,
+    Surrogate,
+    keeping_precision,
+)
+from gritvq.base.quantizer import Quantizer, QuantizerOutput, least_exact
+from gritvq.base.schedules import DecaySchedule, LinearSchedule, Schedule, scheduled
 from gritvq.base.statistics import CodeStatistics
 
 __all__ = [
@@ -12,9 +21,13 @@ __all__ = [
     "Codebook",
     "Component",
     "Context",
+    "DecaySchedule",
+    "Exactness",
     "LearningRule",
+    "LinearSchedule",
     "Quantizer",
     "QuantizerOutput",
+    "Schedule",
     "Surrogate",
     "all_gather_rows",
     "all_reduce_sum",
@@ -22,4 +35,7 @@ __all__ = [
     "describe",
     "differentiable_sum",
     "evaluating",
+    "keeping_precision",
+    "least_exact",
+    "scheduled",
 ]

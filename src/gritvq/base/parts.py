@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Literal, NamedTuple
@@ -13,9 +14,27 @@ from torch import Tensor, nn
 
 from gritvq.base.component import Component
 from gritvq.base.statistics import CodeStatistics
-from gritvq.functional import wide
+from gritvq.functional import Metric, kmeans, sample_rows, wide
 
-__all__ = ["Assignment", "Codebook", "Context", "LearningRule", "Surrogate"]
+__all__ = ["Assignment", "Codebook", "Context", "Exactness", "LearningRule", "Surrogate", "keeping_precision"]
+
+Exactness = Literal["always", "eval", "never"]
+
+
+def keeping_precision(convert: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """A conversion, as ``module._apply`` hands it down, that moves tensors but never narrows them below float32.
+
+    Example:
+        >>> keeping_precision(lambda t: t.half())(torch.ones(1)).dtype
+        torch.float32
+    """
+
+    def moved(tensor: Tensor) -> Tensor:
+        converted = convert(tensor)
+        narrowed = converted.is_floating_point() and converted.element_size() < 4 <= tensor.element_size()
+        return tensor.to(converted.device) if narrowed else converted
+
+    return moved
 
 
 class Codebook(Component, ABC):
@@ -84,6 +103,51 @@ class Codebook(Component, ABC):
             "only through shared parameters; use FreeCodebook, AffineCodebook or MLPCodebook"
         )
 
+    def match_moments(self, x: Float[Tensor, "N D"]) -> None:
+        """Shift and scale all codes so that their mean and spread are those of ``x``.
+
+        For codebooks that cannot be written code by code; those that can need no such thing.
+
+        Raises:
+            ValueError: If this codebook can do neither.
+        """
+        self.write(torch.zeros(0, dtype=torch.int64), x[:0])
+
+    @torch.no_grad()
+    def fit(
+        self, x: Float[Tensor, "N D"], metric: Metric = "euclidean", generator: torch.Generator | None = None
+    ) -> None:
+        """Put the codes where the data are: k-means with empty-cluster splitting, or sampled rows.
+
+        Which of the two is the codebook's ``initialization`` (``"normal"`` counts as k-means here, since you asked).
+        Codebooks without writable codes match mean and spread of the data instead.
+
+        Args:
+            x: Finite vectors in code space (N, D), N >= 1; the same on every process.
+            metric: What k-means means by near.
+            generator: CPU generator of the draws.
+
+        Raises:
+            ValueError: If no code could be written.
+        """
+        if self.writes is None:
+            self.match_moments(x)
+            return
+        size = self.codebook_size
+        if self.initialization == "samples":
+            codes = sample_rows(x, size, generator)
+        else:
+            codes = kmeans(x, size, generator=generator, metric=metric)
+        written = int(self.write(torch.arange(size, device=codes.device), codes).sum())
+        if written < size:
+            told = (
+                f"expected to write {size} codes, wrote {written}: the map of {type(self).__name__} cannot be inverted "
+                "there; initialise before training, while it is the identity"
+            )
+            if written == 0:
+                raise ValueError(told)
+            warnings.warn(told, stacklevel=2)
+
     def row_parameter(self) -> nn.Parameter | None:
         """The trained K-row table, whose optimizer state is reset where a code is replaced; None without one."""
         return None
@@ -100,12 +164,7 @@ class Codebook(Component, ABC):
         return next(self.parameters(), next(self.buffers(), torch.empty(0))).device.type
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Codebook:
-        def keep_precision(tensor: Tensor) -> Tensor:
-            moved = fn(tensor)
-            narrowed = moved.is_floating_point() and moved.element_size() < 4 <= tensor.element_size()
-            return tensor.to(moved.device) if narrowed else moved
-
-        return super()._apply(keep_precision, recurse)
+        return super()._apply(keeping_precision(fn), recurse)
 
     def extra_repr(self) -> str:
         """Sizes, for ``print``."""
@@ -117,11 +176,14 @@ class Assignment(Component, ABC):
 
     Attributes:
         differentiable: Whether ``q`` carries a gradient to ``x`` (then no surrogate is used).
+        exact: Where ``q`` is bitwise the row that the index names: ``"always"``, ``"eval"`` (soft in training only) or
+            ``"never"``.
         metric: What "near" means, for the searches and clusterings that go with this assignment.
     """
 
     differentiable: bool = False
-    metric: Literal["euclidean", "cosine"] = "euclidean"
+    exact: Exactness = "always"
+    metric: Metric = "euclidean"
 
     @abstractmethod
     def forward(
@@ -138,7 +200,7 @@ class Surrogate(Component, ABC):
         moves_codes: Whether the codes receive a gradient from the task; otherwise they need a learning rule.
     """
 
-    exact: Literal["always", "eval"] = "always"
+    exact: Exactness = "always"
     moves_codes: bool = False
 
     @abstractmethod

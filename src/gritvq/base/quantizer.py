@@ -9,10 +9,25 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from gritvq.base.collectives import all_gather_rows
 from gritvq.base.component import Component, evaluating
-from gritvq.base.parts import Codebook, Surrogate
+from gritvq.base.parts import Codebook, Exactness, Surrogate
+from gritvq.base.schedules import Schedule
+from gritvq.functional import wide
 
-__all__ = ["Quantizer", "QuantizerOutput"]
+__all__ = ["Quantizer", "QuantizerOutput", "least_exact"]
+
+_EXACTNESS: tuple[Exactness, ...] = ("always", "eval", "never")
+
+
+def least_exact(*each: Exactness) -> Exactness:
+    """The weakest of several promises; ``"always"`` for none.
+
+    Example:
+        >>> least_exact("always", "never", "eval")
+        'never'
+    """
+    return max(each, key=_EXACTNESS.index, default="always")
 
 
 class QuantizerOutput(NamedTuple):
@@ -44,13 +59,20 @@ class Quantizer(Component, ABC):
         dim: Size D of the output vectors.
         codebook_sizes: Number of codes of each index channel.
         exact: Where ``quantized`` is bitwise ``decode(indices)``: ``"always"``, ``"eval"`` or ``"never"``.
-        surrogate: The gradient rule, applied once to the whole stack.
+        surrogate: The gradient rule, applied once to the whole stack; None where :meth:`quantize` returns values that
+            are differentiable in ``x`` themselves.
+        layout: () for quantizers that take every vector on its own. Others see how vectors lie beside each other: the
+            last leading axes of the input must be these sizes, or multiples of them where the class says so.
+        objective: What the losses are made for: ``"reconstruction"`` (beside a mean squared error), ``"arelbo"`` and
+            ``"albo"`` (nats per vector, beside a log-likelihood), ``"two_path"`` (both latents decoded).
     """
 
     dim: int
     codebook_sizes: tuple[int, ...]
-    exact: Literal["always", "eval", "never"]
+    exact: Exactness
     surrogate: Surrogate | None
+    layout: tuple[int, ...] = ()
+    objective: Literal["reconstruction", "arelbo", "albo", "two_path"] = "reconstruction"
 
     @property
     def input_dim(self) -> int:
@@ -87,11 +109,19 @@ class Quantizer(Component, ABC):
         Raises:
             ValueError: If shape or type do not fit.
         """
+        y, valid = self._enter(x, mask)
+        return self._leave(y, valid, x.dtype)
+
+    def _enter(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Checked input in code space, zero where masked, and where it is real."""
         self._check_input(x, mask)
         valid = torch.isfinite(x).all(-1) if mask is None else mask & torch.isfinite(x).all(-1)
-        y = self.before(torch.where(valid.unsqueeze(-1), x, 0))
+        return self.before(torch.where(valid.unsqueeze(-1), x, 0)), valid
+
+    def _leave(self, y: Tensor, valid: Tensor, dtype: torch.dtype) -> QuantizerOutput:
+        """Everything after :meth:`before`."""
         hard, indices, losses = self.quantize(y, valid)
-        z = self.after(hard if self.surrogate is None else self.surrogate(y, hard)).to(x.dtype)
+        z = self.after(hard if self.surrogate is None else self.surrogate(y, hard)).to(dtype)
         z = torch.where(valid.unsqueeze(-1), z, 0)
         return QuantizerOutput(z, indices, losses if self.training else {})
 
@@ -145,8 +175,19 @@ class Quantizer(Component, ABC):
                 processes the rows of all of them are used, and all get the same codes.
             generator: CPU generator of the draws; a fixed seed where None.
         """
-        for child in self._children():
-            child.initialize_codebook(x, generator)
+        for child in self.children():
+            if isinstance(child, Quantizer):
+                child.initialize_codebook(x, generator)
+
+    def nearest(self, y: Float[Tensor, "*batch D"], num_codes: int) -> Int[Tensor, "*batch n"]:
+        """The ``num_codes`` nearest codes of vectors in code space, nearest first: for beams and perturbations.
+
+        Raises:
+            ValueError: If this quantizer has no table of codes to be near to.
+        """
+        raise ValueError(
+            f"expected a quantizer with a table of codes to search, got {type(self).__name__}; use VectorQuantizer"
+        )
 
     @property
     def wants_initialization(self) -> bool:
@@ -157,11 +198,19 @@ class Quantizer(Component, ABC):
     def update_codebook(self, optimizer: torch.optim.Optimizer | None = None) -> None:
         """Apply what the learning rules do after a step (moving average, revival). Call after ``optimizer.step()``.
 
+        Reaches every quantizer inside, a shared one once, and moves all schedules one step on.
+
         Args:
             optimizer: If given, the moments of replaced codes are reset in it.
         """
-        for child in self._children():
-            child.update_codebook(optimizer)
+        for module in self.modules():
+            if isinstance(module, Schedule):
+                module.advance()
+            elif isinstance(module, Quantizer):
+                module.update(optimizer)
+
+    def update(self, optimizer: torch.optim.Optimizer | None) -> None:
+        """What this quantizer alone does after a step, its inner ones aside; nothing unless overridden."""
 
     def parameter_groups(self, lr: float) -> list[dict[str, Any]]:
         """Optimizer groups with the learning rates this quantizer wants.
@@ -192,8 +241,19 @@ class Quantizer(Component, ABC):
     def fold(self) -> Quantizer:
         """The same map with transforms baked into plain tables and no training parts: same indices and values."""
 
-    def _children(self) -> list[Quantizer]:
-        return [child for child in self.children() if isinstance(child, Quantizer)]
+    def _finite_rows(self, y: Float[Tensor, "*batch D"]) -> Float[Tensor, "N D"]:
+        """Finite vectors of all processes as rows, float32 or wider.
+
+        Raises:
+            ValueError: If there is none.
+        """
+        rows = all_gather_rows(wide(y.detach()).reshape(-1, y.shape[-1]))
+        rows = rows[torch.isfinite(rows).all(1)]
+        if len(rows) == 0:
+            raise ValueError(
+                "expected at least one finite vector to initialise the codebook, got none; pass a non-empty batch"
+            )
+        return rows
 
     def _check_input(self, x: Tensor, mask: Tensor | None) -> None:
         if x.ndim < 1 or x.shape[-1] != self.input_dim:
