@@ -1,21 +1,13 @@
-"""Presets: one short function per published recipe, all ``(dim, codebook_size, *, ...)``.
-
-Each returns a plain composition of parts; copy the line to change it. Default arguments are the recipe's own, not
-tuned.
-"""
+"""Presets of one codebook trained by gradients or moving averages."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 from gritvq.assignments import NearestAssignment
 from gritvq.base import LearningRule
 from gritvq.codebooks import AffineCodebook, FreeCodebook, Initialization, MLPCodebook
 from gritvq.learning import CodebookLoss, CommitmentLoss, DeadCodeRevival, EMAUpdate
-from gritvq.lookup_free import BSQ, FSQ, LFQ
-from gritvq.structures import ProductQuantizer, ProjectedQuantizer, ResidualQuantizer
 from gritvq.surrogates import (
     DirectionalReparameterization,
     RadialSurrogate,
@@ -25,7 +17,7 @@ from gritvq.surrogates import (
 )
 from gritvq.vector_quantizer import VectorQuantizer
 
-__all__ = ["bsq", "diveq", "fsq", "grit_vq", "lfq", "pq", "rotation_vq", "rq", "simvq", "vq_vae", "vq_vae_ema"]
+__all__ = ["diveq", "grit_vq", "rotation_vq", "simvq", "vq_vae", "vq_vae_ema"]
 
 
 def _revival(interval: int | None) -> list[LearningRule]:
@@ -191,141 +183,3 @@ def diveq(
     codebook = FreeCodebook(dim, codebook_size, lr_scale=lr_scale, initialization=initialization)
     surrogate = DirectionalReparameterization(noise_std)
     return VectorQuantizer(codebook, surrogate=surrogate, learning=_revival(revival_interval))
-
-
-def rq(
-    dim: int,
-    codebook_size: int,
-    *,
-    num_levels: int = 4,
-    decay: float = 0.99,
-    commitment_weight: float = 0.25,
-    dropout: float = 0.0,
-    revival_interval: int | None = 20,
-) -> ResidualQuantizer:
-    """Residual quantization: levels of moving-average codes, each fitted to what the levels before left over.
-
-    Example:
-        >>> rq(16, 256, num_levels=3).codebook_sizes
-        (256, 256, 256)
-
-    References:
-        Lee et al., "Autoregressive Image Generation using Residual Quantization", CVPR 2022, arXiv 2203.01941.
-        Deviations: one straight-through for the sum, a codebook per level, start from data and revival.
-    """
-    if num_levels < 1:
-        raise ValueError(f"expected num_levels >= 1, got {num_levels}")
-    settings: dict[str, Any] = {"commitment_weight": commitment_weight, "revival_interval": revival_interval}
-    levels = [vq_vae_ema(dim, codebook_size, decay=decay, **settings) for _ in range(num_levels)]
-    return ResidualQuantizer(levels, dropout=dropout)
-
-
-def pq(
-    dim: int,
-    codebook_size: int,
-    *,
-    num_parts: int = 2,
-    decay: float = 0.99,
-    commitment_weight: float = 0.25,
-    revival_interval: int | None = 20,
-) -> ProductQuantizer:
-    """Product quantization: the components split among moving-average codebooks of equal dimension.
-
-    Example:
-        >>> pq(16, 256).codebook_sizes
-        (256, 256)
-
-    References:
-        Jegou et al., "Product Quantization for Nearest Neighbor Search", TPAMI 2011; trained end to end as in XQ-GAN,
-        Li et al., 2024, arXiv 2412.01762, which splits tokens instead of components.
-    """
-    if num_parts < 1 or dim % num_parts:
-        raise ValueError(f"expected num_parts >= 1 that divides dim={dim}, got {num_parts}")
-    settings: dict[str, Any] = {"commitment_weight": commitment_weight, "revival_interval": revival_interval}
-    return ProductQuantizer(
-        [vq_vae_ema(dim // num_parts, codebook_size, decay=decay, **settings) for _ in range(num_parts)]
-    )
-
-
-# Levels of the FSQ paper's table 1 from 240 codes on; the smaller ones are ours.
-_FSQ_LEVELS = ([5, 3], [8, 5], [5, 5, 5], [8, 6, 5], [8, 5, 5, 5], [7, 5, 5, 5, 5], [8, 8, 8, 6, 5], [8, 8, 8, 5, 5, 5])
-
-
-def fsq(dim: int, codebook_size: int, *, levels: Sequence[int] | None = None) -> ProjectedQuantizer:
-    """Finite scalar quantization between two linear maps; no codebook, no loss.
-
-    K is that of ``levels``; without them, of the recommended levels whose product is closest to ``codebook_size``
-    (4375 for 4096).
-
-    Example:
-        >>> fsq(16, 4096).codebook_sizes
-        (4375,)
-
-    References:
-        Mentzer et al., "Finite Scalar Quantization: VQ-VAE Made Simple", ICLR 2024, arXiv 2309.15505, table 1.
-    """
-    if codebook_size < 1:
-        raise ValueError(f"expected codebook_size >= 1, got {codebook_size}")
-    if levels is None:
-        levels = min(_FSQ_LEVELS, key=lambda each: abs(math.log(math.prod(each) / codebook_size)))
-    return ProjectedQuantizer(FSQ(levels), dim)
-
-
-def _bits(codebook_size: int) -> int:
-    if codebook_size < 1:
-        raise ValueError(f"expected codebook_size >= 1, got {codebook_size}")
-    if codebook_size < 2 or codebook_size & (codebook_size - 1):
-        raise ValueError(f"expected a codebook_size that is a power of two, got {codebook_size}")
-    return codebook_size.bit_length() - 1
-
-
-def lfq(
-    dim: int,
-    codebook_size: int,
-    *,
-    entropy_weight: float = 0.1,
-    temperature: float = 1.0,
-    commitment_weight: float = 0.25,
-) -> ProjectedQuantizer:
-    """Lookup-free quantization: the signs of log2 K components, between two linear maps.
-
-    Example:
-        >>> lfq(16, 1024).quantizer.dim
-        10
-
-    References:
-        Yu et al., "Language Model Beats Diffusion", ICLR 2024, arXiv 2310.05737.
-    """
-    quantizer = LFQ(
-        _bits(codebook_size),
-        entropy_weight=entropy_weight,
-        temperature=temperature,
-        commitment_weight=commitment_weight,
-    )
-    return ProjectedQuantizer(quantizer, dim)
-
-
-def bsq(
-    dim: int,
-    codebook_size: int,
-    *,
-    entropy_weight: float = 0.1,
-    temperature: float = 0.01,
-    commitment_weight: float = 0.25,
-) -> ProjectedQuantizer:
-    """Binary spherical quantization: the signs of log2 K components at unit length, between two linear maps.
-
-    Example:
-        >>> bsq(16, 1024).quantizer.dim
-        10
-
-    References:
-        Zhao et al., "Image and Video Tokenization with Binary Spherical Quantization", ICLR 2025, arXiv 2406.07548.
-    """
-    quantizer = BSQ(
-        _bits(codebook_size),
-        entropy_weight=entropy_weight,
-        temperature=temperature,
-        commitment_weight=commitment_weight,
-    )
-    return ProjectedQuantizer(quantizer, dim)
