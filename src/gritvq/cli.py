@@ -461,14 +461,27 @@ def _presets_arguments(parser: Any) -> None:
 
 
 def _presets(parser: Any, config: Any) -> None:
-    """List the published recipes, one line each."""
+    """List the published recipes, one line each, with their papers."""
     rows = []
     for name in presets.__all__:
         make: Callable[..., Quantizer] = getattr(presets, name)
         line = (make.__doc__ or "").strip().splitlines()[0]
         size = sum(p.numel() for p in make(config.dim, config.codebook_size).parameters())
-        rows.append((name, f"{size:,}", line))
-    _table("presets", ("name", "parameters", "what it is"), rows)
+        rows.append((name, f"{size:,}", line, paper_of(make)))
+    _table("presets", ("name", "parameters", "what it is", "paper"), rows)
+
+
+def paper_of(preset: Callable[..., Quantizer]) -> str:
+    """First source of a preset, from its docstring: authors, venue and arXiv id, without the title.
+
+    Example:
+        >>> paper_of(presets.vq_vae)
+        'van den Oord et al., NeurIPS 2017, arXiv 1711.00937'
+    """
+    text = " ".join((preset.__doc__ or "").partition("References:")[2].split())
+    text = re.sub(r'"[^"]*",?\s*', "", text.removeprefix("After "))
+    identified = re.match(r".*?arXiv \d{4}\.\d{5}", text)
+    return identified[0] if identified else re.split(r"[.;] ", text + " ")[0].rstrip(".")
 
 
 # --- printing ---------------------------------------------------------------------------------------------------------
@@ -502,7 +515,8 @@ def _table(title: str, columns: Sequence[str] | None, rows: Sequence[Sequence[st
 
     table = Table(title=title, title_justify="left", show_header=columns is not None)
     for number, column in enumerate(columns or [""] * len(rows[0])):
-        table.add_column(column, justify="left" if number < 2 else "right", no_wrap=columns is not None and number < 2)
+        number_like = number >= 2 and all(re.match(r"[\d<-]", row[number]) for row in rows)
+        table.add_column(column, justify="right" if number_like else "left", no_wrap=columns is not None and number < 2)
     for row in rows:
         table.add_row(*row)
     console = Console()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Literal
 
 import torch
 from lightning import LightningModule
@@ -17,7 +18,7 @@ __all__ = ["TokenizerTask"]
 
 
 class TokenizerTask(LightningModule):
-    """Trains a tokenizer with AdamW, linear warm-up and a cosine to zero; evaluates it by PSNR, usage and perplexity.
+    """Trains a tokenizer with AdamW and a warm-up; evaluates it by PSNR, usage and perplexity.
 
     The quantizer says which learning rates its parameters want (``parameter_groups``); codebook updates after the step
     are the callback's (:class:`gritvq.training.CodebookUpdate`).
@@ -26,6 +27,8 @@ class TokenizerTask(LightningModule):
         tokenizer: What to train.
         lr: Peak learning rate of encoder and decoder.
         warmup_steps: Steps of linear warm-up.
+        schedule: After the warm-up a ``"cosine"`` to zero, or ``"flat_linear"``: flat for 30 % of the rest, then linear
+            to 1 % (the annealing of FVQ, whose warm-up takes a tenth of the run).
         betas: AdamW's decay rates.
         weight_decay: For encoder and decoder; codebooks get none.
         objective: The loss; squared pixel error plus the quantizer's losses unless given.
@@ -47,6 +50,7 @@ class TokenizerTask(LightningModule):
         *,
         lr: float = 1e-3,
         warmup_steps: int = 50,
+        schedule: Literal["cosine", "flat_linear"] = "cosine",
         betas: tuple[float, float] = (0.9, 0.95),
         weight_decay: float = 0.0,
         objective: Objective | None = None,
@@ -57,8 +61,11 @@ class TokenizerTask(LightningModule):
                 f"expected lr > 0, warmup_steps >= 0 and weight_decay >= 0, got {lr!r}, {warmup_steps!r}, "
                 f"{weight_decay!r}"
             )
+        if schedule not in _SCHEDULES:
+            raise ValueError(f"expected schedule {' or '.join(map(repr, _SCHEDULES))}, got {schedule!r}")
         self.tokenizer = tokenizer
         self.lr, self.warmup_steps, self.betas, self.weight_decay = lr, warmup_steps, betas, weight_decay
+        self.schedule = schedule
         self.objective = ReconstructionObjective() if objective is None else objective
         self.codebook_usage = CodebookUsage(tokenizer.quantizer.codebook_sizes)
         self.reconstruction_error = ReconstructionError()
@@ -124,20 +131,38 @@ class TokenizerTask(LightningModule):
         optimizer = torch.optim.AdamW(groups, lr=self.lr, betas=self.betas, weight_decay=0.0)
         total = self.trainer.max_steps
         schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: _warmup_cosine(step, self.warmup_steps, total)
+            optimizer, lambda step: _multiplier(step, self.warmup_steps, total, _SCHEDULES[self.schedule])
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
-def _warmup_cosine(step: int, warmup_steps: int, total_steps: int) -> float:
-    """Linear to 1 over the warm-up, then a cosine to 0 at ``total_steps`` (constant where that is unknown, -1).
+def _multiplier(step: int, warmup_steps: int, total_steps: int, decay: Callable[[float], float]) -> float:
+    """Linear to 1 over the warm-up, then ``decay`` of the share of the rest that has passed (1 where that is unknown).
 
     Example:
-        >>> [round(_warmup_cosine(step, 2, 10), 2) for step in (0, 1, 2, 6, 10)]
+        >>> [round(_multiplier(step, 2, 10, _cosine), 2) for step in (0, 1, 2, 6, 10)]
         [0.5, 1.0, 1.0, 0.5, 0.0]
     """
     if step < warmup_steps:
         return (step + 1) / warmup_steps
     if total_steps <= warmup_steps:
         return 1.0
-    return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warmup_steps) / (total_steps - warmup_steps))))
+    return decay(min(1.0, (step - warmup_steps) / (total_steps - warmup_steps)))
+
+
+def _cosine(passed: float) -> float:
+    """Half a cosine from 1 to 0."""
+    return 0.5 * (1 + math.cos(math.pi * passed))
+
+
+def _flat_linear(passed: float) -> float:
+    """1 for 30 % of the way, then linear to .01.
+
+    Example:
+        >>> [round(_flat_linear(passed), 3) for passed in (0.0, 0.3, 0.65, 1.0)]
+        [1.0, 1.0, 0.505, 0.01]
+    """
+    return 1 - 0.99 * max(0.0, passed - 0.3) / 0.7
+
+
+_SCHEDULES: dict[str, Callable[[float], float]] = {"cosine": _cosine, "flat_linear": _flat_linear}
