@@ -18,7 +18,17 @@ from gritvq.base import (
     describe,
 )
 from gritvq.codebooks import AffineCodebook, FreeCodebook, MLPCodebook
-from gritvq.learning import CodebookLoss, CommitmentLoss, DeadCodeRevival, EMAUpdate, EntropyLoss, OrthogonalityLoss
+from gritvq.learning import (
+    CodebookLoss,
+    CommitmentLoss,
+    DeadCodeRevival,
+    DistributionConsistencyLoss,
+    DriftLoss,
+    EMAUpdate,
+    EntropyLoss,
+    OrthogonalityLoss,
+    WassersteinLoss,
+)
 from gritvq.lookup_free import BSQ, FSQ, LFQ
 from gritvq.metrics import CodebookUsage, ReconstructionError
 from gritvq.presets import bsq, diveq, fsq, grit_vq, lfq, pq, rotation_vq, rq, simvq, vq_vae, vq_vae_ema
@@ -69,6 +79,8 @@ __all__ = [
     "DecaySchedule",
     "DirectionalReparameterization",
     "DistanceRadius",
+    "DistributionConsistencyLoss",
+    "DriftLoss",
     "EMAUpdate",
     "EntropyLoss",
     "FreeCodebook",
@@ -101,6 +113,7 @@ __all__ = [
     "TanhRadius",
     "Tokenizer",
     "VectorQuantizer",
+    "WassersteinLoss",
     "bsq",
     "build",
     "describe",

@@ -236,9 +236,11 @@ class LearningRule(Component, ABC):
         trains_codes: Whether :meth:`loss` sends a gradient to the codes.
         writes_codes: What :meth:`update` overwrites: ``"table"`` (it owns all codes), ``"rows"`` (single ones) or None.
         needs: Statistics it reads: any of ``"sums"`` (per-code sums) and ``"samples"`` (recent vectors).
+        sees_codes_only: Whether :meth:`loss` depends on the codes alone, so that it is there without any vector, too.
     """
 
     trains_codes: bool = False
+    sees_codes_only: bool = False
     writes_codes: Literal["table", "rows"] | None = None
     needs: frozenset[str] = frozenset()
 
