@@ -17,7 +17,7 @@ from gritvq.base import (
     build,
     describe,
 )
-from gritvq.codebooks import AffineCodebook, FreeCodebook, MLPCodebook
+from gritvq.codebooks import AffineCodebook, BridgeCodebook, FreeCodebook, MLPCodebook, TransformerCodebook
 from gritvq.learning import CodebookLoss, CommitmentLoss, DeadCodeRevival, EMAUpdate, EntropyLoss, OrthogonalityLoss
 from gritvq.lookup_free import BSQ, FSQ, LFQ
 from gritvq.metrics import CodebookUsage, ReconstructionError
@@ -55,6 +55,7 @@ __all__ = [
     "LFQ",
     "AffineCodebook",
     "Assignment",
+    "BridgeCodebook",
     "ClippedRadius",
     "CodeStatistics",
     "Codebook",
@@ -100,6 +101,7 @@ __all__ = [
     "Surrogate",
     "TanhRadius",
     "Tokenizer",
+    "TransformerCodebook",
     "VectorQuantizer",
     "bsq",
     "build",
