@@ -11,6 +11,7 @@ from gritvq import (
     FSQ,
     LFQ,
     AffineCodebook,
+    BridgeCodebook,
     ClippedRadius,
     Codebook,
     CodebookLoss,
@@ -45,6 +46,7 @@ from gritvq import (
     StraightThrough,
     Surrogate,
     TanhRadius,
+    TransformerCodebook,
     VectorQuantizer,
     bsq,
     diveq,
@@ -101,6 +103,9 @@ CODEBOOKS: dict[str, Callable[[int, int], Codebook]] = {
     "affine-low-rank": lambda d, k: AffineCodebook(d, k, structure="low_rank"),
     "mlp": MLPCodebook,
     "mlp-normalized": lambda d, k: MLPCodebook(d, k, normalize=True),
+    "transformer": lambda d, k: TransformerCodebook(d, k, width=16),
+    "bridge": lambda d, k: BridgeCodebook(d, k, codes_per_token=4, width=16, depth=1),
+    "bridge-registers": lambda d, k: BridgeCodebook(d, k, codes_per_token=5, width=8, num_registers=2, base="frozen"),
 }
 
 PRESETS: dict[str, Callable[..., Quantizer]] = {

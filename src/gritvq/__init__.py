@@ -17,7 +17,7 @@ from gritvq.base import (
     build,
     describe,
 )
-from gritvq.codebooks import AffineCodebook, FreeCodebook, MLPCodebook
+from gritvq.codebooks import AffineCodebook, BridgeCodebook, FreeCodebook, MLPCodebook, TransformerCodebook
 from gritvq.learning import (
     CodebookLoss,
     CommitmentLoss,
@@ -65,6 +65,7 @@ __all__ = [
     "LFQ",
     "AffineCodebook",
     "Assignment",
+    "BridgeCodebook",
     "ClippedRadius",
     "CodeStatistics",
     "Codebook",
@@ -112,6 +113,7 @@ __all__ = [
     "Surrogate",
     "TanhRadius",
     "Tokenizer",
+    "TransformerCodebook",
     "VectorQuantizer",
     "WassersteinLoss",
     "bsq",

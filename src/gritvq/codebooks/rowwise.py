@@ -1,9 +1,4 @@
-"""Codebooks: where the K codes come from.
-
-Every codebook gives *effective* codes ``codes() = T(C)``: a transform T of a base table C that sees no data. With a
-shared T one gradient step moves every code, chosen or not, which is what keeps a codebook alive while latents drift.
-All transforms start as the identity.
-"""
+"""Codebooks whose codes are mapped one by one: ``codes()[k] = T(C[k])``, T the identity at the start."""
 
 from __future__ import annotations
 
@@ -18,12 +13,12 @@ from torch import Tensor, nn
 from gritvq.base import Codebook
 from gritvq.functional import wide
 
-__all__ = ["AffineCodebook", "FreeCodebook", "MLPCodebook"]
+__all__ = ["AffineCodebook", "FreeCodebook", "Initialization", "MLPCodebook", "normal_table", "pair_of_scales"]
 
 Initialization = Literal["normal", "samples", "kmeans"]
 
 
-def _normal_table(dim: int, codebook_size: int, generator: torch.Generator | None) -> Tensor:
+def normal_table(dim: int, codebook_size: int, generator: torch.Generator | None) -> Tensor:
     """Codes drawn from N(0, 1/D), so that their expected squared length is 1 whatever the dimension."""
     return torch.randn(codebook_size, dim, generator=generator) / math.sqrt(dim)
 
@@ -60,7 +55,7 @@ class FreeCodebook(Codebook):
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__(dim, codebook_size, lr_scale=lr_scale, normalize=normalize, initialization=initialization)
-        self.weight = nn.Parameter(_normal_table(dim, codebook_size, generator))
+        self.weight = nn.Parameter(normal_table(dim, codebook_size, generator))
 
     def table(self) -> Float[Tensor, "K D"]:
         """The parameter itself."""
@@ -77,7 +72,7 @@ class FreeCodebook(Codebook):
         return self.weight
 
 
-def _pair(lr_scale: float | tuple[float, float]) -> tuple[float, float]:
+def pair_of_scales(lr_scale: float | tuple[float, float]) -> tuple[float, float]:
     """Scales of map and base table, from one number for both or from two."""
     values = tuple(lr_scale) if isinstance(lr_scale, (tuple, list)) else (lr_scale, lr_scale)
     if len(values) != 2 or not min(values) > 0:
@@ -100,12 +95,12 @@ class _TransformedCodebook(Codebook):
         initialization: Initialization,
         generator: torch.Generator | None,
     ) -> None:
-        of_map, of_base = _pair(lr_scale)
+        of_map, of_base = pair_of_scales(lr_scale)
         super().__init__(dim, codebook_size, lr_scale=of_map, normalize=normalize, initialization=initialization)
         self.base_lr_scale = of_base
         if base not in ("trained", "frozen"):
             raise ValueError(f"expected base 'trained' or 'frozen', got {base!r}")
-        self.base = nn.Parameter(_normal_table(dim, codebook_size, generator), requires_grad=base == "trained")
+        self.base = nn.Parameter(normal_table(dim, codebook_size, generator), requires_grad=base == "trained")
 
     def transform(self, base: Float[Tensor, "M D"]) -> Float[Tensor, "M D"]:
         """The map T, row by row."""
