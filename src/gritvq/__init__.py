@@ -31,7 +31,23 @@ from gritvq.learning import (
 )
 from gritvq.lookup_free import BSQ, FSQ, LFQ
 from gritvq.metrics import CodebookUsage, ReconstructionError
-from gritvq.presets import bsq, diveq, fsq, grit_vq, lfq, pq, rotation_vq, rq, simvq, vq_vae, vq_vae_ema
+from gritvq.presets import (
+    bsq,
+    diveq,
+    fsq,
+    fvq,
+    grit_vq,
+    lfq,
+    ns_vq,
+    pq,
+    rotation_vq,
+    rq,
+    simvq,
+    transvq,
+    vq_vae,
+    vq_vae_ema,
+    vq_wae,
+)
 from gritvq.structures import ProductQuantizer, ProjectedQuantizer, ResidualQuantizer
 from gritvq.surrogates import (
     ClippedRadius,
@@ -121,12 +137,16 @@ __all__ = [
     "describe",
     "diveq",
     "fsq",
+    "fvq",
     "grit_vq",
     "lfq",
+    "ns_vq",
     "pq",
     "rotation_vq",
     "rq",
     "simvq",
+    "transvq",
     "vq_vae",
     "vq_vae_ema",
+    "vq_wae",
 ]

@@ -5,7 +5,24 @@ tuned.
 """
 
 from gritvq.presets.grids import bsq, fsq, lfq
+from gritvq.presets.maps import fvq, grit_vq, simvq, transvq
 from gritvq.presets.structured import pq, rq
-from gritvq.presets.tables import diveq, grit_vq, rotation_vq, simvq, vq_vae, vq_vae_ema
+from gritvq.presets.tables import diveq, ns_vq, rotation_vq, vq_vae, vq_vae_ema, vq_wae
 
-__all__ = ["bsq", "diveq", "fsq", "grit_vq", "lfq", "pq", "rotation_vq", "rq", "simvq", "vq_vae", "vq_vae_ema"]
+__all__ = [
+    "bsq",
+    "diveq",
+    "fsq",
+    "fvq",
+    "grit_vq",
+    "lfq",
+    "ns_vq",
+    "pq",
+    "rotation_vq",
+    "rq",
+    "simvq",
+    "transvq",
+    "vq_vae",
+    "vq_vae_ema",
+    "vq_wae",
+]

@@ -5,64 +5,25 @@ from __future__ import annotations
 from typing import Literal
 
 from gritvq.assignments import NearestAssignment
-from gritvq.base import LearningRule
-from gritvq.codebooks import AffineCodebook, FreeCodebook, Initialization, MLPCodebook
-from gritvq.learning import CodebookLoss, CommitmentLoss, DeadCodeRevival, EMAUpdate
-from gritvq.surrogates import (
-    DirectionalReparameterization,
-    RadialSurrogate,
-    Radius,
-    RotationTrick,
-    StraightThrough,
+from gritvq.base import DecaySchedule, LearningRule, Schedule
+from gritvq.codebooks import FreeCodebook, Initialization
+from gritvq.learning import (
+    CodebookLoss,
+    CommitmentLoss,
+    DeadCodeRevival,
+    DriftLoss,
+    EMAUpdate,
+    WassersteinLoss,
 )
+from gritvq.surrogates import DirectionalReparameterization, RotationTrick, StraightThrough
 from gritvq.vector_quantizer import VectorQuantizer
 
-__all__ = ["diveq", "grit_vq", "rotation_vq", "simvq", "vq_vae", "vq_vae_ema"]
+__all__ = ["diveq", "ns_vq", "revival", "rotation_vq", "vq_vae", "vq_vae_ema", "vq_wae"]
 
 
-def _revival(interval: int | None) -> list[LearningRule]:
+def revival(interval: int | None) -> list[LearningRule]:
+    """Revival of dead codes every so many updates, or nothing."""
     return [] if interval is None else [DeadCodeRevival(interval)]
-
-
-def grit_vq(
-    dim: int,
-    codebook_size: int,
-    *,
-    radius: Radius | None = None,
-    hidden_dim: int | None = None,
-    base: Literal["trained", "frozen"] = "trained",
-    lr_scale: float | tuple[float, float] = 10.0,
-    initialization: Initialization = "normal",
-    revival_interval: int | None = None,
-) -> VectorQuantizer:
-    """GRIT-VQ: radial surrogate, shared residual transform of the codebook, nothing else. The program's default.
-
-    Radius ``sqrt(d^2 + s^2)`` (kappa 1), codes ``C + f(C) + b`` over a trained base, codebook learning rate 10 times
-    the encoder's; no auxiliary loss, no data initialisation, no revival. Train with ``parameter_groups``: without the
-    multiplier the transform does not keep codes alive.
-
-    Args:
-        dim: Size D of a vector.
-        codebook_size: Number of codes K.
-        radius: The surrogate's radius.
-        hidden_dim: Width of the transform's hidden layer, 4 D unless given.
-        base: Whether the base table is trained.
-        lr_scale: Codebook learning rate over the encoder's; two numbers give transform and base table their own.
-        initialization: Start of the codes.
-        revival_interval: Updates between two revivals of dead codes; None for none.
-
-    Example:
-        >>> grit_vq(16, 1024).codebook_sizes
-        (1024,)
-
-    References:
-        After You et al., CPAL 2026, arXiv 2602.01140. The paper's radius, transform and losses are not public; these
-        are ours, so its tables are not reproduced by this.
-    """
-    codebook = MLPCodebook(
-        dim, codebook_size, hidden_dim=hidden_dim, base=base, lr_scale=lr_scale, initialization=initialization
-    )
-    return VectorQuantizer(codebook, surrogate=RadialSurrogate(radius), learning=_revival(revival_interval))
 
 
 def vq_vae(
@@ -86,7 +47,7 @@ def vq_vae(
     """
     codebook = FreeCodebook(dim, codebook_size, lr_scale=lr_scale, initialization=initialization)
     losses = [CodebookLoss(codebook_weight), CommitmentLoss(commitment_weight)]
-    return VectorQuantizer(codebook, surrogate=StraightThrough(), learning=losses + _revival(revival_interval))
+    return VectorQuantizer(codebook, surrogate=StraightThrough(), learning=losses + revival(revival_interval))
 
 
 def vq_vae_ema(
@@ -111,7 +72,7 @@ def vq_vae_ema(
     """
     codebook = FreeCodebook(dim, codebook_size, normalize=metric == "cosine", initialization=initialization)
     rules: list[LearningRule] = [EMAUpdate(decay), CommitmentLoss(commitment_weight)]
-    return VectorQuantizer(codebook, NearestAssignment(metric), StraightThrough(), rules + _revival(revival_interval))
+    return VectorQuantizer(codebook, NearestAssignment(metric), StraightThrough(), rules + revival(revival_interval))
 
 
 def rotation_vq(
@@ -134,31 +95,7 @@ def rotation_vq(
     """
     codebook = FreeCodebook(dim, codebook_size, initialization=initialization)
     rules: list[LearningRule] = [EMAUpdate(decay), CommitmentLoss(commitment_weight)]
-    return VectorQuantizer(codebook, surrogate=RotationTrick(), learning=rules + _revival(revival_interval))
-
-
-def simvq(
-    dim: int,
-    codebook_size: int,
-    *,
-    commitment_weight: float = 0.25,
-    codebook_weight: float = 1.0,
-    lr_scale: float = 1.0,
-    initialization: Initialization = "normal",
-) -> VectorQuantizer:
-    """SimVQ: a frozen random table under one trained linear layer. A tenfold ``lr_scale`` lifts it markedly.
-
-    Example:
-        >>> simvq(16, 1024).codebook.base.requires_grad
-        False
-
-    References:
-        Zhu et al., "Addressing Representation Collapse in Vector Quantized Models with One Linear Layer", ICCV 2025,
-        arXiv 2411.02038. Deviation: the layer starts as the identity.
-    """
-    codebook = AffineCodebook(dim, codebook_size, base="frozen", lr_scale=lr_scale, initialization=initialization)
-    losses: list[LearningRule] = [CodebookLoss(codebook_weight), CommitmentLoss(commitment_weight)]
-    return VectorQuantizer(codebook, surrogate=StraightThrough(), learning=losses)
+    return VectorQuantizer(codebook, surrogate=RotationTrick(), learning=rules + revival(revival_interval))
 
 
 def diveq(
@@ -182,4 +119,76 @@ def diveq(
     """
     codebook = FreeCodebook(dim, codebook_size, lr_scale=lr_scale, initialization=initialization)
     surrogate = DirectionalReparameterization(noise_std)
-    return VectorQuantizer(codebook, surrogate=surrogate, learning=_revival(revival_interval))
+    return VectorQuantizer(codebook, surrogate=surrogate, learning=revival(revival_interval))
+
+
+def ns_vq(
+    dim: int,
+    codebook_size: int,
+    *,
+    strength: float = 0.01,
+    temperature: float = 1.0,
+    halving_interval: int | None = 1000,
+    relative: bool = False,
+    commitment_weight: float = 0.25,
+    lr_scale: float = 1.0,
+) -> VectorQuantizer:
+    """NS-VQ: a free table whose unchosen codes follow the latents, by a kernel over distances.
+
+    Args:
+        dim: Size D of a vector.
+        codebook_size: Number of codes K.
+        strength: The kernel's height.
+        temperature: The kernel's width at the start, in squared latent units.
+        halving_interval: Steps after which the temperature halves, an epoch in the released code; None keeps it.
+        relative: Measure the temperature in variances of the latents, which keeps it in step with them (our extension;
+            with it 0.2 and no halving are good values).
+        commitment_weight: Weight of the commitment loss.
+        lr_scale: Codebook learning rate over the encoder's.
+
+    Example:
+        >>> import torch
+        >>> ns_vq(16, 1024)(torch.randn(4, 16)).losses.keys()
+        dict_keys(['drift', 'commitment'])
+
+    References:
+        Lu et al., "Beyond Stationarity: Rethinking Codebook Collapse in Vector Quantization", 2026, arXiv 2602.18896,
+        after the released code.
+    """
+    width: float | Schedule = temperature
+    if halving_interval is not None:
+        width = DecaySchedule(temperature, factor=0.5, interval=halving_interval, floor=1e-8, staircase=True)
+    rules = [DriftLoss(strength=strength, temperature=width, relative=relative), CommitmentLoss(commitment_weight)]
+    return VectorQuantizer(FreeCodebook(dim, codebook_size, lr_scale=lr_scale), learning=rules)
+
+
+def vq_wae(
+    dim: int,
+    codebook_size: int,
+    *,
+    weight: float = 1.0,
+    num_samples: int | None = 512,
+    regularization: float | None = None,
+    lr_scale: float = 1.0,
+) -> VectorQuantizer:
+    """VQ-WAE: a free table matched to the latents by optimal transport, no other loss.
+
+    Args:
+        dim: Size D of a vector.
+        codebook_size: Number of codes K.
+        weight: Weight of the squared Wasserstein distance, summed over components.
+        num_samples: Latents that enter the transport problem of a step.
+        regularization: None for the exact problem, else the entropic one's epsilon.
+        lr_scale: Codebook learning rate over the encoder's.
+
+    Example:
+        >>> import torch
+        >>> vq_wae(16, 64)(torch.randn(100, 16)).losses.keys()
+        dict_keys(['wasserstein'])
+
+    References:
+        Vuong et al., "Vector Quantized Wasserstein Auto-Encoder", ICML 2023, arXiv 2302.05917, the form with uniform
+        weights and one problem per batch. Deviation: a sample of the latents enters.
+    """
+    rule = WassersteinLoss(weight, num_samples=num_samples, regularization=regularization)
+    return VectorQuantizer(FreeCodebook(dim, codebook_size, lr_scale=lr_scale), learning=[rule])
