@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -130,29 +130,34 @@ def codebook_picture(
     return _save(figure, path)
 
 
-def comparison_plot(rows: Sequence[Mapping[str, Any]], path: str | Path) -> Path:
-    """Perplexity against PSNR: a small dot per seed, a large one for a method's mean.
+def comparison_plot(
+    rows: Sequence[Mapping[str, Any]], path: str | Path, against: Literal["perplexity", "usage"] = "perplexity"
+) -> Path:
+    """Use of the codes against PSNR: a small dot per seed, a large mark for a method's mean.
 
     Args:
-        rows: One mapping per run with ``method``, ``codebook_size``, ``psnr`` (dB) and ``perplexity``.
+        rows: One mapping per run with ``method``, ``codebook_size``, ``psnr`` (dB), ``usage`` and ``perplexity``.
         path: PNG to write.
+        against: What to show across: perplexity in percent of the codes, or the share of codes used.
     """
     sizes = sorted({int(row["codebook_size"]) for row in rows})
     methods = sorted({str(row["method"]) for row in rows})
-    figure, axes = _figure(5.2 * len(sizes), 3.8, 1, len(sizes), squeeze=False)
+    columns = 1 + (len(methods) - 1) // 15
+    figure, axes = _figure(5.2 * len(sizes), max(3.8, 0.2 * len(methods) / columns), 1, len(sizes), squeeze=False)
     for axis, size in zip(axes[0], sizes, strict=True):
         for number, method in enumerate(methods):
             chosen = [row for row in rows if row["method"] == method and int(row["codebook_size"]) == size]
             if not chosen:
                 continue
-            x, y = [100 * float(row["perplexity"]) / size for row in chosen], [float(row["psnr"]) for row in chosen]
-            color = f"C{number}"
-            axis.scatter(x, y, s=12, color=color, alpha=0.5, linewidths=0)
-            axis.scatter([sum(x) / len(x)], [sum(y) / len(y)], s=70, color=color, label=method, edgecolors="white")
-        axis.set_xlabel("perplexity (% of the codes)")
+            whole = size if against == "perplexity" else 1
+            x, y = [100 * float(row[against]) / whole for row in chosen], [float(row["psnr"]) for row in chosen]
+            look = {"color": f"C{number % 10}", "marker": "osD^"[number // 10 % 4]}
+            axis.scatter(x, y, s=10, alpha=0.5, linewidths=0, **look)
+            axis.scatter([sum(x) / len(x)], [sum(y) / len(y)], s=60, label=method, edgecolors="white", **look)
+        axis.set_xlabel("perplexity (% of the codes)" if against == "perplexity" else "codes in use (%)")
         axis.set_ylabel("PSNR (dB)")
         axis.set_title(f"K = {size}", fontsize=10)
         axis.grid(alpha=0.3)
-    axes[0, -1].legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5))
+    axes[0, -1].legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5), ncols=columns)
     figure.tight_layout()
     return _save(figure, path)
