@@ -1,0 +1,43 @@
+"""All presets on the same pictures, steps and seeds: what each is like with its defaults.
+
+    python benchmarks/quality/methods.py --data PATH-TO-CIFAR10
+
+Writes ``benchmarks/results/methods_<table>_*.csv``, one per table of ``methods.yaml``. Finished runs are not repeated,
+so an interrupted benchmark goes on where it stopped; delete the files to start over.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import os
+from datetime import date
+from pathlib import Path
+
+import yaml
+from image import HERE, RESULTS, complete, hardware
+
+from gritvq.cli import contest_entries
+from gritvq.data import ImageData
+from gritvq.training.compare import Contest
+
+
+def main() -> None:
+    """Run what is missing of every table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True, help="folder of CIFAR-10 as Parquet")
+    parser.add_argument("--plan", type=Path, default=HERE / "methods.yaml", help="methods, settings, budget")
+    parser.add_argument("--tables", nargs="*", help="only these tables of the plan")
+    parser.add_argument("--jobs", type=int, default=max(1, os.cpu_count() or 1), help="runs at once, one thread each")
+    arguments = parser.parse_args()
+    plan = yaml.safe_load(arguments.plan.read_text())
+    make_data = functools.partial(ImageData, arguments.data, **plan["data"])
+    for name in arguments.tables or plan["tables"]:
+        table = plan["tables"][name]
+        entries = contest_entries(table["methods"], [table["codebook_size"]], plan["seeds"])
+        path = RESULTS / f"methods_{name}_{hardware()}_{date.today():%Y%m}.csv"
+        complete(path, Contest(**plan["contest"]), entries, make_data, Path(arguments.data).name, arguments.jobs)
+
+
+if __name__ == "__main__":
+    main()
