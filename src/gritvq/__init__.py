@@ -18,6 +18,7 @@ from gritvq.base import (
     describe,
 )
 from gritvq.codebooks import AffineCodebook, FreeCodebook, MLPCodebook
+from gritvq.hyperbolic import HyperbolicQuantizer
 from gritvq.learning import CodebookLoss, CommitmentLoss, DeadCodeRevival, EMAUpdate, EntropyLoss, OrthogonalityLoss
 from gritvq.lookup_free import BSQ, FSQ, LFQ
 from gritvq.metrics import CodebookUsage, ReconstructionError
@@ -45,6 +46,7 @@ from gritvq.surrogates import (
     TanhRadius,
 )
 from gritvq.tokenizer import Tokenizer
+from gritvq.variational import GaussianMixtureQuantizer, ResidualStochasticQuantizer, StochasticQuantizer
 from gritvq.vector_quantizer import VectorQuantizer
 
 __version__ = "0.1.0"
@@ -72,7 +74,9 @@ __all__ = [
     "EMAUpdate",
     "EntropyLoss",
     "FreeCodebook",
+    "GaussianMixtureQuantizer",
     "GaussianRadius",
+    "HyperbolicQuantizer",
     "InputNormRadius",
     "LearningRule",
     "LinearSchedule",
@@ -91,11 +95,13 @@ __all__ = [
     "Radius",
     "ReconstructionError",
     "ResidualQuantizer",
+    "ResidualStochasticQuantizer",
     "RotationTrick",
     "SaturatingRadius",
     "Schedule",
     "ShiftedRadius",
     "SmoothRadius",
+    "StochasticQuantizer",
     "StraightThrough",
     "Surrogate",
     "TanhRadius",
