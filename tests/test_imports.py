@@ -21,11 +21,15 @@ ALLOWED: dict[str, set[str]] = {
     "assignments": PARTS,
     "surrogates": PARTS,
     "learning": PARTS,
+    "relaxations": {"functional"},
     "vector_quantizer": PARTS | {"codebooks", "assignments", "surrogates", "learning"},
     "structures": PARTS | {"vector_quantizer"},
     "lookup_free": PARTS | {"surrogates"},
+    "variational": PARTS | {"relaxations", "codebooks", "assignments", "vector_quantizer"},
+    "hyperbolic": PARTS | {"relaxations"},
     "presets": PARTS
-    | {"lookup_free", "structures", "codebooks", "assignments", "surrogates", "learning", "vector_quantizer"},
+    | {"lookup_free", "structures", "codebooks", "assignments", "surrogates", "learning", "vector_quantizer"}
+    | {"variational", "hyperbolic"},
     "metrics": {"functional"},
     "models": PARTS,
     "tokenizer": PARTS | {"models"},

@@ -24,8 +24,11 @@ from gritvq import (
     EMAUpdate,
     EntropyLoss,
     FreeCodebook,
+    GaussianMixtureQuantizer,
     GaussianRadius,
+    HyperbolicQuantizer,
     InputNormRadius,
+    LinearSchedule,
     LogRadius,
     MahalanobisRadius,
     MLPCodebook,
@@ -39,10 +42,12 @@ from gritvq import (
     RadialSurrogate,
     Radius,
     ResidualQuantizer,
+    ResidualStochasticQuantizer,
     RotationTrick,
     SaturatingRadius,
     ShiftedRadius,
     SmoothRadius,
+    StochasticQuantizer,
     StraightThrough,
     Surrogate,
     TanhRadius,
@@ -171,6 +176,17 @@ QUANTIZERS: dict[str, Callable[[int, int], Quantizer]] = {
     "revival-every-step": lambda d, k: VectorQuantizer(
         FreeCodebook(d, k), surrogate=RadialSurrogate(), learning=[DeadCodeRevival(1)]
     ),
+    "stochastic": lambda d, k: StochasticQuantizer(
+        FreeCodebook(d, k), temperature=LinearSchedule(1.0, 0.5, num_steps=9)
+    ),
+    "stochastic-position": lambda d, k: StochasticQuantizer(FreeCodebook(d - 1, k), variance="position"),
+    "stochastic-channel": lambda d, k: StochasticQuantizer(FreeCodebook(d // 2, k), variance="channel"),
+    "stochastic-vmf": lambda d, k: StochasticQuantizer(FreeCodebook(d, k), distribution="vmf"),
+    "stochastic-mlp": lambda d, k: StochasticQuantizer(MLPCodebook(d, k)),
+    "residual-stochastic": lambda d, k: ResidualStochasticQuantizer([FreeCodebook(d, k) for _ in range(3)]),
+    "residual-stochastic-shared": lambda d, k: ResidualStochasticQuantizer([FreeCodebook(d, k)] * 3),
+    "mixture": lambda d, k: GaussianMixtureQuantizer(FreeCodebook(d, k)),
+    "hyperbolic": HyperbolicQuantizer,
 }
 
 

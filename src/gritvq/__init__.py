@@ -18,6 +18,7 @@ from gritvq.base import (
     describe,
 )
 from gritvq.codebooks import AffineCodebook, BridgeCodebook, FreeCodebook, MLPCodebook, TransformerCodebook
+from gritvq.hyperbolic import HyperbolicQuantizer
 from gritvq.learning import (
     CodebookLoss,
     CommitmentLoss,
@@ -71,6 +72,7 @@ from gritvq.surrogates import (
     TanhRadius,
 )
 from gritvq.tokenizer import Tokenizer
+from gritvq.variational import GaussianMixtureQuantizer, ResidualStochasticQuantizer, StochasticQuantizer
 from gritvq.vector_quantizer import VectorQuantizer
 
 __version__ = "0.1.0"
@@ -101,7 +103,9 @@ __all__ = [
     "EMAUpdate",
     "EntropyLoss",
     "FreeCodebook",
+    "GaussianMixtureQuantizer",
     "GaussianRadius",
+    "HyperbolicQuantizer",
     "InputNormRadius",
     "LearningRule",
     "LinearSchedule",
@@ -120,11 +124,13 @@ __all__ = [
     "Radius",
     "ReconstructionError",
     "ResidualQuantizer",
+    "ResidualStochasticQuantizer",
     "RotationTrick",
     "SaturatingRadius",
     "Schedule",
     "ShiftedRadius",
     "SmoothRadius",
+    "StochasticQuantizer",
     "StraightThrough",
     "Surrogate",
     "TanhRadius",

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
-from gritvq.base import Component
+from gritvq.base import Component, Quantizer, differentiable_sum, keeping_precision
 from gritvq.tokenizer import Tokenizer, TokenizerOutput
 
-__all__ = ["Objective", "ReconstructionObjective"]
+__all__ = ["ElboObjective", "Objective", "ReconstructionObjective", "objective_for"]
 
 
 class Objective(Component, ABC):
@@ -55,3 +59,102 @@ class ReconstructionObjective(Objective):
         loss = F.mse_loss if self.norm == "l2" else F.l1_loss
         pixels = loss(2 * output.reconstruction.float(), 2 * images.float())
         return {"reconstruction": self.weight * pixels, **output.quantization.losses}, output
+
+
+class ElboObjective(Objective):
+    """A variational bound per pixel component: a Gaussian log-likelihood of the image, and latent losses.
+
+    With SE the squared error of an image, n = C H W its pixel components and T its token positions, the sum over an
+    image is the reconstruction term below plus T times the quantizer's losses, which are means per vector. Everything
+    is then divided by n ("nats per pixel component"): the minimum is the same, and learning rates and gradient clipping
+    mean what they do for the other objectives.
+
+    - ``"arelbo"``: ``n/2 log(mean SE over the batch)``, the likelihood's variance at its best value;
+    - ``"learned"``: ``SE / (2 s) + n/2 log s`` with a learned variance s per pixel component;
+    - ``"fixed"``: ``SE / (2 s)``.
+
+    Pixels are compared in [0, 1] here, as the methods' authors do. The first two do not depend on that but for a
+    constant (and the start of s); in the third it decides how much the latent losses weigh.
+
+    Args:
+        likelihood: One of the three.
+        variance: s: the start of ``"learned"`` (None: 0.1) or the value of ``"fixed"`` (None: 0.5, the plain squared
+            error). Unused by ``"arelbo"``.
+
+    Raises:
+        ValueError: If the likelihood is unknown, or the variance is not positive or not used.
+
+    Example:
+        >>> ElboObjective().likelihood
+        'arelbo'
+
+    References:
+        Takida et al., "Preventing Oversmoothing in VAE via Generalized Variance Parameterization", Neurocomputing 2022,
+        arXiv 2102.08663 (ARELBO); Takida et al., SQ-VAE, ICML 2022, arXiv 2205.07547. The division by n is our choice;
+        its constant ``-1/2 log n`` in the first form is left out.
+    """
+
+    def __init__(
+        self, likelihood: Literal["arelbo", "learned", "fixed"] = "arelbo", *, variance: float | None = None
+    ) -> None:
+        super().__init__()
+        if likelihood not in ("arelbo", "learned", "fixed"):
+            raise ValueError(f"expected likelihood 'arelbo', 'learned' or 'fixed', got {likelihood!r}")
+        if variance is not None and (likelihood == "arelbo" or not 0 < variance < math.inf):
+            raise ValueError(
+                f"expected a variance > 0 with likelihood 'learned' or 'fixed', got {variance!r} with {likelihood!r}; "
+                "'arelbo' finds its own"
+            )
+        self.likelihood = likelihood
+        self.variance = (0.1 if likelihood == "learned" else 0.5) if variance is None else float(variance)
+        self.log_variance = nn.Parameter(torch.tensor(math.log(self.variance))) if likelihood == "learned" else None
+
+    def forward(
+        self, tokenizer: Tokenizer, images: Float[Tensor, "B C H W"]
+    ) -> tuple[dict[str, Tensor], TokenizerOutput]:
+        """Losses ``reconstruction`` and, scaled to the image, those of the quantizer."""
+        output = tokenizer(images)
+        error = (output.reconstruction.float() - images.float()).square()
+        components = images[0].numel()
+        tokens = output.latents.shape[1:-1].numel()
+        losses = {name: loss * (tokens / components) for name, loss in output.quantization.losses.items()}
+        return {"reconstruction": self.reconstruction(error), **losses}, output
+
+    def reconstruction(self, error: Float[Tensor, "B C H W"]) -> Float[Tensor, ""]:
+        """The reconstruction term per pixel component, from squared errors."""
+        if self.likelihood == "arelbo":  # the logarithm of a batch mean is that of all processes
+            total, count = differentiable_sum(error.sum()), differentiable_sum(error.new_tensor(error.numel()))
+            return 0.5 * (total / count).clamp_min(1e-12).log()
+        if self.log_variance is None:
+            return error.mean() / (2 * self.variance)
+        return 0.5 * (error.mean() * (-self.log_variance).exp() + self.log_variance)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ElboObjective:
+        return super()._apply(keeping_precision(fn), recurse)
+
+
+# What the losses of a quantizer are made for -> the objective that supplies the rest.
+_OBJECTIVES: dict[str, Callable[[], Objective]] = {
+    "reconstruction": ReconstructionObjective,
+    "arelbo": ElboObjective,
+    "albo": lambda: ElboObjective("fixed"),
+}
+
+
+def objective_for(quantizer: Quantizer) -> Objective:
+    """The objective that a quantizer's losses are made for, with its default settings.
+
+    Raises:
+        ValueError: If there is none for what the quantizer declares.
+
+    Example:
+        >>> from gritvq import grit_vq
+        >>> type(objective_for(grit_vq(4, 16))).__name__
+        'ReconstructionObjective'
+    """
+    if quantizer.objective not in _OBJECTIVES:
+        raise ValueError(
+            f"expected a quantizer made for one of {sorted(_OBJECTIVES)}, got {quantizer.objective!r} from "
+            f"{type(quantizer).__name__}; pass an objective of your own"
+        )
+    return _OBJECTIVES[quantizer.objective]()

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from gritvq.metrics import CodebookUsage, ReconstructionError
 from gritvq.tokenizer import Tokenizer
-from gritvq.training.losses import Objective, ReconstructionObjective
+from gritvq.training.losses import Objective, objective_for
 
 __all__ = ["TokenizerTask"]
 
@@ -31,7 +31,8 @@ class TokenizerTask(LightningModule):
             to 1 % (the annealing of FVQ, whose warm-up takes a tenth of the run).
         betas: AdamW's decay rates.
         weight_decay: For encoder and decoder; codebooks get none.
-        objective: The loss; squared pixel error plus the quantizer's losses unless given.
+        objective: The loss; what the quantizer's losses are made for (:func:`objective_for`) unless given: mostly the
+            squared pixel error plus those losses.
 
     Raises:
         ValueError: If a number is out of range.
@@ -66,7 +67,7 @@ class TokenizerTask(LightningModule):
         self.tokenizer = tokenizer
         self.lr, self.warmup_steps, self.betas, self.weight_decay = lr, warmup_steps, betas, weight_decay
         self.schedule = schedule
-        self.objective = ReconstructionObjective() if objective is None else objective
+        self.objective = objective_for(tokenizer.quantizer) if objective is None else objective
         self.codebook_usage = CodebookUsage(tokenizer.quantizer.codebook_sizes)
         self.reconstruction_error = ReconstructionError()
         self.window_usage = CodebookUsage(tokenizer.quantizer.codebook_sizes)
