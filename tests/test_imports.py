@@ -24,13 +24,14 @@ ALLOWED: dict[str, set[str]] = {
     "vector_quantizer": PARTS | {"codebooks", "assignments", "surrogates", "learning"},
     "structures": PARTS | {"vector_quantizer"},
     "lookup_free": PARTS | {"surrogates"},
+    "variational": PARTS,
     "presets": PARTS
     | {"lookup_free", "structures", "codebooks", "assignments", "surrogates", "learning", "vector_quantizer"},
     "metrics": {"functional"},
     "models": PARTS,
     "tokenizer": PARTS | {"models"},
     "data": set(),
-    "training": PARTS | {"models", "metrics", "tokenizer"},
+    "training": PARTS | {"models", "metrics", "tokenizer", "variational"},
 }
 HEAVY = {"lightning", "jsonargparse", "rich", "matplotlib", "PIL", "skimage", "pyarrow", "datasets", "tensorboard"}
 LAZY = {"triton", "ot", "transformers", "ray", "gradio", "onnx", "datasets", "huggingface_hub", "matplotlib"}

@@ -45,6 +45,7 @@ from gritvq.surrogates import (
     TanhRadius,
 )
 from gritvq.tokenizer import Tokenizer
+from gritvq.variational import RepresentationCoherenceLoss, VariationalLatent
 from gritvq.vector_quantizer import VectorQuantizer
 
 __version__ = "0.1.0"
@@ -90,6 +91,7 @@ __all__ = [
     "RadialSurrogate",
     "Radius",
     "ReconstructionError",
+    "RepresentationCoherenceLoss",
     "ResidualQuantizer",
     "RotationTrick",
     "SaturatingRadius",
@@ -100,6 +102,7 @@ __all__ = [
     "Surrogate",
     "TanhRadius",
     "Tokenizer",
+    "VariationalLatent",
     "VectorQuantizer",
     "bsq",
     "build",
