@@ -1,7 +1,8 @@
 """What every quantizer promises, checked over the whole zoo.
 
-A row skips a check only through an attribute it declares: ``exact`` (noise or soft codes), ``writes`` (codes that
-cannot be overwritten), ``layout`` (vectors that are quantized together, so that rows cannot be dropped or moved).
+A row skips a check only through an attribute it declares: ``exact`` (noise or soft codes), ``draws_indices`` (in
+training chance decides, so other batches get other codes), ``writes`` (codes that cannot be overwritten), ``layout``
+(vectors that are quantized together, so that rows cannot be dropped or moved).
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch._inductor import config as inductor_config
 from torch.utils.checkpoint import checkpoint
 
 from gritvq import Codebook, CodeStatistics, Quantizer, build, describe
@@ -141,6 +143,8 @@ class TestEveryQuantizer:
             return  # rows cannot be dropped; what masked ones hold must not matter, which the next test checks
         x, mask = data(masked, 3, 10), torch.rand(3, 10, generator=torch.Generator().manual_seed(5)) < 0.6
         one, two = x.clone().requires_grad_(), x[mask].clone().requires_grad_()
+        if masked.draws_indices:
+            masked.eval(), dropped.eval()
         a, b = masked(one, mask), dropped(two)
         assert torch.equal(a.indices[mask], b.indices) and bool((a.indices[~mask] == -1).all())
         assert bool((a.quantized[~mask] == 0).all())
@@ -253,7 +257,8 @@ class TestEveryQuantizer:
         half = x.to(dtype).requires_grad_()
         with torch.autocast("cpu", dtype=dtype):
             output = quantizer(half)
-        assert torch.equal(output.indices, expected) and output.quantized.dtype == dtype
+        assert quantizer.draws_indices or torch.equal(output.indices, expected)
+        assert output.quantized.dtype == dtype
         (output.quantized.float().square().mean() + output.loss).backward()
         assert half.grad is not None and bool(torch.isfinite(half.grad).all())
         for parameter in quantizer.parameters():
@@ -291,6 +296,8 @@ class TestEveryQuantizer:
 
     def test_accumulated_batches_equal_the_joined_one(self, make: Make) -> None:
         joined, parts = made(make), made(make)
+        if joined.draws_indices:
+            return
         x = data(joined, 60)
         joined(x)
         cut = len(x) // 3
@@ -420,7 +427,8 @@ def test_compiles_with_inductor(make: Make) -> None:
     torch._dynamo.utils.counters.clear()
     eager, other = made(make), made(make)
     compiled = torch.compile(other, fullgraph=True, dynamic=False)
-    TestEveryQuantizer()._compare(eager, compiled, other)
+    with inductor_config.patch(fallback_random=True):  # the same draws as without compiling
+        TestEveryQuantizer()._compare(eager, compiled, other)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
     torch._dynamo.reset()
 

@@ -34,7 +34,7 @@ ALLOWED: dict[str, set[str]] = {
     "models": PARTS,
     "tokenizer": PARTS | {"models"},
     "data": set(),
-    "training": PARTS | {"models", "metrics", "tokenizer"},
+    "training": PARTS | {"models", "metrics", "tokenizer", "variational"},
 }
 HEAVY = {"lightning", "jsonargparse", "rich", "matplotlib", "PIL", "skimage", "pyarrow", "datasets", "tensorboard"}
 LAZY = {"triton", "ot", "transformers", "ray", "gradio", "onnx", "datasets", "huggingface_hub", "matplotlib"}

@@ -41,6 +41,7 @@ from gritvq import (
     Quantizer,
     RadialSurrogate,
     Radius,
+    RepresentationCoherenceLoss,
     ResidualQuantizer,
     ResidualStochasticQuantizer,
     RotationTrick,
@@ -52,6 +53,7 @@ from gritvq import (
     Surrogate,
     TanhRadius,
     TransformerCodebook,
+    VariationalLatent,
     VectorQuantizer,
     bsq,
     diveq,
@@ -172,6 +174,18 @@ QUANTIZERS: dict[str, Callable[[int, int], Quantizer]] = {
     "projected": lambda d, k: ProjectedQuantizer(grit_vq(4, k), d),
     "projected-fsq": lambda d, k: ProjectedQuantizer(FSQ([5, 4, 3]), d),
     "projected-residual": lambda d, k: ProjectedQuantizer(ResidualQuantizer([vq_vae(4, k), vq_vae(4, k)]), d),
+    "variational-latent": lambda d, k: VariationalLatent(
+        vq_vae(d // 2, k), coherence=RepresentationCoherenceLoss(), kl_weight=1e-3, initial_log_variance=-2.0
+    ),
+    "variational-latent-released": lambda d, k: VariationalLatent(
+        VectorQuantizer(AffineCodebook(d // 2, k), learning=[]),
+        choose_by="mean",
+        gradient="reparameterized",
+        coherence=RepresentationCoherenceLoss(reduction="mean", detach_deviation=False),
+    ),
+    "variational-latent-radial-residual": lambda d, k: VariationalLatent(
+        ResidualQuantizer([grit_vq(d // 2, k, revival_interval=2) for _ in range(2)])
+    ),
     "ema-lloyd": lambda d, k: VectorQuantizer(FreeCodebook(d, k), learning=[EMAUpdate(0.0)]),
     "revival-every-step": lambda d, k: VectorQuantizer(
         FreeCodebook(d, k), surrogate=RadialSurrogate(), learning=[DeadCodeRevival(1)]

@@ -72,7 +72,13 @@ from gritvq.surrogates import (
     TanhRadius,
 )
 from gritvq.tokenizer import Tokenizer
-from gritvq.variational import GaussianMixtureQuantizer, ResidualStochasticQuantizer, StochasticQuantizer
+from gritvq.variational import (
+    GaussianMixtureQuantizer,
+    RepresentationCoherenceLoss,
+    ResidualStochasticQuantizer,
+    StochasticQuantizer,
+    VariationalLatent,
+)
 from gritvq.vector_quantizer import VectorQuantizer
 
 __version__ = "0.1.0"
@@ -123,6 +129,7 @@ __all__ = [
     "RadialSurrogate",
     "Radius",
     "ReconstructionError",
+    "RepresentationCoherenceLoss",
     "ResidualQuantizer",
     "ResidualStochasticQuantizer",
     "RotationTrick",
@@ -136,6 +143,7 @@ __all__ = [
     "TanhRadius",
     "Tokenizer",
     "TransformerCodebook",
+    "VariationalLatent",
     "VectorQuantizer",
     "WassersteinLoss",
     "bsq",

@@ -43,6 +43,7 @@ class _Stack(Quantizer):
         self.surrogate = copy.deepcopy(quantizers[0].surrogate)
         self.codebook_sizes = tuple(size for part in quantizers for size in part.codebook_sizes)
         self.exact = least_exact(*(part.exact for part in quantizers))
+        self.draws_indices = any(part.draws_indices for part in quantizers)
 
     def _parts(self) -> list[Quantizer]:
         return cast("list[Quantizer]", list(self.quantizers))
@@ -237,6 +238,7 @@ class ProjectedQuantizer(Quantizer):
         self.quantizer = quantizer
         self.dim, self.codebook_sizes = dim, quantizer.codebook_sizes
         self.exact, self.surrogate = quantizer.exact, quantizer.surrogate
+        self.draws_indices = quantizer.draws_indices
         self.project_in, self.project_out = nn.Linear(dim, quantizer.input_dim), nn.Linear(quantizer.dim, dim)
         for layer in (self.project_in, self.project_out):
             nn.init.orthogonal_(layer.weight)

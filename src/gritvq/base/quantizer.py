@@ -63,6 +63,7 @@ class Quantizer(Component, ABC):
             are differentiable in ``x`` themselves.
         layout: () for quantizers that take every vector on its own. Others see how vectors lie beside each other: the
             last leading axes of the input must be these sizes, or multiples of them where the class says so.
+        draws_indices: Whether the index itself is drawn in training, so that two passes over the same vectors differ.
         objective: What the losses are made for: ``"reconstruction"`` (beside a mean squared error), ``"arelbo"`` and
             ``"albo"`` (nats per vector, beside a log-likelihood), ``"two_path"`` (both latents decoded).
     """
@@ -72,6 +73,7 @@ class Quantizer(Component, ABC):
     exact: Exactness
     surrogate: Surrogate | None
     layout: tuple[int, ...] = ()
+    draws_indices: bool = False
     objective: Literal["reconstruction", "arelbo", "albo", "two_path"] = "reconstruction"
 
     @property
