@@ -122,6 +122,10 @@ def _cosine(d: int, k: int) -> Quantizer:
     return VectorQuantizer(FreeCodebook(d, k, normalize=True), NearestAssignment("cosine"), StraightThrough())
 
 
+def _fsq(d: int) -> Quantizer:
+    return FSQ([5, 4, 3, 2, 2, 7][:d])
+
+
 def _all_rules(d: int, k: int) -> Quantizer:
     rules = [CodebookLoss(), CommitmentLoss(), EntropyLoss(0.1), OrthogonalityLoss(0.1), DeadCodeRevival(2)]
     return VectorQuantizer(MLPCodebook(d, k), learning=rules)
@@ -139,7 +143,7 @@ QUANTIZERS: dict[str, Callable[[int, int], Quantizer]] = {
     },
     "cosine": _cosine,
     "all-rules": _all_rules,
-    "fsq": lambda d, k: FSQ([5, 4, 3, 2, 2, 7][:d]),
+    "fsq": lambda d, k: _fsq(d),
     "lfq": lambda d, k: LFQ(d),
     "bsq": lambda d, k: BSQ(d),
     "residual": lambda d, k: ResidualQuantizer([vq_vae(d, k) for _ in range(3)]),
@@ -147,6 +151,13 @@ QUANTIZERS: dict[str, Callable[[int, int], Quantizer]] = {
     "residual-ema": lambda d, k: ResidualQuantizer([vq_vae_ema(d, k, revival_interval=2) for _ in range(2)]),
     "residual-shared": lambda d, k: ResidualQuantizer([vq_vae(d, k)] * 3),
     "residual-lfq": lambda d, k: ResidualQuantizer([vq_vae(d, k), LFQ(d)]),
+    "residual-fsq": lambda d, k: ResidualQuantizer([vq_vae(d, k), _fsq(d)]),
+    "residual-bsq": lambda d, k: ResidualQuantizer([BSQ(d), BSQ(d)]),
+    "residual-of-kinds": lambda d, k: ResidualQuantizer([vq_vae(d, k), _cosine(d, k), LFQ(d), _fsq(d), BSQ(d)]),
+    "product-tokens": lambda d, k: ProductQuantizer([vq_vae(d, k), vq_vae_ema(d, k), _fsq(d)], split="tokens"),
+    "product-of-residuals": lambda d, k: ProductQuantizer(
+        [ResidualQuantizer([vq_vae(d // 2, k), _fsq(d // 2)]), ResidualQuantizer([vq_vae(d - d // 2, k)])]
+    ),
     "product": lambda d, k: ProductQuantizer([vq_vae(d // 2, k), vq_vae_ema(d // 2, k)]),
     "residual-of-products": lambda d, k: ResidualQuantizer(
         [ProductQuantizer([vq_vae(d // 2, k), vq_vae(d // 2, k)]) for _ in range(2)]
