@@ -28,6 +28,7 @@ from gritvq import (
     LogRadius,
     MahalanobisRadius,
     MLPCodebook,
+    MultiScaleQuantizer,
     NearestAssignment,
     NoiseSubstitution,
     OrthogonalityLoss,
@@ -126,6 +127,10 @@ def _fsq(d: int) -> Quantizer:
     return FSQ([5, 4, 3, 2, 2, 7][:d])
 
 
+def _plain(d: int, k: int) -> Quantizer:
+    return VectorQuantizer(FreeCodebook(d, k), learning=[])
+
+
 def _all_rules(d: int, k: int) -> Quantizer:
     rules = [CodebookLoss(), CommitmentLoss(), EntropyLoss(0.1), OrthogonalityLoss(0.1), DeadCodeRevival(2)]
     return VectorQuantizer(MLPCodebook(d, k), learning=rules)
@@ -157,6 +162,18 @@ QUANTIZERS: dict[str, Callable[[int, int], Quantizer]] = {
     "product-tokens": lambda d, k: ProductQuantizer([vq_vae(d, k), vq_vae_ema(d, k), _fsq(d)], split="tokens"),
     "product-of-residuals": lambda d, k: ProductQuantizer(
         [ResidualQuantizer([vq_vae(d // 2, k), _fsq(d // 2)]), ResidualQuantizer([vq_vae(d - d // 2, k)])]
+    ),
+    "product-of-multiscales": lambda d, k: ProductQuantizer(
+        [MultiScaleQuantizer(_plain(d // 2, k), [1, 2, 4]), MultiScaleQuantizer(LFQ(d - d // 2), [1, 2, 4])]
+    ),
+    "multiscale": lambda d, k: MultiScaleQuantizer(_plain(d, k), [1, 2, 3, 4]),
+    "multiscale-cosine": lambda d, k: MultiScaleQuantizer(
+        VectorQuantizer(FreeCodebook(d, k), NearestAssignment("cosine"), learning=[]), [1, 2, 4]
+    ),
+    "multiscale-lfq": lambda d, k: MultiScaleQuantizer(LFQ(d), [1, 2, 4], level_scale=0.7),
+    "multiscale-bsq": lambda d, k: MultiScaleQuantizer(BSQ(d), [2, 2, 4], ratio=0.0, level_scale=0.5),
+    "multiscale-ema": lambda d, k: MultiScaleQuantizer(
+        VectorQuantizer(FreeCodebook(d, k), learning=[EMAUpdate()]), [1, 4]
     ),
     "product": lambda d, k: ProductQuantizer([vq_vae(d // 2, k), vq_vae_ema(d // 2, k)]),
     "residual-of-products": lambda d, k: ResidualQuantizer(

@@ -22,7 +22,7 @@ from gritvq.learning import CodebookLoss, CommitmentLoss, DeadCodeRevival, EMAUp
 from gritvq.lookup_free import BSQ, FSQ, LFQ
 from gritvq.metrics import CodebookUsage, ReconstructionError
 from gritvq.presets import bsq, diveq, fsq, grit_vq, lfq, pq, rotation_vq, rq, simvq, vq_vae, vq_vae_ema
-from gritvq.structures import ProductQuantizer, ProjectedQuantizer, ResidualQuantizer
+from gritvq.structures import MultiScaleQuantizer, ProductQuantizer, ProjectedQuantizer, ResidualQuantizer
 from gritvq.surrogates import (
     ClippedRadius,
     ConstantRadius,
@@ -79,6 +79,7 @@ __all__ = [
     "LogRadius",
     "MLPCodebook",
     "MahalanobisRadius",
+    "MultiScaleQuantizer",
     "NearestAssignment",
     "NoiseSubstitution",
     "OrthogonalityLoss",
