@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 
 import pytest
 import torch
+from torch import Tensor
 
 from gritvq import (
+    BSQ,
     FSQ,
+    LFQ,
     EMAUpdate,
     FreeCodebook,
+    NearestAssignment,
     ProductQuantizer,
     ProjectedQuantizer,
+    Quantizer,
+    QuantizerOutput,
     RadialSurrogate,
     ResidualQuantizer,
     VectorQuantizer,
@@ -126,13 +133,183 @@ class TestResidual:
             ResidualQuantizer([vq_vae(4, 8), vq_vae(5, 8)])
         with pytest.raises(ValueError, match="expected one surrogate for all parts"):
             ResidualQuantizer([vq_vae(4, 8), grit_vq(4, 8)])
-        with pytest.raises(ValueError, match=r"expected parts that map nothing before or after quantizing, got FSQ"):
-            ResidualQuantizer([FSQ([5, 5, 5]), FSQ([5, 5, 5])])
+        with pytest.raises(
+            ValueError, match=r"expected parts whose maps .* have no parameters, got ProjectedQuantizer"
+        ):
+            ResidualQuantizer([vq_vae(5, 8), ProjectedQuantizer(FSQ([5, 5]), 5)])
+        with pytest.raises(
+            ValueError, match=r"expected parts whose maps .* have no parameters, got ProjectedQuantizer"
+        ):
+            ProductQuantizer([ProjectedQuantizer(FSQ([5, 5]), 5).fold()])
+        with pytest.raises(
+            ValueError, match=r"expected levels that take every vector on its own, got ProductQuantizer"
+        ):
+            ResidualQuantizer([ProductQuantizer([vq_vae(4, 8), vq_vae(4, 8)], split="tokens")])
+        with pytest.raises(ValueError, match=r"expected parts with a surrogate, got Differentiable without one"):
+            ResidualQuantizer([Differentiable(), Differentiable()])
+        with pytest.raises(ValueError, match=r"made for one objective, got \['reconstruction', 'arelbo'\]"):
+            odd = vq_vae(4, 8)
+            odd.objective = "arelbo"
+            ResidualQuantizer([vq_vae(4, 8), odd])
         with pytest.raises(ValueError, match=r"expected dropout in \[0, 1\], got 2"):
             stack(2, dropout=2)
 
 
+class Differentiable(Quantizer):
+    """A quantizer whose values carry a gradient of their own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dim, self.codebook_sizes, self.exact, self.surrogate = 2, (4,), "never", None
+
+    def quantize(self, x: Tensor, valid: Tensor) -> QuantizerOutput:
+        return QuantizerOutput(2 * x, torch.where(valid, 0, -1).unsqueeze(-1), {})
+
+    def lookup(self, indices: Tensor) -> Tensor:
+        return indices.expand(*indices.shape[:-1], 2).float()
+
+    def fold(self) -> Quantizer:
+        return self
+
+
+KINDS: dict[str, Callable[[], Quantizer]] = {
+    "vq": lambda: VectorQuantizer(FreeCodebook(DIM, SIZE), learning=[]),
+    "lfq": lambda: LFQ(DIM, entropy_weight=0, commitment_weight=0),
+    "bsq": lambda: BSQ(DIM, entropy_weight=0, commitment_weight=0),
+    "fsq": lambda: FSQ([5] * DIM),
+}
+
+
+class TestKinds:
+    @pytest.mark.parametrize(("one", "two"), itertools.product(KINDS, KINDS))
+    def test_two_levels_are_what_they_say(self, one: str, two: str) -> None:
+        first, second, x = KINDS[one](), KINDS[two](), torch.randn(3, 40, DIM)
+        quantizer = ResidualQuantizer([first, second])
+        assert quantizer.codebook_sizes == first.codebook_sizes + second.codebook_sizes
+        indices = quantizer.encode(x)
+        assert torch.equal(indices[..., :1], first.encode(x))
+        rest = x - first.decode(first.encode(x))
+        assert torch.equal(indices[..., 1:], second.encode(rest))
+        output = quantizer.eval()(x)
+        assert torch.equal(output.quantized, first.decode(indices[..., :1]) + second.decode(indices[..., 1:]))
+        assert torch.equal(quantizer.decode(indices), output.quantized)
+        assert torch.equal(quantizer.decode(indices[..., :1]), first.decode(indices[..., :1]))
+
+    @pytest.mark.parametrize("kinds", [("vq", "fsq"), ("bsq", "bsq", "bsq"), ("fsq", "lfq", "vq", "bsq")])
+    @pytest.mark.parametrize("structure", ["residual", "product", "tokens", "product of residuals", "nested"])
+    def test_encoder_gets_exactly_the_upstream_gradient(self, kinds: tuple[str, ...], structure: str) -> None:
+        parts = [KINDS[kind]() for kind in kinds]
+        quantizer: Quantizer
+        if structure == "residual":
+            quantizer = ResidualQuantizer(parts)
+        elif structure == "product":
+            quantizer = ProductQuantizer(parts)
+        elif structure == "tokens":
+            quantizer = ProductQuantizer(parts, split="tokens")
+        elif structure == "product of residuals":
+            quantizer = ProductQuantizer([ResidualQuantizer(parts), parts[0]])
+        else:
+            quantizer = ResidualQuantizer([ResidualQuantizer(parts), ResidualQuantizer(parts[::-1])])
+        x = torch.randn(2, 12, quantizer.dim, requires_grad=True)
+        g = torch.randn_like(x)
+        output = quantizer(x)
+        output.quantized.backward(g)
+        assert x.grad is not None and torch.equal(x.grad, g)
+        assert torch.equal(quantizer.decode(output.indices), output.quantized)
+        assert torch.equal(quantizer.eval()(x).indices, output.indices)
+
+    def test_the_bound_is_differentiated_by_the_levels_own_losses_only(self) -> None:
+        quantizer = ResidualQuantizer([BSQ(DIM, entropy_weight=0, commitment_weight=1.0)])
+        x = torch.randn(20, DIM, requires_grad=True)
+        quantizer(x).loss.backward()
+        assert x.grad is not None and x.grad.any()
+        assert bool(((x.grad * x).sum(-1).abs() < 1e-6).all())  # a normalised vector cannot be moved along itself
+
+
+class TestBeam:
+    def best(self, quantizer: ResidualQuantizer, x: Tensor) -> Tensor:
+        """Least squared error over all sums of codes."""
+        sizes = quantizer.codebook_sizes
+        every = torch.cartesian_prod(*[torch.arange(size) for size in sizes]).view(-1, len(sizes))
+        return torch.cdist(x.double(), quantizer.decode(every).double()).square().amin(1)
+
+    def error(self, quantizer: ResidualQuantizer, x: Tensor, indices: Tensor) -> Tensor:
+        return (quantizer.decode(indices) - x).double().square().sum(-1)
+
+    @pytest.mark.parametrize(("num_levels", "size"), [(1, 5), (2, 6), (3, 4), (4, 3)])
+    @pytest.mark.parametrize("metric", ["euclidean", "cosine"])
+    def test_a_full_beam_finds_the_best_sum(self, num_levels: int, size: int, metric: str) -> None:
+        levels = [
+            VectorQuantizer(FreeCodebook(3, size), NearestAssignment(metric), learning=[]) for _ in range(num_levels)
+        ]
+        quantizer, x = ResidualQuantizer(levels), torch.randn(200, 3)
+        found = self.error(quantizer, x, quantizer.encode(x, beam=size**num_levels))
+        torch.testing.assert_close(found, self.best(quantizer, x), rtol=1e-5, atol=1e-6)
+
+    def test_a_wider_beam_is_nearer_and_never_farther_than_greedy(self) -> None:
+        quantizer, x = stack(4), torch.randn(2, 300, DIM)
+        greedy = quantizer.encode(x)
+        assert torch.equal(quantizer.encode(x, beam=1), greedy)
+        means = []
+        for beam in (1, 2, 4, 16):
+            indices = quantizer.encode(x, beam=beam)
+            error = self.error(quantizer, x, indices)
+            assert indices.shape == greedy.shape
+            assert bool((error <= self.error(quantizer, x, greedy) + 1e-6).all())
+            means.append(float(error.mean()))
+        assert means[1] < 0.95 * means[0] and means[2] < means[1] and means[3] < means[2]
+
+    def test_prefixes_masks_and_blocks(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        quantizer, x = stack(3), torch.randn(4, 25, DIM)
+        mask = torch.rand(4, 25) < 0.7
+        whole = quantizer.encode(x, mask, beam=5)
+        assert bool((whole[~mask] == -1).all())
+        assert torch.equal(whole[mask], quantizer.encode(x, beam=5)[mask])
+        two = quantizer.encode(x, num_levels=2, beam=5)
+        assert torch.equal(two, ResidualQuantizer(list(quantizer.quantizers)[:2]).encode(x, beam=5))
+        monkeypatch.setattr("gritvq.structures.residual._BLOCK_ENTRIES", 7 * 25 * DIM)
+        assert torch.equal(quantizer.encode(x, mask, beam=5), whole)
+        assert quantizer.encode(x[:0], beam=5).shape == (0, 25, 3)
+        assert quantizer.training
+
+    def test_what_cannot_be_searched_is_refused(self) -> None:
+        x = torch.randn(5, DIM)
+        with pytest.raises(ValueError, match="expected a quantizer with a table of codes to search, got LFQ"):
+            ResidualQuantizer([KINDS["vq"](), LFQ(DIM)]).encode(x, beam=2)
+        assert ResidualQuantizer([KINDS["vq"](), LFQ(DIM)]).encode(x, num_levels=1, beam=2).shape == (5, 1)
+        with pytest.raises(ValueError, match="expected beam >= 1, got 0"):
+            stack(2).encode(x, beam=0)
+
+
 class TestProduct:
+    def test_tokens_are_shared_out_in_chunks(self) -> None:
+        parts = [vq_vae(3, 8), vq_vae(3, 16)]
+        quantizer, x = ProductQuantizer(parts, split="tokens"), torch.randn(2, 10, 3)
+        mask = torch.rand(2, 10) < 0.7
+        output = quantizer(x, mask)
+        alone = [part(own, m) for part, own, m in zip(parts, x.chunk(2, 1), mask.chunk(2, 1), strict=True)]
+        assert quantizer.codebook_sizes == (8, 16) and quantizer.layout == (2,)
+        assert output.indices.shape == (2, 5, 2) == (*quantizer.token_shape((2, 10)), 2)
+        assert torch.equal(output.quantized, torch.cat([a.quantized for a in alone], 1))
+        assert torch.equal(output.indices, torch.cat([a.indices for a in alone], -1))
+        assert torch.equal(quantizer.decode(output.indices), output.quantized)
+        assert quantizer.bits((2, 10)) == 2 * 5 * (3 + 4)
+        with pytest.raises(ValueError, match="T a multiple of 2, one chunk per part, got the leading shape"):
+            quantizer(torch.randn(2, 7, 3))
+        with pytest.raises(ValueError, match="expected parts of one dim to share out tokens"):
+            ProductQuantizer([vq_vae(3, 8), vq_vae(4, 8)], split="tokens")
+        with pytest.raises(ValueError, match="expected parts that take every vector on its own"):
+            ProductQuantizer([quantizer, quantizer], split="tokens")
+        with pytest.raises(ValueError, match="expected split 'channels' or 'tokens', got 'heads'"):
+            ProductQuantizer(parts, split="heads")  # type: ignore[arg-type]
+
+    def test_parts_that_are_differentiable_themselves_may_lie_side_by_side(self) -> None:
+        quantizer, x = ProductQuantizer([Differentiable(), Differentiable()]), torch.randn(5, 4, requires_grad=True)
+        quantizer(x).quantized.sum().backward()
+        assert quantizer.surrogate is None and x.grad is not None and bool((x.grad == 2).all())
+        with pytest.raises(ValueError, match="expected one surrogate for all parts"):
+            ProductQuantizer([Differentiable(), vq_vae(2, 4)])
+
     def test_is_its_parts_side_by_side(self) -> None:
         parts = [vq_vae(2, 8), vq_vae(4, 16)]
         quantizer, x = ProductQuantizer(parts), torch.randn(3, 7, 6)

@@ -32,6 +32,7 @@ from gritvq import (
     LogRadius,
     MahalanobisRadius,
     MLPCodebook,
+    MultiScaleQuantizer,
     NearestAssignment,
     NoiseSubstitution,
     OrthogonalityLoss,
@@ -142,6 +143,14 @@ def _cosine(d: int, k: int) -> Quantizer:
     return VectorQuantizer(FreeCodebook(d, k, normalize=True), NearestAssignment("cosine"), StraightThrough())
 
 
+def _fsq(d: int) -> Quantizer:
+    return FSQ([5, 4, 3, 2, 2, 7][:d])
+
+
+def _plain(d: int, k: int) -> Quantizer:
+    return VectorQuantizer(FreeCodebook(d, k), learning=[])
+
+
 def _all_rules(d: int, k: int) -> Quantizer:
     rules = [CodebookLoss(), CommitmentLoss(), EntropyLoss(0.1), OrthogonalityLoss(0.1), DeadCodeRevival(2)]
     return VectorQuantizer(MLPCodebook(d, k), learning=rules)
@@ -159,7 +168,7 @@ QUANTIZERS: dict[str, Callable[[int, int], Quantizer]] = {
     },
     "cosine": _cosine,
     "all-rules": _all_rules,
-    "fsq": lambda d, k: FSQ([5, 4, 3, 2, 2, 7][:d]),
+    "fsq": lambda d, k: _fsq(d),
     "lfq": lambda d, k: LFQ(d),
     "bsq": lambda d, k: BSQ(d),
     "residual": lambda d, k: ResidualQuantizer([vq_vae(d, k) for _ in range(3)]),
@@ -167,6 +176,25 @@ QUANTIZERS: dict[str, Callable[[int, int], Quantizer]] = {
     "residual-ema": lambda d, k: ResidualQuantizer([vq_vae_ema(d, k, revival_interval=2) for _ in range(2)]),
     "residual-shared": lambda d, k: ResidualQuantizer([vq_vae(d, k)] * 3),
     "residual-lfq": lambda d, k: ResidualQuantizer([vq_vae(d, k), LFQ(d)]),
+    "residual-fsq": lambda d, k: ResidualQuantizer([vq_vae(d, k), _fsq(d)]),
+    "residual-bsq": lambda d, k: ResidualQuantizer([BSQ(d), BSQ(d)]),
+    "residual-of-kinds": lambda d, k: ResidualQuantizer([vq_vae(d, k), _cosine(d, k), LFQ(d), _fsq(d), BSQ(d)]),
+    "product-tokens": lambda d, k: ProductQuantizer([vq_vae(d, k), vq_vae_ema(d, k), _fsq(d)], split="tokens"),
+    "product-of-residuals": lambda d, k: ProductQuantizer(
+        [ResidualQuantizer([vq_vae(d // 2, k), _fsq(d // 2)]), ResidualQuantizer([vq_vae(d - d // 2, k)])]
+    ),
+    "product-of-multiscales": lambda d, k: ProductQuantizer(
+        [MultiScaleQuantizer(_plain(d // 2, k), [1, 2, 4]), MultiScaleQuantizer(LFQ(d - d // 2), [1, 2, 4])]
+    ),
+    "multiscale": lambda d, k: MultiScaleQuantizer(_plain(d, k), [1, 2, 3, 4]),
+    "multiscale-cosine": lambda d, k: MultiScaleQuantizer(
+        VectorQuantizer(FreeCodebook(d, k), NearestAssignment("cosine"), learning=[]), [1, 2, 4]
+    ),
+    "multiscale-lfq": lambda d, k: MultiScaleQuantizer(LFQ(d), [1, 2, 4], level_scale=0.7),
+    "multiscale-bsq": lambda d, k: MultiScaleQuantizer(BSQ(d), [2, 2, 4], ratio=0.0, level_scale=0.5),
+    "multiscale-ema": lambda d, k: MultiScaleQuantizer(
+        VectorQuantizer(FreeCodebook(d, k), learning=[EMAUpdate()]), [1, 4]
+    ),
     "product": lambda d, k: ProductQuantizer([vq_vae(d // 2, k), vq_vae_ema(d // 2, k)]),
     "residual-of-products": lambda d, k: ResidualQuantizer(
         [ProductQuantizer([vq_vae(d // 2, k), vq_vae(d // 2, k)]) for _ in range(2)]

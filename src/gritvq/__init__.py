@@ -49,7 +49,7 @@ from gritvq.presets import (
     vq_vae_ema,
     vq_wae,
 )
-from gritvq.structures import ProductQuantizer, ProjectedQuantizer, ResidualQuantizer
+from gritvq.structures import MultiScaleQuantizer, ProductQuantizer, ProjectedQuantizer, ResidualQuantizer
 from gritvq.surrogates import (
     ClippedRadius,
     ConstantRadius,
@@ -118,6 +118,7 @@ __all__ = [
     "LogRadius",
     "MLPCodebook",
     "MahalanobisRadius",
+    "MultiScaleQuantizer",
     "NearestAssignment",
     "NoiseSubstitution",
     "OrthogonalityLoss",

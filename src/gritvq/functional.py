@@ -7,6 +7,7 @@ work in blocks of at most 64 MB with a running best.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 
 __all__ = [
     "Metric",
+    "bits_per_sample",
     "bits_per_token",
     "code_counts",
     "code_sums",
@@ -296,6 +298,17 @@ def bits_per_token(codebook_sizes: tuple[int, ...]) -> float:
         12.0
     """
     return float(sum(math.log2(size) for size in codebook_sizes))
+
+
+def bits_per_sample(codebook_sizes: Sequence[int], tokens_per_channel: Sequence[int]) -> float:
+    """Bits of one sample whose index channels hold different numbers of tokens: ``sum_q n_q log2 K_q``.
+
+    Example:
+        >>> bits_per_sample((512, 512), (32**2, 64**2))
+        46080.0
+    """
+    pairs = zip(codebook_sizes, tokens_per_channel, strict=True)
+    return float(sum(tokens * math.log2(size) for size, tokens in pairs))
 
 
 def sample_rows(x: Float[Tensor, "N D"], num_rows: int, generator: torch.Generator | None = None) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from typing import Any, Literal, NamedTuple
 
@@ -13,7 +14,7 @@ from gritvq.base.collectives import all_gather_rows
 from gritvq.base.component import Component, evaluating
 from gritvq.base.parts import Codebook, Exactness, Surrogate
 from gritvq.base.schedules import Schedule
-from gritvq.functional import wide
+from gritvq.functional import bits_per_sample, wide
 
 __all__ = ["Quantizer", "QuantizerOutput", "least_exact"]
 
@@ -166,8 +167,25 @@ class Quantizer(Component, ABC):
         return torch.where(missing.unsqueeze(-1), 0, values)
 
     def token_shape(self, batch: tuple[int, ...]) -> tuple[int, ...]:
-        """Leading shape of the indices for inputs of leading shape ``batch``; multi-scale structures differ."""
+        """Leading shape of the indices for inputs of leading shape ``batch``.
+
+        Row by row they agree; a quantizer with a ``layout`` makes another number of tokens of it.
+
+        Raises:
+            ValueError: If inputs of this shape do not fit the layout.
+        """
         return tuple(batch)
+
+    def bits(self, batch: tuple[int, ...]) -> float:
+        """Bits that the indices of inputs of leading shape ``batch`` take at fixed length: ``sum log2 K`` over tokens.
+
+        Example:
+            >>> from gritvq import grit_vq
+            >>> grit_vq(4, 16).bits((8, 8))
+            256.0
+        """
+        tokens = math.prod(self.token_shape(batch))
+        return bits_per_sample(self.codebook_sizes, [tokens] * len(self.codebook_sizes))
 
     def initialize_codebook(self, x: Float[Tensor, "*batch D"], generator: torch.Generator | None = None) -> None:
         """Fit the codes to data. Explicit: nothing is ever fitted inside forward, least of all in eval.
@@ -265,6 +283,8 @@ class Quantizer(Component, ABC):
             )
         if not x.is_floating_point():
             raise ValueError(f"expected a floating type, got {x.dtype}; use x.float()")
+        if self.layout:
+            self.token_shape(tuple(x.shape[:-1]))  # says what does not fit
         if mask is not None and (mask.dtype != torch.bool or mask.shape != x.shape[:-1]):
             raise ValueError(
                 f"expected a bool mask {tuple(x.shape[:-1])}, True where a vector is real, got {mask.dtype} "

@@ -1,0 +1,18 @@
+"""Structures: quantizers made of quantizers.
+
+A sum (residual, multi-scale) or a concatenation (product) asks its parts for hard values only and applies one surrogate
+to the whole. So the encoder gets the upstream gradient once, whatever the number of parts. Structures with trained maps
+between their parts (projected, hierarchical) let every part keep its own surrogate where its codes live.
+"""
+
+from gritvq.structures.multiscale import MultiScaleQuantizer
+from gritvq.structures.product import ProductQuantizer
+from gritvq.structures.projected import ProjectedQuantizer
+from gritvq.structures.residual import ResidualQuantizer
+
+__all__ = [
+    "MultiScaleQuantizer",
+    "ProductQuantizer",
+    "ProjectedQuantizer",
+    "ResidualQuantizer",
+]
