@@ -6,7 +6,8 @@ tuned.
 
 from gritvq.presets.grids import bsq, fsq, lfq
 from gritvq.presets.maps import fvq, grit_vq, simvq, transvq
-from gritvq.presets.structured import pq, rq
+from gritvq.presets.stochastic import gm_vq, hyper_vq, rsq_vae, sq_vae
+from gritvq.presets.structured import msvq, pq, rq, xq
 from gritvq.presets.tables import diveq, ns_vq, rotation_vq, vq_vae, vq_vae_ema, vq_wae
 
 __all__ = [
@@ -14,15 +15,21 @@ __all__ = [
     "diveq",
     "fsq",
     "fvq",
+    "gm_vq",
     "grit_vq",
+    "hyper_vq",
     "lfq",
+    "msvq",
     "ns_vq",
     "pq",
     "rotation_vq",
     "rq",
+    "rsq_vae",
     "simvq",
+    "sq_vae",
     "transvq",
     "vq_vae",
     "vq_vae_ema",
     "vq_wae",
+    "xq",
 ]
