@@ -11,12 +11,14 @@ from gritvq import (
     FSQ,
     LFQ,
     AffineCodebook,
+    Assignment,
     BridgeCodebook,
     ClippedRadius,
     Codebook,
     CodebookLoss,
     CommitmentLoss,
     ConstantRadius,
+    ConvexAssignment,
     CosineRadius,
     DeadCodeRevival,
     DirectionalReparameterization,
@@ -46,9 +48,12 @@ from gritvq import (
     ResidualQuantizer,
     ResidualStochasticQuantizer,
     RotationTrick,
+    SampledAssignment,
     SaturatingRadius,
     ShiftedRadius,
     SmoothRadius,
+    SoftAssignment,
+    SpaceFillingAssignment,
     StochasticQuantizer,
     StraightThrough,
     Surrogate,
@@ -120,6 +125,19 @@ CODEBOOKS: dict[str, Callable[[int, int], Codebook]] = {
     "bridge-registers": lambda d, k: BridgeCodebook(d, k, codes_per_token=5, width=8, num_registers=2, base="frozen"),
 }
 
+ASSIGNMENTS: dict[str, Callable[[], Assignment]] = {
+    "nearest-euclidean": NearestAssignment,
+    "nearest-cosine": lambda: NearestAssignment("cosine"),
+    "soft": SoftAssignment,
+    "soft-cosine": lambda: SoftAssignment(0.3, metric="cosine"),
+    "soft-never": lambda: SoftAssignment(0.5, harden=False),
+    "sampled": lambda: SampledAssignment(LinearSchedule(1.0, 0.5, num_steps=9)),
+    "sampled-straight-through": lambda: SampledAssignment(0.8, scale=0.5, straight_through=True),
+    "space-filling": SpaceFillingAssignment,
+    "convex": ConvexAssignment,
+    "convex-relaxed": lambda: ConvexAssignment(relaxed=True),
+}
+
 PRESETS: dict[str, Callable[..., Quantizer]] = {
     "grit_vq": grit_vq,
     "vq_vae": vq_vae,
@@ -165,6 +183,10 @@ QUANTIZERS: dict[str, Callable[[int, int], Quantizer]] = {
     **{
         f"codebook-{name}": (lambda d, k, make=make: VectorQuantizer(make(d, k), surrogate=RadialSurrogate()))
         for name, make in CODEBOOKS.items()
+    },
+    **{
+        f"assignment-{name}": (lambda d, k, make=make: VectorQuantizer(FreeCodebook(d, k), make()))
+        for name, make in ASSIGNMENTS.items()
     },
     "cosine": _cosine,
     "all-rules": _all_rules,

@@ -1,6 +1,12 @@
 """gritvq: continuous vectors into discrete tokens and back, with codebooks that stay alive while they learn."""
 
-from gritvq.assignments import NearestAssignment
+from gritvq.assignments import (
+    ConvexAssignment,
+    NearestAssignment,
+    SampledAssignment,
+    SoftAssignment,
+    SpaceFillingAssignment,
+)
 from gritvq.base import (
     Assignment,
     Codebook,
@@ -105,6 +111,7 @@ __all__ = [
     "Component",
     "ConstantRadius",
     "Context",
+    "ConvexAssignment",
     "CosineRadius",
     "DeadCodeRevival",
     "DecaySchedule",
@@ -140,10 +147,13 @@ __all__ = [
     "ResidualQuantizer",
     "ResidualStochasticQuantizer",
     "RotationTrick",
+    "SampledAssignment",
     "SaturatingRadius",
     "Schedule",
     "ShiftedRadius",
     "SmoothRadius",
+    "SoftAssignment",
+    "SpaceFillingAssignment",
     "StochasticQuantizer",
     "StraightThrough",
     "Surrogate",

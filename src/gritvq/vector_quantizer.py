@@ -83,6 +83,7 @@ class VectorQuantizer(Quantizer):
         self.learning = nn.ModuleList(learning)
         self.dim, self.codebook_sizes = codebook.dim, (codebook.codebook_size,)
         self.exact = least_exact(assignment.exact, *([] if surrogate is None else [surrogate.exact]))
+        self.draws_indices = assignment.draws_indices
         needs = frozenset().union(*(rule.needs for rule in learning))
         updates = any(rule.writes_codes for rule in learning)
         self.statistics = CodeStatistics(self.dim, codebook.codebook_size, needs) if updates else None

@@ -178,11 +178,13 @@ class Assignment(Component, ABC):
         differentiable: Whether ``q`` carries a gradient to ``x`` (then no surrogate is used).
         exact: Where ``q`` is bitwise the row that the index names: ``"always"``, ``"eval"`` (soft in training only) or
             ``"never"``.
+        draws_indices: Whether the index itself is drawn in training, so that two passes over the same vectors differ.
         metric: What "near" means, for the searches and clusterings that go with this assignment.
     """
 
     differentiable: bool = False
     exact: Exactness = "always"
+    draws_indices: bool = False
     metric: Metric = "euclidean"
 
     @abstractmethod

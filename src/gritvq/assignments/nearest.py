@@ -1,4 +1,4 @@
-"""Assignments: which code a vector gets."""
+"""The plain assignment: the nearest code."""
 
 from __future__ import annotations
 
