@@ -22,7 +22,14 @@ from gritvq.learning import CodebookLoss, CommitmentLoss, DeadCodeRevival, EMAUp
 from gritvq.lookup_free import BSQ, FSQ, LFQ
 from gritvq.metrics import CodebookUsage, ReconstructionError
 from gritvq.presets import bsq, diveq, fsq, grit_vq, lfq, pq, rotation_vq, rq, simvq, vq_vae, vq_vae_ema
-from gritvq.structures import MultiScaleQuantizer, ProductQuantizer, ProjectedQuantizer, ResidualQuantizer
+from gritvq.structures import (
+    HierarchicalQuantizer,
+    MultiScaleQuantizer,
+    PerturbedQuantizer,
+    ProductQuantizer,
+    ProjectedQuantizer,
+    ResidualQuantizer,
+)
 from gritvq.surrogates import (
     ClippedRadius,
     ConstantRadius,
@@ -73,6 +80,7 @@ __all__ = [
     "EntropyLoss",
     "FreeCodebook",
     "GaussianRadius",
+    "HierarchicalQuantizer",
     "InputNormRadius",
     "LearningRule",
     "LinearSchedule",
@@ -83,6 +91,7 @@ __all__ = [
     "NearestAssignment",
     "NoiseSubstitution",
     "OrthogonalityLoss",
+    "PerturbedQuantizer",
     "PowerRadius",
     "ProductQuantizer",
     "ProjectedQuantizer",
