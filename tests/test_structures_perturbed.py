@@ -29,7 +29,9 @@ def test_values_are_neighbours_and_nothing_else_changes() -> None:
     assert torch.equal(plain.indices, output.indices) and plain.losses.keys() == output.losses.keys()
     for name in plain.losses:
         assert torch.equal(plain.losses[name], output.losses[name])
-    near = inner.codebook.codes()[nearest_codes(x.view(-1, DIM), inner.codebook.codes(), 3)].view(50, 20, 3, DIM)
+    codes = inner.codebook.codes()
+    near = codes[nearest_codes(plain.quantized.view(-1, DIM), codes, 3)].view(50, 20, 3, DIM)
+    assert torch.equal(near[:, :, 0], plain.quantized)
     hit = (output.quantized.unsqueeze(2) == near).all(-1)
     assert bool((hit.sum(-1) == 1).all())
     assert bool(((hit.float().mean((0, 1)) - 1 / 3).abs() < 0.06).all())

@@ -7,7 +7,6 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from gritvq.base import Quantizer, QuantizerOutput, Schedule, least_exact, scheduled
-from gritvq.functional import wide
 from gritvq.structures.stack import check_hard_part
 
 __all__ = ["PerturbedQuantizer"]
@@ -17,7 +16,7 @@ class PerturbedQuantizer(Quantizer):
     """Trains the decoder for tokens that are nearly right, as a generator's are.
 
     In training a share of the samples (first axis) is perturbed: every token of such a sample is, with a probability,
-    replaced by a uniformly drawn one of the ``num_neighbors`` codes nearest to its vector (its own among them). Only
+    replaced by a uniformly drawn one of the ``num_neighbors`` codes nearest to its code (which is one of them). Only
     the value changes; indices, losses and statistics are those of the codes that were chosen. In eval nothing happens.
 
     The surrogate is the quantizer's, taken towards the code that the decoder sees: under straight-through the encoder
@@ -43,9 +42,10 @@ class PerturbedQuantizer(Quantizer):
         (True, False)
 
     References:
-        Qiu et al., "Image Tokenizer Needs Post-Training" (RobustTok), 2025, and Li et al., "XQ-GAN", 2024, arXiv
-        2412.01762, released code: share 0.1, probability 1, 100 neighbours, the share annealed over epochs 40 to 120.
-        Independent draws per sample and neighbours of the vector, not of its code, are our reading.
+        Qiu et al., "Robust Latent Matters: Boosting Image Generation with Sampling Error Synthesis" (RobustTok), 2025,
+        arXiv 2503.08354. Li et al., "XQ-GAN", 2024, arXiv 2412.01762, released code: share 0.1, probability 1, 100
+        neighbours, the share annealed over epochs 40 to 120. That neighbours are those of the code is second-hand;
+        independent draws per sample and token, and what happens under other surrogates, are our choice.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class PerturbedQuantizer(Quantizer):
             return output
         with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
             count = min(self.num_neighbors, self.codebook_sizes[0])
-            near = self.nearest(wide(x), count)
+            near = self.nearest(output.quantized, count)
             drawn = torch.randint(count, (*near.shape[:-1], 1), device=x.device)
             samples = (x.shape[0],) + (1,) * (x.ndim - 2) if x.ndim > 1 else ()
             chosen = torch.rand(samples, device=x.device) < scheduled(self.share)
