@@ -107,6 +107,20 @@ def measured(x: Tensor) -> dict[str, Tensor]:
     return {name: torch.tensor(value) for name, value in numbers.items()}
 
 
+def measured_sparsely(x: Tensor) -> dict[str, Tensor]:
+    usage = CodebookUsage((2**40, SIZE))
+    index = (x[:, :2].abs() * 2).long().clamp_max(SIZE - 1)
+    usage.update(index * torch.tensor([2**35, 1]))
+    counts = usage.histograms()[0]
+    numbers = {name: torch.tensor(value) for name, value in usage.compute().items()}
+    return {
+        **numbers,
+        "bits": torch.tensor(usage.bits_per_token()),
+        "codes": counts.indices(),
+        "counts": counts.values(),
+    }
+
+
 def one_side_masked(x: Tensor) -> dict[str, Tensor]:
     quantizer = VectorQuantizer(FreeCodebook(DIM, SIZE), learning=[EMAUpdate(0.9), DeadCodeRevival(1)])
     keep = not dist.is_initialized() or dist.get_rank() == 0
@@ -116,7 +130,7 @@ def one_side_masked(x: Tensor) -> dict[str, Tensor]:
     return {"codes": quantizer.codebook.codes().detach()}
 
 
-@pytest.mark.parametrize("job", [map_gradient, moving_average, initialization, measured])
+@pytest.mark.parametrize("job", [map_gradient, moving_average, initialization, measured, measured_sparsely])
 def test_two_processes_equal_one(job: Job, tmp_path: Path) -> None:
     expected = on_one(job)
     for found in on_two(job, tmp_path):

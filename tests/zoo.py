@@ -28,6 +28,7 @@ from gritvq import (
     FreeCodebook,
     GaussianMixtureQuantizer,
     GaussianRadius,
+    HierarchicalQuantizer,
     HyperbolicQuantizer,
     InputNormRadius,
     LinearSchedule,
@@ -38,6 +39,7 @@ from gritvq import (
     NearestAssignment,
     NoiseSubstitution,
     OrthogonalityLoss,
+    PerturbedQuantizer,
     PowerRadius,
     ProductQuantizer,
     ProjectedQuantizer,
@@ -217,6 +219,14 @@ QUANTIZERS: dict[str, Callable[[int, int], Quantizer]] = {
     "multiscale-ema": lambda d, k: MultiScaleQuantizer(
         VectorQuantizer(FreeCodebook(d, k), learning=[EMAUpdate()]), [1, 4]
     ),
+    "hierarchical": lambda d, k: HierarchicalQuantizer([vq_vae(d, k), grit_vq(d, k)], d),
+    "hierarchical-of-kinds": lambda d, k: HierarchicalQuantizer(
+        [vq_vae_ema(d, k), ResidualQuantizer([vq_vae(d, k), LFQ(d)]), ProjectedQuantizer(_fsq(3), d)], d, width=5
+    ),
+    "perturbed": lambda d, k: PerturbedQuantizer(
+        vq_vae(d, k), share=LinearSchedule(0.9, 0.1, num_steps=4), num_neighbors=5
+    ),
+    "perturbed-radial": lambda d, k: PerturbedQuantizer(grit_vq(d, k), share=0.5, probability=0.5),
     "product": lambda d, k: ProductQuantizer([vq_vae(d // 2, k), vq_vae_ema(d // 2, k)]),
     "residual-of-products": lambda d, k: ResidualQuantizer(
         [ProductQuantizer([vq_vae(d // 2, k), vq_vae(d // 2, k)]) for _ in range(2)]

@@ -61,7 +61,14 @@ from gritvq.presets import (
     vq_wae,
     xq,
 )
-from gritvq.structures import MultiScaleQuantizer, ProductQuantizer, ProjectedQuantizer, ResidualQuantizer
+from gritvq.structures import (
+    HierarchicalQuantizer,
+    MultiScaleQuantizer,
+    PerturbedQuantizer,
+    ProductQuantizer,
+    ProjectedQuantizer,
+    ResidualQuantizer,
+)
 from gritvq.surrogates import (
     ClippedRadius,
     ConstantRadius,
@@ -124,6 +131,7 @@ __all__ = [
     "FreeCodebook",
     "GaussianMixtureQuantizer",
     "GaussianRadius",
+    "HierarchicalQuantizer",
     "HyperbolicQuantizer",
     "InputNormRadius",
     "LearningRule",
@@ -135,6 +143,7 @@ __all__ = [
     "NearestAssignment",
     "NoiseSubstitution",
     "OrthogonalityLoss",
+    "PerturbedQuantizer",
     "PowerRadius",
     "ProductQuantizer",
     "ProjectedQuantizer",
