@@ -84,10 +84,15 @@ class Tokenizer(Component):
 
     def forward(self, images: Float[Tensor, "B C H W"]) -> TokenizerOutput:
         """Encode, quantize, decode; the reconstruction is not clamped and has the images' size."""
-        latents = self.encoder(self._pad(images))
+        latents = self.encoder(self.pad(images))
         quantization = self.quantizer(latents)
         reconstruction = self.decoder(quantization.quantized)
         return TokenizerOutput(reconstruction[..., : images.shape[-2], : images.shape[-1]], quantization, latents)
+
+    def pad(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H2 W2"]:
+        """Extend sides that are no multiple of ``factor`` by repeating the border, as the encoder needs them."""
+        extra_h, extra_w = (-images.shape[-2] % self.factor, -images.shape[-1] % self.factor)
+        return F.pad(images, (0, extra_w, 0, extra_h), mode="replicate") if extra_h or extra_w else images
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Int[Tensor, "B h w Q"]:
@@ -103,7 +108,7 @@ class Tokenizer(Component):
         Raises:
             ValueError: If shape, type or values do not fit.
         """
-        batch = self._pad(self._as_batch(images))
+        batch = self.pad(self._as_batch(images))
         with evaluating(self):
             tokens = self.quantizer.encode(self.encoder(batch))
         return tokens if images.ndim == 4 else tokens[0]
@@ -236,10 +241,6 @@ class Tokenizer(Component):
             )
         parameter = next(self.encoder.parameters())
         return (images if images.ndim == 4 else images[None]).to(parameter.device, parameter.dtype)
-
-    def _pad(self, images: Tensor) -> Tensor:
-        extra_h, extra_w = (-images.shape[-2] % self.factor, -images.shape[-1] % self.factor)
-        return F.pad(images, (0, extra_w, 0, extra_h), mode="replicate") if extra_h or extra_w else images
 
 
 def _local_folder(source: str | os.PathLike[str]) -> Path:

@@ -8,7 +8,7 @@ from gritvq.training.callbacks import (
     RandomState,
     StepProgress,
 )
-from gritvq.training.losses import Objective, ReconstructionObjective
+from gritvq.training.losses import Objective, ReconstructionObjective, TwoPathObjective
 from gritvq.training.runs import TrainingPlan, evaluate, train
 from gritvq.training.tasks import TokenizerTask
 
@@ -23,6 +23,7 @@ __all__ = [
     "StepProgress",
     "TokenizerTask",
     "TrainingPlan",
+    "TwoPathObjective",
     "evaluate",
     "train",
 ]
