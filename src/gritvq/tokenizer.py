@@ -99,10 +99,29 @@ class Tokenizer(Component):
         Raises:
             ValueError: If the images' size does not fit the quantizer's layout.
         """
-        latents = self._latents(images)
+        latents = self.latents(images)
         quantization = self.quantizer(latents)
         reconstruction = self.decoder(quantization.quantized)
         return TokenizerOutput(reconstruction[..., : images.shape[-2], : images.shape[-1]], quantization, latents)
+
+    def latents(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B h w D"]:
+        """What the encoder makes of images whose sides are extended to multiples of ``factor``.
+
+        Raises:
+            ValueError: If the images' size does not fit the quantizer's layout.
+        """
+        batch = self._pad(images)
+        height, width = batch.shape[-2] // self.factor, batch.shape[-1] // self.factor
+        if self.quantizer.layout:
+            try:
+                self.quantizer.token_shape((1, height, width))
+            except ValueError as error:
+                raise ValueError(
+                    f"expected images whose {height} x {width} tokens of {self.factor} x {self.factor} pixels fit the "
+                    f"layout {self.quantizer.layout} of {type(self.quantizer).__name__}, got {images.shape[-2]} x "
+                    f"{images.shape[-1]} pixels ({error}); resize or crop them"
+                ) from error
+        return self.encoder(batch)
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Int[Tensor, "B *tokens Q"]:
@@ -121,7 +140,7 @@ class Tokenizer(Component):
         """
         batch = self._as_batch(images)
         with evaluating(self):
-            tokens = self.quantizer.encode(self._latents(batch))
+            tokens = self.quantizer.encode(self.latents(batch))
         return tokens if images.ndim == 4 else tokens[0]
 
     @torch.no_grad()
@@ -261,21 +280,6 @@ class Tokenizer(Component):
             )
         parameter = next(self.encoder.parameters())
         return (images if images.ndim == 4 else images[None]).to(parameter.device, parameter.dtype)
-
-    def _latents(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B h w D"]:
-        """What the encoder makes of the extended images."""
-        batch = self._pad(images)
-        height, width = batch.shape[-2] // self.factor, batch.shape[-1] // self.factor
-        if self.quantizer.layout:
-            try:
-                self.quantizer.token_shape((1, height, width))
-            except ValueError as error:
-                raise ValueError(
-                    f"expected images whose {height} x {width} tokens of {self.factor} x {self.factor} pixels fit the "
-                    f"layout {self.quantizer.layout} of {type(self.quantizer).__name__}, got {images.shape[-2]} x "
-                    f"{images.shape[-1]} pixels ({error}); resize or crop them"
-                ) from error
-        return self.encoder(batch)
 
     def _pad(self, images: Tensor) -> Tensor:
         extra_h, extra_w = (-images.shape[-2] % self.factor, -images.shape[-1] % self.factor)
