@@ -29,7 +29,7 @@ class HierarchicalQuantizer(Pyramid):
     added: so at first every level quantizes what the coarser ones left over.
 
     Networks lie between the levels, so each level keeps its own surrogate where its codes live, and its losses as
-    ``l/...``. Under straight-through levels the encoder gets the upstream gradient at the start of training.
+    ``l/...`` (losses in nats per vector as nats per vector of the finest level). Under straight-through levels the encoder gets the upstream gradient at the start of training.
 
     Tokens lie coarse to fine, ``(*batch, sum h_l w_l, Q)``, each level row by row. Every level has index channels of
     its own, and -1 in those of the others, so that usage and bits are counted per level. A prefix of whole levels
@@ -177,10 +177,16 @@ class HierarchicalQuantizer(Pyramid):
             channels = len(part.codebook_sizes)
             after = len(self.codebook_sizes) - before - channels
             tokens.append(F.pad(output.indices.flatten(1, 2), (before, after), value=-1))
-            losses.update({f"{level}/{name}": loss for name, loss in output.losses.items()})
+            losses.update({f"{level}/{name}": self._share(level) * loss for name, loss in output.losses.items()})
             before += channels
         indices = torch.cat(tokens, 1)
         return QuantizerOutput(state.view(*batch, *state.shape[1:]), indices.view(*batch, *indices.shape[1:]), losses)
+
+    def _share(self, level: int) -> float:
+        """What a level's losses count for: 1, but for nats per vector its vectors per vector of the finest level."""
+        if self.objective not in ("arelbo", "albo"):
+            return 1.0
+        return 0.25 ** (len(self.quantizers) - 1 - level)
 
     def lookup(self, indices: Int[Tensor, "*batch T Q"]) -> Float[Tensor, "*batch H H D"]:
         """The top-down pass again, from the codes alone."""
