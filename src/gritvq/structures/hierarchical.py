@@ -29,7 +29,8 @@ class HierarchicalQuantizer(Pyramid):
     added: so at first every level quantizes what the coarser ones left over.
 
     Networks lie between the levels, so each level keeps its own surrogate where its codes live, and its losses as
-    ``l/...`` (losses in nats per vector as nats per vector of the finest level). Under straight-through levels the encoder gets the upstream gradient at the start of training.
+    ``l/...``; losses in nats per vector are counted per vector of the finest level. Under straight-through levels the
+    encoder gets the upstream gradient at the start of training.
 
     Tokens lie coarse to fine, ``(*batch, sum h_l w_l, Q)``, each level row by row. Every level has index channels of
     its own, and -1 in those of the others, so that usage and bits are counted per level. A prefix of whole levels
