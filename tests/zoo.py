@@ -18,13 +18,17 @@ from gritvq import (
     ConstantRadius,
     CosineRadius,
     DeadCodeRevival,
+    DecaySchedule,
     DirectionalReparameterization,
     DistanceRadius,
+    DistributionConsistencyLoss,
+    DriftLoss,
     EMAUpdate,
     EntropyLoss,
     FreeCodebook,
     GaussianRadius,
     InputNormRadius,
+    LearningRule,
     LogRadius,
     MahalanobisRadius,
     MLPCodebook,
@@ -46,6 +50,7 @@ from gritvq import (
     Surrogate,
     TanhRadius,
     VectorQuantizer,
+    WassersteinLoss,
     bsq,
     diveq,
     fsq,
@@ -103,6 +108,24 @@ CODEBOOKS: dict[str, Callable[[int, int], Codebook]] = {
     "mlp-normalized": lambda d, k: MLPCodebook(d, k, normalize=True),
 }
 
+RULES: dict[str, Callable[[int, int], LearningRule]] = {
+    "commitment": lambda d, k: CommitmentLoss(),
+    "codebook": lambda d, k: CodebookLoss(),
+    "entropy": lambda d, k: EntropyLoss(),
+    "orthogonality": lambda d, k: OrthogonalityLoss(),
+    "ema": lambda d, k: EMAUpdate(),
+    "revival": lambda d, k: DeadCodeRevival(2),
+    "drift": lambda d, k: DriftLoss(strength=0.1),
+    "drift-relative": lambda d, k: DriftLoss(temperature=0.5, relative=True),
+    "drift-decaying": lambda d, k: DriftLoss(
+        temperature=DecaySchedule(1.0, factor=0.5, interval=2, floor=1e-8, staircase=True)
+    ),
+    "wasserstein": lambda d, k: WassersteinLoss(),
+    "wasserstein-entropic": lambda d, k: WassersteinLoss(regularization=1.0),
+    "wasserstein-learned": lambda d, k: WassersteinLoss(codebook_size=k),
+    "distribution": lambda d, k: DistributionConsistencyLoss(),
+}
+
 PRESETS: dict[str, Callable[..., Quantizer]] = {
     "grit_vq": grit_vq,
     "vq_vae": vq_vae,
@@ -127,6 +150,10 @@ def _all_rules(d: int, k: int) -> Quantizer:
     return VectorQuantizer(MLPCodebook(d, k), learning=rules)
 
 
+def _with_rule(name: str, surrogate: Callable[[], Surrogate]) -> Callable[[int, int], Quantizer]:
+    return lambda d, k: VectorQuantizer(FreeCodebook(d, k), surrogate=surrogate(), learning=[RULES[name](d, k)])
+
+
 QUANTIZERS: dict[str, Callable[[int, int], Quantizer]] = {
     **PRESETS,
     **{
@@ -136,6 +163,11 @@ QUANTIZERS: dict[str, Callable[[int, int], Quantizer]] = {
     **{
         f"codebook-{name}": (lambda d, k, make=make: VectorQuantizer(make(d, k), surrogate=RadialSurrogate()))
         for name, make in CODEBOOKS.items()
+    },
+    **{
+        f"rule-{name}": _with_rule(name, RadialSurrogate if name == "distribution" else StraightThrough)
+        for name in RULES
+        if name.startswith(("drift", "wasserstein", "distribution"))
     },
     "cosine": _cosine,
     "all-rules": _all_rules,
