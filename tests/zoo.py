@@ -21,8 +21,11 @@ from gritvq import (
     ConvexAssignment,
     CosineRadius,
     DeadCodeRevival,
+    DecaySchedule,
     DirectionalReparameterization,
     DistanceRadius,
+    DistributionConsistencyLoss,
+    DriftLoss,
     EMAUpdate,
     EntropyLoss,
     FreeCodebook,
@@ -32,6 +35,7 @@ from gritvq import (
     HyperbolicQuantizer,
     InputNormRadius,
     LinearSchedule,
+    LearningRule,
     LogRadius,
     MahalanobisRadius,
     MLPCodebook,
@@ -63,6 +67,7 @@ from gritvq import (
     TransformerCodebook,
     VariationalLatent,
     VectorQuantizer,
+    WassersteinLoss,
     bsq,
     diveq,
     fsq,
@@ -140,6 +145,24 @@ ASSIGNMENTS: dict[str, Callable[[], Assignment]] = {
     "convex-relaxed": lambda: ConvexAssignment(relaxed=True),
 }
 
+RULES: dict[str, Callable[[int, int], LearningRule]] = {
+    "commitment": lambda d, k: CommitmentLoss(),
+    "codebook": lambda d, k: CodebookLoss(),
+    "entropy": lambda d, k: EntropyLoss(),
+    "orthogonality": lambda d, k: OrthogonalityLoss(),
+    "ema": lambda d, k: EMAUpdate(),
+    "revival": lambda d, k: DeadCodeRevival(2),
+    "drift": lambda d, k: DriftLoss(strength=0.1),
+    "drift-relative": lambda d, k: DriftLoss(temperature=0.5, relative=True),
+    "drift-decaying": lambda d, k: DriftLoss(
+        temperature=DecaySchedule(1.0, factor=0.5, interval=2, floor=1e-8, staircase=True)
+    ),
+    "wasserstein": lambda d, k: WassersteinLoss(),
+    "wasserstein-entropic": lambda d, k: WassersteinLoss(regularization=1.0),
+    "wasserstein-learned": lambda d, k: WassersteinLoss(codebook_size=k),
+    "distribution": lambda d, k: DistributionConsistencyLoss(),
+}
+
 PRESETS: dict[str, Callable[..., Quantizer]] = {
     "grit_vq": grit_vq,
     "vq_vae": vq_vae,
@@ -176,6 +199,10 @@ def _all_rules(d: int, k: int) -> Quantizer:
     return VectorQuantizer(MLPCodebook(d, k), learning=rules)
 
 
+def _with_rule(name: str, surrogate: Callable[[], Surrogate]) -> Callable[[int, int], Quantizer]:
+    return lambda d, k: VectorQuantizer(FreeCodebook(d, k), surrogate=surrogate(), learning=[RULES[name](d, k)])
+
+
 QUANTIZERS: dict[str, Callable[[int, int], Quantizer]] = {
     **PRESETS,
     **{
@@ -189,6 +216,9 @@ QUANTIZERS: dict[str, Callable[[int, int], Quantizer]] = {
     **{
         f"assignment-{name}": (lambda d, k, make=make: VectorQuantizer(FreeCodebook(d, k), make()))
         for name, make in ASSIGNMENTS.items()
+        f"rule-{name}": _with_rule(name, RadialSurrogate if name == "distribution" else StraightThrough)
+        for name in RULES
+        if name.startswith(("drift", "wasserstein", "distribution"))
     },
     "cosine": _cosine,
     "all-rules": _all_rules,

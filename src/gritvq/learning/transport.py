@@ -210,7 +210,8 @@ def _simplex(cost: Tensor, a: Tensor, b: Tensor, _: float) -> tuple[Tensor, Tens
     """Exact transport of float64 problems."""
     arrays = [t.detach().cpu().numpy() for t in (a, b, cost)]
     plan, log = _pot().lp.emd(*arrays, numItermax=10_000_000, log=True)
-    return torch.tensor(log["cost"]), torch.from_numpy(plan), torch.from_numpy(log["v"])
+    exact = torch.from_numpy(plan)
+    return (exact * cost.cpu()).sum(), exact, torch.from_numpy(log["v"])
 
 
 def _sinkhorn(cost: Tensor, a: Tensor, b: Tensor, regularization: float) -> tuple[Tensor, Tensor, Tensor]:

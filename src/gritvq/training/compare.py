@@ -127,8 +127,8 @@ def run_entry(
     quantizer = entry.quantizer(contest.dim)
     shape: dict[str, Any] = {"width": contest.width, "factor": contest.factor, "num_blocks": contest.num_blocks}
     data: Any = make_data()
-    encoder: Component = ImageEncoder(contest.dim, channels=data.channels, **shape)
-    tokenizer = Tokenizer(encoder, quantizer, ImageDecoder(contest.dim, channels=data.channels, **shape))
+    encoder: Component = ImageEncoder(quantizer.input_dim, channels=data.channels, **shape)
+    tokenizer = Tokenizer(encoder, quantizer, ImageDecoder(quantizer.dim, channels=data.channels, **shape))
     task = TokenizerTask(tokenizer, lr=contest.lr, warmup_steps=contest.warmup_steps)
     plan = TrainingPlan(max_steps=contest.max_steps, seed=entry.seed, accelerator="cpu" if threads else "auto")
     started = time.perf_counter()
