@@ -2,8 +2,8 @@
 
 A row skips a check only through an attribute it declares: ``exact`` (noise or soft codes), ``draws_indices`` (in
 training chance decides, so other batches get other codes), ``writes`` (codes that cannot be overwritten), ``layout``
-(vectors that are quantized together, so that rows cannot be dropped or moved), ``sees_codes_only`` (a loss that is there
-without any vector).
+(vectors that are quantized together, so that rows cannot be dropped or moved), ``sees_codes_only`` (a loss that is
+there without any vector).
 """
 
 from __future__ import annotations

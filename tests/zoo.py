@@ -34,8 +34,8 @@ from gritvq import (
     HierarchicalQuantizer,
     HyperbolicQuantizer,
     InputNormRadius,
-    LinearSchedule,
     LearningRule,
+    LinearSchedule,
     LogRadius,
     MahalanobisRadius,
     MLPCodebook,
@@ -216,6 +216,8 @@ QUANTIZERS: dict[str, Callable[[int, int], Quantizer]] = {
     **{
         f"assignment-{name}": (lambda d, k, make=make: VectorQuantizer(FreeCodebook(d, k), make()))
         for name, make in ASSIGNMENTS.items()
+    },
+    **{
         f"rule-{name}": _with_rule(name, RadialSurrogate if name == "distribution" else StraightThrough)
         for name in RULES
         if name.startswith(("drift", "wasserstein", "distribution"))
