@@ -287,7 +287,7 @@ def trained(rule: LearningRule, start: Tensor, batch: Callable[[int], Tensor]) -
     x = batch(8192)
     output = quantizer.eval()(x)
     counts = code_counts(output.indices.flatten(), len(start))
-    return counts, float((output.quantized - x).square().sum(1).mean())
+    return counts, float((output.quantized.detach() - x).square().sum(1).mean())
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
