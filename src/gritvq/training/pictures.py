@@ -131,12 +131,13 @@ def codebook_picture(
 
 
 def comparison_plot(rows: Sequence[Mapping[str, Any]], path: str | Path) -> Path:
-    """Perplexity against PSNR: a small dot per seed, a large one for a method's mean.
+    """Perplexity against PSNR: a small dot per seed, a large one for a method's mean; rows without codes are left out.
 
     Args:
         rows: One mapping per run with ``method``, ``codebook_size``, ``psnr`` (dB) and ``perplexity``.
         path: PNG to write.
     """
+    rows = [row for row in rows if int(row["codebook_size"]) > 0]
     sizes = sorted({int(row["codebook_size"]) for row in rows})
     methods = sorted({str(row["method"]) for row in rows})
     figure, axes = _figure(5.2 * len(sizes), 3.8, 1, len(sizes), squeeze=False)
