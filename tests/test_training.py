@@ -27,6 +27,7 @@ from gritvq import (
     Quantizer,
     ResidualQuantizer,
     Tokenizer,
+    VariationalLatent,
     VectorQuantizer,
     diveq,
     grit_vq,
@@ -38,9 +39,19 @@ from gritvq.models import ImageDecoder, ImageEncoder
 from gritvq.training import TokenizerTask, TrainingPlan, evaluate, train
 from gritvq.training import pictures as drawn
 from gritvq.training.callbacks import collapse_advice
-from gritvq.training.compare import Contest, Entry, read_results, run_contest, write_results
+from gritvq.training.compare import (
+    Contest,
+    Entry,
+    comparison_rows,
+    mean_colour_row,
+    read_results,
+    run_contest,
+    run_entry,
+    write_results,
+)
 from gritvq.training.files import replacing, write_json
 from gritvq.training.losses import ReconstructionObjective
+from gritvq.training.pictures import comparison_plot
 from gritvq.training.runs import prepare, token_statistics
 from gritvq.training.tokens import TokenizedImage, read_tokens, write_tokens
 from zoo import PRESETS
@@ -347,6 +358,32 @@ class TestCompare:
             assert got["data"] == "pictures"
             for name in ("psnr", "usage", "parameters"):
                 assert got[name] == pytest.approx(expected[name], rel=1e-5)
+
+    @pytest.mark.parametrize("split", ["test", "validation"])
+    def test_mean_colour_is_the_floor(self, pictures: str, tmp_path: Path, split: str) -> None:
+        floor = mean_colour_row(Contest(split=split), lambda: data_from(pictures))
+        data = data_from(pictures)
+        data.setup()
+        loader = data.test_dataloader() if split == "test" else data.val_dataloader()
+        images = torch.cat(list(loader)).double()
+        error = (images - images.mean((2, 3), keepdim=True)).square().mean()
+        assert floor["psnr"] == pytest.approx(-10 * math.log10(error), abs=1e-5)
+        run = {"method": "ours", "preset": "x", "settings": "-", "codebook_size": 8, "seed": 0}
+        numbers = {"psnr": 5.0, "usage": 1.0, "perplexity": 7.0, "bits_per_token": 3.0, "parameters": 9.0}
+        results = [floor, {**run, **numbers, "seconds_per_step": 0.5}]
+        rows = comparison_rows(read_results(write_results(tmp_path / "r.csv", results, {"data": "pictures"})))
+        assert [row[:2] for row in rows] == [("8", "ours"), ("-", "mean colour")]
+        assert rows[1] == ("-", "mean colour", f"{floor['psnr']:.2f}", "-", "-", "-", "-", "-", "1")
+        comparison_plot(results, tmp_path / "plot.png")
+        assert (tmp_path / "plot.png").stat().st_size > 1000
+
+    def test_encoder_and_decoder_have_the_sizes_of_the_quantizer(self, pictures: str) -> None:
+        def variational(dim: int, codebook_size: int) -> Quantizer:
+            return VariationalLatent(vq_vae(dim, codebook_size))
+
+        contest = Contest(dim=DIM, width=8, num_blocks=1, max_steps=2, split="validation")
+        result = run_entry(contest, Entry("variational", variational, SIZE, 0), lambda: data_from(pictures))
+        assert math.isfinite(result["psnr"]) and result["bits_per_token"] == 5
 
     def test_bad_entries(self) -> None:
         with pytest.raises(ValueError, match=r"expected settings that grit_vq takes \(radius, .*got speed"):

@@ -148,13 +148,14 @@ def _centre(field: Float[Tensor, "B C H W"], factor: int) -> Float[Tensor, "B C 
 def comparison_plot(
     rows: Sequence[Mapping[str, Any]], path: str | Path, against: Literal["perplexity", "usage"] = "perplexity"
 ) -> Path:
-    """Use of the codes against PSNR: a small dot per seed, a large mark for a method's mean.
+    """Use of the codes against PSNR: a small dot per seed, a large mark for a method's mean; rows without codes are out.
 
     Args:
         rows: One mapping per run with ``method``, ``codebook_size``, ``psnr`` (dB), ``usage`` and ``perplexity``.
         path: PNG to write.
         against: What to show across: perplexity in percent of the codes, or the share of codes used.
     """
+    rows = [row for row in rows if int(row["codebook_size"]) > 0]
     sizes = sorted({int(row["codebook_size"]) for row in rows})
     methods = sorted({str(row["method"]) for row in rows})
     columns = 1 + (len(methods) - 1) // 15
