@@ -123,7 +123,7 @@ def methods_section() -> str:
         parts.append(markdown_table((*COMPARISON_COLUMNS, "settings"), rows))
         if len(settings) > 3:
             plot = DOCS / "images" / f"methods_{table}_{stamp}.png"
-            comparison_plot([r for r in results if r["perplexity"] > 0], plot, against="usage")
+            comparison_plot(results, plot, against="usage")
             parts.append(f"![PSNR against usage](images/{plot.name})")
     return "\n\n".join(part for part in parts if part)
 

@@ -148,7 +148,7 @@ def _centre(field: Float[Tensor, "B C H W"], factor: int) -> Float[Tensor, "B C 
 def comparison_plot(
     rows: Sequence[Mapping[str, Any]], path: str | Path, against: Literal["perplexity", "usage"] = "perplexity"
 ) -> Path:
-    """Use of the codes against PSNR: a small dot per seed, a large mark for a method's mean; rows without codes are out.
+    """Use of the codes against PSNR: a small dot per seed, a large mark for a method's mean; only rows with codes.
 
     Args:
         rows: One mapping per run with ``method``, ``codebook_size``, ``psnr`` (dB), ``usage`` and ``perplexity``.
