@@ -53,6 +53,10 @@ within equal bits. Seconds per step are one thread's, two runs at once.
 
 METHOD_TABLES = {
     "main": "",
+    "hierarchy": (
+        "Two levels (4 x 4 and 8 x 8 tokens) against one (8 x 8) at equal bits per picture, parameters within 2 %. The "
+        "remedies are a start from data and revival."
+    ),
     "transport": "`vq_wae` solves its transport problem on 512 sampled latents per step.",
     "convex": (
         "`scq` at K = 256. Its output carries K weights per vector and is no token, so its bits per token are not what "

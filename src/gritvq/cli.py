@@ -389,7 +389,8 @@ def _compare_arguments(parser: Any) -> None:
         "--methods",
         type=dict[str, dict[str, Any] | None],
         default={name: {} for name in presets.__all__},
-        help="settings by name; a name is a preset's unless the settings say which with 'preset'",
+        help="settings by name; a name is a preset's unless the settings say which with 'preset'; 'codebook_size' in "
+        "them gives a method its own",
     )
     parser.add_argument("--codebook_sizes", type=list[int], default=[1024], help="codebook sizes to compare at")
     parser.add_argument("--seeds", type=list[int], default=[0], help="one run per seed")
@@ -435,7 +436,7 @@ def _compare(parser: Any, config: Any) -> None:
 
 
 def contest_entries(methods: Mapping[str, Any], sizes: Sequence[int], seeds: Sequence[int]) -> list[Any]:
-    """Every method at every size and seed.
+    """Every method at every size and seed; a method whose settings name a ``codebook_size`` runs at that one alone.
 
     Raises:
         ValueError: For an unknown preset or setting, or where nothing is left to run.
@@ -444,13 +445,15 @@ def contest_entries(methods: Mapping[str, Any], sizes: Sequence[int], seeds: Seq
 
     entries = []
     for seed in seeds:
-        for size in sizes:
+        for place, size in enumerate(sizes):
             for name, settings in methods.items():
                 settings = dict(settings or {})
                 preset = settings.pop("preset", name)
                 if preset not in presets.__all__:
                     raise ValueError(f"expected a preset out of {', '.join(presets.__all__)}, got {preset!r}")
-                entries.append(Entry(name, getattr(presets, preset), size, seed, settings))
+                own = settings.pop("codebook_size", None)
+                if own is None or place == 0:
+                    entries.append(Entry(name, getattr(presets, preset), own or size, seed, settings))
     if not entries:
         raise ValueError("expected at least one method, one codebook size and one seed; one of the lists is empty")
     return entries

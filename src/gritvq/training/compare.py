@@ -250,7 +250,18 @@ def describe_contest(contest: Contest) -> str:
     return " ".join(f"{name}={value}" for name, value in asdict(contest).items())
 
 
-COMPARISON_COLUMNS = ("K", "method", "PSNR (dB)", "usage", "perplexity", "bits/token", "parameters", "s/step", "seeds")
+COMPARISON_COLUMNS = (
+    "K",
+    "method",
+    "PSNR (dB)",
+    "usage",
+    "perplexity",
+    "bits/token",
+    "bits/pixel",
+    "parameters",
+    "s/step",
+    "seeds",
+)
 
 
 def comparison_rows(results: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
@@ -283,7 +294,8 @@ def comparison_rows(results: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...
                 f"{mean(group, 'psnr'):.2f}{spread}",
                 told(group, "usage", ".3f"),
                 told(group, "perplexity", ".0f"),
-                told(group, "bits_per_token", ".0f"),
+                told(group, "bits_per_token", ".4g"),
+                told(group, "bits_per_pixel", ".3f"),
                 told(group, "parameters", ",.0f"),
                 told(group, "seconds_per_step", ".3f"),
                 str(len(group)),
