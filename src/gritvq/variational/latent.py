@@ -83,6 +83,9 @@ class VariationalLatent(Quantizer):
     Losses are those of the quantizer inside, ``coherence`` if that is given, and for ``kl_weight > 0`` also ``kl``:
     ``kl_weight`` times the mean over valid vectors and components of ``KL(N(mu, sigma^2) || N(0, 1))``.
 
+    Weights are relative to the reconstruction error. If that is a mean over pixels while the paper's is a sum, then a
+    weight of w there is about ``w / (pixels * channels per token)`` here: 0.02 for 1 at 4 x 4 pixels in colour.
+
     The coherence loss alone lets sigma sink: with ``detach_deviation`` nothing pushes sigma up, and the reconstruction
     from z pushes it down, towards an ordinary autoencoder whose coherence loss explodes. Give it a KL weight.
 
@@ -98,7 +101,9 @@ class VariationalLatent(Quantizer):
         kl_weight: Weight of the divergence from the unit Gaussian; 0 for none. That the paper has such a term is
             stated, its weight and reduction are not established: ours.
         initial_log_variance: Added to the log variances of the input, before they are clamped to [-30, 20]. An encoder
-            whose outputs start about 0 begins with ``sigma = exp(initial_log_variance / 2)``.
+            whose outputs start about 0, as ``ImageEncoder``'s do, begins with ``sigma = exp(initial_log_variance / 2)``
+            while its means spread by ``1 / sqrt(2 D)``. -2 is a safe start there. At 0 noise drowns the means first,
+            which slow codes do not recover from; from -6 on the coherence loss, with its ``1 / sigma^2``, takes over.
 
     Attributes:
         objective: ``"two_path"``.
