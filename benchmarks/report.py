@@ -80,8 +80,8 @@ def image_section() -> str:
     parts = [IMAGE]
     for path in sorted(RESULTS.glob("image_[!t]*.csv")):
         results, stamp = read_results(path), path.stem.removeprefix("image_")
-        settings = {(r["codebook_size"], r["method"]): r["settings"] for r in results}
-        rows = [(*row, settings[int(row[0]), row[1]]) for row in comparison_rows(results)]
+        settings = {(str(r["codebook_size"] or "-"), r["method"]): r["settings"] for r in results}
+        rows = [(*row, settings[row[0], row[1]]) for row in comparison_rows(results)]
         plot = DOCS / "images" / f"{path.stem}.png"
         comparison_plot(results, plot)
         parts += [
@@ -123,7 +123,7 @@ def methods_section() -> str:
         parts.append(markdown_table((*COMPARISON_COLUMNS, "settings"), rows))
         if len(settings) > 3:
             plot = DOCS / "images" / f"methods_{table}_{stamp}.png"
-            comparison_plot([r for r in results if r["perplexity"] > 0], plot, against="usage")
+            comparison_plot(results, plot, against="usage")
             parts.append(f"![PSNR against usage](images/{plot.name})")
     return "\n\n".join(part for part in parts if part)
 

@@ -261,10 +261,11 @@ def test_compare(pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Path("compare.yaml").write_text(yaml.safe_dump(settings))
     assert main(["compare", "--config", "compare.yaml", "--out", "out"]) == 0
     said = capsys.readouterr().out
-    assert "faster" in said and "grit_vq" in said
+    assert "faster" in said and "grit_vq" in said and "mean colour" in said
     with Path("out/results.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert len({(r["method"], r["codebook_size"], r["seed"]) for r in rows}) == 8
+    assert len({(r["method"], r["codebook_size"], r["seed"]) for r in rows}) == 8 + 1
+    assert {r["metric"] for r in rows if r["method"] == "mean colour"} == {"mse", "psnr", "psnr_per_image"}
     assert {"psnr", "usage", "perplexity"} <= {r["metric"] for r in rows}
     assert Image.open("out/comparison.png").size[0] > 300
 

@@ -10,12 +10,14 @@ from torch import Tensor
 
 from gritvq import (
     AffineCodebook,
+    BridgeCodebook,
     Codebook,
     FreeCodebook,
     MLPCodebook,
     PowerRadius,
     RadialSurrogate,
     StraightThrough,
+    TransformerCodebook,
     VectorQuantizer,
     build,
     describe,
@@ -36,6 +38,8 @@ def double(book: Codebook) -> Codebook:
 class TestEveryCodebook:
     def test_starts_as_the_identity(self, make: Callable[[int, int], Codebook]) -> None:
         book = make(DIM, SIZE)
+        if book.writes is None:
+            return  # maps of the whole table start as their papers say, which their own tests check
         base = dict(book.named_parameters()).get("base", next(book.parameters()))
         expected = torch.nn.functional.normalize(base, dim=1) if book.normalize else base
         assert torch.equal(book.codes(), expected)
@@ -49,6 +53,11 @@ class TestEveryCodebook:
             torch.nn.init.normal_(parameter, std=0.15)
         before = book.codes().detach().clone()
         rows, vectors = torch.tensor([3, 17, 30]), torch.randn(3, DIM)
+        if book.writes is None:
+            with pytest.raises(ValueError, match=r"expected a codebook whose codes can be written.*writes=None"):
+                book.write(rows, vectors)
+            assert torch.equal(book.codes(), before)
+            return
         if book.normalize:
             vectors = torch.nn.functional.normalize(vectors, dim=1)
         written = book.write(rows, vectors)
@@ -234,6 +243,219 @@ def test_shared_maps_with_a_bias_follow_a_translation_and_tables_do_not() -> Non
     }
     assert min(following.values()) > 0.9, following
     assert max(left_behind.values()) < 0.5, left_behind
+
+
+# --- maps of the whole table (methods of TransVQ and FVQ) -------------------------------------------------------------
+
+WHOLE: dict[str, Callable[[], Codebook]] = {
+    "transformer": lambda: TransformerCodebook(8, 64, width=32),
+    "bridge": lambda: BridgeCodebook(8, 64, codes_per_token=4, width=32),
+    "bridge-uneven": lambda: BridgeCodebook(8, 61, codes_per_token=7, width=16, depth=1),
+    "bridge-registers": lambda: BridgeCodebook(8, 64, codes_per_token=4, width=16, num_registers=3, base="frozen"),
+}
+whole = pytest.mark.parametrize("make", WHOLE.values(), ids=WHOLE.keys())
+
+
+def awake(book: Codebook) -> Codebook:
+    """A bridge past its zero start; other codebooks as they are."""
+    if isinstance(book, BridgeCodebook):
+        torch.nn.init.xavier_uniform_(book.recover.weight)
+    return book
+
+
+@whole
+class TestMapsOfTheWholeTable:
+    def test_one_step_moves_every_code(self, make: Callable[[], Codebook]) -> None:
+        moved = one_step(double(awake(make())), torch.tensor([5, 17, 40]), torch.randn(3, 8, dtype=torch.float64))
+        assert bool((moved.norm(dim=1) > 0).all())
+
+    def test_moments_are_those_of_the_data(self, make: Callable[[], Codebook]) -> None:
+        book = awake(make())
+        x = torch.randn(500, 8) * torch.linspace(0.01, 30, 8) + torch.linspace(-50, 50, 8)
+        book.fit(x)
+        codes = book.codes().detach()
+        torch.testing.assert_close(codes.mean(0), x.mean(0), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(codes.std(0, correction=0), x.std(0, correction=0), rtol=1e-3, atol=1e-4)
+        book.fit(x[:1])  # no spread to take over: codes stay apart, around the vector
+        assert bool((book.scale == 1).all()) and torch.pdist(book.codes().detach()).min() > 0
+        torch.testing.assert_close(book.codes().mean(0), x[0], rtol=1e-4, atol=1e-4)
+
+    def test_folding_leaves_a_plain_table_with_the_same_codes(self, make: Callable[[], Codebook]) -> None:
+        quantizer = VectorQuantizer(awake(make()))
+        x = torch.randn(300, 8)
+        quantizer.initialize_codebook(x)
+        folded = quantizer.fold()
+        indices = quantizer.encode(x)
+        assert indices.unique().numel() > 10
+        assert torch.equal(folded.encode(x), indices)
+        assert torch.equal(folded.decode(indices), quantizer.decode(indices))
+        assert [name for name, _ in folded.named_parameters()] == ["codebook.weight"]
+        assert list(folded.state_dict()) == ["codebook.weight"]
+
+    def test_rebuilds_and_counts_every_parameter(self, make: Callable[[], Codebook]) -> None:
+        book = make()
+        other = build(describe(book))
+        assert isinstance(other, Codebook)
+        other.load_state_dict(book.state_dict())
+        assert torch.equal(other.codes(), book.codes())
+        assert set(book.learning_rate_scales()) == {p for p in book.parameters() if p.requires_grad}
+
+
+def test_the_transformers_table_is_frozen_and_its_positions_are_not_small() -> None:
+    book = TransformerCodebook(8, 64)
+    book.codes().square().sum().backward()
+    assert book.base.grad is None and not book.base.requires_grad
+    assert book.positions.shape == (64, 256) and bool((book.positions.grad != 0).any(1).all())
+    assert book.codes().std().item() == pytest.approx(3**-0.5, rel=0.1)
+
+
+def test_linear_attention_is_the_normalised_kernel_sum() -> None:
+    book = TransformerCodebook(3, 10, width=4).double()
+    h = book.base @ book.enter.weight.T + book.positions
+    query, key, value = (book.norm_attention(h) @ book.qkv.weight.T).split(4, dim=1)
+    feature = [torch.where(t > 0, t + 1, t.exp()) for t in (query, key)]
+    attended = torch.stack(
+        [sum((q @ k) * v for k, v in zip(feature[1], value, strict=True)) for q in feature[0]]  # type: ignore[misc]
+    ) / torch.stack([sum(q @ k for k in feature[1]) for q in feature[0]]).unsqueeze(1)  # type: ignore[misc]
+    h = h + attended @ book.mix.weight.T
+    h = h + book.down(torch.nn.functional.gelu(book.up(book.norm_mlp(h))))
+    torch.testing.assert_close(book.codes(), book.norm_leave(h) @ book.leave.weight.T)
+
+
+def test_a_bridge_reaches_the_whole_base_table_and_a_map_of_single_codes_does_not() -> None:
+    x = 0.3 * torch.randn(40, 8)
+    reached, moved, chosen = {}, {}, {}
+    for name, book in (
+        ("bridge", awake(BridgeCodebook(8, 256, width=32))),
+        ("linear", AffineCodebook(8, 256)),
+        ("table", FreeCodebook(8, 256)),
+    ):
+        quantizer = VectorQuantizer(book)
+        optimizer = torch.optim.SGD(quantizer.parameters(), lr=0.1)
+        before = book.codes().detach().clone()
+        output = quantizer(x)
+        output.loss.backward()
+        rows = book.get_parameter("weight" if name == "table" else "base").grad
+        optimizer.step()
+        assert rows is not None
+        reached[name] = (rows != 0).any(1).float().mean().item()
+        moved[name] = ((book.codes() - before) != 0).any(1).float().mean().item()
+        chosen[name] = output.indices.unique().numel() / 256
+    assert moved["bridge"] == moved["linear"] == 1.0 and moved["table"] == chosen["table"]
+    assert reached["bridge"] == 1.0 and reached["linear"] == chosen["linear"] and reached["table"] == chosen["table"]
+    assert max(chosen.values()) < 0.2
+
+
+def test_permuting_groups_permutes_the_codes() -> None:
+    book = awake(BridgeCodebook(8, 64, codes_per_token=4, width=32, num_registers=2)).double()
+    order = torch.randperm(16)
+    before = book.codes().detach().view(16, 4, 8)
+    with torch.no_grad():
+        book.base.copy_(book.base.view(16, 4, 8)[order].reshape(64, 8))
+    after = book.codes().detach().view(16, 4, 8)
+    torch.testing.assert_close(after, before[order], rtol=1e-10, atol=1e-10)
+    with torch.no_grad():
+        book.base.copy_(book.base.view(16, 4, 8).flip(1).reshape(64, 8))  # inside groups there is an order
+    assert not torch.allclose(book.codes().view(16, 4, 8), after.flip(1), atol=1e-3)
+
+
+def test_what_fills_the_last_group_up_is_dropped() -> None:
+    torch.manual_seed(3)
+    uneven = awake(BridgeCodebook(8, 61, codes_per_token=7, width=16)).double()
+    full = BridgeCodebook(8, 63, codes_per_token=7, width=16).double()
+    state = uneven.state_dict()
+    full.load_state_dict({**state, "base": torch.cat([state["base"], torch.zeros(2, 8, dtype=torch.float64)])})
+    assert uneven.num_tokens == full.num_tokens == 9
+    torch.testing.assert_close(uneven.codes(), full.codes()[:61])
+
+
+class TestZeroStart:
+    def quantizer(self) -> VectorQuantizer:
+        return VectorQuantizer(BridgeCodebook(8, 256, codes_per_token=16, width=32))
+
+    @pytest.mark.parametrize("seed", range(3))
+    def test_codes_wake_one_place_in_all_groups_per_step(self, seed: int) -> None:
+        torch.manual_seed(seed)
+        quantizer = self.quantizer()
+        book = quantizer.codebook
+        assert not book.codes().any() and not quantizer.encode(torch.randn(5, 8)).any()
+        assert bool((book.get_parameter("base").abs() <= 1 / 256).all())
+        optimizer, x, distinct, reached = torch.optim.Adam(quantizer.parameters(), lr=1e-3), torch.randn(512, 8), [], []
+        for _ in range(4):
+            optimizer.zero_grad()
+            quantizer(x).loss.backward()
+            reached.append(int((book.get_parameter("base").grad != 0).any(1).sum()))  # type: ignore[union-attr]
+            optimizer.step()
+            distinct.append(len(book.codes().unique(dim=0)))
+        assert distinct == [17, 33, 49, 65]
+        assert reached == [0, 256, 256, 256]
+
+    @pytest.mark.parametrize("fitted", [False, True])
+    def test_far_from_the_data_they_wake_only_after_a_fit(self, fitted: bool) -> None:
+        quantizer = self.quantizer()
+        if fitted:
+            quantizer.initialize_codebook(5 + torch.randn(1000, 8))
+        optimizer = torch.optim.Adam(quantizer.parameters(), lr=1e-3)
+        for _ in range(150):
+            optimizer.zero_grad()
+            quantizer(5 + torch.randn(256, 8)).loss.backward()
+            optimizer.step()
+        used = quantizer.encode(5 + torch.randn(5000, 8)).unique().numel()
+        assert used > 200 if fitted else used <= 16
+
+
+def after_a_bad_start(make: Callable[[], Codebook], seed: int, steps: int = 800) -> tuple[float, float]:
+    """Usage and error on a mixture of 16 clusters far from all codes, after a warm-up and a linear decay."""
+    torch.manual_seed(seed)
+    book = make()
+    centers = 5 * torch.nn.functional.normalize(torch.randn(16, 8), dim=1)
+
+    def sample(count: int) -> Tensor:
+        return centers[torch.randint(16, (count,))] + 0.5 * torch.randn(count, 8)
+
+    quantizer = VectorQuantizer(book)
+    optimizer = torch.optim.Adam(quantizer.parameter_groups(2e-3))
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: min(1, (step + 1) / 80) * (1 - 0.99 * max(0.0, step / steps - 0.3) / 0.7)
+    )
+    for _ in range(steps):
+        optimizer.zero_grad()
+        quantizer(sample(128)).loss.backward()
+        optimizer.step()
+        schedule.step()
+    x = sample(10000)
+    indices = quantizer.encode(x)
+    return indices.unique().numel() / book.codebook_size, (quantizer.decode(indices) - x).square().mean().item()
+
+
+def near_zero() -> Codebook:
+    book = FreeCodebook(8, 256)
+    torch.nn.init.uniform_(book.weight, -1 / 256, 1 / 256)
+    return book
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_bridge_recovers_from_a_bad_start(seed: int) -> None:
+    used, error = after_a_bad_start(near_zero, seed)
+    bridge = after_a_bad_start(lambda: BridgeCodebook(8, 256, codes_per_token=4, width=32), seed)
+    assert bridge[0] >= 4 * used and bridge[1] <= error / 4, (used, error, bridge)
+
+
+def test_bad_arguments_of_maps_of_the_whole_table() -> None:
+    for settings, message in (
+        ({"codes_per_token": 0}, "expected codes_per_token >= 1, got 0"),
+        ({"depth": 0}, "expected depth >= 1, got 0"),
+        ({"num_registers": -1}, "expected num_registers >= 0, got -1"),
+        ({"width": 6}, "expected width > 0, a multiple of the 4 heads, got 6"),
+        ({"base": "free"}, "expected base 'trained' or 'frozen', got 'free'"),
+        ({"lr_scale": (1.0, 0.0)}, "expected lr_scale > 0, or two such numbers"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            BridgeCodebook(4, 16, **settings)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="expected width >= 1, got 0"):
+        TransformerCodebook(4, 16, width=0)
+    rates = BridgeCodebook(4, 16, width=8, lr_scale=(2.0, 3.0)).learning_rate_scales()
+    assert sorted(set(rates.values())) == [2.0, 3.0] and list(rates.values()).count(3.0) == 1
 
 
 # --- learning rates ---------------------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from gritvq import (
     CodebookUsage,
     CommitmentLoss,
     DeadCodeRevival,
+    DriftLoss,
     EMAUpdate,
     EntropyLoss,
     FreeCodebook,
@@ -99,12 +100,35 @@ def entropy(x: Tensor) -> dict[str, Tensor]:
     return {"loss": loss.detach(), "grad": x.grad}
 
 
+def drift(x: Tensor) -> dict[str, Tensor]:
+    quantizer = VectorQuantizer(FreeCodebook(DIM, SIZE), learning=[DriftLoss(strength=1.0, relative=True)])
+    model: Any = DistributedDataParallel(quantizer) if dist.is_initialized() else quantizer
+    model(x).loss.backward()
+    grad = next(quantizer.codebook.parameters()).grad
+    assert grad is not None
+    return {"grad": grad}
+
+
 def measured(x: Tensor) -> dict[str, Tensor]:
     usage, error = CodebookUsage((SIZE,)), ReconstructionError()
     usage.update((x[:, :1].abs() * 2).long().clamp_max(SIZE - 1))
     error.update(x[:, None, None] * 0.1, x[:, None, None] * 0.11)
     numbers = {**usage.compute(), **error.compute()}
     return {name: torch.tensor(value) for name, value in numbers.items()}
+
+
+def measured_sparsely(x: Tensor) -> dict[str, Tensor]:
+    usage = CodebookUsage((2**40, SIZE))
+    index = (x[:, :2].abs() * 2).long().clamp_max(SIZE - 1)
+    usage.update(index * torch.tensor([2**35, 1]))
+    counts = usage.histograms()[0]
+    numbers = {name: torch.tensor(value) for name, value in usage.compute().items()}
+    return {
+        **numbers,
+        "bits": torch.tensor(usage.bits_per_token()),
+        "codes": counts.indices(),
+        "counts": counts.values(),
+    }
 
 
 def one_side_masked(x: Tensor) -> dict[str, Tensor]:
@@ -116,7 +140,7 @@ def one_side_masked(x: Tensor) -> dict[str, Tensor]:
     return {"codes": quantizer.codebook.codes().detach()}
 
 
-@pytest.mark.parametrize("job", [map_gradient, moving_average, initialization, measured])
+@pytest.mark.parametrize("job", [map_gradient, moving_average, initialization, drift, measured, measured_sparsely])
 def test_two_processes_equal_one(job: Job, tmp_path: Path) -> None:
     expected = on_one(job)
     for found in on_two(job, tmp_path):

@@ -10,6 +10,7 @@ import torch
 from skimage.metrics import peak_signal_noise_ratio
 
 from gritvq import CodebookUsage, ReconstructionError
+from gritvq.functional import bits_per_token
 
 
 def test_psnr_against_scikit_image() -> None:
@@ -65,6 +66,35 @@ def test_channels_are_counted_apart() -> None:
         metric.update(torch.zeros(5, 1, dtype=torch.int64))
 
 
-def test_codebooks_too_large_to_count_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"expected codebook sizes up to 2\^28 to count codes"):
-        CodebookUsage((2**40,))
+@pytest.mark.parametrize("size", [2**24 + 1, 2**40, 2**63])
+def test_large_codebooks_are_counted_by_what_is_seen(size: int) -> None:
+    indices = torch.randint(0, 50, (3000, 2))
+    indices[:7] = -1
+    large, small = CodebookUsage((size, 50)), CodebookUsage((50, 50))
+    spread = indices.clone()
+    spread[:, 0] = torch.where(indices[:, 0] >= 0, indices[:, 0] * ((size - 1) // 49), -1)
+    for part, own in zip(spread.split(700), indices.split(700), strict=True):
+        large.update(part)
+        small.update(own)
+    assert large.counts[0].is_sparse and not large.counts[1].is_sparse
+    assert large.counts[0].shape[0] == min(size, 2**63 - 1)
+    assert torch.equal(large.counts[0].values(), small.counts[0]) and large.num_tokens == 2993
+    numbers, expected = large.compute(), small.compute()
+    assert numbers["perplexity"] == expected["perplexity"] and numbers["tokens"] == 2993
+    assert numbers["usage"] == pytest.approx((50 / size + 1) / 2)
+    assert numbers["dead_codes"] == float(size - 50)
+    large.reset()
+    assert large.compute()["perplexity"] == 0 == large.num_tokens
+
+
+def test_positions_count_where_any_channel_does() -> None:
+    metric = CodebookUsage((4, 16))
+    metric.update(torch.tensor([[[0, -1], [-1, 3]], [[1, -1], [-1, -1]]]))
+    assert metric.num_tokens == 3 == metric.compute()["tokens"]
+    assert metric.bits_per_token() == pytest.approx((2 * 2 + 1 * 4) / 3)
+    full = CodebookUsage((1000, 7))
+    full.update(torch.zeros(11, 2, dtype=torch.int64))
+    assert full.bits_per_token() == bits_per_token((1000, 7))
+    assert math.isnan(CodebookUsage((4,)).bits_per_token())
+    with pytest.raises(ValueError, match="expected codebook sizes >= 1"):
+        CodebookUsage((4, 0))

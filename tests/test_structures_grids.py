@@ -14,18 +14,23 @@ from gritvq import (
     BSQ,
     FSQ,
     LFQ,
+    CodebookUsage,
     EMAUpdate,
     FreeCodebook,
+    HierarchicalQuantizer,
     MultiScaleQuantizer,
     NearestAssignment,
     ProductQuantizer,
     ProjectedQuantizer,
     Quantizer,
+    QuantizerOutput,
     RadialSurrogate,
     ResidualQuantizer,
     VectorQuantizer,
+    grit_vq,
     vq_vae,
 )
+from gritvq.functional import bits_per_sample
 
 DIM, SIZE = 4, 16
 
@@ -294,3 +299,167 @@ class TestMultiScale:
         tokens = quantizer.token_shape((11, 11))
         assert tokens == (286,) and quantizer.bits((11, 11)) == 6864  # MSVR10P2-4096 of the publication
         assert quantizer.bits((3, 11, 11)) == 3 * 6864
+
+
+class Wide(Quantizer):
+    """Takes twice as many components as it returns, and is differentiable itself, as stochastic quantizers are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dim, self.codebook_sizes, self.exact, self.surrogate = DIM, (2,), "never", None
+
+    @property
+    def input_dim(self) -> int:
+        return 2 * DIM
+
+    def quantize(self, x: Tensor, valid: Tensor) -> QuantizerOutput:
+        index = torch.where(valid, (x[..., 0] > 0).long(), -1).unsqueeze(-1)
+        return QuantizerOutput(x[..., :DIM] + x[..., DIM:], index, {"own": x[..., DIM:].square().sum()})
+
+    def lookup(self, indices: Tensor) -> Tensor:
+        return indices.expand(*indices.shape[:-1], DIM).float()
+
+    def fold(self) -> Quantizer:
+        return self
+
+
+def hierarchy(*sizes: int, moved: bool = True) -> HierarchicalQuantizer:
+    quantizer = HierarchicalQuantizer([vq_vae(DIM, size) for size in sizes], DIM)
+    if moved:
+        for name, parameter in quantizer.named_parameters():
+            if not name.startswith("quantizers"):
+                torch.nn.init.normal_(parameter, std=0.2)
+    return quantizer
+
+
+class TestHierarchical:
+    @pytest.mark.parametrize("num_levels", [1, 2, 3])
+    @pytest.mark.parametrize("scale", [1, 3])
+    def test_index_round_trip(self, num_levels: int, scale: int) -> None:
+        quantizer = hierarchy(*[8, 16, 32][:num_levels])
+        side = scale * 2 ** (num_levels - 1)
+        x = torch.randn(3, side, side, DIM)
+        for training in (True, False):
+            output = quantizer.train(training)(x)
+            assert torch.equal(quantizer.decode(output.indices), output.quantized)
+            assert output.indices.shape[:-1] == quantizer.token_shape((3, side, side))
+        assert torch.equal(quantizer.encode(x[0]), output.indices[0])
+        start = 0
+        for level in range(num_levels):
+            own = output.indices[:, start : start + (scale << level) ** 2]
+            assert bool((own[..., level] >= 0).all())
+            assert bool((own[..., [c for c in range(num_levels) if c != level]] == -1).all())
+            start += (scale << level) ** 2
+        assert start == output.indices.shape[1]
+
+    def test_starts_as_a_residual_over_resolutions(self) -> None:
+        quantizer, x = hierarchy(8, 16, moved=False), torch.randn(3, 6, 6, DIM, requires_grad=True)
+        coarse, fine = (part.eval() for part in quantizer.quantizers)
+        output = quantizer(x)
+        mean = F.avg_pool2d(x.permute(0, 3, 1, 2), 2).permute(0, 2, 3, 1)
+        state = coarse(mean).quantized.repeat_interleave(2, 1).repeat_interleave(2, 2)
+        expected = state + fine(x - state).quantized
+        torch.testing.assert_close(output.quantized, expected)
+        g = torch.randn_like(x)
+        output.quantized.backward(g)
+        torch.testing.assert_close(x.grad, g, rtol=1e-4, atol=1e-5)
+
+    def test_every_level_keeps_its_own_surrogate_and_all_networks_learn(self) -> None:
+        levels = [grit_vq(DIM, 8), vq_vae(DIM, 16), ProjectedQuantizer(FSQ([5, 5]), DIM)]
+        quantizer, x = HierarchicalQuantizer(levels, DIM), torch.randn(2, 8, 8, DIM)
+        for _ in range(2):  # the second convolutions start at zero, so the first ones learn one step later
+            optimizer = torch.optim.SGD(quantizer.parameters(), lr=0.1)
+            optimizer.zero_grad()
+            output = quantizer(x)
+            ((output.quantized - x).square().mean() + output.loss).backward()
+            optimizer.step()
+        for name, parameter in quantizer.named_parameters():
+            assert parameter.grad is not None and parameter.grad.any(), name
+        assert sorted(output.losses) == ["1/codebook", "1/commitment"]
+
+    def test_prefixes(self) -> None:
+        quantizer, x = hierarchy(8, 16, 32), torch.randn(3, 8, 8, DIM)
+        whole = quantizer.encode(x)
+        for level, end in ((1, 4), (2, 20), (3, 84)):
+            prefix = quantizer.encode(x, num_levels=level)
+            assert torch.equal(prefix, whole[:, :end])
+            dropped = torch.where((torch.arange(84) < end)[:, None], whole, -1)
+            assert torch.equal(quantizer.decode(prefix), quantizer.decode(dropped))
+            assert quantizer.decode(prefix).shape == x.shape
+        with pytest.raises(ValueError, match=r"expected num_levels in 1 \.\. 3, got 4"):
+            quantizer.encode(x, num_levels=4)
+        with pytest.raises(ValueError, match="expected the tokens of whole levels of a square grid"):
+            quantizer.decode(whole[:, :-1])
+
+    @pytest.mark.parametrize("num_levels", [1, 2, 3, 4, 5])
+    def test_token_counts_tell_sides_and_levels_apart(self, num_levels: int) -> None:
+        quantizer = hierarchy(*[4] * num_levels, moved=False)
+        for least in (1, 2, 3, 7, 16):
+            sides = [least << level for level in range(num_levels)]
+            for n in range(1, num_levels + 1):
+                assert quantizer._sides(sum(side**2 for side in sides[:n])) == sides[:n]
+
+    def test_masks(self) -> None:
+        quantizer, x = hierarchy(8, 16), torch.randn(3, 4, 4, DIM)
+        mask = torch.rand(3, 4, 4) < 0.6
+        mask[0], mask[1, :2, :2], mask[2] = True, False, False
+        output = quantizer(x, mask)
+        assert torch.equal(output.indices[0], quantizer(x[:1]).indices[0])
+        cells = F.max_pool2d(mask.float(), 2) > 0
+        assert torch.equal(output.indices[:, :4, 0] >= 0, cells.flatten(1))
+        assert torch.equal(output.indices[:, 4:, 1] >= 0, mask.flatten(1))
+        assert bool((output.quantized[~mask] == 0).all()) and bool((output.indices[2] == -1).all())
+        assert torch.equal(quantizer.decode(output.indices), output.quantized)
+
+    def test_levels_that_take_more_than_they_return(self) -> None:
+        quantizer, x = HierarchicalQuantizer([Wide(), Wide()], DIM), torch.randn(2, 4, 4, DIM, requires_grad=True)
+        output = quantizer(x)
+        assert quantizer.exact == "never" and sorted(output.losses) == ["0/own", "1/own"]
+        torch.testing.assert_close(output.quantized, x)  # the further components start at zero
+        output.quantized.sum().backward()
+        assert x.grad is not None and x.grad.any()
+        assert quantizer.eval()(x).losses == {}
+
+    def test_bits_are_those_of_the_levels(self) -> None:
+        two, one = hierarchy(512, 512), hierarchy(2048)
+        assert two.token_shape((64, 64)) == (5120,)
+        assert two.bits((64, 64)) == bits_per_sample((512, 512), (32**2, 64**2)) == 46080
+        assert 46080 / 64**2 == 11.25
+        assert one.bits((64, 64)) < 46080 < hierarchy(4096).bits((64, 64))
+        assert two.bits((5, 64, 64)) == 5 * 46080 == ProjectedQuantizer(two, 9).bits((5, 64, 64))
+        metric = CodebookUsage(two.codebook_sizes)
+        metric.update(two.encode(torch.randn(2, 16, 16, DIM)))
+        assert metric.num_tokens == 2 * (64 + 256) and metric.bits_per_token() == 9
+        assert [int(c.sum()) for c in metric.counts] == [2 * 64, 2 * 256]
+
+    @pytest.mark.parametrize("seed", range(3))
+    @pytest.mark.parametrize("initialization", ["samples", "kmeans"])
+    def test_a_start_from_data_uses_every_code(self, seed: int, initialization: Any) -> None:
+        torch.manual_seed(seed)
+        levels = [VectorQuantizer(FreeCodebook(DIM, 64, initialization=initialization)) for _ in range(2)]
+        quantizer, x = HierarchicalQuantizer(levels, DIM), 4 + torch.randn(4, 8, 8, DIM)  # 64 and 256 distinct vectors
+        assert quantizer.wants_initialization
+        quantizer.initialize_codebook(x)
+        metric = CodebookUsage(quantizer.codebook_sizes)
+        metric.update(quantizer.encode(x))
+        shares = [float((counts > 0).float().mean()) for counts in metric.counts]
+        assert shares[0] == 1.0  # as many codes as distinct vectors
+        assert shares[1] == 1.0 or (initialization == "kmeans" and shares[1] > 0.95)
+
+    def test_what_does_not_fit_is_refused(self) -> None:
+        for arguments, message in (
+            ({"quantizers": []}, "expected at least one quantizer"),
+            ({"dim": 0}, "expected dim >= 1"),
+            (
+                {"dim": 3},
+                "expected levels with values of size 3 made of vectors at least as large, got 4 of 4 at level 0",
+            ),
+            ({"width": 0}, "expected width >= 1"),
+            ({"quantizers": [MultiScaleQuantizer(unit(), [2])]}, "expected levels that take every vector on its own"),
+        ):
+            given: dict[str, Any] = {"quantizers": [unit(), unit()], "dim": DIM, **arguments}
+            with pytest.raises(ValueError, match=message):
+                HierarchicalQuantizer(**given)
+        for shape in ((4, 6), (3, 3), (4,)):
+            with pytest.raises(ValueError, match=r"expected a square grid .* with H a multiple of 2"):
+                hierarchy(8, 8)(torch.randn(1, *shape, DIM))

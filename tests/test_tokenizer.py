@@ -13,8 +13,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from gritvq import (
+    BSQ,
+    LFQ,
     Component,
     FreeCodebook,
+    HierarchicalQuantizer,
+    MultiScaleQuantizer,
+    ProductQuantizer,
+    ProjectedQuantizer,
     Quantizer,
     RotationTrick,
     Tokenizer,
@@ -22,8 +28,10 @@ from gritvq import (
     build,
     describe,
     grit_vq,
+    vq_vae,
 )
 from gritvq.models import ImageDecoder, ImageEncoder
+from gritvq.training.tokens import TokenizedImage, constant_tokens, read_tokens, write_tokens
 from zoo import PRESETS
 
 each_preset = pytest.mark.parametrize("preset", PRESETS.values(), ids=PRESETS.keys())
@@ -84,6 +92,66 @@ def test_saved_and_loaded_gives_bitwise_the_same(preset: Callable[..., Quantizer
     assert describe(loaded) == describe(tokenizer)
     config = json.loads((folder / "config.json").read_text())
     assert config["format"] == "gritvq" and config["format_version"] == 1
+
+
+LAYOUTS: dict[str, Callable[[int, int], Quantizer]] = {
+    "multiscale": lambda d, k: MultiScaleQuantizer(VectorQuantizer(FreeCodebook(d, k), learning=[]), [1, 2, 4]),
+    "multiscale-lfq": lambda d, k: MultiScaleQuantizer(LFQ(d), [2, 4], dropout=0.5),
+    "product-of-multiscales": lambda d, k: ProductQuantizer([MultiScaleQuantizer(BSQ(d // 2), [1, 4])] * 2),
+    "hierarchical": lambda d, k: HierarchicalQuantizer([vq_vae(d, k), grit_vq(d, k)], d),
+    "projected-hierarchical": lambda d, k: ProjectedQuantizer(HierarchicalQuantizer([vq_vae(3, k)] * 3, 3), d),
+    "product-tokens": lambda d, k: ProductQuantizer([vq_vae(d, k)] * 2, split="tokens"),
+}
+
+
+@pytest.mark.parametrize("make", LAYOUTS.values(), ids=LAYOUTS.keys())
+class TestLayouts:
+    def test_there_and_back(self, make: Callable[[int, int], Quantizer], tmp_path: Path) -> None:
+        tokenizer, images = small(make).eval(), torch.rand(2, 3, 15, 14)
+        tokens = tokenizer.encode(images)
+        quantizer = tokenizer.quantizer
+        assert tokens.shape == (2, *quantizer.token_shape((4, 4)), len(quantizer.codebook_sizes))
+        assert tokenizer.num_token_axes == tokens.ndim - 2
+        with torch.no_grad():
+            expected = tokenizer(images).reconstruction.clamp(0, 1)
+        assert torch.equal(tokenizer.decode(tokens, (15, 14)), expected)
+        assert tokenizer.decode(tokens).shape == (2, 3, 16, 16)
+        one = tokenizer.encode(images[0])
+        assert torch.equal(one, tokens[0]) and tokenizer.decode(one, (15, 14)).shape == (3, 15, 14)
+        loaded = Tokenizer.from_pretrained(tokenizer.save_pretrained(tmp_path / "t"))
+        assert torch.equal(loaded.decode(loaded.encode(images)), tokenizer.decode(tokens))
+        assert torch.equal(tokenizer.fold().encode(images), tokens)
+        for ending in ("npz", "parquet"):
+            items = [TokenizedImage(f"{n}.png", (15, 14), own) for n, own in enumerate(tokens)]
+            for item, own in zip(read_tokens(write_tokens(tmp_path / f"t.{ending}", items)), tokens, strict=True):
+                assert torch.equal(item.tokens, own) and torch.equal(
+                    tokenizer.decode(item.tokens), tokenizer.decode(own)
+                )
+
+    def test_images_that_do_not_fit(self, make: Callable[[int, int], Quantizer]) -> None:
+        tokenizer = small(make)
+        for run in (tokenizer.encode, tokenizer):
+            with pytest.raises(ValueError, match=r"expected images whose 3 x 5 tokens of 4 x 4 pixels fit the layout"):
+                run(torch.rand(1, 3, 12, 20))
+        axes = tokenizer.num_token_axes
+        with pytest.raises(ValueError, match="expected tokens"):
+            tokenizer.decode(torch.zeros((1,) * (axes + 3), dtype=torch.int64))
+        with pytest.raises(ValueError, match="expected a size within 3 pixels below 16 x 16, got 12 x 16"):
+            tokenizer.decode(tokenizer.encode(torch.rand(1, 3, 16, 16)), (12, 16))
+
+    def test_fields_of_one_code(self, make: Callable[[int, int], Quantizer]) -> None:
+        quantizer = small(make).quantizer
+        tokens = constant_tokens(quantizer, torch.tensor([3, 1]))
+        assert tokens.shape[-1] == len(quantizer.codebook_sizes) and tokens.shape[0] == 2
+        assert set(tokens[0, ..., 0].unique().tolist()) - {-1} == {3} and bool((tokens[..., 1:] <= 0).all())
+        assert quantizer.decode(tokens).ndim == 4
+
+
+def test_layouts_of_more_axes_than_an_image_are_refused() -> None:
+    quantizer = grit_vq(6, 8)
+    quantizer.layout = (2, 2, 2)
+    with pytest.raises(ValueError, match=r"expected a quantizer of vectors, sequences or grids, got VectorQuantizer"):
+        Tokenizer(ImageEncoder(6, width=8), quantizer, ImageDecoder(6, width=8))
 
 
 def test_saving_again_replaces_and_saving_elsewhere_is_refused(tmp_path: Path) -> None:

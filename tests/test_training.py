@@ -15,14 +15,43 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from gritvq import Quantizer, Tokenizer, diveq, grit_vq, vq_vae, vq_vae_ema
+from gritvq import (
+    FSQ,
+    LFQ,
+    EMAUpdate,
+    FreeCodebook,
+    HierarchicalQuantizer,
+    MultiScaleQuantizer,
+    ProductQuantizer,
+    ProjectedQuantizer,
+    Quantizer,
+    ResidualQuantizer,
+    Tokenizer,
+    VariationalLatent,
+    VectorQuantizer,
+    diveq,
+    grit_vq,
+    vq_vae,
+    vq_vae_ema,
+)
 from gritvq.data import ImageData
 from gritvq.models import ImageDecoder, ImageEncoder
 from gritvq.training import TokenizerTask, TrainingPlan, evaluate, train
+from gritvq.training import pictures as drawn
 from gritvq.training.callbacks import collapse_advice
-from gritvq.training.compare import Contest, Entry, read_results, run_contest, write_results
+from gritvq.training.compare import (
+    Contest,
+    Entry,
+    comparison_rows,
+    mean_colour_row,
+    read_results,
+    run_contest,
+    run_entry,
+    write_results,
+)
 from gritvq.training.files import replacing, write_json
 from gritvq.training.losses import ReconstructionObjective
+from gritvq.training.pictures import comparison_plot
 from gritvq.training.runs import prepare, token_statistics
 from gritvq.training.tokens import TokenizedImage, read_tokens, write_tokens
 from zoo import PRESETS
@@ -195,6 +224,48 @@ def test_files_of_a_run(pictures: str, tmp_path: Path) -> None:
     assert torch.equal(loaded.encode(images), task.tokenizer.encode(images))
 
 
+def _started_from_data(d: int, k: int) -> Quantizer:
+    codes = FreeCodebook(d, k, initialization="kmeans")
+    return MultiScaleQuantizer(VectorQuantizer(codes, learning=[EMAUpdate()]), [1, 2, 4], dropout=0.3)
+
+
+GRIDS: dict[str, Callable[[int, int], Quantizer]] = {
+    "multiscale": _started_from_data,
+    "hierarchical": lambda d, k: HierarchicalQuantizer([vq_vae(d, 8, initialization="kmeans"), grit_vq(d, k)], d),
+    "product-tokens": lambda d, k: ProductQuantizer([vq_vae(d, k), vq_vae(d, k)], split="tokens"),
+    "residual-dropout": lambda d, k: ResidualQuantizer([vq_vae(d, k), FSQ([5] * d)], dropout=0.5),
+    "huge": lambda d, k: ProjectedQuantizer(LFQ(40), d),
+    "largest": lambda d, k: ProjectedQuantizer(LFQ(63), d),
+}
+
+
+@pytest.mark.parametrize("make", GRIDS.values(), ids=GRIDS.keys())
+def test_whole_runs_of_all_kinds_of_tokens(
+    make: Callable[[int, int], Quantizer], pictures: str, tmp_path: Path
+) -> None:
+    task, data, folder = task_for(make), data_from(pictures), tmp_path / "run"
+    train(task, data, plan(12, validate_every=6), folder=folder, progress=False)
+    tokenizer, quantizer = task.tokenizer, task.tokenizer.quantizer
+    numbers, counts = evaluate(tokenizer, data.val_dataloader())
+    positions = math.prod(quantizer.token_shape((4, 4)))
+    assert numbers["tokens"] == sum(map(len, data.val_dataloader())) * positions and math.isfinite(numbers["psnr"])
+    bits = quantizer.bits((4, 4))
+    assert numbers["bits_per_pixel"] == pytest.approx(bits / 256)
+    assert numbers["bits_per_token"] == pytest.approx(bits / positions)
+    own = token_statistics(tokenizer)
+    assert own["bits_per_token"] == pytest.approx(bits / positions) and 0 <= own["effective_rank"] <= DIM
+    assert own["bits_per_pixel"] == pytest.approx(bits / 256)
+    assert own["pixels_per_token"] == pytest.approx(256 / positions)
+    for given in (counts, None):
+        drawn.codebook_picture(tokenizer, folder / "codebook.png", given, max_codes=20)
+    assert np.asarray(Image.open(folder / "codebook.png")).std() > 5
+    drawn.usage_plot(counts, folder / "usage.png")
+    found = tokenizer.encode(next(iter(data.val_dataloader())))
+    items = [TokenizedImage(str(n), (16, 16), tokens) for n, tokens in enumerate(found)]
+    again = read_tokens(write_tokens(tmp_path / "t.parquet", items))
+    assert all(torch.equal(item.tokens, tokens) for item, tokens in zip(again, found, strict=True))
+
+
 class TestMessages:
     def test_collapse_is_said_in_words(self, pictures: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
         task = task_for(vq_vae)
@@ -288,6 +359,32 @@ class TestCompare:
             for name in ("psnr", "usage", "parameters"):
                 assert got[name] == pytest.approx(expected[name], rel=1e-5)
 
+    @pytest.mark.parametrize("split", ["test", "validation"])
+    def test_mean_colour_is_the_floor(self, pictures: str, tmp_path: Path, split: str) -> None:
+        floor = mean_colour_row(Contest(split=split), lambda: data_from(pictures))
+        data = data_from(pictures)
+        data.setup()
+        loader = data.test_dataloader() if split == "test" else data.val_dataloader()
+        images = torch.cat(list(loader)).double()
+        error = (images - images.mean((2, 3), keepdim=True)).square().mean()
+        assert floor["psnr"] == pytest.approx(-10 * math.log10(error), abs=1e-5)
+        run = {"method": "ours", "preset": "x", "settings": "-", "codebook_size": 8, "seed": 0}
+        numbers = {"psnr": 5.0, "usage": 1.0, "perplexity": 7.0, "bits_per_token": 3.0, "parameters": 9.0}
+        results = [floor, {**run, **numbers, "seconds_per_step": 0.5}]
+        rows = comparison_rows(read_results(write_results(tmp_path / "r.csv", results, {"data": "pictures"})))
+        assert [row[:2] for row in rows] == [("8", "ours"), ("-", "mean colour")]
+        assert rows[1] == ("-", "mean colour", f"{floor['psnr']:.2f}", "-", "-", "-", "-", "-", "1")
+        comparison_plot(results, tmp_path / "plot.png")
+        assert (tmp_path / "plot.png").stat().st_size > 1000
+
+    def test_encoder_and_decoder_have_the_sizes_of_the_quantizer(self, pictures: str) -> None:
+        def variational(dim: int, codebook_size: int) -> Quantizer:
+            return VariationalLatent(vq_vae(dim, codebook_size))
+
+        contest = Contest(dim=DIM, width=8, num_blocks=1, max_steps=2, split="validation")
+        result = run_entry(contest, Entry("variational", variational, SIZE, 0), lambda: data_from(pictures))
+        assert math.isfinite(result["psnr"]) and result["bits_per_token"] == 5
+
     def test_bad_entries(self) -> None:
         with pytest.raises(ValueError, match=r"expected settings that grit_vq takes \(radius, .*got speed"):
             Entry("x", grit_vq, 8, 0, {"speed": 3})
@@ -311,6 +408,7 @@ class TestFiles:
             TokenizedImage(f"folder/{n}.png", (9 + n, 7), torch.randint(0, 2**40, (3, 2, 2), dtype=torch.int64))
             for n in range(3)
         ]
+        items.append(TokenizedImage("sequence.png", (8, 8), torch.randint(0, 9, (21, 2))))
         found = read_tokens(write_tokens(tmp_path / f"t{ending}", items))
         for a, b in zip(found, items, strict=True):
             assert a.name == b.name and a.size == b.size and torch.equal(a.tokens, b.tokens)

@@ -21,15 +21,20 @@ from gritvq import (
     ConvexAssignment,
     CosineRadius,
     DeadCodeRevival,
+    DecaySchedule,
     DirectionalReparameterization,
     DistanceRadius,
+    DistributionConsistencyLoss,
+    DriftLoss,
     EMAUpdate,
     EntropyLoss,
     FreeCodebook,
     GaussianMixtureQuantizer,
     GaussianRadius,
+    HierarchicalQuantizer,
     HyperbolicQuantizer,
     InputNormRadius,
+    LearningRule,
     LinearSchedule,
     LogRadius,
     MahalanobisRadius,
@@ -38,6 +43,7 @@ from gritvq import (
     NearestAssignment,
     NoiseSubstitution,
     OrthogonalityLoss,
+    PerturbedQuantizer,
     PowerRadius,
     ProductQuantizer,
     ProjectedQuantizer,
@@ -61,6 +67,7 @@ from gritvq import (
     TransformerCodebook,
     VariationalLatent,
     VectorQuantizer,
+    WassersteinLoss,
     bsq,
     diveq,
     fsq,
@@ -138,6 +145,24 @@ ASSIGNMENTS: dict[str, Callable[[], Assignment]] = {
     "convex-relaxed": lambda: ConvexAssignment(relaxed=True),
 }
 
+RULES: dict[str, Callable[[int, int], LearningRule]] = {
+    "commitment": lambda d, k: CommitmentLoss(),
+    "codebook": lambda d, k: CodebookLoss(),
+    "entropy": lambda d, k: EntropyLoss(),
+    "orthogonality": lambda d, k: OrthogonalityLoss(),
+    "ema": lambda d, k: EMAUpdate(),
+    "revival": lambda d, k: DeadCodeRevival(2),
+    "drift": lambda d, k: DriftLoss(strength=0.1),
+    "drift-relative": lambda d, k: DriftLoss(temperature=0.5, relative=True),
+    "drift-decaying": lambda d, k: DriftLoss(
+        temperature=DecaySchedule(1.0, factor=0.5, interval=2, floor=1e-8, staircase=True)
+    ),
+    "wasserstein": lambda d, k: WassersteinLoss(),
+    "wasserstein-entropic": lambda d, k: WassersteinLoss(regularization=1.0),
+    "wasserstein-learned": lambda d, k: WassersteinLoss(codebook_size=k),
+    "distribution": lambda d, k: DistributionConsistencyLoss(),
+}
+
 PRESETS: dict[str, Callable[..., Quantizer]] = {
     "grit_vq": grit_vq,
     "vq_vae": vq_vae,
@@ -174,6 +199,10 @@ def _all_rules(d: int, k: int) -> Quantizer:
     return VectorQuantizer(MLPCodebook(d, k), learning=rules)
 
 
+def _with_rule(name: str, surrogate: Callable[[], Surrogate]) -> Callable[[int, int], Quantizer]:
+    return lambda d, k: VectorQuantizer(FreeCodebook(d, k), surrogate=surrogate(), learning=[RULES[name](d, k)])
+
+
 QUANTIZERS: dict[str, Callable[[int, int], Quantizer]] = {
     **PRESETS,
     **{
@@ -187,6 +216,11 @@ QUANTIZERS: dict[str, Callable[[int, int], Quantizer]] = {
     **{
         f"assignment-{name}": (lambda d, k, make=make: VectorQuantizer(FreeCodebook(d, k), make()))
         for name, make in ASSIGNMENTS.items()
+    },
+    **{
+        f"rule-{name}": _with_rule(name, RadialSurrogate if name == "distribution" else StraightThrough)
+        for name in RULES
+        if name.startswith(("drift", "wasserstein", "distribution"))
     },
     "cosine": _cosine,
     "all-rules": _all_rules,
@@ -217,6 +251,14 @@ QUANTIZERS: dict[str, Callable[[int, int], Quantizer]] = {
     "multiscale-ema": lambda d, k: MultiScaleQuantizer(
         VectorQuantizer(FreeCodebook(d, k), learning=[EMAUpdate()]), [1, 4]
     ),
+    "hierarchical": lambda d, k: HierarchicalQuantizer([vq_vae(d, k), grit_vq(d, k)], d),
+    "hierarchical-of-kinds": lambda d, k: HierarchicalQuantizer(
+        [vq_vae_ema(d, k), ResidualQuantizer([vq_vae(d, k), LFQ(d)]), ProjectedQuantizer(_fsq(3), d)], d, width=5
+    ),
+    "perturbed": lambda d, k: PerturbedQuantizer(
+        vq_vae(d, k), share=LinearSchedule(0.9, 0.1, num_steps=4), num_neighbors=5
+    ),
+    "perturbed-radial": lambda d, k: PerturbedQuantizer(grit_vq(d, k), share=0.5, probability=0.5),
     "product": lambda d, k: ProductQuantizer([vq_vae(d // 2, k), vq_vae_ema(d // 2, k)]),
     "residual-of-products": lambda d, k: ResidualQuantizer(
         [ProductQuantizer([vq_vae(d // 2, k), vq_vae(d // 2, k)]) for _ in range(2)]

@@ -15,11 +15,11 @@ from datetime import date
 from pathlib import Path
 
 import yaml
-from image import HERE, RESULTS, complete, hardware
+from image import HERE, RESULTS, circumstances, complete, hardware
 
 from gritvq.cli import contest_entries
 from gritvq.data import ImageData
-from gritvq.training.compare import Contest
+from gritvq.training.compare import Contest, mean_colour_row, write_results
 
 
 def main() -> None:
@@ -32,11 +32,15 @@ def main() -> None:
     arguments = parser.parse_args()
     plan = yaml.safe_load(arguments.plan.read_text())
     make_data = functools.partial(ImageData, arguments.data, **plan["data"])
+    contest, data = Contest(**plan["contest"]), Path(arguments.data).name
+    about = circumstances(contest, data)
+    floor = mean_colour_row(contest, make_data)
     for name in arguments.tables or plan["tables"]:
         table = plan["tables"][name]
         entries = contest_entries(table["methods"], [table["codebook_size"]], plan["seeds"])
         path = RESULTS / f"methods_{name}_{hardware()}_{date.today():%Y%m}.csv"
-        complete(path, Contest(**plan["contest"]), entries, make_data, Path(arguments.data).name, arguments.jobs)
+        results = complete(path, contest, entries, make_data, data, arguments.jobs)
+        write_results(path, [{**floor, **about}, *results], about)
 
 
 if __name__ == "__main__":

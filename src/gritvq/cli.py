@@ -411,6 +411,7 @@ def _compare(parser: Any, config: Any) -> None:
         COMPARISON_COLUMNS,
         comparison_rows,
         describe_contest,
+        mean_colour_row,
         run_contest,
         write_results,
     )
@@ -422,7 +423,7 @@ def _compare(parser: Any, config: Any) -> None:
     make_data = functools.partial(ImageData, **arguments_of(config.data))
     make_data().setup("fit")
     out = Path(config.out)
-    results: list[dict[str, Any]] = []
+    results = [mean_colour_row(contest, make_data)]
     about = {"contest": describe_contest(contest), "data": str(config.data.path)}
     runs = run_contest(contest, entries, make_data, jobs=config.jobs)
     for result in track(runs, total=len(entries), description="comparing", console=_console()):

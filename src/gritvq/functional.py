@@ -105,7 +105,8 @@ def nearest_codes(
     """
     if not 1 <= num_codes <= len(codes):
         raise ValueError(f"expected num_codes in 1 .. {len(codes)}, got {num_codes}")
-    x, codes = wide(x.detach()), wide(codes.detach())
+    dtype = torch.float64 if torch.float64 in (x.dtype, codes.dtype) else torch.float32
+    x, codes = x.detach().to(dtype), codes.detach().to(dtype)
     if metric == "cosine":
         x, codes = F.normalize(x, dim=1), F.normalize(codes, dim=1)
     center = _center(codes)

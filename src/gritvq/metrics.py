@@ -7,15 +7,18 @@ every token once.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from gritvq.functional import perplexity, usage
+from gritvq.functional import perplexity
 
 __all__ = ["CodebookUsage", "ReconstructionError"]
+
+_LARGEST_DENSE = 2**24  # codes up to which one number is kept for each
 
 
 def _reduced(x: Tensor) -> Tensor:
@@ -28,11 +31,17 @@ def _reduced(x: Tensor) -> Tensor:
 class CodebookUsage:
     """How a codebook is used: share of codes hit, perplexity, dead codes, per index channel.
 
+    Up to 2^24 codes one number is kept per code; of larger codebooks (lookup-free ones may have 2^63 codes) only the
+    codes that were seen are kept, so memory grows with the tokens instead.
+
     Args:
-        codebook_sizes: Codes per index channel, at most 2^28 each: one number is kept per code.
+        codebook_sizes: Codes per index channel.
+
+    Attributes:
+        counts: Counts of every channel on this process (K,), int64; sparse where the codebook is large.
 
     Raises:
-        ValueError: If a codebook is larger.
+        ValueError: If a codebook has no code.
 
     Example:
         >>> metric = CodebookUsage((4,))
@@ -41,18 +50,18 @@ class CodebookUsage:
         (0.5, 3)
     """
 
+    counts: list[Tensor]
+
     def __init__(self, codebook_sizes: tuple[int, ...]) -> None:
         self.codebook_sizes = tuple(codebook_sizes)
-        if max(self.codebook_sizes) > 2**28:
-            raise ValueError(
-                f"expected codebook sizes up to 2^28 to count codes, got {self.codebook_sizes}; count the digits of "
-                "such a grid instead"
-            )
+        if not self.codebook_sizes or min(self.codebook_sizes) < 1:
+            raise ValueError(f"expected codebook sizes >= 1, got {self.codebook_sizes}")
         self.reset()
 
     def reset(self) -> None:
         """Forget everything."""
-        self.counts = [torch.zeros(size, dtype=torch.int64) for size in self.codebook_sizes]
+        self.counts = [_no_counts(size) for size in self.codebook_sizes]
+        self._positions = torch.zeros((), dtype=torch.int64)
 
     def update(self, indices: Int[Tensor, "*tokens Q"]) -> None:
         """Count a batch of indices; -1 does not count."""
@@ -63,28 +72,76 @@ class CodebookUsage:
             )
         for channel, size in enumerate(self.codebook_sizes):
             index = indices[..., channel].reshape(-1)
-            counted = torch.bincount(index[index >= 0], minlength=size)
-            self.counts[channel] = self.counts[channel].to(counted.device) + counted
+            index = index[index >= 0]
+            old = self.counts[channel].to(index.device)
+            if old.is_sparse:
+                self.counts[channel] = _sparse_sum(old, _sparse(index, torch.ones_like(index), size))
+            else:
+                self.counts[channel] = old + torch.bincount(index, minlength=size)
+        positions = (indices >= 0).any(-1).sum()
+        self._positions = self._positions.to(positions.device) + positions
 
     @property
     def num_tokens(self) -> int:
-        """Token positions counted on this process."""
-        return int(self.counts[0].sum())
+        """Token positions counted on this process: those that have a code in any channel."""
+        return int(self._positions)
 
     def histograms(self) -> list[Tensor]:
-        """Counts of every channel over all processes."""
-        return [_reduced(counts) for counts in self.counts]
+        """Counts of every channel over all processes (K,), sparse where the codebook is large."""
+        return [_reduced_sparse(counts) if counts.is_sparse else _reduced(counts) for counts in self.counts]
 
     def compute(self) -> dict[str, float]:
         """Over all processes: mean ``usage`` and ``perplexity`` of the channels, ``dead_codes`` in all, ``tokens``."""
-        counts = self.histograms()
+        histograms = self.histograms()
+        counts = [_seen_counts(histogram) for histogram in histograms]
+        used = [int((c > 0).sum()) for c in counts]
         num = len(counts)
         return {
-            "usage": sum(float(usage(c)) for c in counts) / num,
+            "usage": sum(n / size for n, size in zip(used, self.codebook_sizes, strict=True)) / num,
             "perplexity": sum(float(perplexity(c)) for c in counts) / num,
-            "dead_codes": float(sum(int((c == 0).sum()) for c in counts)),
-            "tokens": float(counts[0].sum()),
+            "dead_codes": float(sum(size - n for n, size in zip(used, self.codebook_sizes, strict=True))),
+            "tokens": float(_reduced(self._positions)),
         }
+
+    def bits_per_token(self) -> float:
+        """Bits at fixed length over all processes, per token position: ``sum_q n_q log2 K_q / n``; NaN without tokens.
+
+        Equal to :func:`gritvq.functional.bits_per_token` where every position has a code in every channel.
+        """
+        positions = float(_reduced(self._positions))
+        if positions == 0:
+            return math.nan
+        shares = [float(_seen_counts(counts).sum()) / positions for counts in self.histograms()]
+        return sum(share * math.log2(size) for share, size in zip(shares, self.codebook_sizes, strict=True))
+
+
+def _no_counts(size: int) -> Tensor:
+    none = torch.zeros(0, dtype=torch.int64)
+    return torch.zeros(size, dtype=torch.int64) if size <= _LARGEST_DENSE else _sparse(none, none, size)
+
+
+def _sparse(codes: Tensor, counts: Tensor, size: int) -> Tensor:
+    """Counts by code; of exactly 2^63 codes the last two count as one, because a tensor cannot be longer."""
+    size = min(size, 2**63 - 1)
+    return torch.sparse_coo_tensor(codes.clamp_max(size - 1)[None], counts, (size,)).coalesce()
+
+
+def _sparse_sum(*each: Tensor) -> Tensor:
+    codes, counts = (torch.cat(parts) for parts in ([e.indices()[0] for e in each], [e.values() for e in each]))
+    return _sparse(codes, counts, each[0].shape[0])
+
+
+def _reduced_sparse(counts: Tensor) -> Tensor:
+    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        return counts
+    gathered: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(gathered, (counts.indices()[0].cpu(), counts.values().cpu()))
+    return _sparse_sum(*(_sparse(codes, values, counts.shape[0]) for codes, values in gathered))
+
+
+def _seen_counts(counts: Tensor) -> Tensor:
+    """The numbers that are kept."""
+    return counts.values() if counts.is_sparse else counts
 
 
 class ReconstructionError:

@@ -158,15 +158,17 @@ class _NegativeEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor) -> Tensor:
         p = logits.softmax(1)
-        largest, likeliest = logits.amax(1), p.amax(1)
-        normalizer = largest - likeliest.log()  # log sum exp, from the one softmax
-        total = p.mul_(logits - largest[:, None]).sum(1) + likeliest.log()
-        ctx.save_for_backward(logits, normalizer, total)
+        largest, likeliest = (
+            logits.amax(1),
+            p.amax(1).log(),
+        )  # log p = logits - largest + likeliest: one softmax is enough
+        total = p.mul_(logits - largest[:, None]).sum(1) + likeliest
+        ctx.save_for_backward(logits, largest, likeliest, total)
         return total
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        logits, normalizer, total = ctx.saved_tensors
-        log_p = logits - normalizer[:, None]
+        logits, largest, likeliest, total = ctx.saved_tensors
+        log_p = (logits - largest[:, None]).add_(likeliest[:, None])
         p = log_p.exp()
         return log_p.sub_(total[:, None]).mul_(gradient[:, None]).mul_(p)

@@ -70,6 +70,11 @@ class Tokenizer(Component):
                 raise ValueError(
                     f"expected {name} to have dim={wanted} as the quantizer has, got {got}; make them equal"
                 )
+        if len(quantizer.layout) > 2:
+            raise ValueError(
+                f"expected a quantizer of vectors, sequences or grids, got {type(quantizer).__name__} with the layout "
+                f"{quantizer.layout}; an image has two axes"
+            )
         self.encoder, self.quantizer, self.decoder = encoder, quantizer, decoder
 
     @property
@@ -82,38 +87,71 @@ class Tokenizer(Component):
         """Colour channels."""
         return int(self.encoder.channels)  # type: ignore[arg-type]
 
+    @property
+    def num_token_axes(self) -> int:
+        """Axes of one image's tokens beside the channels: 2 for a grid (h, w), 1 for a sequence (T,)."""
+        layout = self.quantizer.layout
+        return len(self.quantizer.token_shape((1, *(1,) * (2 - len(layout)), *layout))) - 1
+
     def forward(self, images: Float[Tensor, "B C H W"]) -> TokenizerOutput:
-        """Encode, quantize, decode; the reconstruction is not clamped and has the images' size."""
-        latents = self.encoder(self._pad(images))
+        """Encode, quantize, decode; the reconstruction is not clamped and has the images' size.
+
+        Raises:
+            ValueError: If the images' size does not fit the quantizer's layout.
+        """
+        latents = self.latents(images)
         quantization = self.quantizer(latents)
         reconstruction = self.decoder(quantization.quantized)
         return TokenizerOutput(reconstruction[..., : images.shape[-2], : images.shape[-1]], quantization, latents)
 
+    def latents(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B h w D"]:
+        """What the encoder makes of images whose sides are extended to multiples of ``factor``.
+
+        Raises:
+            ValueError: If the images' size does not fit the quantizer's layout.
+        """
+        batch = self._pad(images)
+        height, width = batch.shape[-2] // self.factor, batch.shape[-1] // self.factor
+        if self.quantizer.layout:
+            try:
+                self.quantizer.token_shape((1, height, width))
+            except ValueError as error:
+                raise ValueError(
+                    f"expected images whose {height} x {width} tokens of {self.factor} x {self.factor} pixels fit the "
+                    f"layout {self.quantizer.layout} of {type(self.quantizer).__name__}, got {images.shape[-2]} x "
+                    f"{images.shape[-1]} pixels ({error}); resize or crop them"
+                ) from error
+        return self.encoder(batch)
+
     @torch.no_grad()
-    def encode(self, images: Tensor) -> Int[Tensor, "B h w Q"]:
-        """Tokens of images of any size.
+    def encode(self, images: Tensor) -> Int[Tensor, "B *tokens Q"]:
+        """Tokens of images, of any size unless the quantizer has a layout.
 
         Args:
             images: (B, C, H, W) or (C, H, W): uint8, or floating in [0, 1]. Sides that are no multiple of ``factor``
                 are extended by repeating the border.
 
         Returns:
-            Indices (B, ceil(H / factor), ceil(W / factor), Q), int64, without B for a single image.
+            Indices (B, ceil(H / factor), ceil(W / factor), Q), int64, without B for a single image. A quantizer that
+            makes sequences of a grid (multi-scale, hierarchical) gives (B, T, Q).
 
         Raises:
             ValueError: If shape, type or values do not fit.
         """
-        batch = self._pad(self._as_batch(images))
+        batch = self._as_batch(images)
         with evaluating(self):
-            tokens = self.quantizer.encode(self.encoder(batch))
+            tokens = self.quantizer.encode(self.latents(batch))
         return tokens if images.ndim == 4 else tokens[0]
 
     @torch.no_grad()
-    def decode(self, tokens: Int[Tensor, "B h w Q"], size: tuple[int, int] | None = None) -> Float[Tensor, "B C H W"]:
+    def decode(
+        self, tokens: Int[Tensor, "B *tokens Q"], size: tuple[int, int] | None = None
+    ) -> Float[Tensor, "B C H W"]:
         """Images of tokens, in [0, 1].
 
         Args:
-            tokens: (B, h, w, Q), or (h, w, Q) for a single image.
+            tokens: (B, h, w, Q), or (h, w, Q) for a single image; (B, T, Q) or (T, Q) where the quantizer makes
+                sequences.
             size: (H, W) of the original image, to cut off what ``encode`` added; all of it where None.
 
         Returns:
@@ -122,21 +160,24 @@ class Tokenizer(Component):
         Raises:
             ValueError: If the shape is wrong, an index is out of range, or ``size`` does not fit the tokens.
         """
-        if tokens.ndim not in (3, 4):
-            raise ValueError(f"expected tokens (B, h, w, Q) or (h, w, Q), got {tuple(tokens.shape)}")
-        batch = tokens if tokens.ndim == 4 else tokens[None]
-        full = (batch.shape[1] * self.factor, batch.shape[2] * self.factor)
-        height, width = full if size is None else size
-        if not (full[0] - self.factor < height <= full[0] and full[1] - self.factor < width <= full[1]):
-            raise ValueError(
-                f"expected a size within {self.factor - 1} pixels below {full[0]} x {full[1]}, got {height} x {width}; "
-                "is it (height, width)?"
-            )
+        axes = self.num_token_axes
+        if tokens.ndim not in (axes + 1, axes + 2):
+            one = "h, w, Q" if axes == 2 else "T, Q"
+            raise ValueError(f"expected tokens (B, {one}) or ({one}), got {tuple(tokens.shape)}")
+        single = tokens.ndim == axes + 1
+        batch = tokens[None] if single else tokens
         with evaluating(self):
-            device = next(self.decoder.parameters()).device
-            images = self.decoder(self.quantizer.decode(batch.to(device)).to(self._dtype())).float()
+            values = self.quantizer.decode(batch.to(next(self.decoder.parameters()).device))
+            full = (values.shape[1] * self.factor, values.shape[2] * self.factor)
+            height, width = full if size is None else size
+            if not (full[0] - self.factor < height <= full[0] and full[1] - self.factor < width <= full[1]):
+                raise ValueError(
+                    f"expected a size within {self.factor - 1} pixels below {full[0]} x {full[1]}, got {height} x "
+                    f"{width}; is it (height, width)?"
+                )
+            images = self.decoder(values.to(self._dtype())).float()
         images = images[..., :height, :width].clamp(0, 1)
-        return images if tokens.ndim == 4 else images[0]
+        return images[0] if single else images
 
     def fold(self) -> Tokenizer:
         """A copy of the tokenizer with the codebook's transform baked in: for serving, not for training on."""
@@ -148,7 +189,8 @@ class Tokenizer(Component):
         """Write ``config.json`` (readable, format version) and ``model.safetensors``; no pickle, nothing half-written.
 
         The folder is written beside its final name and moved there when complete. An existing tokenizer is replaced;
-        statistics of training (moving averages) are not part of it, a training checkpoint holds those.
+        statistics of training (moving averages) are not part of it, a training checkpoint holds those. Levels that
+        share one codebook are written each on its own, and share it no longer when loaded.
 
         Raises:
             ValueError: If the path is a file, or a folder that holds something else than a tokenizer.
@@ -161,7 +203,9 @@ class Tokenizer(Component):
                     f"expected a new folder or one that holds a tokenizer, got {folder}; choose another name"
                 )
         config = {"format": "gritvq", "format_version": FORMAT_VERSION, "tokenizer": describe(self)}
-        tensors = {k: v.detach().cpu().contiguous() for k, v in self.state_dict().items() if isinstance(v, Tensor)}
+        tensors = {
+            k: v.detach().cpu().contiguous().clone() for k, v in self.state_dict().items() if isinstance(v, Tensor)
+        }
         folder.parent.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
         try:

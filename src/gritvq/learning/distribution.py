@@ -37,10 +37,10 @@ class DistributionConsistencyLoss(LearningRule):
         9.0
 
     References:
-        "VAEVQ: Enhancing Discrete Visual Tokenization through Variational Modeling", AAAI 2026, arXiv 2511.06863, the
-        distribution consistency regularization. Deviation: the paper leaves out the constant D, which makes it a true
-        squared distance, never negative; gradients are the same. In the released code the root term is 0, so that its
-        loss would only shrink the codes, and it is computed but not added to the total.
+        Yang et al., "VAEVQ: Enhancing Discrete Visual Tokenization through Variational Modeling", AAAI 2026, arXiv
+        2511.06863, the distribution consistency regularization. Deviation: the paper leaves out the constant D, which
+        makes it a true squared distance, never negative; gradients are the same. In the released code the root term is
+        0, so that its loss would only shrink the codes, and it is computed but not added to the total.
     """
 
     trains_codes = True

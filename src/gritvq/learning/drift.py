@@ -25,13 +25,13 @@ class DriftLoss(LearningRule):
 
     The temperature decides who follows, so it has to match the latents' scale: far below the squared distances between
     codes nobody but the chosen one does, far above them all codes are drawn into the mean of the batch. A constant one
-    fits as long as the cloud only moves; where it shrinks or grows, ``relative`` keeps it in step. The published
+    fits as long as the cloud only moves; where it shrinks, ``relative`` keeps it in step. The published
     schedule halves it every epoch, which turns the rule into the plain codebook loss, and is of use only if the drift
     ends before the decay does. The reach is bounded by ``strength * K``, the sum of one vector's kernel before it is
     cut off at 1: the same strength reaches less far in a smaller codebook.
 
     Costs O(N K) time, and no backward pass through pairs: three sums over blocks of 4 million pairs hold all there is
-    to know, so memory is about 70 MB whatever N.
+    to know, so memory is about 100 MB whatever N.
 
     Args:
         weight: The paper's alpha; 1 in the released code, beside ``CommitmentLoss(0.25)``.
@@ -39,7 +39,8 @@ class DriftLoss(LearningRule):
         temperature: Kernel width tau in squared latent units, > 0 (a schedule may fall to 0). The released code's is
             ``DecaySchedule(1.0, factor=0.5, interval=steps_per_epoch, floor=1e-8, staircase=True)``.
         relative: Multiply the temperature by the variance of the valid latents of the batch (mean over components, all
-            processes together, no gradient); 0.2 is a good temperature then.
+            processes together, no gradient); on a toy cloud in the plane that moves or shrinks, 0.5 kept 94 % of the
+            codes in use or more, 0.2 kept 73 %.
 
     Example:
         >>> x, codes = torch.tensor([[0.0]]), torch.tensor([[1.0], [2.0]])
@@ -50,10 +51,10 @@ class DriftLoss(LearningRule):
         1.379
 
     References:
-        "Beyond Stationarity: Rethinking Codebook Collapse in Vector Quantization" (NS-VQ), arXiv 2602.18896, after the
-        released code, whose kernel, strength and schedule these are; the paper's ``2 sigma^2`` is taken to be the
-        temperature, which is our reading. Deviations: ``relative`` is ours; the variants that add a codebook gradient
-        to the straight-through estimator are left out.
+        Lu et al., "Beyond Stationarity: Rethinking Codebook Collapse in Vector Quantization" (NS-VQ), 2026, arXiv
+        2602.18896, after the released code, whose kernel, strength and schedule these are; that the paper's
+        ``2 sigma^2`` is the temperature is our reading. Deviations: ``relative`` is ours, and the variants that also
+        send the task's gradient to the codes are left out.
     """
 
     trains_codes = True

@@ -6,8 +6,9 @@ tuned.
 
 from gritvq.presets.grids import bsq, fsq, lfq
 from gritvq.presets.maps import fvq, grit_vq, simvq, transvq
-from gritvq.presets.stochastic import gm_vq, hyper_vq, rsq_vae, sq_vae
-from gritvq.presets.structured import msvq, pq, rq, xq
+from gritvq.presets.soft import gumbel_vq, scq, sf_diveq, soft_vq
+from gritvq.presets.stochastic import gm_vq, hyper_vq, rsq_vae, sq_vae, sq_vae_2, vaevq_paper, vaevq_released
+from gritvq.presets.structured import msvq, pq, rq, vq_vae_2, xq
 from gritvq.presets.tables import diveq, ns_vq, rotation_vq, vq_vae, vq_vae_ema, vq_wae
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "fvq",
     "gm_vq",
     "grit_vq",
+    "gumbel_vq",
     "hyper_vq",
     "lfq",
     "msvq",
@@ -25,10 +27,17 @@ __all__ = [
     "rotation_vq",
     "rq",
     "rsq_vae",
+    "scq",
+    "sf_diveq",
     "simvq",
+    "soft_vq",
     "sq_vae",
+    "sq_vae_2",
     "transvq",
+    "vaevq_paper",
+    "vaevq_released",
     "vq_vae",
+    "vq_vae_2",
     "vq_vae_ema",
     "vq_wae",
     "xq",

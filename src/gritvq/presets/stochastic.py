@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from gritvq.base import DecaySchedule
-from gritvq.codebooks import FreeCodebook, Initialization
+from gritvq.codebooks import AffineCodebook, FreeCodebook, Initialization
 from gritvq.hyperbolic import HyperbolicQuantizer
-from gritvq.variational import GaussianMixtureQuantizer, ResidualStochasticQuantizer, StochasticQuantizer
+from gritvq.learning import DistributionConsistencyLoss
+from gritvq.structures import HierarchicalQuantizer
+from gritvq.variational import (
+    GaussianMixtureQuantizer,
+    RepresentationCoherenceLoss,
+    ResidualStochasticQuantizer,
+    StochasticQuantizer,
+    VariationalLatent,
+)
+from gritvq.vector_quantizer import VectorQuantizer
 
-__all__ = ["gm_vq", "hyper_vq", "rsq_vae", "sq_vae"]
+__all__ = ["gm_vq", "hyper_vq", "rsq_vae", "sq_vae", "sq_vae_2", "vaevq_paper", "vaevq_released"]
 
 # Published variances are for codes from N(0, Id) in 64 dimensions, whose squared length is 64; codes here start at 1.
 _UNIT = 1 / 64
@@ -84,6 +94,33 @@ def rsq_vae(
     )
 
 
+def sq_vae_2(
+    dim: int,
+    codebook_size: int,
+    *,
+    num_levels: int = 2,
+    initial_variance: float = 20 * _UNIT,
+    floor: float = _UNIT,
+    cooling_interval: float = 1e5,
+    lr_scale: float = 1.0,
+) -> HierarchicalQuantizer:
+    """SQ-VAE-2: stochastic levels injected from coarse to fine, each at twice the resolution of the one before.
+
+    Example:
+        >>> sq_vae_2(16, 64).token_shape((4, 8, 8))
+        (4, 80)
+
+    References:
+        Takida et al., "HQ-VAE: Hierarchical Discrete Representation Learning with Variational Bayes", TMLR 2024, arXiv
+        2401.00365. The authors' configuration is not public; the networks between the levels are ours.
+    """
+    if num_levels < 1:
+        raise ValueError(f"expected num_levels >= 1, got {num_levels}")
+    settings: dict[str, Any] = {"initial_variance": initial_variance, "floor": floor, "lr_scale": lr_scale}
+    levels = [sq_vae(dim, codebook_size, cooling_interval=cooling_interval, **settings) for _ in range(num_levels)]
+    return HierarchicalQuantizer(levels, dim)
+
+
 def gm_vq(
     dim: int,
     codebook_size: int,
@@ -143,3 +180,72 @@ def hyper_vq(
         curvature, temperature and start are ours.
     """
     return HyperbolicQuantizer(dim, codebook_size, curvature=curvature, temperature=temperature)
+
+
+def vaevq_paper(
+    dim: int,
+    codebook_size: int,
+    *,
+    coherence_weight: float = 1.0,
+    distribution_weight: float = 0.1,
+    kl_weight: float = 1e-3,
+    initial_log_variance: float = 0.0,
+    lr_scale: float = 1.0,
+) -> VariationalLatent:
+    """VAEVQ as its paper says: a Gaussian latent, the code nearest to its sample, two decodings, codes kept normal.
+
+    Takes 2 D channels, means and log variances.
+
+    Args:
+        dim: Size D of a code.
+        codebook_size: Number of codes K.
+        coherence_weight: Weight of the coherence of code and posterior, 1 in the paper.
+        distribution_weight: Weight of the distance of the codes from a standard normal, 0.1 in the paper.
+        kl_weight: Weight of the latent's divergence from the standard normal; not public, ours.
+        initial_log_variance: Added to the log variances.
+        lr_scale: Codebook learning rate over the encoder's.
+
+    Example:
+        >>> vaevq_paper(16, 64).input_dim
+        32
+
+    References:
+        Yang et al., "VAEVQ: Enhancing Discrete Visual Tokenization through Variational Modeling", AAAI 2026, arXiv
+        2511.06863.
+    """
+    codebook = FreeCodebook(dim, codebook_size, lr_scale=lr_scale)
+    return VariationalLatent(
+        VectorQuantizer(codebook, learning=[DistributionConsistencyLoss(distribution_weight)]),
+        coherence=RepresentationCoherenceLoss(coherence_weight),
+        kl_weight=kl_weight,
+        initial_log_variance=initial_log_variance,
+    )
+
+
+def vaevq_released(
+    dim: int,
+    codebook_size: int,
+    *,
+    coherence_weight: float = 1.0,
+    initial_log_variance: float = 0.0,
+    lr_scale: float = 1.0,
+) -> VariationalLatent:
+    """VAEVQ as its released code does: codes under a linear map, the code nearest to the mean, coherence alone.
+
+    Takes 2 D channels, means and log variances. The authors train it with ``TwoPathObjective("l1", weight=0.5)``.
+
+    Example:
+        >>> vaevq_released(16, 64).choose_by
+        'mean'
+
+    References:
+        Yang et al., AAAI 2026, arXiv 2511.06863, released code. Deviation: the linear map starts as the identity.
+    """
+    codebook = AffineCodebook(dim, codebook_size, lr_scale=lr_scale)
+    return VariationalLatent(
+        VectorQuantizer(codebook, learning=[]),
+        choose_by="mean",
+        gradient="reparameterized",
+        coherence=RepresentationCoherenceLoss(coherence_weight, reduction="mean", detach_deviation=False),
+        initial_log_variance=initial_log_variance,
+    )

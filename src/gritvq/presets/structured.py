@@ -8,10 +8,10 @@ from typing import Any
 from gritvq.codebooks import FreeCodebook
 from gritvq.learning import EMAUpdate
 from gritvq.presets.tables import revival, vq_vae_ema
-from gritvq.structures import MultiScaleQuantizer, ProductQuantizer, ResidualQuantizer
+from gritvq.structures import HierarchicalQuantizer, MultiScaleQuantizer, ProductQuantizer, ResidualQuantizer
 from gritvq.vector_quantizer import VectorQuantizer
 
-__all__ = ["msvq", "pq", "rq", "xq"]
+__all__ = ["msvq", "pq", "rq", "vq_vae_2", "xq"]
 
 
 def rq(
@@ -140,3 +140,29 @@ def xq(
     settings: dict[str, Any] = {"num_levels": num_levels, "decay": decay, "commitment_weight": commitment_weight}
     settings |= {"dropout": dropout, "revival_interval": revival_interval}
     return ProductQuantizer([rq(dim // num_parts, codebook_size, **settings) for _ in range(num_parts)])
+
+
+def vq_vae_2(
+    dim: int,
+    codebook_size: int,
+    *,
+    num_levels: int = 2,
+    decay: float = 0.99,
+    commitment_weight: float = 0.25,
+    revival_interval: int | None = 20,
+) -> HierarchicalQuantizer:
+    """VQ-VAE-2: a coarse grid of tokens and a finer one conditioned on it, moving-average codes at both.
+
+    Example:
+        >>> vq_vae_2(16, 512).bits((64, 64))
+        46080.0
+
+    References:
+        Razavi et al., "Generating Diverse High-Fidelity Images with VQ-VAE-2", NeurIPS 2019, arXiv 1906.00446.
+        Deviations: levels are added, not concatenated; start from data and revival.
+    """
+    if num_levels < 1:
+        raise ValueError(f"expected num_levels >= 1, got {num_levels}")
+    settings: dict[str, Any] = {"commitment_weight": commitment_weight, "revival_interval": revival_interval}
+    levels = [vq_vae_ema(dim, codebook_size, decay=decay, **settings) for _ in range(num_levels)]
+    return HierarchicalQuantizer(levels, dim)

@@ -142,7 +142,7 @@ def ns_vq(
         temperature: The kernel's width at the start, in squared latent units.
         halving_interval: Steps after which the temperature halves, an epoch in the released code; None keeps it.
         relative: Measure the temperature in variances of the latents, which keeps it in step with them (our extension;
-            with it 0.2 and no halving are good values).
+            with it 0.5 and no halving are good values).
         commitment_weight: Weight of the commitment loss.
         lr_scale: Codebook learning rate over the encoder's.
 

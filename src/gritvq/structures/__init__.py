@@ -5,13 +5,17 @@ to the whole. So the encoder gets the upstream gradient once, whatever the numbe
 between their parts (projected, hierarchical) let every part keep its own surrogate where its codes live.
 """
 
+from gritvq.structures.hierarchical import HierarchicalQuantizer
 from gritvq.structures.multiscale import MultiScaleQuantizer
+from gritvq.structures.perturbed import PerturbedQuantizer
 from gritvq.structures.product import ProductQuantizer
 from gritvq.structures.projected import ProjectedQuantizer
 from gritvq.structures.residual import ResidualQuantizer
 
 __all__ = [
+    "HierarchicalQuantizer",
     "MultiScaleQuantizer",
+    "PerturbedQuantizer",
     "ProductQuantizer",
     "ProjectedQuantizer",
     "ResidualQuantizer",

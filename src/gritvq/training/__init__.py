@@ -8,7 +8,7 @@ from gritvq.training.callbacks import (
     RandomState,
     StepProgress,
 )
-from gritvq.training.losses import Objective, ReconstructionObjective
+from gritvq.training.losses import ElboObjective, Objective, ReconstructionObjective, TwoPathObjective, objective_for
 from gritvq.training.runs import TrainingPlan, evaluate, train
 from gritvq.training.tasks import TokenizerTask
 
@@ -16,6 +16,7 @@ __all__ = [
     "CodebookInitialization",
     "CodebookUpdate",
     "CollapseWarning",
+    "ElboObjective",
     "Objective",
     "Pictures",
     "RandomState",
@@ -23,6 +24,8 @@ __all__ = [
     "StepProgress",
     "TokenizerTask",
     "TrainingPlan",
+    "TwoPathObjective",
     "evaluate",
+    "objective_for",
     "train",
 ]

@@ -6,7 +6,7 @@ import csv
 import inspect
 import multiprocessing
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -14,8 +14,10 @@ from typing import Any
 
 import torch
 from lightning import LightningDataModule
+from torch import Tensor
 
 from gritvq.base import Component, Quantizer
+from gritvq.metrics import ReconstructionError
 from gritvq.models import ImageDecoder, ImageEncoder, num_parameters
 from gritvq.tokenizer import Tokenizer
 from gritvq.training.files import replacing
@@ -28,6 +30,7 @@ __all__ = [
     "Entry",
     "comparison_rows",
     "describe_contest",
+    "mean_colour_row",
     "read_results",
     "run_contest",
     "run_entry",
@@ -127,16 +130,15 @@ def run_entry(
     quantizer = entry.quantizer(contest.dim)
     shape: dict[str, Any] = {"width": contest.width, "factor": contest.factor, "num_blocks": contest.num_blocks}
     data: Any = make_data()
-    encoder: Component = ImageEncoder(contest.dim, channels=data.channels, **shape)
-    tokenizer = Tokenizer(encoder, quantizer, ImageDecoder(contest.dim, channels=data.channels, **shape))
+    encoder: Component = ImageEncoder(quantizer.input_dim, channels=data.channels, **shape)
+    tokenizer = Tokenizer(encoder, quantizer, ImageDecoder(quantizer.dim, channels=data.channels, **shape))
     task = TokenizerTask(tokenizer, lr=contest.lr, warmup_steps=contest.warmup_steps)
     plan = TrainingPlan(max_steps=contest.max_steps, seed=entry.seed, accelerator="cpu" if threads else "auto")
     started = time.perf_counter()
     train(task, data, plan, progress=progress)
     seconds = (time.perf_counter() - started) / contest.max_steps
-    batches = data.test_dataloader() if contest.split == "test" else data.val_dataloader()
     device = "cuda" if torch.cuda.is_available() and not threads else "cpu"
-    numbers, _ = evaluate(tokenizer, batches, device=device)
+    numbers, _ = evaluate(tokenizer, _measured_images(contest, data), device=device)
     return {
         "method": entry.method,
         "preset": entry.preset.__name__,
@@ -147,6 +149,30 @@ def run_entry(
         "parameters": num_parameters(tokenizer),
         "seconds_per_step": seconds,
     }
+
+
+def mean_colour_row(contest: Contest, make_data: Callable[[], LightningDataModule]) -> dict[str, Any]:
+    """The floor of a comparison: every picture replaced by its own mean colour, measured on the contest's images.
+
+    A method near it has learned nothing of the content. It has no codes: its codebook size is 0, and usage, perplexity
+    and bits are missing.
+
+    Args:
+        contest: Says which images.
+        make_data: Builds the data module.
+
+    Returns:
+        The same fields as from :func:`run_entry`, as far as they have a meaning, with the method ``"mean colour"``.
+    """
+    error = ReconstructionError()
+    for images in _measured_images(contest, make_data()):
+        error.update(images.mean((2, 3), keepdim=True).expand_as(images), images)
+    floor = {"method": "mean colour", "preset": "-", "settings": "-", "codebook_size": 0, "seed": 0}
+    return {**floor, **error.compute()}
+
+
+def _measured_images(contest: Contest, data: Any) -> Iterable[Tensor]:
+    return data.test_dataloader() if contest.split == "test" else data.val_dataloader()
 
 
 def run_contest(
@@ -228,7 +254,10 @@ COMPARISON_COLUMNS = ("K", "method", "PSNR (dB)", "usage", "perplexity", "bits/t
 
 
 def comparison_rows(results: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
-    """Means over seeds, best PSNR first within a codebook size; a spread is the largest minus the smallest."""
+    """Means over seeds, best PSNR first within a codebook size; a spread is the smallest to the largest.
+
+    What has no codes (:func:`mean_colour_row`) comes last; what was not measured is ``-``.
+    """
     rows: list[tuple[str, ...]] = []
     groups: dict[tuple[int, str], list[Mapping[str, Any]]] = {}
     for result in results:
@@ -237,19 +266,26 @@ def comparison_rows(results: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...
     def mean(group: list[Mapping[str, Any]], name: str) -> float:
         return sum(float(result[name]) for result in group) / len(group)
 
-    for (size, method), group in sorted(groups.items(), key=lambda item: (item[0][0], -mean(item[1], "psnr"))):
+    def told(group: list[Mapping[str, Any]], name: str, style: str) -> str:
+        return format(mean(group, name), style) if all(name in result for result in group) else "-"
+
+    def place(item: tuple[tuple[int, str], list[Mapping[str, Any]]]) -> tuple[bool, int, float]:
+        (size, _), group = item
+        return size == 0, size, -mean(group, "psnr")
+
+    for (size, method), group in sorted(groups.items(), key=place):
         psnr = [float(result["psnr"]) for result in group]
         spread = f" ({min(psnr):.2f}-{max(psnr):.2f})" if len(psnr) > 1 else ""
         rows.append(
             (
-                str(size),
+                str(size or "-"),
                 method,
                 f"{mean(group, 'psnr'):.2f}{spread}",
-                f"{mean(group, 'usage'):.3f}",
-                f"{mean(group, 'perplexity'):.0f}",
-                f"{mean(group, 'bits_per_token'):.0f}",
-                f"{mean(group, 'parameters'):,.0f}",
-                f"{mean(group, 'seconds_per_step'):.3f}",
+                told(group, "usage", ".3f"),
+                told(group, "perplexity", ".0f"),
+                told(group, "bits_per_token", ".0f"),
+                told(group, "parameters", ",.0f"),
+                told(group, "seconds_per_step", ".3f"),
                 str(len(group)),
             )
         )

@@ -11,9 +11,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from gritvq.functional import perplexity, usage
+from gritvq.functional import perplexity
 from gritvq.tokenizer import Tokenizer
 from gritvq.training.files import replacing
+from gritvq.training.tokens import constant_tokens
 
 __all__ = ["codebook_picture", "comparison_plot", "reconstruction_grid", "usage_plot"]
 
@@ -73,23 +74,24 @@ def usage_plot(counts: Int[Tensor, " K"], path: str | Path) -> Path:
     """How often each code was used, most frequent first, against the uniform share.
 
     Args:
-        counts: Tokens per code.
+        counts: Tokens per code; sparse for a large codebook.
         path: PNG to write.
     """
-    values = counts.detach().cpu().double().sort(descending=True).values
+    size = counts.shape[0]
+    kept = (counts.coalesce().values() if counts.is_sparse else counts).detach().cpu()
+    values = kept.double().sort(descending=True).values
     total = float(values.sum())
     figure, axis = _figure(6.4, 3.4)
     shares = values / max(total, 1.0)
     used = int((values > 0).sum())
     axis.fill_between(range(1, used + 1), shares[:used].numpy(), step="mid", color="#2a6f97", alpha=0.85, linewidth=0)
-    axis.axhline(1 / len(values), color="#c1121f", linewidth=1, linestyle="--", label="every code equally often")
+    axis.axhline(1 / size, color="#c1121f", linewidth=1, linestyle="--", label="every code equally often")
     axis.set_yscale("log")
     axis.set_xlim(1, max(2, len(values)))
-    axis.set_xlabel(f"codes, most frequent first (of {len(values)})")
+    axis.set_xlabel(f"codes, most frequent first (of {size})")
     axis.set_ylabel("share of tokens")
     axis.set_title(
-        f"usage {100 * float(usage(counts)):.1f} %, perplexity {float(perplexity(counts)):.0f}, {total:.0f} tokens",
-        fontsize=10,
+        f"usage {100 * used / size:.1f} %, perplexity {float(perplexity(kept)):.0f}, {total:.0f} tokens", fontsize=10
     )
     axis.legend(frameon=False, fontsize=8)
     return _save(figure, path)
@@ -99,7 +101,9 @@ def usage_plot(counts: Int[Tensor, " K"], path: str | Path) -> Path:
 def codebook_picture(
     tokenizer: Tokenizer, path: str | Path, counts: Tensor | None = None, max_codes: int = 4096
 ) -> Path:
-    """What each code looks like: the centre patch of a 3 x 3 field of the same token, sorted from dark to bright.
+    """What each code looks like: the centre patch of a small field of the same token, sorted from dark to bright.
+
+    The field is 3 x 3 tokens, or what the quantizer's layout asks for.
 
     Args:
         tokenizer: With one index channel; with more, the first one varies and the others stay at 0.
@@ -108,13 +112,18 @@ def codebook_picture(
         max_codes: At most so many codes.
     """
     size = tokenizer.quantizer.codebook_sizes[0]
-    codes = torch.arange(size) if counts is None else counts.cpu().argsort(descending=True, stable=True)
-    codes = codes[:max_codes]
-    tokens = torch.zeros(len(codes), 3, 3, len(tokenizer.quantizer.codebook_sizes), dtype=torch.int64)
-    tokens[..., 0] = codes[:, None, None]
+    if counts is None:
+        codes = torch.arange(min(size, max_codes))
+    elif counts.is_sparse:
+        seen = counts.cpu().coalesce()
+        codes = seen.indices()[0][seen.values().argsort(descending=True, stable=True)][:max_codes]
+    else:
+        codes = counts.cpu().argsort(descending=True, stable=True)[:max_codes]
+    if len(codes) == 0:
+        codes = torch.zeros(1, dtype=torch.int64)
     factor = tokenizer.factor
-    patches = torch.cat([tokenizer.decode(part).cpu() for part in tokens.split(256)])
-    patches = patches[..., factor : 2 * factor, factor : 2 * factor]
+    fields = (tokenizer.decode(constant_tokens(tokenizer.quantizer, part)).cpu() for part in codes.split(256))
+    patches = torch.cat([_centre(field, factor) for field in fields])
     patches = patches[patches.mean((1, 2, 3)).argsort()]
     columns = math.ceil(math.sqrt(len(patches)))
     rows = math.ceil(len(patches) / columns)
@@ -130,16 +139,23 @@ def codebook_picture(
     return _save(figure, path)
 
 
+def _centre(field: Float[Tensor, "B C H W"], factor: int) -> Float[Tensor, "B C f f"]:
+    """The patch in the middle."""
+    top, left = (side // factor // 2 * factor for side in field.shape[-2:])
+    return field[..., top : top + factor, left : left + factor]
+
+
 def comparison_plot(
     rows: Sequence[Mapping[str, Any]], path: str | Path, against: Literal["perplexity", "usage"] = "perplexity"
 ) -> Path:
-    """Use of the codes against PSNR: a small dot per seed, a large mark for a method's mean.
+    """Use of the codes against PSNR: a small dot per seed, a large mark for a method's mean; only rows with codes.
 
     Args:
         rows: One mapping per run with ``method``, ``codebook_size``, ``psnr`` (dB), ``usage`` and ``perplexity``.
         path: PNG to write.
         against: What to show across: perplexity in percent of the codes, or the share of codes used.
     """
+    rows = [row for row in rows if int(row["codebook_size"]) > 0]
     sizes = sorted({int(row["codebook_size"]) for row in rows})
     methods = sorted({str(row["method"]) for row in rows})
     columns = 1 + (len(methods) - 1) // 15

@@ -15,7 +15,7 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from torch import Tensor
 
 from gritvq.base import all_reduce_sum
-from gritvq.functional import bits_per_token, effective_rank
+from gritvq.functional import effective_rank
 from gritvq.metrics import CodebookUsage, ReconstructionError
 from gritvq.tokenizer import Tokenizer
 from gritvq.training.callbacks import (
@@ -27,6 +27,7 @@ from gritvq.training.callbacks import (
     StepProgress,
 )
 from gritvq.training.tasks import TokenizerTask
+from gritvq.training.tokens import constant_tokens
 
 __all__ = ["TrainingPlan", "check_checkpoint", "evaluate", "prepare", "token_statistics", "train"]
 
@@ -193,7 +194,8 @@ def evaluate(
 
     Returns:
         Numbers by name (``psnr``, ``mse``, ``psnr_per_image``, ``usage``, ``perplexity``, ``dead_codes``, ``tokens``,
-        ``bits_per_token``, ``bits_per_pixel``) and the first channel's code counts (K,).
+        ``bits_per_token``, ``bits_per_pixel``) and the first channel's code counts (K,), sparse for large codebooks.
+        Bits are those of the tokens there are, so a channel that is open at some positions counts less.
     """
     tokenizer = tokenizer.to(device).eval()
     used, error = CodebookUsage(tokenizer.quantizer.codebook_sizes), ReconstructionError()
@@ -205,27 +207,37 @@ def evaluate(
         error.update(output.reconstruction.float(), images)
         pixels += images.shape[0] * images.shape[-2] * images.shape[-1]
     numbers = {**error.compute(), **used.compute()}
-    bits = bits_per_token(tokenizer.quantizer.codebook_sizes)
+    bits = used.bits_per_token()
     total = int(all_reduce_sum(torch.tensor(pixels)))
     numbers |= {"bits_per_token": bits, "bits_per_pixel": bits * numbers["tokens"] / total if total else math.nan}
     return numbers, used.histograms()[0]
 
 
+@torch.no_grad()
 def token_statistics(tokenizer: Tokenizer) -> dict[str, float]:
-    """Numbers of a tokenizer that need no data: sizes, bits, effective rank of the decoded codes."""
+    """Numbers of a tokenizer that need no data: sizes, bits, effective rank of the decoded codes.
+
+    The rank is that of the first channel's codes with 0 in the others; where vectors are quantized together, that of
+    the middle vectors of grids that hold one code throughout (of 4,096 codes at most).
+    """
     quantizer = tokenizer.quantizer
-    bits = bits_per_token(quantizer.codebook_sizes)
-    codes = torch.zeros(min(quantizer.codebook_sizes[0], 65536), len(quantizer.codebook_sizes), dtype=torch.int64)
-    codes[:, 0] = torch.arange(len(codes))
-    with torch.no_grad():
+    grid = (1, *(1, 1, *quantizer.layout)[-2:])
+    positions, vectors, bits = math.prod(quantizer.token_shape(grid)), math.prod(grid), quantizer.bits(grid)
+    size = min(quantizer.codebook_sizes[0], 4096 if quantizer.layout else 65536)
+    if quantizer.layout:
+        fields = [quantizer.decode(constant_tokens(quantizer, part)) for part in torch.arange(size).split(64)]
+        values = torch.cat([field[:, field.shape[1] // 2, field.shape[2] // 2] for field in fields])
+    else:
+        codes = torch.zeros(size, len(quantizer.codebook_sizes), dtype=torch.int64)
+        codes[:, 0] = torch.arange(size)
         values = quantizer.decode(codes)
     return {
         "codes": float(sum(quantizer.codebook_sizes)),
         "dim": float(quantizer.dim),
         "parameters": float(sum(p.numel() for p in tokenizer.parameters())),
-        "pixels_per_token": float(tokenizer.factor**2),
-        "bits_per_token": bits,
-        "bits_per_pixel": bits / tokenizer.factor**2,
+        "pixels_per_token": vectors * tokenizer.factor**2 / positions,
+        "bits_per_token": bits / positions,
+        "bits_per_pixel": bits / (vectors * tokenizer.factor**2),
         "effective_rank": effective_rank(values),
     }
 

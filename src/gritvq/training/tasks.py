@@ -89,7 +89,7 @@ class TokenizerTask(LightningModule):
                     f"expected a finite loss, got {float(loss.detach())} at step {self.global_step}; lower the "
                     "learning rate, clip gradients, or look for pictures with NaN"
                 )
-            lost = int((output.quantization.indices < 0).any(-1).sum())
+            lost = int((~torch.isfinite(output.latents)).any(-1).sum())
             if lost:
                 raise ValueError(
                     f"expected finite latents, got {lost} vectors that are not at step {self.global_step}; lower the "

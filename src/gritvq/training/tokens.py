@@ -13,17 +13,48 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from gritvq.base import Quantizer
 from gritvq.training.files import replacing
 
-__all__ = ["TokenizedImage", "check_token_path", "read_tokens", "save_png", "write_tokens"]
+__all__ = ["TokenizedImage", "check_token_path", "constant_tokens", "read_tokens", "save_png", "write_tokens"]
 
 
 class TokenizedImage(NamedTuple):
-    """A picture's name, its size (height, width) in pixels, and its tokens (h, w, Q), int64."""
+    """A picture's name, its size (height, width) in pixels, and its tokens (h, w, Q) or (T, Q), int64."""
 
     name: str
     size: tuple[int, int]
-    tokens: Int[Tensor, "h w Q"]
+    tokens: Int[Tensor, "*tokens Q"]
+
+
+def constant_tokens(quantizer: Quantizer, codes: Int[Tensor, " n"]) -> Int[Tensor, "n *tokens Q"]:
+    """For every code a small field of tokens that says nothing else: that code in the first channel, 0 in the others.
+
+    The grid is 3 x 3 tokens, or the next larger one that fits the quantizer's layout. Where a quantizer leaves a
+    channel open (the other levels of a hierarchy) it stays -1.
+
+    Example:
+        >>> from gritvq import grit_vq
+        >>> constant_tokens(grit_vq(4, 16), torch.tensor([5, 7]))[1, :, 0, 0]
+        tensor([7, 7, 7])
+    """
+    parameter = next(iter(quantizer.parameters()), torch.empty(0))
+    pattern = quantizer.encode(torch.zeros(1, *_small_grid(quantizer), quantizer.input_dim, device=parameter.device))
+    tokens = torch.where(pattern.cpu() >= 0, 0, -1).repeat(len(codes), *(1,) * (pattern.ndim - 1))
+    own = codes.cpu().view(-1, *(1,) * (pattern.ndim - 2))
+    tokens[..., 0] = torch.where(tokens[..., 0] >= 0, own, -1)
+    return tokens
+
+
+def _small_grid(quantizer: Quantizer, least: int = 3) -> tuple[int, int]:
+    """A grid of at least that side, or the quantizer's own where it takes no other."""
+    height, width = (1, 1, *quantizer.layout)[-2:]
+    larger = tuple(side * -(-least // side) for side in (height, width))
+    try:
+        quantizer.token_shape((1, *larger))
+    except ValueError:
+        return height, width
+    return larger[0], larger[1]
 
 
 def check_token_path(path: str | os.PathLike[str]) -> Path:
@@ -43,8 +74,9 @@ def check_token_path(path: str | os.PathLike[str]) -> Path:
 def write_tokens(path: str | os.PathLike[str], items: Sequence[TokenizedImage]) -> Path:
     """Write tokens, whole or not at all.
 
-    ``.npz`` holds ``tokens/NAME`` (h, w, Q) and ``size/NAME`` (height, width) for every picture; ``.parquet`` one row
-    per picture with ``name, height, width, token_height, token_width, channels`` and the flat list ``tokens``.
+    ``.npz`` holds ``tokens/NAME`` (h, w, Q) or (T, Q) and ``size/NAME`` (height, width) for every picture; ``.parquet``
+    one row per picture with ``name, height, width, token_height, token_width, channels`` and the flat list ``tokens``.
+    For a sequence ``token_height`` is T and ``token_width`` is empty.
     """
     path = check_token_path(path)
     with replacing(path) as scratch:
@@ -65,8 +97,10 @@ def write_tokens(path: str | os.PathLike[str], items: Sequence[TokenizedImage]) 
                     "height": [item.size[0] for item in items],
                     "width": [item.size[1] for item in items],
                     "token_height": [item.tokens.shape[0] for item in items],
-                    "token_width": [item.tokens.shape[1] for item in items],
-                    "channels": [item.tokens.shape[2] for item in items],
+                    "token_width": pa.array(
+                        [item.tokens.shape[1] if item.tokens.ndim == 3 else None for item in items], pa.int64()
+                    ),
+                    "channels": [item.tokens.shape[-1] for item in items],
                     "tokens": [item.tokens.flatten().numpy() for item in items],
                 }
             )
@@ -111,7 +145,7 @@ def _read_parquet(path: Path) -> list[TokenizedImage]:
             row["name"],
             (row["height"], row["width"]),
             torch.tensor(row["tokens"], dtype=torch.int64).view(
-                row["token_height"], row["token_width"], row["channels"]
+                *(side for side in (row["token_height"], row["token_width"]) if side is not None), row["channels"]
             ),
         )
         for row in parquet.read_table(path).to_pylist()
