@@ -37,11 +37,11 @@ class ConvexAssignment(Assignment):
     another one (``exact="never"``), and errors must not be compared with those of hard codes at "equal codebook size".
     The index is that of the nearest code, so usage is that of plain vector quantization.
 
-    The problem is solved by a primal-dual interior-point method in float64, all rows of a block side by side; every
-    row leaves when its duality gap closes, after 10 to 30 steps whatever penalty and codebook, and takes one exact
-    step on its support. A step costs O(N K m^2), m = min(D, K), and the backward pass as much as one step: about a
-    second in all for N = 4096, K = 256, D = 16 on one CPU core, nothing one would do with K in the thousands. The
-    N x K weights are kept for the backward pass.
+    The problem is solved by a primal-dual interior-point method in float64, all rows of a block side by side; a row
+    leaves when its duality gap closes, after 10 to 25 steps whatever penalty and codebook, and is then solved exactly
+    on its support. A step costs O(N K m^2), m = min(D, K), and the backward pass as much as one step: about a second
+    in all for N = 4096, K = 256, D = 16 on one CPU core, nothing one would do with K in the thousands. The N x K
+    weights are kept for the backward pass.
 
     ``relaxed`` solves the linear system without the constraints and then projects onto the simplex:
     ``p = proj((C^T C + penalty Id)^{-1} (C^T x + penalty e))``, columns of C being codes; O(N K D), differentiated
@@ -212,7 +212,7 @@ class _System:
 
 
 def _weights(problem: _Problem, x: Tensor, indices: Tensor, num_iterations: int) -> Tensor:
-    """Optimal weights of entered rows: an interior-point method, then one exact step on the support."""
+    """Optimal weights of entered rows: an interior-point method, then exactly on the support."""
     start = problem.onehot(indices)
     num_codes = len(problem.codes)
     p = torch.full_like(start, 1 / num_codes)
