@@ -11,45 +11,19 @@ from __future__ import annotations
 import argparse
 import functools
 import os
-import platform
-import subprocess
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
+from common import HERE, RESULTS, circumstances, hardware
 from rich.progress import track
 
-from gritvq import __version__, presets
+from gritvq import presets
 from gritvq.data import ImageData
 from gritvq.training.compare import Contest, Entry, describe_contest, read_results, run_contest, write_results
-
-HERE = Path(__file__).parent
-RESULTS = HERE.parent / "results"
-
-
-def hardware() -> str:
-    """Short name for file names."""
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name().replace(" ", "-").lower()
-    return f"cpu{os.cpu_count()}"
-
-
-def circumstances(contest: Contest, data: str) -> dict[str, str]:
-    """Columns that every line of the results carries."""
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=HERE, capture_output=True, text=True
-    ).stdout.strip()
-    return {
-        "contest": describe_contest(contest),
-        "data": data,
-        "hardware": hardware(),
-        "commit": commit or "none",
-        "versions": f"gritvq {__version__}, torch {torch.__version__}, python {platform.python_version()}",
-    }
 
 
 def key(result: Any) -> tuple[str, str, int, int]:
@@ -66,7 +40,7 @@ def complete(
     path: Path, contest: Contest, entries: Sequence[Entry], data: ImageData | Any, name: str, jobs: int
 ) -> list[dict[str, Any]]:
     """Run what is missing in a results file, drop what is no longer asked for, return all results of this contest."""
-    about = circumstances(contest, name)
+    about = circumstances(describe_contest(contest), name)
     results = read_results(path) if path.exists() else []
     others = [r for r in results if (r["contest"], r["data"]) != (about["contest"], name)]
     wanted = {(e.method, settings_text(e), e.codebook_size, e.seed): e for e in entries}

@@ -15,11 +15,12 @@ from datetime import date
 from pathlib import Path
 
 import yaml
-from image import HERE, RESULTS, circumstances, complete, hardware
+from common import HERE, RESULTS, circumstances, hardware
+from image import complete
 
 from gritvq.cli import contest_entries
 from gritvq.data import ImageData
-from gritvq.training.compare import Contest, mean_colour_row, write_results
+from gritvq.training.compare import Contest, describe_contest, mean_colour_row, write_results
 
 
 def main() -> None:
@@ -33,7 +34,7 @@ def main() -> None:
     plan = yaml.safe_load(arguments.plan.read_text())
     make_data = functools.partial(ImageData, arguments.data, **plan["data"])
     contest, data = Contest(**plan["contest"]), Path(arguments.data).name
-    about = circumstances(contest, data)
+    about = circumstances(describe_contest(contest), data)
     floor = mean_colour_row(contest, make_data)
     for name in arguments.tables or plan["tables"]:
         table = plan["tables"][name]

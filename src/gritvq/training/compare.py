@@ -202,40 +202,44 @@ def run_contest(
             yield future.result()
 
 
-_IDENTITY = ("method", "preset", "settings", "codebook_size", "seed")
+IDENTITY = ("method", "preset", "settings", "codebook_size", "seed")
 
 
-def write_results(path: str | Path, results: Sequence[Mapping[str, Any]], about: Mapping[str, str]) -> Path:
+def write_results(
+    path: str | Path,
+    results: Sequence[Mapping[str, Any]],
+    about: Mapping[str, str],
+    identity: Sequence[str] = IDENTITY,
+) -> Path:
     """Write results in long form: one line per run and metric, with what identifies the run and its circumstances.
 
     Args:
         path: CSV to write, whole or not at all.
         results: From :func:`run_entry`.
         about: Columns equal in all lines, for example contest, hardware, commit and versions.
+        identity: Columns that together name a run.
     """
-    columns = [*_IDENTITY, "metric", "unit", "value", *about]
+    columns = [*identity, "metric", "unit", "value", *about]
     with replacing(path) as scratch, scratch.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(columns)
         for result in results:
             circumstances = [result.get(name, value) for name, value in about.items()]
-            for metric in (k for k in result if k not in _IDENTITY and k not in about):
+            for metric in (k for k in result if k not in identity and k not in about):
                 value = f"{result[metric]:.6g}"
-                writer.writerow(
-                    [*(result[k] for k in _IDENTITY), metric, UNITS.get(metric, "1"), value, *circumstances]
-                )
+                writer.writerow([*(result[k] for k in identity), metric, UNITS.get(metric, "1"), value, *circumstances])
     return Path(path)
 
 
-def read_results(path: str | Path) -> list[dict[str, Any]]:
+def read_results(path: str | Path, identity: Sequence[str] = IDENTITY) -> list[dict[str, Any]]:
     """Read what :func:`write_results` wrote: one dict per run, numbers as numbers, ``about`` columns included."""
     runs: dict[tuple[str, ...], dict[str, Any]] = {}
     with Path(path).open(newline="", encoding="utf-8") as file:
         for line in csv.DictReader(file):
-            about = {k: v for k, v in line.items() if k not in (*_IDENTITY, "metric", "unit", "value")}
-            key = tuple(line[k] for k in _IDENTITY) + tuple(about.values())
-            run = runs.setdefault(key, {**{k: line[k] for k in _IDENTITY}, **about})
-            run["codebook_size"], run["seed"] = int(line["codebook_size"]), int(line["seed"])
+            about = {k: v for k, v in line.items() if k not in (*identity, "metric", "unit", "value")}
+            key = tuple(line[k] for k in identity) + tuple(about.values())
+            run = runs.setdefault(key, {**{k: line[k] for k in identity}, **about})
+            run |= {name: int(line[name]) for name in ("codebook_size", "seed")}
             run[line["metric"]] = float(line["value"])
     return list(runs.values())
 

@@ -1,0 +1,254 @@
+"""Drift toy: 128 codes cover a 2-D Gaussian cloud; the cloud moves, shrinks or grows; how many codes are in use after?
+
+    python benchmarks/quality/drift.py
+
+There is no encoder: latents are data. Over 600 steps the cloud translates by 10 standard deviations, shrinks to a tenth
+or grows tenfold (both by the same factor per step), 256 fresh latents per step. The loss is the quantizer's own plus
+``|z_q - z|^2 / 2`` per latent, which reaches the codes only where the surrogate lets it. Usage (codes chosen / 128) and
+error (mean squared error over the variance per component) are those of 20,000 fresh latents of the last cloud.
+
+Start: every codebook holds the same k-means codes of the first cloud, which all are in use. Where codes cannot be
+written one by one (``writes`` None), the codebook first takes mean and spread of the cloud and is then regressed on
+those codes, with an optimizer of its own.
+
+Learning rates: Adam, no schedule. ``lr_scale`` is not read, because it says how much faster than an encoder codes
+should learn. One table has every trained parameter of every method at .02. The other has for each method the best of
+``RATES``, and where a map has a trained base table, of that table at the same rate or at .01. Best is the largest mean
+usage after translation and shrinking (then the smallest error) with a seed of its own.
+
+Writes ``benchmarks/results/drift_tuning_*.csv`` and ``benchmarks/results/drift_*.csv``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import multiprocessing
+import os
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from datetime import date
+from typing import Any
+
+import torch
+from common import RESULTS, circumstances, hardware
+from rich.progress import track
+from torch import Tensor
+
+from gritvq import (
+    AffineCodebook,
+    BridgeCodebook,
+    Codebook,
+    FreeCodebook,
+    MLPCodebook,
+    RadialSurrogate,
+    VectorQuantizer,
+    diveq,
+    grit_vq,
+    ns_vq,
+    simvq,
+    transvq,
+    vq_vae,
+    vq_vae_ema,
+    vq_wae,
+)
+from gritvq.training.compare import write_results
+
+DIM, SIZE = 2, 128
+NUM_STEPS, NUM_LATENTS, NUM_MEASURED = 600, 256, 20_000
+SEEDS, TUNING_SEED = (0, 1, 2), 100
+FIXED: dict[str, float] = {"rate": 0.02}
+RATES, TABLE_RATES = (0.002, 0.005, 0.02, 0.05), (0.01,)
+IDENTITY = ("method", "drift", "settings", "codebook_size", "seed")
+
+# Mean and standard deviation of the cloud after a share t of the way.
+DRIFTS: dict[str, Callable[[float], tuple[tuple[float, float], float]]] = {
+    "translate": lambda t: ((6.0 * t, 8.0 * t), 1.0),
+    "shrink": lambda t: ((0.0, 0.0), 10.0**-t),
+    "expand": lambda t: ((0.0, 0.0), 10.0**t),
+}
+
+
+def under_codebook_loss(make: Callable[[int, int], Codebook]) -> Callable[[int, int], VectorQuantizer]:
+    """A codebook with the usual losses."""
+    return lambda dim, size: VectorQuantizer(make(dim, size))
+
+
+def affine(**settings: Any) -> Callable[[int, int], VectorQuantizer]:
+    """An affine map of a trained base table."""
+    return under_codebook_loss(lambda dim, size: AffineCodebook(dim, size, **settings))
+
+
+# Name -> function (dim, codebook_size) -> VectorQuantizer. A method that should be in the tables adds a row.
+METHODS: dict[str, Callable[[int, int], VectorQuantizer]] = {
+    "table": vq_vae,
+    "table, radial surrogate": lambda d, k: VectorQuantizer(FreeCodebook(d, k), surrogate=RadialSurrogate()),
+    "table, noisy direction": lambda d, k: diveq(d, k, revival_interval=None),
+    "table, revival": lambda d, k: vq_vae(d, k, revival_interval=20),
+    "table, average .99": lambda d, k: vq_vae_ema(d, k, revival_interval=None),
+    "table, average .9": lambda d, k: vq_vae_ema(d, k, decay=0.9, revival_interval=None),
+    "table, average .99, revival": vq_vae_ema,
+    "table, average .9, revival": lambda d, k: vq_vae_ema(d, k, decay=0.9),
+    "drift loss, temperature 1": lambda d, k: ns_vq(d, k, halving_interval=None),
+    "drift loss, halved every 30 steps": lambda d, k: ns_vq(d, k, halving_interval=30),
+    "drift loss, relative .2": lambda d, k: ns_vq(d, k, temperature=0.2, relative=True, halving_interval=None),
+    "transport loss": vq_wae,
+    "affine": affine(),
+    "affine, no bias": affine(bias=False),
+    "affine, diagonal": affine(structure="diagonal"),
+    "affine, low rank": affine(structure="low_rank"),
+    "simvq": simvq,
+    "network": under_codebook_loss(MLPCodebook),
+    "grit_vq": grit_vq,
+    "grit_vq, hidden_dim 128": lambda d, k: grit_vq(d, k, hidden_dim=128),
+    "transvq": transvq,
+    "bridge, 8 codes per token": under_codebook_loss(
+        lambda d, k: BridgeCodebook(d, k, codes_per_token=8, width=64, depth=2)
+    ),
+    "bridge, 1 code per token": under_codebook_loss(
+        lambda d, k: BridgeCodebook(d, k, codes_per_token=1, width=64, depth=2)
+    ),
+}
+
+
+def cloud(drift: str, progress: float, count: int, generator: torch.Generator) -> Tensor:
+    """Latents (count, 2) when a share ``progress`` of the drift is over."""
+    mean, std = DRIFTS[drift](progress)
+    return std * torch.randn(count, DIM, generator=generator) + torch.tensor(mean)
+
+
+def start(quantizer: VectorQuantizer, seed: int) -> VectorQuantizer:
+    """Put the codes on the first cloud: k-means codes, written or regressed."""
+    generator = torch.Generator().manual_seed(seed)
+    first = cloud("translate", 0.0, 4096, generator)
+    wanted = FreeCodebook(DIM, SIZE)
+    wanted.fit(first, generator=generator)
+    codes, book = wanted.codes().detach(), quantizer.codebook
+    if book.writes is not None:
+        book.write(torch.arange(SIZE), codes)
+        return quantizer
+    book.fit(first)
+    optimizer = torch.optim.Adam([p for p in book.parameters() if p.requires_grad], lr=3e-3)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 1000)
+    for _ in range(1000):
+        error = (book.codes() - codes).square().sum(1).mean()
+        if float(error.detach()) < 1e-7:
+            break
+        optimizer.zero_grad()
+        error.backward()
+        optimizer.step()
+        schedule.step()
+    return quantizer
+
+
+def optimizer_for(quantizer: VectorQuantizer, settings: Mapping[str, float]) -> torch.optim.Optimizer | None:
+    """Adam with the rates of the settings; None where nothing is trained by gradients."""
+    trained = {name: p for name, p in quantizer.named_parameters() if p.requires_grad}
+    rates = dict.fromkeys(trained, settings["rate"])
+    if "table_rate" in settings:
+        rates["codebook.base"] = settings["table_rate"]
+    return torch.optim.Adam([{"params": [p], "lr": rates[name]} for name, p in trained.items()]) if trained else None
+
+
+def measured(quantizer: VectorQuantizer, latents: Tensor) -> dict[str, float]:
+    """Usage and error on these latents."""
+    indices = quantizer.encode(latents)
+    error = (quantizer.decode(indices) - latents).square().mean() / latents.var(0).mean()
+    return {"usage": indices.unique().numel() / SIZE, "error": error.item()}
+
+
+def follow(
+    quantizer: VectorQuantizer, drift: str, settings: Mapping[str, float], seed: int, num_steps: int = NUM_STEPS
+) -> dict[str, float]:
+    """Train a started quantizer while the cloud drifts, and measure it."""
+    torch.manual_seed(seed)
+    generator = torch.Generator().manual_seed(1000 + seed)
+    before = measured(quantizer, cloud(drift, 0.0, NUM_MEASURED, generator))
+    optimizer = optimizer_for(quantizer, settings)
+    begun = time.perf_counter()
+    for step in range(1, num_steps + 1):
+        latents = cloud(drift, step / num_steps, NUM_LATENTS, generator)
+        output = quantizer(latents)
+        if optimizer is not None:
+            loss = 0.5 * (output.quantized - latents).square().sum(1).mean() + output.loss
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        quantizer.update_codebook(optimizer)
+    seconds = (time.perf_counter() - begun) / num_steps
+    after = measured(quantizer, cloud(drift, 1.0, NUM_MEASURED, generator))
+    return {**after, "usage_before": before["usage"], "error_before": before["error"], "seconds_per_step": seconds}
+
+
+def settings_text(settings: Mapping[str, float]) -> str:
+    """As in the results."""
+    return " ".join(f"{name}={value:g}" for name, value in settings.items()) or "-"
+
+
+def grid(method: str) -> list[dict[str, float]]:
+    """Settings to try; one empty one where there is nothing to train."""
+    trained = [n for n, p in METHODS[method](DIM, SIZE).named_parameters() if p.requires_grad]
+    if not trained:
+        return [{}]
+    tables = [{}, *({"table_rate": rate} for rate in TABLE_RATES)] if "codebook.base" in trained else [{}]
+    return [{"rate": rate, **table} for rate in RATES for table in tables]
+
+
+def run(method: str, choices: Sequence[Mapping[str, float]], drifts: Iterable[str], seed: int) -> list[dict[str, Any]]:
+    """All drifts and settings of one method and seed from one start, on one thread."""
+    torch.set_num_threads(1)
+    torch.manual_seed(seed)
+    started = start(METHODS[method](DIM, SIZE), seed)
+    return [
+        {
+            **dict(zip(IDENTITY, (method, drift, settings_text(settings), SIZE, seed), strict=True)),
+            **follow(copy.deepcopy(started), drift, settings, seed),
+        }
+        for settings in choices
+        for drift in drifts
+    ]
+
+
+def run_all(tasks: Sequence[tuple[Any, ...]], jobs: int, told: str) -> list[dict[str, Any]]:
+    """Results of :func:`run` for every task, in the order of the tasks."""
+    with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+        futures = [pool.submit(run, *task) for task in tasks]
+        for _ in track(as_completed(futures), total=len(futures), description=told):
+            pass
+        return [result for future in futures for result in future.result()]
+
+
+def best_settings(tuned: Sequence[Mapping[str, Any]], method: str) -> dict[str, float]:
+    """The settings with the largest mean usage, then the smallest mean error."""
+
+    def score(settings: Mapping[str, float]) -> tuple[float, float]:
+        runs = [r for r in tuned if (r["method"], r["settings"]) == (method, settings_text(settings))]
+        return sum(r["usage"] for r in runs), -sum(r["error"] for r in runs)
+
+    return max(grid(method), key=score)
+
+
+def main() -> None:
+    """Tune, then measure."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--jobs", type=int, default=max(1, os.cpu_count() or 1), help="runs at once, one thread each")
+    jobs = parser.parse_args().jobs
+    contest = f"dim={DIM} codebook_size={SIZE} num_steps={NUM_STEPS} num_latents={NUM_LATENTS} optimizer=Adam"
+    about = circumstances(contest, "Gaussian cloud")
+    stamp = f"{hardware()}_{date.today():%Y%m}"
+
+    tasks: list[tuple[Any, ...]] = [(name, grid(name), ("translate", "shrink"), TUNING_SEED) for name in METHODS]
+    tuned = run_all(tasks, jobs, "tuning")
+    write_results(RESULTS / f"drift_tuning_{stamp}.csv", tuned, about, IDENTITY)
+    tasks = []
+    for name in METHODS:
+        best = best_settings(tuned, name)
+        choices = [best] if best in ({}, FIXED) else [FIXED, best]
+        tasks += [(name, choices, tuple(DRIFTS), seed) for seed in SEEDS]
+    results = run_all(tasks, jobs, "measuring")
+    write_results(RESULTS / f"drift_{stamp}.csv", results, about, IDENTITY)
+
+
+if __name__ == "__main__":
+    main()
