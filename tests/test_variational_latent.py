@@ -9,14 +9,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import gritvq
 from gritvq import (
     BSQ,
     CodebookLoss,
     CommitmentLoss,
-    Context,
+    DistributionConsistencyLoss,
     FreeCodebook,
-    LearningRule,
     MahalanobisRadius,
     ProjectedQuantizer,
     Quantizer,
@@ -285,30 +283,14 @@ class TestTwoPaths:
         assert torch.equal(tokenizer.fold().encode(images), tokenizer.encode(images))
 
 
-class _LocalDistributionLoss(LearningRule):
-    """``weight * (|m|^2 + Tr S - 2 Tr S^(1/2) + D)`` of mean and covariance of the codes."""
-
-    trains_codes = True
-
-    def __init__(self, weight: float) -> None:
-        super().__init__()
-        self.weight = weight
-
-    def loss(self, context: Context) -> dict[str, Tensor]:
-        mean = context.codes.mean(0)
-        deviations = torch.linalg.svdvals(context.codes - mean) / (len(context.codes) - 1) ** 0.5
-        return {"distribution": self.weight * (mean.square().sum() + (deviations - 1).square().sum())}
-
-
 @pytest.mark.parametrize("seed", range(3))
 def test_codes_aligned_to_the_unit_gaussian_are_used_three_times_as_much(seed: int) -> None:
     """An autoencoder of perceptrons, K = 256, D = 4, 500 steps, codes that start close together."""
-    loss_type: Any = getattr(gritvq, "DistributionConsistencyLoss", _LocalDistributionLoss)
     plain_usage, plain_error = _train(vq_vae(4, 256), seed)
-    ordinary = [CodebookLoss(), CommitmentLoss(), loss_type(0.1)]
+    ordinary = [CodebookLoss(), CommitmentLoss(), DistributionConsistencyLoss(0.1)]
     beside = VariationalLatent(VectorQuantizer(FreeCodebook(4, 256), learning=ordinary), kl_weight=1e-3)
     alone = VariationalLatent(
-        VectorQuantizer(FreeCodebook(4, 256), learning=[loss_type(0.1)]),
+        VectorQuantizer(FreeCodebook(4, 256), learning=[DistributionConsistencyLoss(0.1)]),
         coherence=RepresentationCoherenceLoss(0.01),
         kl_weight=0.2,
     )

@@ -305,7 +305,7 @@ def _encode(parser: Any, config: Any) -> None:
     from rich.progress import track
 
     from gritvq.data import find_images, read_images
-    from gritvq.functional import bits_per_token
+    from gritvq.metrics import CodebookUsage
     from gritvq.tokenizer import Tokenizer
     from gritvq.training.tokens import TokenizedImage, check_token_path, write_tokens
 
@@ -319,9 +319,11 @@ def _encode(parser: Any, config: Any) -> None:
     if not done:
         raise ValueError(f"expected at least one readable picture in {config.images}, got none; nothing was written")
     write_tokens(config.out, done)
-    tokens = sum(item.tokens[..., 0].numel() for item in done)
+    used = CodebookUsage(tokenizer.quantizer.codebook_sizes)
+    for item in done:
+        used.update(item.tokens)
+    tokens, bits = used.num_tokens, used.bits_per_token()
     pixels = sum(item.size[0] * item.size[1] for item in done)
-    bits = bits_per_token(tokenizer.quantizer.codebook_sizes)
     _report(
         "encoded",
         [

@@ -61,7 +61,8 @@ class HyperbolicQuantizer(Quantizer):
         Goswami et al., "HyperVQ: MLR-based Vector Quantization in Hyperbolic Space", TMLR 2025, arXiv 2403.13015;
         Shimizu et al., "Hyperbolic Neural Networks++", ICLR 2021, arXiv 2006.08210 (the logit). That the method uses
         this form of the logit, the straight-through sample and the absence of a codebook loss are inferred; curvature,
-        temperature and the start (representatives from N(0, Id / D), |a_k| = r_k) are our choices.
+        temperature and the start are our choices: random directions, |a_k| = 4, r_k = 1/2. With equal offsets the first
+        choice is by direction alone and reaches all codes; with representatives from N(0, Id / D) a few win everything.
     """
 
     exact = "eval"
@@ -86,8 +87,8 @@ class HyperbolicQuantizer(Quantizer):
             raise ValueError(f"expected temperature > 0, got {temperature!r}")
         self.dim, self.codebook_sizes = dim, (codebook_size,)
         self.curvature, self.temperature, self.clip = float(curvature), temperature, float(clip)
-        self.directions = nn.Parameter(torch.randn(codebook_size, dim) / math.sqrt(dim))
-        self.offsets = nn.Parameter(self.directions.detach().norm(dim=1))
+        self.directions = nn.Parameter(4 * F.normalize(torch.randn(codebook_size, dim), dim=1))
+        self.offsets = nn.Parameter(torch.full((codebook_size,), 0.5))
 
     @property
     def radius(self) -> float:
