@@ -6,7 +6,7 @@ import csv
 import inspect
 import multiprocessing
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -53,6 +53,7 @@ class Contest:
         warmup_steps: Warm-up.
         max_steps: Budget in optimizer steps.
         split: Images to measure on: ``"test"`` or ``"validation"``.
+        num_images: Measure on the first so many of them, whole batches; None for all.
     """
 
     dim: int = 16
@@ -63,6 +64,7 @@ class Contest:
     warmup_steps: int = 50
     max_steps: int = 500
     split: str = "test"
+    num_images: int | None = None
 
     def __post_init__(self) -> None:
         for name, least in (("dim", 1), ("max_steps", 1), ("warmup_steps", 0)):
@@ -70,6 +72,8 @@ class Contest:
                 raise ValueError(f"expected {name} >= {least}, got {getattr(self, name)}")
         if not self.lr > 0:
             raise ValueError(f"expected lr > 0, got {self.lr}")
+        if self.num_images is not None and self.num_images < 1:
+            raise ValueError(f"expected num_images >= 1 or None, got {self.num_images}")
         if self.split not in ("test", "validation"):
             raise ValueError(f"expected split 'test' or 'validation', got {self.split!r}")
 
@@ -171,8 +175,13 @@ def mean_colour_row(contest: Contest, make_data: Callable[[], LightningDataModul
     return {**floor, **error.compute()}
 
 
-def _measured_images(contest: Contest, data: Any) -> Iterable[Tensor]:
-    return data.test_dataloader() if contest.split == "test" else data.val_dataloader()
+def _measured_images(contest: Contest, data: Any) -> Iterator[Tensor]:
+    seen = 0
+    for images in data.test_dataloader() if contest.split == "test" else data.val_dataloader():
+        yield images
+        seen += len(images)
+        if contest.num_images is not None and seen >= contest.num_images:
+            return
 
 
 def run_contest(
@@ -251,7 +260,7 @@ def describe_contest(contest: Contest) -> str:
         >>> describe_contest(Contest())[:30]
         'dim=16 factor=4 width=64 num_b'
     """
-    return " ".join(f"{name}={value}" for name, value in asdict(contest).items())
+    return " ".join(f"{name}={value}" for name, value in asdict(contest).items() if value is not None)
 
 
 COMPARISON_COLUMNS = (
