@@ -44,11 +44,11 @@ METHODS = """
 
     python benchmarks/quality/methods.py --data PATH-TO-CIFAR10
 
-Every preset once, with an equal number of steps on the same pictures, three seeds, measured on 2,048 test images. Nothing
-is tuned here: `benchmarks/quality/methods.yaml` states the one rule for all settings. So a row says what a method does
-early in training with its defaults, not what it can reach; the tuned comparison of the strongest is above. "mean
-colour" replaces every picture by its own mean colour. Rates differ where a preset has several index channels: compare
-within equal bits. Seconds per step are one thread's, two runs at once.
+Every preset once, with an equal number of steps on the same pictures, three seeds, measured on 2,048 test images.
+Nothing is tuned here: `benchmarks/quality/methods.yaml` states the one rule for all settings. So a row says what a
+method does early in training with its defaults, not what it can reach; the tuned comparison of the strongest is above.
+"mean colour" replaces every picture by its own mean colour. Rates differ where a preset has several index channels:
+compare within equal bits. Seconds per step are one thread's, two runs at once and other work beside them.
 """
 
 METHOD_TABLES = {
