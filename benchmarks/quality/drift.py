@@ -145,10 +145,12 @@ def start(quantizer: VectorQuantizer, seed: int) -> VectorQuantizer:
 def optimizer_for(quantizer: VectorQuantizer, settings: Mapping[str, float]) -> torch.optim.Optimizer | None:
     """Adam with the rates of the settings; None where nothing is trained by gradients."""
     trained = {name: p for name, p in quantizer.named_parameters() if p.requires_grad}
+    if not trained:
+        return None
     rates = dict.fromkeys(trained, settings["rate"])
     if "table_rate" in settings:
         rates["codebook.base"] = settings["table_rate"]
-    return torch.optim.Adam([{"params": [p], "lr": rates[name]} for name, p in trained.items()]) if trained else None
+    return torch.optim.Adam([{"params": [p], "lr": rates[name]} for name, p in trained.items()])
 
 
 def measured(quantizer: VectorQuantizer, latents: Tensor) -> dict[str, float]:
