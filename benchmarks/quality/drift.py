@@ -105,6 +105,7 @@ METHODS: dict[str, Callable[[int, int], VectorQuantizer]] = {
     "grit_vq": grit_vq,
     "grit_vq, revival": lambda d, k: grit_vq(d, k, revival_interval=20),
     "grit_vq, hidden_dim 128": lambda d, k: grit_vq(d, k, hidden_dim=128),
+    "grit_vq, hidden_dim 256": lambda d, k: grit_vq(d, k, hidden_dim=256),
     "transvq": transvq,
     "bridge, 8 codes per token": under_codebook_loss(
         lambda d, k: BridgeCodebook(d, k, codes_per_token=8, width=64, depth=2)
