@@ -64,6 +64,20 @@ METHOD_TABLES = {
     ),
 }
 
+DRIFT = """
+## Drift
+
+    python benchmarks/quality/drift.py
+
+A toy without an encoder: 128 codes cover a 2-D Gaussian cloud, all in use; over 600 steps the cloud translates by 10
+standard deviations, shrinks to a tenth, or grows tenfold. Usage and error (mean squared error over the variance per
+component) are those of 20,000 fresh latents afterwards, means over seeds, with the smallest and largest in brackets
+where seeds differ. Growing is a control: usage hardly tells methods apart there. Every method starts from the same
+k-means codes. `table` is a free table under the codebook loss; `average` is a moving average with this decay; the maps
+named without a preset are under the codebook loss as well, with a trained base table. `grit_vq` maps with 4 D = 8
+hidden units unless another number is named. The file says how rates are chosen; `lr_scale` has no part in it.
+"""
+
 
 def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Columns from the third on are numbers and aligned right."""
@@ -132,6 +146,50 @@ def methods_section() -> str:
     return "\n\n".join(part for part in parts if part)
 
 
+DRIFTS = ("translate", "shrink", "expand")
+DRIFT_COLUMNS = ("method", "rates", *(f"{drift}: {what}" for drift in DRIFTS for what in ("usage", "error")))
+
+
+def drift_rows(results: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
+    """Means over seeds, the best worse one of translation and shrinking first."""
+    groups: dict[tuple[str, str], dict[str, list[Mapping[str, Any]]]] = {}
+    for result in results:
+        drifts = groups.setdefault((result["method"], result["settings"]), {drift: [] for drift in DRIFTS})
+        drifts[result["drift"]].append(result)
+
+    def mean(runs: Sequence[Mapping[str, Any]], name: str) -> float:
+        return sum(run[name] for run in runs) / len(runs)
+
+    def place(item: tuple[Any, dict[str, list[Mapping[str, Any]]]]) -> tuple[float, float]:
+        told = [item[1][drift] for drift in ("translate", "shrink")]
+        return -min(mean(runs, "usage") for runs in told), sum(mean(runs, "error") for runs in told)
+
+    rows = []
+    for (method, settings), drifts in sorted(groups.items(), key=place):
+        row = [method, settings]
+        for runs in drifts.values():
+            used = [f"{run['usage']:.2f}" for run in runs]
+            spread = f" ({min(used)}-{max(used)})" if len(set(used)) > 1 else ""
+            row += [f"{mean(runs, 'usage'):.3f}{spread}", f"{mean(runs, 'error'):.3f}"]
+        rows.append(tuple(row))
+    return rows
+
+
+def drift_section() -> str:
+    """Both tables of every hardware there are results of."""
+    parts = [DRIFT]
+    identity = ("method", "drift", "settings", "codebook_size", "seed")
+    for path in sorted(RESULTS.glob("drift_[!t]*.csv")):
+        results = read_results(path, identity)
+        fixed = [r for r in results if r["settings"] in ("rate=0.02", "-")]
+        others = {r["method"] for r in results if r not in fixed}
+        best = [r for r in results if r not in fixed or r["method"] not in others]
+        parts += [f"### {path.stem.removeprefix('drift_')}", circumstances(results)]
+        parts += ["The best of a few rates for each method:", markdown_table(DRIFT_COLUMNS, drift_rows(best))]
+        parts += ["One rate for all:", markdown_table(DRIFT_COLUMNS, drift_rows(fixed))]
+    return "\n\n".join(parts)
+
+
 def with_measured_rows(text: str) -> str:
     """A page on methods with the rows between its marks made anew."""
 
@@ -153,7 +211,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true")
     check = parser.parse_args().check
-    pages = {DOCS / "benchmarks.md": HEAD + image_section() + methods_section() + "\n"}
+    pages = {DOCS / "benchmarks.md": HEAD + image_section() + methods_section() + drift_section() + "\n"}
     pages |= {path: with_measured_rows(path.read_text()) for path in sorted((DOCS / "methods").glob("*.md"))}
     differing = [path for path, page in pages.items() if not path.exists() or path.read_text() != page]
     for path in differing:

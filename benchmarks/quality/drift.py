@@ -13,10 +13,11 @@ those codes, with an optimizer of its own.
 
 Learning rates: Adam, no schedule. ``lr_scale`` is not read, because it says how much faster than an encoder codes
 should learn. One table has every trained parameter of every method at .02. The other has for each method the best of
-``RATES``, and where a map has a trained base table, of that table at the same rate or at .01. Best is the largest mean
-usage after translation and shrinking (then the smallest error) with a seed of its own.
+``RATES``, and where a map has a trained base table, of that table at the same rate or at one of ``TABLE_RATES``. Best
+is the largest mean usage after translation and shrinking (then the smallest error) with a seed of its own.
 
-Writes ``benchmarks/results/drift_tuning_*.csv`` and ``benchmarks/results/drift_*.csv``.
+Writes ``benchmarks/results/drift_tuning_*.csv`` and ``benchmarks/results/drift_*.csv``. A run that is in them already
+is not repeated, so an interrupted benchmark goes on where it stopped; delete the files to start over.
 """
 
 from __future__ import annotations
@@ -26,9 +27,10 @@ import copy
 import multiprocessing
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from datetime import date
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -53,13 +55,13 @@ from gritvq import (
     vq_vae_ema,
     vq_wae,
 )
-from gritvq.training.compare import write_results
+from gritvq.training.compare import read_results, write_results
 
 DIM, SIZE = 2, 128
 NUM_STEPS, NUM_LATENTS, NUM_MEASURED = 600, 256, 20_000
 SEEDS, TUNING_SEED = (0, 1, 2), 100
 FIXED: dict[str, float] = {"rate": 0.02}
-RATES, TABLE_RATES = (0.002, 0.005, 0.02, 0.05), (0.01,)
+RATES, TABLE_RATES = (0.0005, 0.001, 0.002, 0.005, 0.02, 0.05, 0.1), (0.01, 0.02)
 IDENTITY = ("method", "drift", "settings", "codebook_size", "seed")
 
 # Mean and standard deviation of the cloud after a share t of the way.
@@ -101,7 +103,9 @@ METHODS: dict[str, Callable[[int, int], VectorQuantizer]] = {
     "simvq": simvq,
     "network": under_codebook_loss(MLPCodebook),
     "grit_vq": grit_vq,
+    "grit_vq, revival": lambda d, k: grit_vq(d, k, revival_interval=20),
     "grit_vq, hidden_dim 128": lambda d, k: grit_vq(d, k, hidden_dim=128),
+    "grit_vq, hidden_dim 256": lambda d, k: grit_vq(d, k, hidden_dim=256),
     "transvq": transvq,
     "bridge, 8 codes per token": under_codebook_loss(
         lambda d, k: BridgeCodebook(d, k, codes_per_token=8, width=64, depth=2)
@@ -145,10 +149,12 @@ def start(quantizer: VectorQuantizer, seed: int) -> VectorQuantizer:
 def optimizer_for(quantizer: VectorQuantizer, settings: Mapping[str, float]) -> torch.optim.Optimizer | None:
     """Adam with the rates of the settings; None where nothing is trained by gradients."""
     trained = {name: p for name, p in quantizer.named_parameters() if p.requires_grad}
+    if not trained:
+        return None
     rates = dict.fromkeys(trained, settings["rate"])
     if "table_rate" in settings:
         rates["codebook.base"] = settings["table_rate"]
-    return torch.optim.Adam([{"params": [p], "lr": rates[name]} for name, p in trained.items()]) if trained else None
+    return torch.optim.Adam([{"params": [p], "lr": rates[name]} for name, p in trained.items()])
 
 
 def measured(quantizer: VectorQuantizer, latents: Tensor) -> dict[str, float]:
@@ -195,8 +201,11 @@ def grid(method: str) -> list[dict[str, float]]:
     return [{"rate": rate, **table} for rate in RATES for table in tables]
 
 
-def run(method: str, choices: Sequence[Mapping[str, float]], drifts: Iterable[str], seed: int) -> list[dict[str, Any]]:
-    """All drifts and settings of one method and seed from one start, on one thread."""
+Task = tuple[str, int, list[tuple[str, dict[str, float]]]]
+
+
+def run(method: str, seed: int, wanted: Sequence[tuple[str, Mapping[str, float]]]) -> list[dict[str, Any]]:
+    """Drifts and settings of one method and seed from one start, on one thread."""
     torch.set_num_threads(1)
     torch.manual_seed(seed)
     started = start(METHODS[method](DIM, SIZE), seed)
@@ -205,18 +214,34 @@ def run(method: str, choices: Sequence[Mapping[str, float]], drifts: Iterable[st
             **dict(zip(IDENTITY, (method, drift, settings_text(settings), SIZE, seed), strict=True)),
             **follow(copy.deepcopy(started), drift, settings, seed),
         }
-        for settings in choices
-        for drift in drifts
+        for drift, settings in wanted
     ]
 
 
-def run_all(tasks: Sequence[tuple[Any, ...]], jobs: int, told: str) -> list[dict[str, Any]]:
-    """Results of :func:`run` for every task, in the order of the tasks."""
+def complete(path: Path, tasks: Sequence[Task], jobs: int) -> list[dict[str, Any]]:
+    """Run what is missing in a results file, drop what is no longer asked for, return all results."""
+    contest = f"dim={DIM} codebook_size={SIZE} num_steps={NUM_STEPS} num_latents={NUM_LATENTS} optimizer=Adam"
+    about = circumstances(contest, "Gaussian cloud")
+    order = {
+        (method, drift, settings_text(settings), seed): None
+        for method, seed, wanted in tasks
+        for drift, settings in wanted
+    }
+    found = read_results(path, IDENTITY) if path.exists() else []
+    keyed = {(r["method"], r["drift"], r["settings"], r["seed"]): r for r in found if r["contest"] == contest}
+    missing: list[Task] = []
+    for method, seed, wanted in tasks:
+        rest = [(d, each) for d, each in wanted if (method, d, settings_text(each), seed) not in keyed]
+        missing += [(method, seed, rest)] if rest else []
     with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
-        futures = [pool.submit(run, *task) for task in tasks]
-        for _ in track(as_completed(futures), total=len(futures), description=told):
-            pass
-        return [result for future in futures for result in future.result()]
+        futures = [pool.submit(run, *task) for task in missing]
+        for future in track(as_completed(futures), total=len(futures), description=path.stem):
+            for r in future.result():
+                keyed[r["method"], r["drift"], r["settings"], r["seed"]] = {**r, **about}
+            write_results(path, [keyed[key] for key in order if key in keyed], about, IDENTITY)
+    results = [keyed[key] for key in order]
+    write_results(path, results, about, IDENTITY)
+    return results
 
 
 def best_settings(tuned: Sequence[Mapping[str, Any]], method: str) -> dict[str, float]:
@@ -234,20 +259,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--jobs", type=int, default=max(1, os.cpu_count() or 1), help="runs at once, one thread each")
     jobs = parser.parse_args().jobs
-    contest = f"dim={DIM} codebook_size={SIZE} num_steps={NUM_STEPS} num_latents={NUM_LATENTS} optimizer=Adam"
-    about = circumstances(contest, "Gaussian cloud")
     stamp = f"{hardware()}_{date.today():%Y%m}"
 
-    tasks: list[tuple[Any, ...]] = [(name, grid(name), ("translate", "shrink"), TUNING_SEED) for name in METHODS]
-    tuned = run_all(tasks, jobs, "tuning")
-    write_results(RESULTS / f"drift_tuning_{stamp}.csv", tuned, about, IDENTITY)
-    tasks = []
-    for name in METHODS:
-        best = best_settings(tuned, name)
-        choices = [best] if best in ({}, FIXED) else [FIXED, best]
-        tasks += [(name, choices, tuple(DRIFTS), seed) for seed in SEEDS]
-    results = run_all(tasks, jobs, "measuring")
-    write_results(RESULTS / f"drift_{stamp}.csv", results, about, IDENTITY)
+    tasks = [
+        (name, TUNING_SEED, [(drift, settings) for settings in grid(name) for drift in ("translate", "shrink")])
+        for name in METHODS
+    ]
+    tuned = complete(RESULTS / f"drift_tuning_{stamp}.csv", tasks, jobs)
+    best = {name: best_settings(tuned, name) for name in METHODS}
+    choices = {name: [each] if each in ({}, FIXED) else [FIXED, each] for name, each in best.items()}
+    tasks = [
+        (name, seed, [(drift, settings) for settings in choices[name] for drift in DRIFTS])
+        for seed in SEEDS
+        for name in METHODS
+    ]
+    complete(RESULTS / f"drift_{stamp}.csv", tasks, jobs)
 
 
 if __name__ == "__main__":
