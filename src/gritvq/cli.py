@@ -193,7 +193,7 @@ def _fit_and_report(task: Any, data: Any, plan: Any, out: Path, resume: str | No
         raise KeyboardInterrupt
     minutes = (time.perf_counter() - started) / 60
     share = itertools.islice(data.val_dataloader(), trainer.global_rank, None, trainer.world_size)
-    numbers, counts = evaluate(tokenizer, share, device=task.device)
+    numbers, counts = evaluate(tokenizer.eval(), share, device=task.device)
     if not trainer.is_global_zero:
         return
     images = next(iter(data.val_dataloader()))[:16]

@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from torch import Tensor
 
-from gritvq.base import all_reduce_sum
+from gritvq.base import all_reduce_sum, evaluating
 from gritvq.functional import effective_rank
 from gritvq.metrics import CodebookUsage, ReconstructionError
 from gritvq.tokenizer import Tokenizer
@@ -188,7 +188,7 @@ def evaluate(
     """Reconstruction error and code usage over a whole set, every token counted once.
 
     Args:
-        tokenizer: Put into eval mode.
+        tokenizer: Measured in eval mode, and left in the mode it was in.
         batches: Images (B, C, H, W) in [0, 1]; with several processes, this one's share of them.
         device: Where to run.
 
@@ -197,15 +197,16 @@ def evaluate(
         ``bits_per_token``, ``bits_per_pixel``) and the first channel's code counts (K,), sparse for large codebooks.
         Bits are those of the tokens there are, so a channel that is open at some positions counts less.
     """
-    tokenizer = tokenizer.to(device).eval()
+    tokenizer = tokenizer.to(device)
     used, error = CodebookUsage(tokenizer.quantizer.codebook_sizes), ReconstructionError()
     pixels = 0
-    for images in batches:
-        images = images.to(device)
-        output = tokenizer(images)
-        used.update(output.quantization.indices)
-        error.update(output.reconstruction.float(), images)
-        pixels += images.shape[0] * images.shape[-2] * images.shape[-1]
+    with evaluating(tokenizer):
+        for images in batches:
+            images = images.to(device)
+            output = tokenizer(images)
+            used.update(output.quantization.indices)
+            error.update(output.reconstruction.float(), images)
+            pixels += images.shape[0] * images.shape[-2] * images.shape[-1]
     numbers = {**error.compute(), **used.compute()}
     bits = used.bits_per_token()
     total = int(all_reduce_sum(torch.tensor(pixels)))
