@@ -373,7 +373,7 @@ class TestCompare:
         results = [floor, {**run, **numbers, "seconds_per_step": 0.5}]
         rows = comparison_rows(read_results(write_results(tmp_path / "r.csv", results, {"data": "pictures"})))
         assert [row[:2] for row in rows] == [("8", "ours"), ("-", "mean colour")]
-        assert rows[1] == ("-", "mean colour", f"{floor['psnr']:.2f}", "-", "-", "-", "-", "-", "1")
+        assert rows[1] == ("-", "mean colour", f"{floor['psnr']:.2f}", "-", "-", "-", "-", "-", "-", "1")
         comparison_plot(results, tmp_path / "plot.png")
         assert (tmp_path / "plot.png").stat().st_size > 1000
 

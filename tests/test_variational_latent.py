@@ -223,7 +223,7 @@ class TestLatent:
         ):
             with pytest.raises(ValueError, match=message):
                 VariationalLatent(plain(), **arguments)
-        with pytest.raises(ValueError, match="map nothing before or after"):
+        with pytest.raises(ValueError, match="expected parts that return vectors as large as they take"):
             ResidualQuantizer([VariationalLatent(plain())])
 
 

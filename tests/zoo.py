@@ -72,17 +72,31 @@ from gritvq import (
     diveq,
     fsq,
     fvq,
+    gm_vq,
     grit_vq,
+    gumbel_vq,
+    hyper_vq,
     lfq,
+    msvq,
     ns_vq,
     pq,
     rotation_vq,
     rq,
+    rsq_vae,
+    scq,
+    sf_diveq,
     simvq,
+    soft_vq,
+    sq_vae,
+    sq_vae_2,
     transvq,
+    vaevq_paper,
+    vaevq_released,
     vq_vae,
+    vq_vae_2,
     vq_vae_ema,
     vq_wae,
+    xq,
 )
 
 DIM, SIZE = 6, 32
@@ -182,6 +196,25 @@ PRESETS: dict[str, Callable[..., Quantizer]] = {
 }
 
 
+# Presets that take larger inputs, grids, or every pair of vector and code.
+SPECIAL_PRESETS: dict[str, Callable[[int, int], Quantizer]] = {
+    "soft_vq": soft_vq,
+    "gumbel_vq": gumbel_vq,
+    "scq": scq,
+    "sf_diveq": sf_diveq,
+    "sq_vae": sq_vae,
+    "sq_vae_2": sq_vae_2,
+    "rsq_vae": rsq_vae,
+    "gm_vq": gm_vq,
+    "hyper_vq": hyper_vq,
+    "vaevq_paper": lambda d, k: vaevq_paper(d // 2, k),
+    "vaevq_released": lambda d, k: vaevq_released(d // 2, k),
+    "msvq": lambda d, k: msvq(d, k, sides=(1, 2, 4)),
+    "xq": xq,
+    "vq_vae_2": vq_vae_2,
+}
+
+
 def _cosine(d: int, k: int) -> Quantizer:
     return VectorQuantizer(FreeCodebook(d, k, normalize=True), NearestAssignment("cosine"), StraightThrough())
 
@@ -205,6 +238,7 @@ def _with_rule(name: str, surrogate: Callable[[], Surrogate]) -> Callable[[int, 
 
 QUANTIZERS: dict[str, Callable[[int, int], Quantizer]] = {
     **PRESETS,
+    **SPECIAL_PRESETS,
     **{
         f"surrogate-{name}": (lambda d, k, make=make: VectorQuantizer(FreeCodebook(d, k), surrogate=make()))
         for name, make in SURROGATES.items()

@@ -93,6 +93,8 @@ class HierarchicalQuantizer(Pyramid):
         self.codebook_sizes = tuple(size for part in quantizers for size in part.codebook_sizes)
         self.exact, self.surrogate = least_exact(*(part.exact for part in quantizers)), None
         self.objective = quantizers[0].objective
+        # What a coarser level draws in training is what the finer ones see.
+        self.draws_indices = any(p.draws_indices for p in quantizers) or any(p.exact == "eval" for p in quantizers[:-1])
         self.layout = (2 ** (len(quantizers) - 1),) * 2
         steps = len(quantizers) - 1
         self.down = nn.ModuleList(_Down(dim, width) for _ in range(steps))  # the first leads to the coarsest level

@@ -109,6 +109,7 @@ class MultiScaleQuantizer(Pyramid):
         self.num_filters = num_filters
         self.dim, self.codebook_sizes = quantizer.dim, quantizer.codebook_sizes
         self.exact, self.objective = quantizer.exact, quantizer.objective
+        self.draws_indices = quantizer.draws_indices
         self.surrogate = copy.deepcopy(quantizer.surrogate)
         self.layout = (sides[-1], sides[-1])
         filters = [nn.Conv2d(self.dim, self.dim, 3, padding=1) for _ in range(num_filters if ratio else 0)]

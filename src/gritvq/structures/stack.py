@@ -60,6 +60,11 @@ class Stack(Quantizer):
             raise ValueError("expected at least one quantizer, got none")
         first = quantizers[0]
         for part in quantizers:
+            if part.input_dim != part.dim:
+                raise ValueError(
+                    f"expected parts that return vectors as large as they take, got {type(part).__name__} "
+                    f"(input_dim={part.input_dim}, dim={part.dim}); put it around the {type(self).__name__} instead"
+                )
             if part.surrogate is not None:
                 check_hard_part(part, type(self).__name__)
         surrogates = [None if part.surrogate is None else describe(part.surrogate) for part in quantizers]
