@@ -159,7 +159,8 @@ def comparison_plot(
     sizes = sorted({int(row["codebook_size"]) for row in rows})
     methods = sorted({str(row["method"]) for row in rows})
     columns = 1 + (len(methods) - 1) // 15
-    figure, axes = _figure(5.2 * len(sizes), max(3.8, 0.2 * len(methods) / columns), 1, len(sizes), squeeze=False)
+    width = 5.2 * len(sizes) + 2.4 * (columns - 1) * columns
+    figure, axes = _figure(width, max(3.8, 0.4 * len(methods) / columns), 1, len(sizes), squeeze=False)
     for axis, size in zip(axes[0], sizes, strict=True):
         for number, method in enumerate(methods):
             chosen = [row for row in rows if row["method"] == method and int(row["codebook_size"]) == size]
@@ -168,8 +169,11 @@ def comparison_plot(
             whole = size if against == "perplexity" else 1
             x, y = [100 * float(row[against]) / whole for row in chosen], [float(row["psnr"]) for row in chosen]
             look = {"color": f"C{number % 10}", "marker": "osD^"[number // 10 % 4]}
+            mean = {"s": 55, "alpha": 0.85, "label": method, "edgecolors": "white"}
             axis.scatter(x, y, s=10, alpha=0.5, linewidths=0, **look)
-            axis.scatter([sum(x) / len(x)], [sum(y) / len(y)], s=60, label=method, edgecolors="white", **look)
+            axis.scatter(
+                [sum(x) / len(x)], [sum(y) / len(y)], s=55, alpha=0.85, label=method, edgecolors="white", **look
+            )
         axis.set_xlabel("perplexity (% of the codes)" if against == "perplexity" else "codes in use (%)")
         axis.set_ylabel("PSNR (dB)")
         axis.set_title(f"K = {size}", fontsize=10)
