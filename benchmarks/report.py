@@ -45,8 +45,10 @@ METHODS = """
     python benchmarks/quality/methods.py --data PATH-TO-CIFAR10
 
 Every preset once, with an equal number of steps on the same pictures, three seeds, measured on 2,048 test images.
-Nothing is tuned here: `benchmarks/quality/methods.yaml` states the one rule for all settings. So a row says what a
-method does early in training with its defaults, not what it can reach; the tuned comparison of the strongest is above.
+Nothing is tuned one by one: `benchmarks/quality/methods.yaml` gives codes learned by gradients a learning rate ten
+times the encoder's, and the stochastic presets starts chosen in short runs on held-out training images.
+So a row says what a method does early in training, not what it can reach; the tuned comparison of the strongest is
+above. Values of `sf_diveq` and `scq` are not what their tokens decode to, so their bits are not what they transmit.
 "mean colour" replaces every picture by its own mean colour. Rates differ where a preset has several index channels:
 compare within equal bits. Seconds per step are one thread's, two runs at once and other work beside them.
 """

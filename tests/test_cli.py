@@ -19,8 +19,9 @@ import torch
 import yaml
 from PIL import Image
 
-from gritvq import Tokenizer
+from gritvq import Tokenizer, msvq
 from gritvq.cli import main
+from gritvq.models import ImageDecoder, ImageEncoder
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 
@@ -366,3 +367,28 @@ class TestWrongInput:
         np.savez("t.npz", **{"tokens/a.png": np.full((2, 2, 1), 4000), "size/a.png": np.array([8, 8])})
         said = self.refused(capsys, "decode", "t.npz", "--tokenizer", str(run / "tokenizer"), "--out", "back")
         assert "expected indices below (32,)" in said and "made with another tokenizer" in said
+
+
+def test_encode_leaves_out_sizes_that_a_layout_does_not_take(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    quantizer = msvq(8, 16, sides=(1, 2, 4))
+    tokenizer = Tokenizer(ImageEncoder(8, width=8), quantizer, ImageDecoder(8, width=8))
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    (tmp_path / "pictures").mkdir()
+    picture(16, 16, 1).save(tmp_path / "pictures" / "fits.png")
+    picture(20, 16, 2).save(tmp_path / "pictures" / "other.png")
+    arguments = [
+        str(tmp_path / "pictures"),
+        "--tokenizer",
+        str(tmp_path / "tokenizer"),
+        "--out",
+        str(tmp_path / "t.npz"),
+    ]
+    assert main(["encode", *arguments]) == 0
+    said = capsys.readouterr()
+    assert "1 of 2" in said.out and "other.png" in said.err
+    assert (
+        main(["decode", str(tmp_path / "t.npz"), "--tokenizer", str(tmp_path / "tokenizer"), "--out", "decoded"]) == 0
+    )
+    assert main(["encode", *arguments, "--strict", "true"]) == 2

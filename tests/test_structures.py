@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -15,13 +16,17 @@ from gritvq import (
     LFQ,
     EMAUpdate,
     FreeCodebook,
+    MahalanobisRadius,
+    MultiScaleQuantizer,
     NearestAssignment,
+    PerturbedQuantizer,
     ProductQuantizer,
     ProjectedQuantizer,
     Quantizer,
     QuantizerOutput,
     RadialSurrogate,
     ResidualQuantizer,
+    VariationalLatent,
     VectorQuantizer,
     grit_vq,
     rq,
@@ -338,3 +343,21 @@ class TestProjected:
         torch.testing.assert_close(quantizer(x).quantized, inner(x).quantized)
         with pytest.raises(ValueError, match="expected dim >= 1, got 0"):
             ProjectedQuantizer(inner, 0)
+
+
+def test_the_surrogate_of_a_stack_sees_the_data_it_starts_from() -> None:
+    levels = [VectorQuantizer(FreeCodebook(4, 8), surrogate=RadialSurrogate(MahalanobisRadius(4))) for _ in range(2)]
+    quantizer = ResidualQuantizer(levels)
+    quantizer.initialize_codebook(torch.randn(200, 4) * torch.tensor([1.0, 5.0, 0.2, 2.0]))
+    metric = quantizer.get_buffer("surrogate.radius.metric")
+    assert not torch.allclose(metric, torch.eye(4)) and metric[2, 2] > 10 * metric[1, 1]
+    parts = [VectorQuantizer(FreeCodebook(4, 8), surrogate=RadialSurrogate(MahalanobisRadius(4))) for _ in range(2)]
+    with pytest.raises(ValueError, match="expected a surrogate that fits vectors of any size"):
+        ProductQuantizer(parts)
+
+
+@pytest.mark.parametrize("around", [PerturbedQuantizer, lambda q: MultiScaleQuantizer(q, [1, 2])])
+def test_what_takes_more_than_it_returns_is_refused(around: Any) -> None:
+    latent = VariationalLatent(VectorQuantizer(FreeCodebook(4, 8)))
+    with pytest.raises(ValueError, match="expected parts that return vectors as large as they take"):
+        around(latent)

@@ -294,7 +294,9 @@ def _inspect(parser: Any, config: Any) -> None:
 
 
 def _encode_arguments(parser: Any) -> None:
-    parser.add_argument("images", type=str, help="picture or folder of pictures, of any sizes")
+    parser.add_argument(
+        "images", type=str, help="picture or folder of pictures; of any sizes, unless the tokenizer wants one"
+    )
     parser.add_argument("--tokenizer", type=str, required=True, help="tokenizer folder or Hub name")
     parser.add_argument("--out", type=str, default="tokens.npz", help="file to write: .npz or .parquet")
     parser.add_argument("--strict", type=bool, default=False, help="whether a broken file ends the run")
@@ -315,22 +317,33 @@ def _encode(parser: Any, config: Any) -> None:
     pictures = read_images(config.images, channels=tokenizer.channels, strict=config.strict)
     done: list[TokenizedImage] = []
     for name, image in track(pictures, total=total, description="encoding", console=_console(), transient=True):
-        done.append(TokenizedImage(name, (image.shape[1], image.shape[2]), tokenizer.encode(image).cpu()))
+        try:
+            tokens = tokenizer.encode(image)
+        except ValueError as error:  # a size that the quantizer's layout does not take
+            if config.strict:
+                raise
+            warnings.warn(f"left out {name}: {error}", stacklevel=1)
+            continue
+        done.append(TokenizedImage(name, (image.shape[1], image.shape[2]), tokens.cpu()))
     if not done:
         raise ValueError(f"expected at least one readable picture in {config.images}, got none; nothing was written")
     write_tokens(config.out, done)
+    if tokenizer.quantizer.exact == "never":
+        warnings.warn(
+            "this quantizer's tokens do not reproduce its output: it is no tokenizer, see its page", stacklevel=1
+        )
     used = CodebookUsage(tokenizer.quantizer.codebook_sizes)
     for item in done:
         used.update(item.tokens)
-    tokens, bits = used.num_tokens, used.bits_per_token()
+    num_tokens, bits = used.num_tokens, used.bits_per_token()
     pixels = sum(item.size[0] * item.size[1] for item in done)
     _report(
         "encoded",
         [
             ("pictures", f"{len(done):,} of {total:,}"),
-            ("tokens", f"{tokens:,}"),
+            ("tokens", f"{num_tokens:,}"),
             ("bits per token", f"{bits:.2f}"),
-            ("bits per pixel", f"{bits * tokens / pixels:.3f}"),
+            ("bits per pixel", f"{bits * num_tokens / pixels:.3f}"),
         ],
         {"tokens": Path(config.out)},
     )

@@ -1,4 +1,4 @@
-"""Presets whose choice of a code is random in training. Their losses are terms of a likelihood bound."""
+"""Presets whose choice of a code, or whose latent, is random in training."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from gritvq.base import Quantizer, QuantizerOutput, evaluating
+from gritvq.base import Quantizer, QuantizerOutput, evaluating, least_exact
 from gritvq.functional import wide
 from gritvq.structures.pyramid import Pyramid, convolve, pooled
 from gritvq.structures.stack import check_hard_part, drawn_depths, value_of
@@ -108,8 +108,10 @@ class MultiScaleQuantizer(Pyramid):
         self.codebook_weight, self.commitment_weight = float(codebook_weight), float(commitment_weight)
         self.num_filters = num_filters
         self.dim, self.codebook_sizes = quantizer.dim, quantizer.codebook_sizes
-        self.exact, self.objective = quantizer.exact, quantizer.objective
-        self.draws_indices = quantizer.draws_indices
+        # With dropout a coarse token may be all that is left of masked positions, which decode to what it says.
+        self.exact = least_exact("eval", quantizer.exact) if dropout else quantizer.exact
+        self.objective = quantizer.objective
+        self.draws_indices = quantizer.draws_indices or dropout > 0
         self.surrogate = copy.deepcopy(quantizer.surrogate)
         self.layout = (sides[-1], sides[-1])
         filters = [nn.Conv2d(self.dim, self.dim, 3, padding=1) for _ in range(num_filters if ratio else 0)]
@@ -233,6 +235,8 @@ class MultiScaleQuantizer(Pyramid):
                     q = y if exact else self.quantizer(y, seen).quantized
                     total = total + self._spread(q, seen, level)
             self.quantizer.initialize_codebook(torch.cat(found), generator)
+        if self.surrogate is not None:
+            self.surrogate.initialize(self._finite_rows(x))
 
     def fold(self) -> MultiScaleQuantizer:
         """The same filters around the folded quantizer, without losses."""

@@ -73,7 +73,7 @@ class PerturbedQuantizer(Quantizer):
         self.num_neighbors = num_neighbors
         self.dim, self.codebook_sizes = quantizer.dim, quantizer.codebook_sizes
         self.exact, self.objective = least_exact("eval", quantizer.exact), quantizer.objective
-        self.surrogate = quantizer.surrogate
+        self.surrogate, self.draws_indices = quantizer.surrogate, quantizer.draws_indices
 
     def before(self, x: Float[Tensor, "*batch D"]) -> Tensor:
         """The quantizer's."""

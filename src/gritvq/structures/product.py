@@ -65,6 +65,11 @@ class ProductQuantizer(Stack):
                 )
             self.dim, self._input_dim, self.layout = outer[0], self.dims[0], (len(quantizers),)
             return
+        if self.surrogate is not None and any(True for _ in self.surrogate.buffers()):
+            raise ValueError(
+                f"expected a surrogate that fits vectors of any size, got {type(self.surrogate).__name__} with numbers "
+                "of the parts' size; use another radius"
+            )
         grids = [part.token_shape(part.layout) for part in quantizers]
         if len({*layouts}) != 1 or len({*grids}) != 1:
             raise ValueError(f"expected parts of one layout, got {layouts} with tokens {grids}; make them equal")

@@ -67,6 +67,8 @@ class ResidualQuantizer(Stack):
         if not 0 <= dropout <= 1:
             raise ValueError(f"expected dropout in [0, 1], got {dropout!r}")
         self.dim, self.dropout = dims[0], float(dropout)
+        # A drawn depth gives other indices, and what a level draws in training is what the later ones see.
+        self.draws_indices |= dropout > 0 or any(part.exact == "eval" for part in quantizers[:-1])
 
     def quantize(self, x: Float[Tensor, "*batch D"], valid: Bool[Tensor, "*batch"]) -> QuantizerOutput:
         """Level by level."""
@@ -169,6 +171,8 @@ class ResidualQuantizer(Stack):
                 seen.add(part)
             with torch.no_grad():
                 rows = rows - part.decode(part.encode(rows))
+        if self.surrogate is not None:
+            self.surrogate.initialize(self._finite_rows(x))
 
     def _rebuilt(self, quantizers: Sequence[Quantizer]) -> ResidualQuantizer:
         return ResidualQuantizer(quantizers)

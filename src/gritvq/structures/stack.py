@@ -33,9 +33,14 @@ def check_hard_part(part: Quantizer, where: str) -> None:
     """Refuse a part whose values cannot be summed under one surrogate for the whole.
 
     Raises:
-        ValueError: If it has trained maps, or is differentiable itself.
+        ValueError: If it has trained maps, takes larger vectors than it returns, or is differentiable itself.
     """
     kind = type(part).__name__
+    if part.input_dim != part.dim:
+        raise ValueError(
+            f"expected parts that return vectors as large as they take, got {kind} (input_dim={part.input_dim}, "
+            f"dim={part.dim}); put it around the {where} instead"
+        )
     if has_trained_maps(part):
         raise ValueError(
             f"expected parts whose maps before and after quantizing have no parameters, got {kind}: they would get no "
@@ -60,11 +65,6 @@ class Stack(Quantizer):
             raise ValueError("expected at least one quantizer, got none")
         first = quantizers[0]
         for part in quantizers:
-            if part.input_dim != part.dim:
-                raise ValueError(
-                    f"expected parts that return vectors as large as they take, got {type(part).__name__} "
-                    f"(input_dim={part.input_dim}, dim={part.dim}); put it around the {type(self).__name__} instead"
-                )
             if part.surrogate is not None:
                 check_hard_part(part, type(self).__name__)
         surrogates = [None if part.surrogate is None else describe(part.surrogate) for part in quantizers]

@@ -52,7 +52,7 @@ class CodebookInitialization(Callback):
         latents: list[Tensor] = []
         assert trainer.train_dataloader is not None
         for number, images in enumerate(trainer.train_dataloader):
-            found = tokenizer.encoder(images.to(pl_module.device))
+            found = tokenizer.latents(images.to(pl_module.device))
             latents.append(found if tokenizer.quantizer.layout else found.flatten(0, -2))  # grids stay whole
             vectors = sum(part.numel() // part.shape[-1] for part in latents)
             if number + 1 >= self.max_batches or vectors * trainer.world_size >= wanted:

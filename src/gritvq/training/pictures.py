@@ -171,9 +171,7 @@ def comparison_plot(
             look = {"color": f"C{number % 10}", "marker": "osD^"[number // 10 % 4]}
             mean = {"s": 55, "alpha": 0.85, "label": method, "edgecolors": "white"}
             axis.scatter(x, y, s=10, alpha=0.5, linewidths=0, **look)
-            axis.scatter(
-                [sum(x) / len(x)], [sum(y) / len(y)], s=55, alpha=0.85, label=method, edgecolors="white", **look
-            )
+            axis.scatter([sum(x) / len(x)], [sum(y) / len(y)], **mean, **look)
         axis.set_xlabel("perplexity (% of the codes)" if against == "perplexity" else "codes in use (%)")
         axis.set_ylabel("PSNR (dB)")
         axis.set_title(f"K = {size}", fontsize=10)
