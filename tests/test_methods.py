@@ -16,6 +16,7 @@ from gritvq import Tokenizer, presets
 from gritvq.base import build
 from gritvq.cli import main, paper_of
 from gritvq.models import num_parameters
+from gritvq.training.compare import read_results
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "configs" / "methods"
@@ -81,6 +82,30 @@ def test_hierarchical_and_flat_have_equal_bits_and_parameters() -> None:
     sizes = [sum(p.numel() for p in tokenizer.parameters()) for tokenizer in (two, one)]
     assert sizes[0] == pytest.approx(sizes[1], rel=0.05)
     assert num_parameters(two) > 0
+
+
+def measured(table: str) -> dict[str, list[dict[str, Any]]]:
+    """Runs by method of a table of the committed comparison of all presets."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for path in sorted((ROOT / "benchmarks" / "results").glob(f"methods_{table}_*.csv")):
+        for run in read_results(path):
+            found.setdefault(run["method"], []).append(run)
+    return found
+
+
+@pytest.mark.parametrize("name", presets.__all__)
+def test_every_preset_was_measured_well_above_the_mean_colour(name: str) -> None:
+    table = {"vq_wae": "transport", "scq": "convex"}.get(name, "main")
+    runs = measured(table)
+    floor = runs["mean colour"][0]["psnr"]
+    assert len({run["seed"] for run in runs[name]}) >= 3
+    assert all(run["psnr"] >= floor + 3 for run in runs[name])
+
+
+def test_one_level_is_as_good_as_two_at_equal_bits() -> None:
+    runs = measured("hierarchy")
+    one, two = (sum(run["mse"] for run in runs[name]) / len(runs[name]) for name in ("one level", "two levels"))
+    assert one <= 1.05 * two
 
 
 def test_compare_runs_all_presets(pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
