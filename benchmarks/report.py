@@ -56,7 +56,7 @@ compare within equal bits. Seconds per step are one thread's, two runs at once a
 METHOD_TABLES = {
     "main": "",
     "hierarchy": (
-        "Two levels (4 x 4 and 8 x 8 tokens) against one (8 x 8) at equal bits per picture; parameters, codes included, "
+        "Two levels (4 x 4 and 8 x 8 tokens) against one (8 x 8) at equal bits per picture; parameters and codes "
         "differ by 2 %. The remedies are a start from data and revival."
     ),
     "transport": "`vq_wae` solves its transport problem on 512 sampled latents per step.",
