@@ -84,7 +84,7 @@ def main() -> None:
     """Run what is missing."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder of CIFAR-10 as Parquet")
-    parser.add_argument("--methods", nargs="*", default=list(presets.__all__), help="only these")
+    parser.add_argument("--methods", nargs="*", default=list(presets.__all__), help="only these presets")
     parser.add_argument("--jobs", type=int, default=max(1, os.cpu_count() or 1), help="runs at once, one thread each")
     arguments = parser.parse_args()
     data = arguments.data.resolve()

@@ -15,6 +15,9 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from gritvq import kernels
+from gritvq.kernels.blocked import search_rows
+
 __all__ = [
     "Metric",
     "bits_per_sample",
@@ -35,10 +38,7 @@ __all__ = [
 
 Metric = Literal["euclidean", "cosine"]
 
-# Entries of the largest block of scores. A CPU works fastest while a block stays in its cache (4 MB); elsewhere the
-# block is as large as the promise of 64 MB allows.
-_CPU_BLOCK_ENTRIES = 1 << 20
-_BLOCK_ENTRIES = 1 << 24
+_BLOCK_ENTRIES = 1 << 24  # of scores, where several codes per vector are wanted: 64 MB
 
 
 def wide(x: Tensor) -> Tensor:
@@ -85,7 +85,8 @@ def nearest_code(
         raise ValueError(f"expected metric 'euclidean' or 'cosine', got {metric!r}")
     x, codes = x.detach(), codes.detach()
     if torch.compiler.is_exporting():  # an exported program carries plain operators only
-        return _search(x, codes, metric == "cosine", block_rows=None)
+        x, codes, bias, center = _prepared(x, codes, metric == "cosine")
+        return search_rows(x.to(codes.dtype) - center, codes, bias)
     return torch.ops.gritvq.nearest_code(x, codes, metric == "cosine")
 
 
@@ -105,49 +106,23 @@ def nearest_codes(
     """
     if not 1 <= num_codes <= len(codes):
         raise ValueError(f"expected num_codes in 1 .. {len(codes)}, got {num_codes}")
-    dtype = torch.float64 if torch.float64 in (x.dtype, codes.dtype) else torch.float32
-    x, codes = x.detach().to(dtype), codes.detach().to(dtype)
-    if metric == "cosine":
-        x, codes = F.normalize(x, dim=1), F.normalize(codes, dim=1)
-    center = _center(codes)
-    codes = codes - center
-    bias = 0.5 * (codes * codes).sum(1)
+    x, codes, bias, center = _prepared(x.detach(), codes.detach(), metric == "cosine")
     found = [x.new_empty(0, num_codes, dtype=torch.int64)]
     for rows in x.split(max(1, _BLOCK_ENTRIES // len(codes))) if len(x) else ():
-        scores = torch.addmm(bias, rows - center, codes.T, alpha=-1)
+        scores = torch.addmm(bias, rows.to(codes.dtype) - center, codes.T, alpha=-1)
         found.append(scores.topk(num_codes, largest=False).indices)
     return torch.cat(found)
 
 
-def _search(x: Tensor, codes: Tensor, cosine: bool, block_rows: int | None) -> Tensor:
-    """Blocked search; ``block_rows=None`` takes all rows at once and blocks over the codes alone."""
+def _prepared(x: Tensor, codes: Tensor, cosine: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What a search takes: vectors, centred codes, half their squared lengths, the centre."""
     dtype = torch.float64 if torch.float64 in (x.dtype, codes.dtype) else torch.float32
     codes = codes.to(dtype)
     if cosine:
-        codes = F.normalize(codes, dim=1)
+        x, codes = F.normalize(x.to(dtype), dim=1), F.normalize(codes, dim=1)
     center = _center(codes)
     codes = codes - center
-    bias = 0.5 * (codes * codes).sum(1)
-    block_codes = min(len(codes), 1024 if block_rows is None or x.device.type == "cpu" else 16384)
-    found = []
-    for rows in (x,) if block_rows is None else x.split(block_rows):
-        rows = rows.to(dtype)
-        if cosine:
-            rows = F.normalize(rows, dim=1)
-        rows = rows - center
-        best = index = None
-        for start in range(0, len(codes), block_codes):
-            block = slice(start, start + block_codes)
-            value, position = torch.addmm(bias[block], rows, codes[block].T, alpha=-1).min(1)
-            if best is None or index is None:
-                best, index = value, position
-            else:
-                better = value < best
-                best = torch.where(better, value, best)
-                index = torch.where(better, position + start, index)
-        assert index is not None
-        found.append(index)
-    return torch.cat(found)
+    return x, codes, 0.5 * (codes * codes).sum(1), center
 
 
 @torch.library.custom_op("gritvq::nearest_code", mutates_args=())
@@ -156,9 +131,7 @@ def _nearest_code(x: Tensor, codes: Tensor, cosine: bool) -> Tensor:
     if len(x) == 0:
         return torch.empty(0, dtype=torch.int64, device=x.device)
     with torch.autocast(x.device.type, enabled=False):
-        block = min(len(codes), 1024 if x.device.type == "cpu" else 16384)
-        entries = _CPU_BLOCK_ENTRIES if x.device.type == "cpu" else _BLOCK_ENTRIES
-        return _search(x, codes, cosine, max(1, entries // block))
+        return kernels.search(*_prepared(x, codes, cosine))
 
 
 @_nearest_code.register_fake
