@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from gritvq.base import Codebook
+from gritvq.codebooks.recomputed import mapped_rows
 from gritvq.functional import wide
 
 __all__ = ["AffineCodebook", "FreeCodebook", "Initialization", "MLPCodebook", "normal_table", "pair_of_scales"]
@@ -111,8 +112,11 @@ class _TransformedCodebook(Codebook):
         raise AssertionError("subclasses define the inverse")
 
     def table(self) -> Float[Tensor, "K D"]:
-        """``T(C)``."""
-        return self.transform(wide(self.base))
+        """``T(C)``; a training step keeps no graph of K rows (:func:`gritvq.codebooks.recomputed.mapped_rows`)."""
+        swapped = not all(isinstance(p, nn.Parameter) for p in self.parameters())  # as functional_call does
+        if swapped or torch.compiler.is_compiling():
+            return self.transform(wide(self.base))
+        return mapped_rows(self.transform, wide(self.base), [p for p in self.parameters() if p is not self.base])
 
     @torch.no_grad()
     def write(self, rows: Int[Tensor, " M"], vectors: Float[Tensor, "M D"]) -> Bool[Tensor, " M"]:
