@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from benchmarks.quality.common import RESULTS, circumstances, hardware
+from benchmarks.quality.common import RESULTS, circumstances
 from benchmarks.speed import fit, startup
 from benchmarks.speed.cases import Row
 from benchmarks.speed.measure import SUITES
@@ -85,9 +85,9 @@ class Results:
         """Whether all of these are there."""
         return set(names) <= {run["method"] for run in self.runs if self._row(run) == row}
 
-    def replace(self, row: Row, found: dict[str, dict[str, Any]]) -> None:
-        """All results of a row, in place of those there were."""
-        self.runs = [run for run in self.runs if not (self._row(run) == row and run["method"] in found)]
+    def replace(self, row: Row, found: dict[str, dict[str, Any]], keep_others: bool = False) -> None:
+        """Results of a row in place of all there were, or of those of the same methods."""
+        self.runs = [run for run in self.runs if self._row(run) != row or (keep_others and run["method"] not in found)]
         place = {"n": row.n, "dim": row.dim, "codebook_size": row.codebook_size, "seed": 0}
         for name, numbers in found.items():
             note = str(numbers.get("skipped", ""))
@@ -107,6 +107,8 @@ def in_fresh_process(suite: str, row: Row, what: str, names: Sequence[str], opti
     seconds = 0 if options.quick else options.seconds
     command = [sys.executable, "-m", "benchmarks.speed.measure", suite, str(row), options.device, what]
     environment = os.environ | {"OMP_NUM_THREADS": str(options.threads), "MKL_NUM_THREADS": str(options.threads)}
+    if what == "memory":  # large blocks straight from and to the system: no gaps in a heap, the same peak every time
+        environment["MALLOC_MMAP_THRESHOLD_"] = str(1 << 20)
     done = subprocess.run(
         [*command, str(options.threads), str(seconds), *names],
         cwd=ROOT,
@@ -132,10 +134,11 @@ def run_suite(suite: str, options: argparse.Namespace) -> None:
     about = circumstances(f"python -m benchmarks.speed --suite {suite}", "gaussian")
     about["versions"] += versions_of_peers()
     about |= machine(options.threads)
-    stamp = f"{hardware()}_{date.today():%Y%m}"
+    if options.device == "cpu":
+        about["hardware"] = f"cpu{os.cpu_count()}"
     if suite == "fit":
         about["data"] = Path(options.data).name
-    path = options.out / f"speed_{suite}_{stamp}.csv"
+    path = options.out / f"speed_{suite}_{about['hardware']}_{date.today():%Y%m}.csv"
     if options.fresh and options.rows is None:
         path.unlink(missing_ok=True)
     results = Results(path, about)
@@ -166,7 +169,7 @@ def run_fit(results: Results, options: argparse.Namespace) -> None:
             print(f"fit {name}", file=sys.stderr, flush=True)
             steps = 4 if options.quick else 100
             row, numbers = fit.measure(options.config, options.data, name, codebook_size, steps, options.threads)
-            results.replace(row, {name: numbers})
+            results.replace(row, {name: numbers}, keep_others=True)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 
 import torch
 from benchmarks.speed.cases import Call, Contender, Row, vectors_and_codes
@@ -46,8 +47,8 @@ def _product(row: Row, device: torch.device) -> Call:
     return functools.partial(blocked_product, *vectors_and_codes(row, device))
 
 
-def _ours(row: Row, device: torch.device) -> Call:
-    return functools.partial(nearest_code, *vectors_and_codes(row, device))
+def _ours(row: Row, device: torch.device, **settings: str) -> Call:
+    return functools.partial(nearest_code, *vectors_and_codes(row, device), **settings)
 
 
 def _forced(backend: str, row: Row, device: torch.device) -> Call:
@@ -91,11 +92,9 @@ def _flash_kmeans(dtype: torch.dtype, row: Row, device: torch.device) -> Call:
     from flash_kmeans.assign_euclid_triton import euclid_assign_triton
 
     x, codes = (part.to(dtype)[None] for part in vectors_and_codes(row, device))
-
-    def run() -> Tensor:
-        return euclid_assign_triton(x, codes, x.float().square().sum(-1))[0].long()
-
-    return run
+    given = {"x_sq": x.float().square().sum(-1)}  # older versions want it
+    given = {k: v for k, v in given.items() if k in inspect.signature(euclid_assign_triton).parameters}
+    return lambda: euclid_assign_triton(x, codes, **given)[0].long()
 
 
 def contenders(device: torch.device) -> list[Contender]:
@@ -112,6 +111,7 @@ def contenders(device: torch.device) -> list[Contender]:
     if device.type != "cuda":
         return [*ours, *plain, Contender("faiss", _faiss, package="faiss")]
     kinds = {"bf16": torch.bfloat16, "float32": torch.float32}
+    lower = [Contender(f"nearest_code {kind}", functools.partial(_ours, precision=kind)) for kind in ("tf32", "bf16")]
     products = [
         Contender("matmul bf16", functools.partial(_matrix_product, torch.bfloat16, "highest"), lambda r: r.scores / 2),
         Contender("matmul TF32", functools.partial(_matrix_product, torch.float32, "high"), lambda r: r.scores),
@@ -126,4 +126,4 @@ def contenders(device: torch.device) -> list[Contender]:
         )
         for kind, dtype in kinds.items()
     ]
-    return [*ours, *plain, *products, *flash]
+    return [*ours, *lower, *plain, *products, *flash]
