@@ -1,4 +1,4 @@
-"""Results to documentation: writes ``docs/benchmarks.md``, its plots and the measured rows in ``docs/methods``.
+"""Results to documentation: ``docs/benchmarks.md``, ``docs/performance.md``, plots, measured rows in ``docs/methods``.
 
 python benchmarks/report.py            write
 python benchmarks/report.py --check    fail if a page is not what the results say
@@ -12,6 +12,9 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from performance import page as performance_page
+from tables import circumstances, markdown_table
 
 from gritvq.training.compare import COMPARISON_COLUMNS, comparison_rows, read_results
 from gritvq.training.pictures import comparison_plot
@@ -79,20 +82,6 @@ k-means codes. `table` is a free table under the codebook loss; `average` is a m
 named without a preset are under the codebook loss as well, with a trained base table. `grit_vq` maps with 4 D = 8
 hidden units unless another number is named. The file says how rates are chosen; `lr_scale` has no part in it.
 """
-
-
-def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns from the third on are numbers and aligned right."""
-    rule = ["---" if number < 2 else "---:" for number in range(len(columns))]
-    return "\n".join("| " + " | ".join(row) + " |" for row in (columns, rule, *rows))
-
-
-def circumstances(results: Sequence[Mapping[str, Any]]) -> str:
-    """Where and with what the rows were made."""
-    told = {
-        name: sorted({str(r[name]) for r in results}) for name in ("data", "hardware", "versions", "commit", "contest")
-    }
-    return "\n".join(f"- {name}: {', '.join(values)}" for name, values in told.items())
 
 
 def image_section() -> str:
@@ -214,6 +203,7 @@ def main() -> int:
     parser.add_argument("--check", action="store_true")
     check = parser.parse_args().check
     pages = {DOCS / "benchmarks.md": HEAD + image_section() + methods_section() + drift_section() + "\n"}
+    pages[DOCS / "performance.md"] = performance_page.page(RESULTS, DOCS / "images")
     pages |= {path: with_measured_rows(path.read_text()) for path in sorted((DOCS / "methods").glob("*.md"))}
     differing = [path for path, page in pages.items() if not path.exists() or path.read_text() != page]
     for path in differing:

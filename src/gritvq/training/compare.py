@@ -219,6 +219,7 @@ def write_results(
     results: Sequence[Mapping[str, Any]],
     about: Mapping[str, str],
     identity: Sequence[str] = IDENTITY,
+    units: Mapping[str, str] = UNITS,
 ) -> Path:
     """Write results in long form: one line per run and metric, with what identifies the run and its circumstances.
 
@@ -227,6 +228,7 @@ def write_results(
         results: From :func:`run_entry`.
         about: Columns equal in all lines, for example contest, hardware, commit and versions.
         identity: Columns that together name a run.
+        units: Units by metric; 1 for the others.
     """
     columns = [*identity, "metric", "unit", "value", *about]
     with replacing(path) as scratch, scratch.open("w", newline="", encoding="utf-8") as file:
@@ -236,7 +238,7 @@ def write_results(
             circumstances = [result.get(name, value) for name, value in about.items()]
             for metric in (k for k in result if k not in identity and k not in about):
                 value = f"{result[metric]:.6g}"
-                writer.writerow([*(result[k] for k in identity), metric, UNITS.get(metric, "1"), value, *circumstances])
+                writer.writerow([*(result[k] for k in identity), metric, units.get(metric, "1"), value, *circumstances])
     return Path(path)
 
 

@@ -1,0 +1,20 @@
+"""What every generated page is made of: Markdown tables and the circumstances of results."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+
+def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Columns from the third on are numbers and aligned right."""
+    rule = ["---" if number < 2 else "---:" for number in range(len(columns))]
+    return "\n".join("| " + " | ".join(row) + " |" for row in (columns, rule, *rows))
+
+
+def circumstances(
+    results: Sequence[Mapping[str, Any]], names: Sequence[str] = ("data", "hardware", "versions", "commit", "contest")
+) -> str:
+    """Where and with what the rows were made."""
+    told = {name: sorted({str(r[name]) for r in results}) for name in names}
+    return "\n".join(f"- {name}: {', '.join(values)}" for name, values in told.items())
