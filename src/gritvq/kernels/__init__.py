@@ -13,11 +13,11 @@ from contextlib import contextmanager
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from gritvq.kernels import blocked
+from gritvq.kernels import blocked, two_stage
 
 __all__ = ["BACKENDS", "chosen", "search", "using"]
 
-BACKENDS = {"blocked": blocked.search}
+BACKENDS = {"blocked": blocked.search, "two_stage": two_stage.search}
 _forced: list[str] = []
 
 

@@ -102,7 +102,8 @@ def search(
     x: Float[Tensor, "N D"], codes: Float[Tensor, "K D"], bias: Float[Tensor, " K"], center: Float[Tensor, " D"]
 ) -> Int[Tensor, " N"]:
     """Two stages, or the blocked search from the first rows on that would not gain."""
-    if codes.dtype != torch.float32 or not bool(bias.isfinite().all()):
+    fits = codes.dtype == torch.float32 and codes.shape[1] >= 2  # PyTorch's product of bytes is wrong for D = 1
+    if not fits or not bool(bias.isfinite().all()):
         return blocked.search(x, codes, bias, center)
     groups, found = Groups(codes, bias), []
     rough, scratch = _RoughCodes(groups), blocked.scratch(codes, torch.int32)
