@@ -139,9 +139,7 @@ def search(
     index = tl.min(tl.where(best == least[:, None], block + columns[None, :], 2147483647), 1)
     index = tl.where(finite == 1, index, 0)
     if SPLIT:
-        least = tl.where(finite == 1, least, float("inf"))
-        least = tl.where(least == 0, 0.0, least)  # -0 equals 0, their bits do not
-        bits = least.to(tl.int32, bitcast=True)
+        bits = least.to(tl.int32, bitcast=True)  # never those of -0, since no bias is -0
         bits = bits ^ ((bits >> 31) & 2147483647)  # integers in the order of the floats
         key = (bits.to(tl.int64) << 32) | index.to(tl.int64)
         tl.store(keys + tl.program_id(1).to(tl.int64) * N + first_row + rows, key, mask=live)

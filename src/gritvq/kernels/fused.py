@@ -101,12 +101,15 @@ def _run(
     """Indices, and the residuals where a source and a table are given."""
     kernels = _kernels()
     (num, dim), size = x.shape, len(codes)
+    emulated = not x.is_cuda  # by Triton's interpreter, which truncates to bfloat16: the residual stays wide there
     indices = residual = torch.empty(num, dtype=torch.int64, device=x.device)
+    dtype = residual.dtype
     if source is not None and table is not None:
-        residual = torch.empty(num, dim, dtype=torch.promote_types(source.dtype, table.dtype), device=x.device)
+        dtype = torch.promote_types(source.dtype, table.dtype)
+        residual = torch.empty(num, dim, dtype=torch.float32 if emulated else dtype, device=x.device)
         source, table = _rows(source), _rows(table)
     if num == 0:
-        return indices, residual
+        return indices, residual.to(dtype)
     x = _rows(x)
     pieces = _PIECES[precision]
     resident = 256 if pieces == 1 else 128  # components of a row that a program can hold
@@ -131,7 +134,7 @@ def _run(
         RESIDUAL=source is not None,
     )
     # Tuning takes time at the first call with a shape, so it is left out where every run is to be alike.
-    fixed = not x.is_cuda or torch.are_deterministic_algorithms_enabled()
+    fixed = emulated or torch.are_deterministic_algorithms_enabled()
     options = _fixed_options(block_d) if fixed else {}
     with torch.cuda.device_of(x):
         launch = kernels.search if fixed else kernels.tuned_search
@@ -149,13 +152,13 @@ def _run(
             BLOCK_D=block_d,
             PIECES=pieces,
             SPLIT=splits > 1,
-            EMULATED=not x.is_cuda,
+            EMULATED=emulated,
             **shared,
             **options,
         )
         if splits > 1:
             kernels.finish[(-(-num // 32),)](num_splits=splits, BLOCK_D=min(block_d, 64), BLOCK_N=32, **shared)
-    return indices, residual
+    return indices, residual.to(dtype)
 
 
 def _fixed_options(block_d: int) -> dict[str, int]:
