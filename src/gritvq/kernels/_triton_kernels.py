@@ -198,7 +198,8 @@ def segment_sums(x, order, bounds, sums, x_stride, D: tl.constexpr, BLOCK_D: tl.
     tl.store(sums + code * D + d, tl.sum(total, 0), mask=d < D)
 
 
-# None changes how a score is summed, so tuning changes no index. A card that has no room for one leaves it out.
+# None is meant to change how a score is summed, so tuning changes no index; a deterministic run is not tuned at all. A
+# card that has no room for one leaves it out.
 tuned_search = triton.autotune(
     [
         triton.Config({"BLOCK_N": 64, "BLOCK_K": 32}, num_warps=4, num_stages=2),
