@@ -1,11 +1,17 @@
-"""What all tests share: one thread, a fixed seed, the real data sets where they are."""
+"""What all tests share: one thread, a fixed seed, the real data sets where they are, kernels without a GPU."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 import torch
+
+# Without a GPU the Triton kernels run in Triton's interpreter, which must be chosen before anything imports Triton (the
+# compiler of PyTorch does). Compilation for the CPU is not affected.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data" / "images"
 

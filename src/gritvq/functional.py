@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +20,7 @@ from gritvq.kernels.blocked import search_rows
 
 __all__ = [
     "Metric",
+    "Precision",
     "bits_per_sample",
     "bits_per_token",
     "code_counts",
@@ -28,6 +29,7 @@ __all__ = [
     "kmeans",
     "nearest_code",
     "nearest_codes",
+    "nearest_residual",
     "perplexity",
     "rotate_to",
     "sample_rows",
@@ -37,6 +39,7 @@ __all__ = [
 ]
 
 Metric = Literal["euclidean", "cosine"]
+Precision = Literal["float32", "tf32", "bf16"]
 
 _BLOCK_ENTRIES = 1 << 24  # of scores, where several codes per vector are wanted: 64 MB
 
@@ -52,7 +55,10 @@ def wide(x: Tensor) -> Tensor:
 
 
 def nearest_code(
-    x: Float[Tensor, "N D"], codes: Float[Tensor, "K D"], metric: Metric = "euclidean"
+    x: Float[Tensor, "N D"],
+    codes: Float[Tensor, "K D"],
+    metric: Metric = "euclidean",
+    precision: Precision = "float32",
 ) -> Int[Tensor, " N"]:
     """Index of the nearest code of every vector; ties go to the lowest index.
 
@@ -64,18 +70,30 @@ def nearest_code(
         x: Vectors (N, D), any floating type.
         codes: Codes (K, D), K >= 1.
         metric: ``"euclidean"``, or ``"cosine"``, which compares directions.
+        precision: At least how precise the products of a search on a GPU are: ``"float32"``, ``"tf32"`` (10 bits) or
+            ``"bf16"`` (8 bits), of centred numbers with sums in float32. A lower one is faster and may confuse codes
+            that are about equally near. Searches on a CPU or of float64 input are exact whatever it says.
 
     Returns:
         Indices (N,), int64. Not differentiable.
 
     Raises:
-        ValueError: If the shapes do not fit or the metric is unknown.
+        ValueError: If the shapes do not fit, or metric or precision is unknown.
 
     Example:
         >>> codes = torch.tensor([[0.0, 0.0], [1.0, 1.0]])
         >>> nearest_code(torch.tensor([[0.1, 0.2], [0.9, 0.8]]), codes)
         tensor([0, 1])
     """
+    _check(x, codes, metric, precision)
+    x, codes = x.detach(), codes.detach()
+    if torch.compiler.is_exporting():  # an exported program carries plain operators only
+        x, codes, bias, center = _prepared(x, codes, metric == "cosine")
+        return search_rows(x.to(codes.dtype) - center, codes, bias)
+    return torch.ops.gritvq.nearest_code(x, codes, metric == "cosine", precision)
+
+
+def _check(x: Tensor, codes: Tensor, metric: str, precision: str) -> None:
     if x.ndim != 2 or codes.ndim != 2 or x.shape[1] != codes.shape[1] or codes.shape[0] < 1:
         raise ValueError(
             f"expected vectors (N, D) and codes (K, D) with K >= 1, got {tuple(x.shape)} and {tuple(codes.shape)}; "
@@ -83,11 +101,39 @@ def nearest_code(
         )
     if metric not in ("euclidean", "cosine"):
         raise ValueError(f"expected metric 'euclidean' or 'cosine', got {metric!r}")
-    x, codes = x.detach(), codes.detach()
-    if torch.compiler.is_exporting():  # an exported program carries plain operators only
-        x, codes, bias, center = _prepared(x, codes, metric == "cosine")
-        return search_rows(x.to(codes.dtype) - center, codes, bias)
-    return torch.ops.gritvq.nearest_code(x, codes, metric == "cosine")
+    if precision not in kernels.PRECISIONS:
+        raise ValueError(f"expected a precision among {kernels.PRECISIONS}, got {precision!r}")
+
+
+def nearest_residual(
+    x: Float[Tensor, "N D"],
+    codes: Float[Tensor, "K D"],
+    metric: Metric = "euclidean",
+    precision: Precision = "float32",
+) -> tuple[Int[Tensor, " N"], Float[Tensor, "N D"]]:
+    """Index of the nearest code of every vector and what that code leaves over, ``x_n - c_k``: a residual level.
+
+    The same bits as ``x - codes[nearest_code(x, codes)]``; the fused search writes both in one pass and never holds the
+    gathered codes.
+
+    Args:
+        x: Vectors (N, D), any floating type.
+        codes: Codes (K, D), K >= 1.
+        metric: As in :func:`nearest_code`; the codes are subtracted as they are.
+        precision: As in :func:`nearest_code`.
+
+    Returns:
+        Indices (N,), int64, and residuals (N, D), in the common type of both inputs. Not differentiable.
+
+    Raises:
+        ValueError: If the shapes do not fit, or metric or precision is unknown.
+
+    Example:
+        >>> nearest_residual(torch.tensor([[0.75]]), torch.tensor([[0.0], [1.0]]))
+        (tensor([1]), tensor([[-0.2500]]))
+    """
+    _check(x, codes, metric, precision)
+    return torch.ops.gritvq.nearest_residual(x.detach(), codes.detach(), metric == "cosine", precision)
 
 
 def nearest_codes(
@@ -126,17 +172,34 @@ def _prepared(x: Tensor, codes: Tensor, cosine: bool) -> tuple[Tensor, Tensor, T
 
 
 @torch.library.custom_op("gritvq::nearest_code", mutates_args=())
-def _nearest_code(x: Tensor, codes: Tensor, cosine: bool) -> Tensor:
+def _nearest_code(x: Tensor, codes: Tensor, cosine: bool, precision: str) -> Tensor:
     """Eager and compiled path: opaque to the compiler, so a graph neither unrolls the blocks nor depends on N."""
     if len(x) == 0:
         return torch.empty(0, dtype=torch.int64, device=x.device)
     with torch.autocast(x.device.type, enabled=False):
-        return kernels.search(*_prepared(x, codes, cosine))
+        return kernels.search(*_prepared(x, codes, cosine), precision)
 
 
 @_nearest_code.register_fake
-def _(x: Tensor, codes: Tensor, cosine: bool) -> Tensor:
+def _(x: Tensor, codes: Tensor, cosine: bool, precision: str) -> Tensor:
     return x.new_empty(x.shape[0], dtype=torch.int64)
+
+
+@torch.library.custom_op("gritvq::nearest_residual", mutates_args=())
+def _nearest_residual(x: Tensor, codes: Tensor, cosine: bool, precision: str) -> tuple[Tensor, Tensor]:
+    if len(x) == 0:
+        return torch.empty(0, dtype=torch.int64, device=x.device), x.new_empty(x.shape, dtype=_common(x, codes))
+    with torch.autocast(x.device.type, enabled=False):
+        return kernels.search_residual(*_prepared(x, codes, cosine), x, codes, precision)
+
+
+@_nearest_residual.register_fake
+def _(x: Tensor, codes: Tensor, cosine: bool, precision: str) -> tuple[Tensor, Tensor]:
+    return x.new_empty(x.shape[0], dtype=torch.int64), x.new_empty(x.shape, dtype=_common(x, codes))
+
+
+def _common(x: Tensor, codes: Tensor) -> torch.dtype:
+    return torch.promote_types(x.dtype, codes.dtype)
 
 
 def _center(codes: Tensor) -> Tensor:
@@ -211,13 +274,36 @@ def code_counts(
 def code_sums(x: Float[Tensor, "N D"], indices: Int[Tensor, " N"], codebook_size: int) -> Float[Tensor, "K D"]:
     """Sum of the vectors assigned to each code, O(N D + K D); memory never grows with N x K.
 
+    Float32 or wider. On a CPU, and on a GPU with Triton, the same bits every time; on a GPU without Triton too under
+    ``torch.use_deterministic_algorithms``.
+
     Example:
         >>> code_sums(torch.ones(3, 1), torch.tensor([0, 1, 1]), 2)
         tensor([[1.],
                 [2.]])
     """
-    x = wide(x)
-    return torch.zeros(codebook_size, x.shape[1], dtype=x.dtype, device=x.device).index_add_(0, indices, x)
+    return torch.ops.gritvq.code_sums(wide(x), indices, codebook_size)
+
+
+@torch.library.custom_op("gritvq::code_sums", mutates_args=())
+def _code_sums(x: Tensor, indices: Tensor, codebook_size: int) -> Tensor:
+    return kernels.code_sums(x, indices, codebook_size)
+
+
+@_code_sums.register_fake
+def _(x: Tensor, indices: Tensor, codebook_size: int) -> Tensor:
+    return x.new_empty(codebook_size, x.shape[1])
+
+
+def _keep_indices(ctx: Any, inputs: tuple[Tensor, Tensor, int], output: Tensor) -> None:
+    ctx.save_for_backward(inputs[1])
+
+
+def _code_sums_backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+    return gradient[ctx.saved_tensors[0]], None, None
+
+
+_code_sums.register_autograd(_code_sums_backward, setup_context=_keep_indices)
 
 
 def perplexity(counts: Float[Tensor, "*levels K"]) -> Float[Tensor, "*levels"]:

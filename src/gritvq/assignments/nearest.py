@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import get_args
 
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from gritvq.base import Assignment
-from gritvq.functional import nearest_code
+from gritvq.functional import Metric, Precision, nearest_code
 
 __all__ = ["NearestAssignment"]
 
@@ -22,9 +22,12 @@ class NearestAssignment(Assignment):
     Args:
         metric: ``"euclidean"`` or ``"cosine"``. The value is the code itself either way; use a codebook with
             ``normalize=True`` for unit-length values.
+        precision: At least how precise a search on a GPU is: ``"float32"``, ``"tf32"`` or ``"bf16"``, as in
+            :func:`gritvq.functional.nearest_code`. A lower one is faster and may confuse codes that are about equally
+            near.
 
     Raises:
-        ValueError: If the metric is unknown.
+        ValueError: If metric or precision is unknown.
 
     Example:
         >>> import torch
@@ -33,15 +36,17 @@ class NearestAssignment(Assignment):
         (1, 1.0)
     """
 
-    def __init__(self, metric: Literal["euclidean", "cosine"] = "euclidean") -> None:
+    def __init__(self, metric: Metric = "euclidean", precision: Precision = "float32") -> None:
         super().__init__()
         if metric not in ("euclidean", "cosine"):
             raise ValueError(f"expected metric 'euclidean' or 'cosine', got {metric!r}")
-        self.metric = metric
+        if precision not in get_args(Precision):
+            raise ValueError(f"expected a precision among {get_args(Precision)}, got {precision!r}")
+        self.metric, self.precision = metric, precision
 
     def forward(
         self, x: Float[Tensor, "N D"], codes: Float[Tensor, "K D"]
     ) -> tuple[Int[Tensor, " N"], Float[Tensor, "N D"]]:
         """Indices (N,) and the rows of ``codes`` they name (N, D)."""
-        indices = nearest_code(x, codes, self.metric)
+        indices = nearest_code(x, codes, self.metric, self.precision)
         return indices, F.embedding(indices, codes)
