@@ -77,7 +77,7 @@ def search(
         center: What was subtracted from the codes (D,), of the same type.
         precision: Least precision of the products, ``"float32"``, ``"tf32"`` or ``"bf16"``; the sums are float32.
     """
-    backend = chosen(x.device.type, *x.shape, len(codes))
+    backend = chosen(x.device.type, x.shape[0], x.shape[1], len(codes))
     if backend == "fused":
         return fused.search(x, codes, bias, center, precision)
     return BACKENDS[backend](x, codes, bias, center)
