@@ -141,7 +141,10 @@ def _(x: Tensor, codes: Tensor, cosine: bool) -> Tensor:
 
 def _center(codes: Tensor) -> Tensor:
     """Median of about a thousand codes, component by component: no single code can carry it away."""
-    return codes[:: max(1, len(codes) // 1024)].median(0).values
+    sample = codes[:: max(1, len(codes) // 1024)]
+    if torch.compiler.is_exporting():  # the same number by an operator that every format has
+        return sample.sort(0).values[(len(sample) - 1) // 2]
+    return sample.median(0).values
 
 
 def squared_distance(x: Float[Tensor, "N D"], codes: Float[Tensor, "K D"]) -> Float[Tensor, "N K"]:

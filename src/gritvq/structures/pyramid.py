@@ -44,10 +44,11 @@ class Pyramid(Quantizer):
         sides = self._sides(missing.shape[-1])
         full = self._full_side(sides)
         there = ~missing.reshape(-1, missing.shape[-1])
-        shown = torch.zeros(len(there), full, full, dtype=torch.bool, device=missing.device)
+        shown = torch.zeros(there.shape[0], full, full, dtype=torch.bool, device=missing.device)
         for level, side in zip(there.split([side**2 for side in sides], dim=1), sides, strict=True):
             seen = _covering(level.unflatten(1, (side, side)), full)
-            shown = torch.where(level.any(1)[:, None, None], seen, shown)
+            has = level.any(1)[:, None, None]
+            shown = (has & seen) | (~has & shown)
         return torch.where(shown.view(*values.shape[:-1], 1), values, 0)
 
     @torch.no_grad()
