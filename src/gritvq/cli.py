@@ -381,9 +381,7 @@ def _export_arguments(parser: Any) -> None:
     parser.add_argument("tokenizer", type=str, help="tokenizer folder or Hub name")
     parser.add_argument("--out", type=str, default="exported", help="folder for the two files")
     parser.add_argument("--format", type=str, default="onnx", choices=["onnx", "torch"], help=".onnx or .pt2 files")
-    parser.add_argument(
-        "--size", type=tuple[int, int] | None, default=None, help="[H, W] of all images; any where null, if it can be"
-    )
+    parser.add_argument("--size", type=tuple[int, int], default=None, help="[H,W] of all images; any if not given")
 
 
 def _export(parser: Any, config: Any) -> None:
