@@ -88,7 +88,10 @@ def pooled(
     if x.shape[1] == side:
         return x, valid
     share = F.adaptive_avg_pool2d(valid.to(x.dtype).unsqueeze(1), side).permute(0, 2, 3, 1)
-    mean = F.adaptive_avg_pool2d(x.permute(0, 3, 1, 2), side).permute(0, 2, 3, 1)
+    grid = x.permute(0, 3, 1, 2)
+    if torch.compiler.is_exporting():  # written out in other operators, the mean comes in another order of memory
+        grid = grid.contiguous()
+    mean = F.adaptive_avg_pool2d(grid, side).permute(0, 2, 3, 1)
     seen = share > 0
     return torch.where(seen, mean / torch.where(seen, share, 1), 0), seen.squeeze(-1)
 
