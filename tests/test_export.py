@@ -20,8 +20,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from gritvq import FreeCodebook, Quantizer, Tokenizer, VectorQuantizer, describe, functional, grit_vq
+from gritvq import FreeCodebook, Quantizer, Tokenizer, VectorQuantizer, describe, grit_vq
 from gritvq.export import Program, load_program, write_programs
+from gritvq.functional import central_code
 from gritvq.models import ImageDecoder, ImageEncoder
 from zoo import DIM, PRESETS, QUANTIZERS, SPECIAL_PRESETS, trained_a_little
 
@@ -137,11 +138,11 @@ def test_codes_in_several_blocks_far_from_the_origin(tmp_path: Path) -> None:
 def test_the_centre_of_a_search_is_the_same_in_a_program() -> None:
     class Centre(nn.Module):
         def forward(self, codes: Tensor) -> Tensor:
-            return functional._center(codes)
+            return central_code(codes)
 
     for num in (1, 2, 7, 3000):
         codes = torch.randn(num, 5)
-        assert torch.equal(torch.export.export(Centre(), (codes,)).module()(codes), functional._center(codes))
+        assert torch.equal(torch.export.export(Centre(), (codes,)).module()(codes), central_code(codes))
 
 
 @pytest.fixture(scope="module")

@@ -22,6 +22,7 @@ __all__ = [
     "Metric",
     "bits_per_sample",
     "bits_per_token",
+    "central_code",
     "code_counts",
     "code_sums",
     "effective_rank",
@@ -120,7 +121,7 @@ def _prepared(x: Tensor, codes: Tensor, cosine: bool) -> tuple[Tensor, Tensor, T
     codes = codes.to(dtype)
     if cosine:
         x, codes = F.normalize(x.to(dtype), dim=1), F.normalize(codes, dim=1)
-    center = _center(codes)
+    center = central_code(codes)
     codes = codes - center
     return x, codes, 0.5 * (codes * codes).sum(1), center
 
@@ -139,8 +140,13 @@ def _(x: Tensor, codes: Tensor, cosine: bool) -> Tensor:
     return x.new_empty(x.shape[0], dtype=torch.int64)
 
 
-def _center(codes: Tensor) -> Tensor:
-    """Median of about a thousand codes, component by component: no single code can carry it away."""
+def central_code(codes: Float[Tensor, "K D"]) -> Float[Tensor, " D"]:
+    """Median of about a thousand codes, component by component: no single code can carry it away.
+
+    Example:
+        >>> central_code(torch.tensor([[1.0], [2.0], [900.0]]))
+        tensor([2.])
+    """
     sample = codes[:: max(1, len(codes) // 1024)]
     if torch.compiler.is_exporting():  # the same number by an operator that every format has
         return sample.sort(0).values[(len(sample) - 1) // 2]
@@ -157,7 +163,7 @@ def squared_distance(x: Float[Tensor, "N D"], codes: Float[Tensor, "K D"]) -> Fl
         tensor([[25.]])
     """
     dtype = torch.promote_types(x.dtype, codes.dtype)
-    center = _center(codes.detach()).to(dtype)
+    center = central_code(codes.detach()).to(dtype)
     x, codes = x.to(dtype) - center, codes.to(dtype) - center
     return ((x * x).sum(1, keepdim=True) + (codes * codes).sum(1) - 2 * x @ codes.T).clamp_min(0)
 
