@@ -234,7 +234,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true")
     check = parser.parse_args().check
-    pages = {DOCS / "benchmarks.md": HEAD + image_section() + methods_section() + recipes_section() + drift_section() + "\n"}
+    pages = {
+        DOCS / "benchmarks.md": HEAD + image_section() + methods_section() + recipes_section() + drift_section() + "\n"
+    }
     pages[DOCS / "performance.md"] = performance_page.page(RESULTS, DOCS / "images")
     pages |= {path: with_measured_rows(path.read_text()) for path in sorted((DOCS / "methods").glob("*.md"))}
     differing = [path for path, page in pages.items() if not path.exists() or path.read_text() != page]

@@ -301,6 +301,18 @@ def test_space_filling_stays_finite_where_distances_vanish() -> None:
         VectorQuantizer(FreeCodebook(3, 1), SpaceFillingAssignment())(x)
 
 
+def test_space_filling_gives_a_corner_its_own_index() -> None:
+    codes = torch.randn(30, 3, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    x = 40 * torch.nn.functional.normalize(torch.randn(400, 3, dtype=torch.float64), dim=1)
+    indices, q = SpaceFillingAssignment().eval()(x, codes)
+    to_corners = torch.cdist(q, codes)
+    on_corner = to_corners.amin(1) < 1e-12
+    assert int(on_corner.sum()) > 200 and len(indices[on_corner].unique()) > 5
+    assert torch.equal(indices[on_corner], to_corners.argmin(1)[on_corner].clamp_max(28))
+    for start in (0, 7):  # whatever else is in the batch
+        assert torch.equal(SpaceFillingAssignment().eval()(x[start:].float(), codes.float())[0], indices[start:])
+
+
 # --- convex -----------------------------------------------------------------------------------------------------------
 
 

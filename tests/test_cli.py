@@ -239,6 +239,40 @@ class TestEncodeDecode:
             assert Image.open(f"back/{name}").size == Image.open(f"kodak/{name}").size
 
 
+class TestExport:
+    def test_writes_programs_and_compares_them(self, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        assert main(["export", str(run / "tokenizer"), "--out", "programs", "--format", "torch"]) == 0
+        said = capsys.readouterr()
+        assert f"{3 * 8 * 8} of {3 * 8 * 8}" in said.out and "warning" not in said.err
+        assert lines(said.out) == {"encoder": "programs/encoder.pt2", "decoder": "programs/decoder.pt2"}
+        assert sorted(path.name for path in Path("programs").iterdir()) == ["decoder.pt2", "encoder.pt2"]
+
+    def test_programs_that_disagree_are_told(
+        self, run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def export(self: Tokenizer, folder: str, format: str, *, size: tuple[int, int]) -> tuple[Path, Path]:
+            assert (folder, format, size) == ("programs", "onnx", (16, 8))
+            return Path("encoder"), Path("decoder")
+
+        def load_program(path: Path) -> Any:
+            return {
+                "encoder": lambda x: torch.full((3, 4, 2, 1), -1),
+                "decoder": lambda x: torch.full((3, 3, 16, 8), 2),
+            }[str(path)]
+
+        monkeypatch.setattr(Tokenizer, "export", export)
+        monkeypatch.setattr("gritvq.export.load_program", load_program)
+        assert main(["export", str(run / "tokenizer"), "--out", "programs", "--size", "[16, 8]"]) == 0
+        said = capsys.readouterr().out
+        assert "0 of 24" in said
+        assert 1 <= float(said.split("decoded pixels")[1].split("│")[1]) <= 2
+
+
+def test_module_passes_the_exit_code_on() -> None:
+    done = subprocess.run([sys.executable, "-m", "gritvq", "inspect", "nowhere"], capture_output=True, text=True)
+    assert done.returncode == 2 and "expected a tokenizer folder" in done.stderr
+
+
 def test_validate_and_inspect(run: Path, pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for verb in ("validate", "inspect"):
         assert main([verb, str(run / "tokenizer"), "--data.path", str(pictures), "--out", verb]) == 0
@@ -316,6 +350,9 @@ class TestWrongInput:
             (["encode", "empty", "--tokenizer", "empty"], "expected a tokenizer folder with config.json"),
             (["encode", "empty", "--tokenizer", "x", "--out", "t.csv"], "ending in .npz or .parquet"),
             (["decode", "t.npz", "--tokenizer", "empty"], "expected a tokenizer folder with config.json"),
+            (["export", "empty"], "expected a tokenizer folder with config.json"),
+            (["export", "empty", "--format", "keras"], "invalid choice: 'keras'"),
+            (["export", "empty", "--size", "8"], "size"),
             (["compare", "--methods", "{nothing: {}}"], "expected a preset out of"),
             (["compare", "--methods", "{grit_vq: {speed: 3}}"], "expected settings that grit_vq takes"),
             (["compare", "--methods", "{grit_vq: {lr_scale: fast}}"], "expected settings that fit grit_vq"),
@@ -362,6 +399,13 @@ class TestWrongInput:
             np.savez("t.npz", **{f"tokens/{name}": np.zeros((2, 2, 1), int), f"size/{name}": np.array([8, 8])})
             said = self.refused(capsys, "decode", "t.npz", "--tokenizer", str(run / "tokenizer"), "--out", "back")
             assert "expected picture names below the folder" in said
+
+    def test_exports(self, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        tokenizer = str(run / "tokenizer")
+        said = self.refused(capsys, "export", tokenizer, "--size", "[10, 12]")
+        assert "expected a size (H, W) of multiples of 4, got (10, 12)" in said
+        Path("file").write_text("mine")
+        assert "got the file file; choose another name" in self.refused(capsys, "export", tokenizer, "--out", "file")
 
     def test_tokens_of_another_tokenizer(self, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
         np.savez("t.npz", **{"tokens/a.png": np.full((2, 2, 1), 4000), "size/a.png": np.array([8, 8])})

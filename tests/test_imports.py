@@ -33,14 +33,16 @@ ALLOWED: dict[str, set[str]] = {
     | {"variational", "hyperbolic"},
     "metrics": {"functional"},
     "models": PARTS,
-    "tokenizer": PARTS | {"models"},
+    "export": {"base"},
+    "tokenizer": PARTS | {"models", "export"},
     "data": set(),
     "training": PARTS | {"models", "metrics", "tokenizer", "variational"},
 }
 HEAVY = {"lightning", "jsonargparse", "rich", "matplotlib", "PIL", "skimage", "pyarrow", "datasets", "tensorboard"}
 # Triton compiles functions of a module that imports it; such a module is imported lazily itself.
 TRITON_MODULE = "gritvq.kernels._triton_kernels"
-LAZY = {"triton", "ot", "transformers", "ray", "gradio", "onnx", "datasets", "huggingface_hub", "matplotlib"}
+LAZY = {"triton", "ot", "transformers", "ray", "gradio", "datasets", "huggingface_hub", "matplotlib"}
+LAZY |= {"onnx", "onnxscript", "onnxruntime"}
 
 
 def imported(path: Path, top_level_only: bool = False) -> set[str]:

@@ -15,7 +15,6 @@ import re
 import sys
 import time
 import warnings
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -328,10 +327,7 @@ def _encode(parser: Any, config: Any) -> None:
     if not done:
         raise ValueError(f"expected at least one readable picture in {config.images}, got none; nothing was written")
     write_tokens(config.out, done)
-    if tokenizer.quantizer.exact == "never":
-        warnings.warn(
-            "this quantizer's tokens do not reproduce its output: it is no tokenizer, see its page", stacklevel=1
-        )
+    _warn_of_tokens(tokenizer.quantizer)
     used = CodebookUsage(tokenizer.quantizer.codebook_sizes)
     for item in done:
         used.update(item.tokens)
@@ -349,6 +345,13 @@ def _encode(parser: Any, config: Any) -> None:
     )
 
 
+def _warn_of_tokens(quantizer: Quantizer) -> None:
+    if quantizer.exact == "never":
+        warnings.warn(
+            "this quantizer's tokens do not reproduce its output: it is no tokenizer, see its page", stacklevel=1
+        )
+
+
 def _decode_arguments(parser: Any) -> None:
     parser.add_argument("tokens", type=str, help="file written by encode: .npz or .parquet")
     parser.add_argument("--tokenizer", type=str, required=True, help="tokenizer folder or Hub name")
@@ -360,7 +363,7 @@ def _decode(parser: Any, config: Any) -> None:
     from rich.progress import track
 
     from gritvq.tokenizer import Tokenizer
-    from gritvq.training.tokens import read_tokens, save_png
+    from gritvq.training.tokens import picture_paths, read_tokens, save_png
 
     tokenizer = Tokenizer.from_pretrained(config.tokenizer)
     items = read_tokens(config.tokens)
@@ -371,25 +374,39 @@ def _decode(parser: Any, config: Any) -> None:
     _report("decoded", [("pictures", f"{len(items):,}")], {"pictures": out})
 
 
-def picture_paths(names: Sequence[str]) -> list[Path]:
-    """Where decoded pictures go below the output folder: the name with a ``.png`` ending, each path once.
+# --- export -----------------------------------------------------------------------------------------------------------
 
-    Raises:
-        ValueError: If a name would lead out of the folder.
 
-    Example:
-        >>> [str(path) for path in picture_paths(["a.jpg", "b.jpg", "b.png"])]
-        ['a.png', 'b.jpg.png', 'b.png.png']
-    """
-    stems = Counter(Path(name).with_suffix("") for name in names)
-    paths = []
-    for name in names:
-        path = Path(name)
-        if path.is_absolute() or ".." in path.parts or not path.name:
-            raise ValueError(f"expected picture names below the folder, got {name!r}; the token file was tampered with")
-        single = stems[path.with_suffix("")] == 1
-        paths.append(path.with_suffix(".png") if single else path.with_name(path.name + ".png"))
-    return paths
+def _export_arguments(parser: Any) -> None:
+    parser.add_argument("tokenizer", type=str, help="tokenizer folder or Hub name")
+    parser.add_argument("--out", type=str, default="exported", help="folder for the two files")
+    parser.add_argument("--format", type=str, default="onnx", choices=["onnx", "torch"], help=".onnx or .pt2 files")
+    parser.add_argument("--size", type=tuple[int, int], default=None, help="[H,W] of all images; any if not given")
+
+
+def _export(parser: Any, config: Any) -> None:
+    """Write encoder and decoder as programs that run without gritvq, and check them."""
+    import torch
+
+    from gritvq.export import load_program
+    from gritvq.tokenizer import Tokenizer
+
+    tokenizer = Tokenizer.from_pretrained(config.tokenizer)
+    _warn_of_tokens(tokenizer.quantizer)
+    encoder, decoder = tokenizer.export(config.out, config.format, size=config.size)
+    height, width = config.size or (8 * tokenizer.factor, 8 * tokenizer.factor)
+    images = torch.rand(3, tokenizer.channels, height, width, generator=torch.Generator().manual_seed(0))
+    tokens = tokenizer.encode(images)
+    identical = load_program(encoder)(images) == tokens
+    difference = (load_program(decoder)(tokens) - tokenizer.decode(tokens)).abs().max()
+    _report(
+        "exported",
+        [
+            ("identical indices of random images", f"{int(identical.sum()):,} of {identical.numel():,}"),
+            ("largest difference of decoded pixels", f"{float(difference):.1e}"),
+        ],
+        {"encoder": encoder, "decoder": decoder},
+    )
 
 
 # --- compare, presets -------------------------------------------------------------------------------------------------
@@ -574,6 +591,7 @@ _VERBS: dict[str, tuple[Callable[[Any], None], Verb]] = {
     "inspect": (functools.partial(_measure_arguments, out="runs/inspect"), _inspect),
     "encode": (_encode_arguments, _encode),
     "decode": (_decode_arguments, _decode),
+    "export": (_export_arguments, _export),
     "compare": (_compare_arguments, _compare),
     "presets": (_presets_arguments, _presets),
 }

@@ -23,6 +23,7 @@ __all__ = [
     "Precision",
     "bits_per_sample",
     "bits_per_token",
+    "central_code",
     "code_counts",
     "code_sums",
     "effective_rank",
@@ -166,7 +167,7 @@ def _prepared(x: Tensor, codes: Tensor, cosine: bool) -> tuple[Tensor, Tensor, T
     codes = codes.to(dtype)
     if cosine:
         x, codes = F.normalize(x.to(dtype), dim=1), F.normalize(codes, dim=1)
-    center = _center(codes)
+    center = central_code(codes)
     codes = codes - center
     return x, codes, 0.5 * (codes * codes).sum(1), center
 
@@ -202,9 +203,17 @@ def _common(x: Tensor, codes: Tensor) -> torch.dtype:
     return torch.promote_types(x.dtype, codes.dtype)
 
 
-def _center(codes: Tensor) -> Tensor:
-    """Median of about a thousand codes, component by component: no single code can carry it away."""
-    return codes[:: max(1, len(codes) // 1024)].median(0).values
+def central_code(codes: Float[Tensor, "K D"]) -> Float[Tensor, " D"]:
+    """Median of about a thousand codes, component by component: no single code can carry it away.
+
+    Example:
+        >>> central_code(torch.tensor([[1.0], [2.0], [900.0]]))
+        tensor([2.])
+    """
+    sample = codes[:: max(1, len(codes) // 1024)]
+    if torch.compiler.is_exporting():  # the same number by an operator that every format has
+        return sample.sort(0).values[(len(sample) - 1) // 2]
+    return sample.median(0).values
 
 
 def squared_distance(x: Float[Tensor, "N D"], codes: Float[Tensor, "K D"]) -> Float[Tensor, "N K"]:
@@ -217,7 +226,7 @@ def squared_distance(x: Float[Tensor, "N D"], codes: Float[Tensor, "K D"]) -> Fl
         tensor([[25.]])
     """
     dtype = torch.promote_types(x.dtype, codes.dtype)
-    center = _center(codes.detach()).to(dtype)
+    center = central_code(codes.detach()).to(dtype)
     x, codes = x.to(dtype) - center, codes.to(dtype) - center
     return ((x * x).sum(1, keepdim=True) + (codes * codes).sum(1) - 2 * x @ codes.T).clamp_min(0)
 

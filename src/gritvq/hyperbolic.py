@@ -188,7 +188,10 @@ class _Asinh(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
         ctx.save_for_backward(x)
-        return (x * x).add_(1).sqrt_().add_(x.abs()).log_().copysign_(x)
+        size = (x * x).add_(1).sqrt_().add_(x.abs()).log_()
+        if torch.compiler.is_exporting():  # not every format can copy a sign
+            return torch.where(x < 0, -size, size)
+        return size.copysign_(x)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:

@@ -15,6 +15,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from gritvq.functional import central_code
+
 __all__ = ["centered", "gaussian_factors", "negative_entropy", "over_blocks", "relaxed_choice"]
 
 # Pairs in a block: on a CPU a block stays in its cache; elsewhere it is as large as 64 MB allow.
@@ -32,7 +34,7 @@ def centered(x: Float[Tensor, "N D"], codes: Float[Tensor, "K D"]) -> tuple[Tens
         >>> x.tolist(), codes.tolist()
         ([[1.0]], [[-1.0], [0.0], [1.0]])
     """
-    center = codes.detach()[:: max(1, len(codes) // 1024)].median(0).values
+    center = central_code(codes.detach())
     return x - center.to(x.dtype), codes - center
 
 

@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from gritvq.base import Component, Quantizer, QuantizerOutput, build, describe, evaluating
+from gritvq.export import DecoderProgram, EncoderProgram, Format, Program, write_programs
 
 __all__ = ["FORMAT_VERSION", "Tokenizer", "TokenizerOutput"]
 
@@ -182,6 +183,68 @@ class Tokenizer(Component):
     def fold(self) -> Tokenizer:
         """A copy of the tokenizer with the codebook's transform baked in: for serving, not for training on."""
         return Tokenizer(copy.deepcopy(self.encoder), self.quantizer.fold(), copy.deepcopy(self.decoder)).eval()
+
+    def export(
+        self, folder: str | os.PathLike[str], format: Format = "onnx", *, size: tuple[int, int] | None = None
+    ) -> tuple[Path, Path]:
+        """Write the folded tokenizer as two programs that run without gritvq, for any batch size.
+
+        ``encoder``: ``images`` (B, C, H, W), float32 in [0, 1], to ``indices`` as :meth:`encode` gives them, int64.
+        ``decoder``: ``indices`` to ``images``, as :meth:`decode` gives them. H and W are multiples of ``factor``, at
+        least twice it: nothing is extended or cut off. Inputs are not checked. The programs work in the tokenizer's
+        precision and are made for the CPU; a search holds B h w x min(K, 1024) scores, or x K where a quantizer has no
+        plain table.
+
+        Where a quantizer is exact ``"never"``, the indices do not reproduce its output: then the programs do what
+        :meth:`encode` and :meth:`decode` do, no more.
+
+        Args:
+            folder: Where the files go; files of the same names are replaced.
+            format: ``"onnx"`` for ``encoder.onnx`` and ``decoder.onnx`` (needs the extra ``export``), ``"torch"`` for
+                ``encoder.pt2`` and ``decoder.pt2``.
+            size: (H, W) of all images. Any size where None, unless the quantizer has a layout, which needs one.
+
+        Returns:
+            Encoder's and decoder's file.
+
+        Raises:
+            ValueError: If the size does not fit or is missing, packages are missing, or a part holds operators that
+                cannot be exported.
+
+        Example:
+            >>> from gritvq import vq_vae
+            >>> from gritvq.export import load_program
+            >>> from gritvq.models import ImageDecoder, ImageEncoder
+            >>> tokenizer = Tokenizer(ImageEncoder(4, width=8), vq_vae(4, 16), ImageDecoder(4, width=8))
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     encoder, decoder = tokenizer.export(folder, "torch")
+            ...     load_program(decoder)(load_program(encoder)(torch.rand(5, 3, 32, 16))).shape
+            torch.Size([5, 3, 32, 16])
+        """
+        layout = self.quantizer.layout
+        if size is None and layout:
+            raise ValueError(
+                f"expected the images' size, since {type(self.quantizer).__name__} has the layout {layout}, got none; "
+                f"pass size=(H, W), such as {tuple(self.factor * side for side in (layout * 2)[:2])}"
+            )
+        if size is not None and (len(size) != 2 or any(side < 1 or side % self.factor for side in size)):
+            raise ValueError(f"expected a size (H, W) of multiples of {self.factor}, got {size}; round it up")
+        folded = self.fold().cpu()
+        images = torch.rand(2, self.channels, *(size or (3 * self.factor, 5 * self.factor)))
+        tokens = folded.encode(images)  # says what does not fit
+        batch, rows, columns = torch.export.Dim("batch"), *(torch.export.Dim(n, min=2) for n in ("rows", "columns"))
+        of_images, of_tokens = {0: batch}, {0: batch}
+        if size is None:
+            of_images |= {2: self.factor * rows, 3: self.factor * columns}
+            of_tokens |= {1: rows, 2: columns}
+        encoder = EncoderProgram(folded.encoder, folded.quantizer)
+        decoder = DecoderProgram(folded.quantizer, folded.decoder)
+        programs = {
+            "encoder": Program(encoder, images, of_images, ("images", "indices")),
+            "decoder": Program(decoder, tokens, of_tokens, ("indices", "images")),
+        }
+        written = write_programs(folder, programs, format)
+        return written["encoder"], written["decoder"]
 
     # --- saving and loading -------------------------------------------------------------------------------------------
 

@@ -27,7 +27,8 @@ class SpaceFillingAssignment(Assignment):
 
     **Values are not among the K codes, and an index alone does not reproduce one** (``exact="never"``): ``decode``
     gives the segment's first corner, the position along the segment is lost. The index is that of the first corner, so
-    the last code is never an index.
+    the last code is never an index. In eval a vector whose nearest point is a corner gets that corner's index, though
+    the segment before is as near: rounding has no say.
 
     Costs O(N K D) time; the search works in blocks of at most 4 million entries and keeps none.
 
@@ -103,7 +104,10 @@ def _nearest_segment(x: Tensor, codes: Tensor) -> Tensor:
 
 
 def _search(x: Tensor, codes: Tensor) -> Tensor:
-    """First corner of the segment that comes nearest to every vector; ties go to the lowest index."""
+    """First corner of the segment that comes nearest to every vector; ties go to the lowest index.
+
+    A corner belongs to two segments, equally near but for rounding; it counts for the one that starts there.
+    """
     center = codes.mean(0)
     x, first, edge = x - center, codes[:-1] - center, codes[1:] - codes[:-1]
     squared = edge.square().sum(1)
@@ -111,7 +115,9 @@ def _search(x: Tensor, codes: Tensor) -> Tensor:
     reached = torch.where(squared > 0, along / squared, 0.0).clamp(0, 1)
     # |x - c_i - t e_i|^2 / 2 without the part that all segments share
     half = torch.addmm(0.5 * first.square().sum(1), x, first.T, alpha=-1)
-    return (half - reached * (along - 0.5 * reached * squared)).argmin(1)
+    nearest = (half - reached * (along - 0.5 * reached * squared)).argmin(1, keepdim=True)
+    at_end = reached.gather(1, nearest) == 1
+    return (nearest + at_end).clamp_max(len(edge) - 1).squeeze(1)
 
 
 @torch.library.custom_op("gritvq::nearest_segment", mutates_args=())

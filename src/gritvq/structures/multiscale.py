@@ -210,7 +210,7 @@ class MultiScaleQuantizer(Pyramid):
         """What the levels present add up to."""
         batch, side = indices.shape[:-2], self.sides[-1]
         flat = indices.reshape(-1, *indices.shape[-2:])
-        total = torch.zeros(len(flat), side, side, self.dim, device=indices.device)
+        total = torch.zeros(flat.shape[0], side, side, self.dim, device=indices.device)
         for level, own in enumerate(self._levels(flat)):
             total = total + self._spread(value_of(self.quantizer, own), (own >= 0).any(-1), level)
         return total.view(*batch, side, side, self.dim)

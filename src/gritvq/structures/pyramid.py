@@ -44,10 +44,11 @@ class Pyramid(Quantizer):
         sides = self._sides(missing.shape[-1])
         full = self._full_side(sides)
         there = ~missing.reshape(-1, missing.shape[-1])
-        shown = torch.zeros(len(there), full, full, dtype=torch.bool, device=missing.device)
+        shown = torch.zeros(there.shape[0], full, full, dtype=torch.bool, device=missing.device)
         for level, side in zip(there.split([side**2 for side in sides], dim=1), sides, strict=True):
             seen = _covering(level.unflatten(1, (side, side)), full)
-            shown = torch.where(level.any(1)[:, None, None], seen, shown)
+            has = level.any(1)[:, None, None]
+            shown = (has & seen) | (~has & shown)
         return torch.where(shown.view(*values.shape[:-1], 1), values, 0)
 
     @torch.no_grad()
@@ -87,7 +88,10 @@ def pooled(
     if x.shape[1] == side:
         return x, valid
     share = F.adaptive_avg_pool2d(valid.to(x.dtype).unsqueeze(1), side).permute(0, 2, 3, 1)
-    mean = F.adaptive_avg_pool2d(x.permute(0, 3, 1, 2), side).permute(0, 2, 3, 1)
+    grid = x.permute(0, 3, 1, 2)
+    if torch.compiler.is_exporting():  # written out in other operators, the mean comes in another order of memory
+        grid = grid.contiguous()
+    mean = F.adaptive_avg_pool2d(grid, side).permute(0, 2, 3, 1)
     seen = share > 0
     return torch.where(seen, mean / torch.where(seen, share, 1), 0), seen.squeeze(-1)
 

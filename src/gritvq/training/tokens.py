@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import zipfile
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -16,7 +17,15 @@ from torch import Tensor
 from gritvq.base import Quantizer
 from gritvq.training.files import replacing
 
-__all__ = ["TokenizedImage", "check_token_path", "constant_tokens", "read_tokens", "save_png", "write_tokens"]
+__all__ = [
+    "TokenizedImage",
+    "check_token_path",
+    "constant_tokens",
+    "picture_paths",
+    "read_tokens",
+    "save_png",
+    "write_tokens",
+]
 
 
 class TokenizedImage(NamedTuple):
@@ -160,3 +169,24 @@ def save_png(image: Float[Tensor, "C H W"], path: str | os.PathLike[str]) -> Pat
     with replacing(path) as scratch:
         Image.fromarray(pixels.squeeze(-1) if pixels.shape[2] == 1 else pixels).save(scratch, format="PNG")
     return Path(path)
+
+
+def picture_paths(names: Sequence[str]) -> list[Path]:
+    """Where decoded pictures go below the output folder: the name with a ``.png`` ending, each path once.
+
+    Raises:
+        ValueError: If a name would lead out of the folder.
+
+    Example:
+        >>> [str(path) for path in picture_paths(["a.jpg", "b.jpg", "b.png"])]
+        ['a.png', 'b.jpg.png', 'b.png.png']
+    """
+    stems = Counter(Path(name).with_suffix("") for name in names)
+    paths = []
+    for name in names:
+        path = Path(name)
+        if path.is_absolute() or ".." in path.parts or not path.name:
+            raise ValueError(f"expected picture names below the folder, got {name!r}; the token file was tampered with")
+        single = stems[path.with_suffix("")] == 1
+        paths.append(path.with_suffix(".png") if single else path.with_name(path.name + ".png"))
+    return paths
