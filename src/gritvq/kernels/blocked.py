@@ -30,7 +30,8 @@ class Groups:
     """
 
     def __init__(self, codes: Float[Tensor, "K D"], bias: Float[Tensor, " K"]) -> None:
-        self.size = 64 if len(codes) <= 16384 else 128 if len(codes) <= 131072 else 256
+        few = len(codes) < (65536 if codes.shape[1] > 128 else 16384)
+        self.size = 64 if few else 128 if len(codes) <= 131072 else 256
         extra = -len(codes) % _CPU_CODES
         if extra:
             codes, bias = F.pad(codes, (0, 0, 0, extra)), F.pad(bias, (0, extra), value=float("inf"))
