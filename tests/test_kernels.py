@@ -46,7 +46,7 @@ def check(x: Tensor, codes: Tensor, found: Tensor, bits: int = 24) -> None:
     """Indices are those of brute force wherever the best two scores are further apart than rounding, else near them."""
     x, codes, found = x.double().cpu(), codes.double().cpu(), found.cpu()
     distance = (x[:, None] - codes).square().sum(2)
-    size = torch.cat([x, codes]).sub(G._center(codes)).square().sum(1).max()  # bounds sum_d |x_d c_d|
+    size = torch.cat([x, codes]).sub(G.central_code(codes)).square().sum(1).max()  # bounds sum_d |x_d c_d|
     rounding = (x.shape[1] * EPS + 4 * 2.0**-bits) * size
     expected = distance.argmin(1)
     best = distance.topk(min(2, len(codes)), largest=False).values
