@@ -26,11 +26,12 @@ from benchmarks.speed import search, step
 from benchmarks.speed.cases import Call, Contender, Row, gaussian, vectors_and_codes
 from torch import Tensor
 
+GROWING = ("nearest_code", "ours: blocked")
 SUITES: dict[str, Callable[[torch.device], list[Contender]]] = {
     "search": search.contenders,
     "step": step.contenders,
     "residual": step.residual_contenders,
-    "growth": lambda device: [c for c in search.contenders(device) if c.name == "nearest_code"] + [step.AFFINE],
+    "growth": lambda device: [c for c in search.contenders(device) if c.name in GROWING] + [step.AFFINE],
 }
 SHORTEST = 0.05  # seconds of a sample: short calls are repeated within it
 REST = 0.02  # seconds before every sample, for the waiting threads of the contender before to fall asleep

@@ -97,11 +97,17 @@ def _flash_kmeans(dtype: torch.dtype, row: Row, device: torch.device) -> Call:
     return lambda: euclid_assign_triton(x, codes, **given)[0].long()
 
 
+def backends(device: torch.device) -> list[str]:
+    """Those of our searches that are made for such a device."""
+    other = "two_stage" if device.type == "cuda" else "fused"
+    return [name for name in kernels.BACKENDS if name != other]
+
+
 def contenders(device: torch.device) -> list[Contender]:
     """Everything that can be compared on such a device."""
     ours = [
         Contender("nearest_code", _ours),
-        *(Contender(f"ours: {name}", functools.partial(_forced, name)) for name in kernels.BACKENDS),
+        *(Contender(f"ours: {name}", functools.partial(_forced, name)) for name in backends(device)),
     ]
     plain = [
         Contender("bound", _bound),
