@@ -47,8 +47,8 @@ def available() -> bool:
 
 
 def worthwhile(num_rows: int, dim: int, codebook_size: int) -> bool:
-    """Whether a search is large enough for rounding the codes first."""
-    return num_rows >= 1024 and codebook_size >= 4096 and dim >= 16
+    """Whether a search is large enough to gain: below 32 components the product is not what takes the time."""
+    return num_rows >= 1024 and codebook_size >= 4096 and dim >= 32
 
 
 class _Rounded(NamedTuple):
