@@ -20,7 +20,7 @@ _BLOCK_ENTRIES = 1 << 24  # of scores at once: 64 MB
 _CPU_ROWS, _CPU_CODES = 1024, 1024  # a block of scores that stays in the cache: 4 MB
 _SUPER_ROWS, _MINIMA = 8192, 1 << 23  # rows of one decision, and entries of the minima that it holds: 32 MB
 _PAIRS = 1 << 15  # of a row and a group, scored at once
-GROUPED_FROM = 2048  # codes
+_GROUPED_FROM = 2048  # codes; at 1024 groups were no faster (.0067 and .0068 s) or slower (.096 and .072 s)
 
 
 class Groups:
@@ -92,8 +92,11 @@ def least_of_groups(blocks: Iterable[Float[Tensor, "n k"]], size: int) -> Float[
 def search(
     x: Float[Tensor, "N D"], codes: Float[Tensor, "K D"], bias: Float[Tensor, " K"], center: Float[Tensor, " D"]
 ) -> Int[Tensor, " N"]:
-    """Blocks over rows and codes with a running best."""
-    if x.device.type == "cpu" and len(codes) >= GROUPED_FROM:
+    """``argmin_k bias_k - <x_n - center, codes_k>`` in blocks, the lowest index among equals; 0 for rows not finite.
+
+    Groups of codes on a CPU from 2048 codes on, else a running best over blocks.
+    """
+    if x.device.type == "cpu" and len(codes) >= _GROUPED_FROM:
         return _search_groups(x, codes, bias, center)
     block = min(len(codes), 1024 if x.device.type == "cpu" else 16384)
     size = max(1, (1 << 20 if x.device.type == "cpu" else _BLOCK_ENTRIES) // block)
