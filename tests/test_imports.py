@@ -35,6 +35,7 @@ ALLOWED: dict[str, set[str]] = {
     "models": PARTS,
     "export": {"base"},
     "tokenizer": PARTS | {"models", "export"},
+    "semantic_ids": PARTS | {"metrics"},
     "data": set(),
     "training": PARTS | {"models", "metrics", "tokenizer", "variational"},
 }
