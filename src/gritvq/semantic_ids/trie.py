@@ -169,6 +169,14 @@ class PrefixTrie(nn.Module):
         """All nodes of prefixes of length ``level``, 0 .. Q, in lexicographic order."""
         return torch.arange(self.offsets[level], self.offsets[level + 1], device=self.code.device)
 
+    def prefixes_of(self, nodes: Int[Tensor, " B"], length: int) -> Int[Tensor, "B l"]:
+        """The codes of nodes of level ``length``; those of other nodes are not defined."""
+        codes = []
+        for _ in range(length):
+            codes.append(self.code[nodes])
+            nodes = self.keys[nodes - 1] // max(self.codebook_sizes)
+        return torch.stack([*reversed(codes)], 1) if codes else nodes.new_zeros(len(nodes), 0)
+
     def children_of(self, nodes: Int[Tensor, " B"]) -> tuple[Int[Tensor, " C"], Int[Tensor, " C"]]:
         """All children of inner nodes, and for each the place of its parent in ``nodes``."""
         counts = self.first_child[nodes + 1] - self.first_child[nodes]
@@ -201,6 +209,12 @@ class PrefixTrie(nn.Module):
         within = wanted - (ends - sizes).gather(1, groups)
         rows = self.rows[(self.first_row[places].gather(1, groups) + within).clamp(max=len(self.rows) - 1)]
         return rows.where(good, torch.full_like(rows, -1))
+
+    def leaves_of_rows(self) -> Int[Tensor, " n"]:
+        """The place of every row's id among the ids, 0 .. number of ids - 1."""
+        sizes = self.first_row[1:] - self.first_row[:-1]
+        places = torch.arange(self.num_leaves, device=self.rows.device).repeat_interleave(sizes)
+        return torch.empty_like(places).scatter_(0, self.rows, places)
 
     def rows_of(self, leaf: int) -> list[int]:
         """Rows that have the id of a leaf; none for what is no leaf."""
