@@ -36,7 +36,9 @@ ALLOWED: dict[str, set[str]] = {
     "export": {"base"},
     "tokenizer": PARTS | {"models", "export"},
     "data": set(),
-    "training": PARTS | {"models", "metrics", "tokenizer", "variational"},
+    "files": set(),
+    "semantic_ids": PARTS | {"metrics", "files"},
+    "training": PARTS | {"files", "models", "metrics", "tokenizer", "variational"},
 }
 HEAVY = {"lightning", "jsonargparse", "rich", "matplotlib", "PIL", "skimage", "pyarrow", "datasets", "tensorboard"}
 # Triton compiles functions of a module that imports it; such a module is imported lazily itself.

@@ -11,9 +11,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from gritvq.files import replacing
 from gritvq.functional import perplexity
 from gritvq.tokenizer import Tokenizer
-from gritvq.training.files import replacing
 from gritvq.training.tokens import constant_tokens
 
 __all__ = ["codebook_picture", "comparison_plot", "reconstruction_grid", "usage_plot"]
