@@ -37,8 +37,9 @@ ALLOWED: dict[str, set[str]] = {
     "tokenizer": PARTS | {"models", "export"},
     "data": set(),
     "files": set(),
-    "semantic_ids": PARTS | {"metrics", "files"},
-    "training": PARTS | {"files", "models", "metrics", "tokenizer", "variational"},
+    "figures": {"files"},
+    "semantic_ids": PARTS | {"metrics", "files", "figures"},
+    "training": PARTS | {"files", "figures", "models", "metrics", "tokenizer", "variational"},
 }
 HEAVY = {"lightning", "jsonargparse", "rich", "matplotlib", "PIL", "skimage", "pyarrow", "datasets", "tensorboard"}
 # Triton compiles functions of a module that imports it; such a module is imported lazily itself.

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import operator
 import os
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, final, get_args
+from typing import Any, final
 
 import numpy as np
 import torch
@@ -17,6 +16,15 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from gritvq.files import replacing, write_json
+from gritvq.semantic_ids.checks import (
+    Key,
+    as_codes,
+    check_distinct,
+    checked_codes,
+    checked_keys,
+    checked_policy,
+    checked_sizes,
+)
 from gritvq.semantic_ids.collisions import UNIQUE, Policy, resolve
 from gritvq.semantic_ids.report import report
 from gritvq.semantic_ids.rows import RowTable
@@ -25,8 +33,6 @@ __all__ = ["FORMAT_VERSION", "Key", "SemanticIds"]
 
 FORMAT_VERSION = 1
 _FORMAT, _TABLE, _HEADER = "gritvq-semantic-ids", "ids.parquet", "semantic_ids.json"
-
-Key = int | str
 
 
 @final
@@ -68,15 +74,15 @@ class SemanticIds:
         collisions: Policy = "keep",
         fingerprint: Mapping[str, str] | None = None,
     ) -> None:
-        self._sizes = _checked_sizes(codebook_sizes)
-        self._codes = _checked_codes(codes, self._sizes)
+        self._sizes = checked_sizes(codebook_sizes)
+        self._codes = checked_codes(codes, self._sizes)
         if not len(self._codes):
             raise ValueError("expected at least one item, got none")
-        self._items = _checked_keys(range(len(self._codes)) if items is None else items)
+        self._items = checked_keys(range(len(self._codes)) if items is None else items)
         if len(self._items) != len(self._codes):
             raise ValueError(f"expected a key for each of {len(self._codes)} ids, got {len(self._items)} keys")
-        _check_distinct(self._items)
-        self._collisions = _checked_policy(collisions)
+        check_distinct(self._items)
+        self._collisions = checked_policy(collisions)
         self._fingerprint = dict(fingerprint or {})
         if not all(isinstance(part, str) for pair in self._fingerprint.items() for part in pair):
             raise ValueError(f"expected a fingerprint of strings by name, got {fingerprint!r}")
@@ -116,9 +122,9 @@ class SemanticIds:
         Raises:
             ValueError: If anything does not fit, or a unique id cannot be found.
         """
-        sizes = _checked_sizes(codebook_sizes)
-        codes = _checked_codes(codes, sizes)
-        ids, sizes = resolve(_checked_policy(collisions), codes, sizes, vectors=vectors, table=table)
+        sizes = checked_sizes(codebook_sizes)
+        codes = checked_codes(codes, sizes)
+        ids, sizes = resolve(checked_policy(collisions), codes, sizes, vectors=vectors, table=table)
         return cls(ids, sizes, items, collisions=collisions, fingerprint=fingerprint)
 
     @property
@@ -170,7 +176,7 @@ class SemanticIds:
         Raises:
             ValueError: If a key is unknown or of another type.
         """
-        keys = _checked_keys(items)
+        keys = checked_keys(items)
         rows = [self._row_by_key.get(key, -1) for key in keys]
         if -1 in rows:
             unknown = [key for key, row in zip(keys, rows, strict=True) if row < 0]
@@ -197,7 +203,7 @@ class SemanticIds:
         Raises:
             ValueError: If the ids are no integers of shape (m, Q).
         """
-        wanted = _as_codes(ids, len(self.codebook_sizes))
+        wanted = as_codes(ids, len(self.codebook_sizes))
         group = self._rows.find(wanted)
         starts, order = self._starts_and_order
         first, last = (torch.where(group >= 0, starts[group + end], 0).tolist() for end in (0, 1))
@@ -251,10 +257,10 @@ class SemanticIds:
                 "ids, or assign all ids anew"
             )
         levels = self._sizes[:-1] if self._collisions == "append" else self._sizes
-        codes, keys = _checked_codes(codes, levels), _checked_keys(items)
+        codes, keys = checked_codes(codes, levels), checked_keys(items)
         if len(keys) != len(codes):
             raise ValueError(f"expected a key for each of {len(codes)} new ids, got {len(keys)} keys")
-        _check_distinct((*self._items, *keys))
+        check_distinct((*self._items, *keys))
         if not len(codes):
             return self
         ids, sizes = resolve(self._collisions, codes, self._sizes, vectors=vectors, table=table, fixed=self._codes)
@@ -376,87 +382,3 @@ def _read_header(folder: Path) -> dict[str, Any]:
     if wrong:
         raise ValueError(f"expected {', '.join(wrong)} in {path}, got {sorted(header)}; the file is incomplete")
     return header
-
-
-def _checked_sizes(sizes: Sequence[int]) -> tuple[int, ...]:
-    try:
-        found = tuple(operator.index(size) for size in sizes)
-    except TypeError as error:
-        raise ValueError(f"expected one codebook size per column, got {sizes!r}; pass a tuple of ints") from error
-    if not found or min(found) < 1 or max(found) > 2**63 - 1:
-        raise ValueError(f"expected codebook sizes >= 1, one per column, got {found}")
-    return found
-
-
-def _checked_policy(policy: Any) -> Policy:
-    if policy not in get_args(Policy):
-        raise ValueError(f"expected collisions to be one of {', '.join(get_args(Policy))}, got {policy!r}")
-    return policy
-
-
-def _as_codes(codes: Any, num_columns: int) -> Int[Tensor, "n Q"]:
-    """An int64 copy on the CPU."""
-    found = codes.detach() if isinstance(codes, Tensor) else torch.as_tensor(np.asarray(codes))
-    if found.numel() == 0 and found.ndim <= 2:
-        found = torch.zeros(0 if found.ndim < 2 else len(found), num_columns, dtype=torch.int64)
-    if found.ndim != 2 or found.shape[1] != num_columns:
-        raise ValueError(
-            f"expected ids (n, {num_columns}), one column per codebook size, got {tuple(found.shape)}; one id alone "
-            "is [[...]]"
-        )
-    if found.is_floating_point() or found.is_complex() or found.dtype == torch.bool:
-        raise ValueError(f"expected ids of integers, got {found.dtype}")
-    return found.to("cpu", torch.int64, copy=True)
-
-
-def _checked_codes(codes: Any, sizes: tuple[int, ...]) -> Int[Tensor, "n Q"]:
-    found = _as_codes(codes, len(sizes))
-    outside = (found < 0) | (found >= torch.tensor(sizes, dtype=torch.int64))
-    if outside.any():
-        row, column = outside.nonzero()[0].tolist()
-        raise ValueError(
-            f"expected codes in [0, {sizes[column]}) in column {column}, got {int(found[row, column])} in row {row}; "
-            "are codes and codebook sizes of the same tokenizer?"
-        )
-    return found
-
-
-def _checked_keys(items: Any) -> tuple[Key, ...]:
-    """Keys as Python's own ints or strings, all of one kind."""
-    if isinstance(items, (str, bytes, Mapping)):
-        raise ValueError(f"expected a sequence of keys, got {type(items).__name__}; one key alone is [key]")
-    if isinstance(items, (Tensor, np.ndarray)):
-        items = items.tolist()
-    try:
-        keys = tuple(items)
-    except TypeError as error:
-        raise ValueError(f"expected a sequence of keys, got {type(items).__name__}; one key alone is [key]") from error
-    kinds = set(map(type, keys))
-    if not kinds <= {int} and not kinds <= {str}:
-        keys = tuple(str(k) if isinstance(k, str) else int(k) if _is_int(k) else k for k in keys)
-        kinds = set(map(type, keys))
-    if not kinds <= {int} and not kinds <= {str}:
-        raise ValueError(
-            f"expected keys that are all int or all str, got {', '.join(sorted(k.__name__ for k in kinds))}"
-        )
-    if kinds == {int} and not (min(keys) >= -(2**63) and max(keys) < 2**63):
-        raise ValueError(f"expected int keys of at most 64 bits, got {min(keys)} .. {max(keys)}; use strings")
-    if kinds == {str}:
-        try:
-            "".join(keys).encode()
-        except UnicodeEncodeError as error:
-            raise ValueError(
-                f"expected string keys that are valid Unicode, got {error.object[error.start]!r}"
-            ) from error
-    return keys
-
-
-def _is_int(key: Any) -> bool:
-    return isinstance(key, (int, np.integer)) and not isinstance(key, (bool, np.bool_))
-
-
-def _check_distinct(keys: tuple[Key, ...]) -> None:
-    if len(set(keys)) < len(keys):
-        seen: set[Key] = set()
-        twice = next(key for key in keys if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-        raise ValueError(f"expected every item once, got {twice!r} twice; drop or merge duplicates")

@@ -22,7 +22,7 @@ Policy = Literal["keep", "append", "sinkhorn", "nearest_free"]
 UNIQUE = ("append", "nearest_free")  # policies under which no two items have the same id
 
 _BLOCK_ENTRIES = 1 << 22
-_ROUNDS, _ITERATIONS, _EPSILON = 20, 50, 0.003
+_ROUNDS, _ITERATIONS, _EPSILON, _OWNED = 20, 50, 0.003, 0.9
 
 
 def resolve(
@@ -49,11 +49,11 @@ def resolve(
     ``sinkhorn``: up to 20 rounds, and one pass. In a round every group of g >= 2 new items with equal codes is treated
     on its own: squared distances d (g, K) to all last-level codes, mapped to [-1, 1] by the group's least and largest
     one, ``P = argmin <P, d> - .003 H(P)`` over plans that give every item 1/g and every code 1/K (50 iterations, items
-    then codes); every item takes a code with the largest entry of its row of P. With more codes than items many
-    entries reach their bound 1/K; of those within 1e-6 of the largest, relatively, it takes the nearest code. Rounds
-    end when no group is left or nothing changed (equal vectors cannot be told apart). The pass: in each group that is
-    still there the first item, or the fixed one, keeps its code; every other takes its nearest other code if that is
-    free under its prefix (the earlier of two items that want it), else it stays. So duplicates may be left.
+    then codes). With more codes than items many entries reach their bound 1/K: every item takes the nearest of the
+    codes whose entry is at least .9 of the largest of its row. Where it meets another item there, both are in the next
+    round. Rounds end when nothing changes (equal vectors cannot be told apart). The pass: in each group that is still
+    there the first item, or the fixed one, keeps its code; every other takes its nearest other code if that is free
+    under its prefix (the earlier of two items that want it), else it stays. So duplicates may be left.
 
     Args:
         policy: One of the four.
@@ -86,7 +86,7 @@ def resolve(
         Rajput et al., "Recommender Systems with Generative Retrieval" (TIGER), NeurIPS 2023, arXiv 2305.05065
         (append). Zheng et al., "Adapting Large Language Models by Integrating Collaborative Semantics for
         Recommendation" (LC-Rec), ICDE 2024, arXiv 2311.09049 (sinkhorn; the released code takes the first of the
-        entries at their bound, and has no pass at the end). Fu et al., "FORGE", 2025, arXiv 2509.20904 (nearest_free).
+        entries at their bound, often a far code, and has no pass). FORGE, 2025, arXiv 2509.20904 (nearest_free).
     """
     if policy not in get_args(Policy):
         raise ValueError(f"expected collisions to be one of {', '.join(get_args(Policy))}, got {policy!r}")
@@ -210,15 +210,20 @@ def _balanced_choice(cost: Float[Tensor, "G g K"]) -> Int[Tensor, "G g"]:
     """For each of G groups of g items the codes that the transport plan of the docstring above gives them."""
     low, high = cost.amin((1, 2), keepdim=True), cost.amax((1, 2), keepdim=True)
     middle = (low + high) / 2
-    score = (middle - cost) / (high - middle + 1e-5) / _EPSILON
+    plan = _log_plan((cost - middle) / (high - middle + 1e-5), _EPSILON, _ITERATIONS)
+    largest = plan >= plan.amax(2, keepdim=True) + math.log(_OWNED)
+    return cost.masked_fill(~largest, math.inf).argmin(2)
+
+
+def _log_plan(cost: Float[Tensor, "G g K"], epsilon: float, iterations: int) -> Float[Tensor, "G g K"]:
+    """Logarithm of the entropic transport plan from items (1/g each) to codes (1/K each)."""
+    score = -cost / epsilon
     per_item, per_code = -math.log(cost.shape[1]), -math.log(cost.shape[2])
-    codes = torch.zeros_like(score[:, :1])
-    for _ in range(_ITERATIONS):
+    items, codes = torch.zeros_like(score[:, :, :1]), torch.zeros_like(score[:, :1])
+    for _ in range(iterations):
         items = per_item - (score + codes).logsumexp(2, keepdim=True)
         codes = per_code - (score + items).logsumexp(1, keepdim=True)
-    plan = score + codes  # its logarithm, but for a constant per item
-    largest = plan >= plan.amax(2, keepdim=True) - 1e-6
-    return cost.masked_fill(~largest, math.inf).argmin(2)
+    return score + items + codes
 
 
 def _next_nearest(codes: Tensor, sizes: tuple[int, ...], vectors: Tensor, table: Tensor, fixed: Tensor) -> Tensor:
