@@ -34,7 +34,9 @@ ALLOWED: dict[str, set[str]] = {
     "metrics": {"functional"},
     "models": PARTS,
     "export": {"base"},
-    "tokenizer": PARTS | {"models", "export"},
+    "saving": {"base"},
+    "tokenizer": PARTS | {"models", "export", "saving"},
+    "item_tokenizers": PARTS | {"models", "saving"},
     "data": set(),
     "training": PARTS | {"models", "metrics", "tokenizer", "variational"},
 }
