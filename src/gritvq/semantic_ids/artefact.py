@@ -22,10 +22,9 @@ from gritvq.semantic_ids.checks import (
     check_distinct,
     checked_codes,
     checked_keys,
-    checked_policy,
     checked_sizes,
 )
-from gritvq.semantic_ids.collisions import UNIQUE, Policy, resolve
+from gritvq.semantic_ids.collisions import UNIQUE, Policy, checked_policy, resolve
 from gritvq.semantic_ids.report import report
 from gritvq.semantic_ids.rows import RowTable
 
