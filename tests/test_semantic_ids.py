@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import json
 import math
+import os
 import pickle
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -265,6 +267,39 @@ class TestFiles:
         for other in (tmp_path / "none", path):
             with pytest.raises(ValueError, match="expected a folder of semantic ids"):
                 SemanticIds.load(other)
+
+    def test_interrupted_saving_gives_no_wrong_id(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        old = SemanticIds.load(folder)
+        other = SemanticIds.assign(old.codes[:, :2].flip(0), old.codebook_sizes[:2])
+
+        def full(*_: Any, **__: Any) -> None:
+            raise OSError("disk full")
+
+        for step in ("pyarrow.parquet.write_table", "pathlib.Path.write_text"):
+            with monkeypatch.context() as patch:
+                patch.setattr(step, full)
+                with pytest.raises(OSError, match="disk full"):
+                    other.save(folder)
+            assert SemanticIds.load(folder) == old and len(list(folder.iterdir())) == 2
+        replace, calls = os.replace, []
+
+        def stop_between(source: Any, target: Any) -> None:
+            calls.append(target)
+            (replace if len(calls) == 1 else full)(source, target)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "replace", stop_between)
+            with pytest.raises(OSError, match="disk full"):
+                other.save(folder)
+        with pytest.raises(ValueError, match="of another artefact"):
+            SemanticIds.load(folder)
+        assert SemanticIds.load(other.save(folder)) == other and len(list(folder.iterdir())) == 2
+
+    def test_without_pyarrow(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(sys.modules, "pyarrow", None)
+        for attempt in (lambda: SemanticIds.load(folder), lambda: SemanticIds([[0]], (1,)).save(folder)):
+            with pytest.raises(ValueError, match=r"install 'gritvq\[items\]'"):
+                attempt()
 
     def test_nothing_foreign_is_overwritten(self, folder: Path, tmp_path: Path) -> None:
         ids = SemanticIds.load(folder)

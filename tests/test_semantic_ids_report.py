@@ -149,6 +149,8 @@ def test_neighbours_against_a_plain_loop(k: int, monkeypatch: pytest.MonkeyPatch
     assert found[f"neighbours/chance@{k}"] == pytest.approx(k / 89)
     given = ids.report(related=torch.from_numpy(near))
     assert given[f"related/prefix_recall@{k}"] == found[f"neighbours/prefix_recall@{k}"]
+    both = ids.report(embeddings=x, related=torch.from_numpy(near[:, ::-1].copy()), num_neighbours=1)
+    assert both["related/embedding_recall@1"] == pytest.approx(1 / k)
     error = ((x - values) ** 2).sum().item()
     assert found["reconstruction/mse"] == pytest.approx(error / x.numel())
     assert found["reconstruction/relative_error"] == pytest.approx(error / ((x - x.mean(0)) ** 2).sum().item())
@@ -177,6 +179,15 @@ def test_neighbours_at_the_ends() -> None:
             perfect.report(embeddings=blobs, **bad)
     with pytest.raises(ValueError, match="expected related rows"):
         perfect.report(related=torch.full((40, 2), 40))
+
+
+def test_codes_that_change_when_encoded_again() -> None:
+    ids = SemanticIds.assign([[0, 1], [0, 1], [2, 0], [1, 1]], (3, 2))
+    found = ids.report(recoded=[[0, 1], [1, 0], [2, 1], [1, 1]])
+    assert (found["recoded/changed_codes"], found["recoded/changed_items"]) == (3 / 8, 2 / 4)
+    assert ids.report(recoded=ids.codes)["recoded/changed_items"] == 0
+    with pytest.raises(ValueError, match="expected recoded codes"):
+        ids.report(recoded=[[0, 1]])
 
 
 @pytest.fixture(scope="module")
