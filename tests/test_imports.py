@@ -36,7 +36,7 @@ ALLOWED: dict[str, set[str]] = {
     "export": {"base"},
     "saving": {"base"},
     "tokenizer": PARTS | {"models", "export", "saving"},
-    "item_tokenizers": PARTS | {"models", "saving"},
+    "item_tokenizers": PARTS | {"saving", "assignments", "learning", "structures", "variational", "vector_quantizer"},
     "data": set(),
     "files": set(),
     "figures": {"files"},

@@ -214,10 +214,10 @@ class ItemTokenizer(Component, ABC):
             rows = torch.from_numpy(np.array(part, dtype=np.float32, order="C")).to(self._device())
         finite = torch.isfinite(rows).all(1)
         if not bool(finite.all()):
-            row = start + int((~finite).nonzero()[0])
+            row, count = start + int((~finite).nonzero()[0]), int((~finite).sum())
             raise ValueError(
-                f"expected finite embeddings (in float32), got a NaN or infinite number in row {row} and {int((~finite).sum())} "
-                "such rows in its batch; encode the item's text again or leave it out"
+                f"expected finite embeddings (in float32), got a NaN or infinite number in row {row} and {count} such "
+                "rows in its batch; encode the item's text again or leave it out"
             )
         return rows
 

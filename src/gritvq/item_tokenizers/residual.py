@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
@@ -97,7 +99,8 @@ class ResidualKMeans(ItemTokenizer):
             )
         tables, values = [], []
         rest, missing = x, x
-        for level in tracked(range(len(self.codebook_sizes)), "residual k-means", progress):
+        levels: Sequence[int] = range(len(self.codebook_sizes))
+        for level in tracked(levels, "residual k-means", progress):
             rest = self._scaled(rest, level)
             if self.balanced:
                 clusters = balanced_kmeans(rest, size, generator, iterations=self.iterations)
