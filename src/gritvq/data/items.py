@@ -29,6 +29,7 @@ __all__ = [
     "Split",
     "check_split",
     "embed_texts",
+    "open_vectors",
     "read_catalogue",
     "read_interactions",
     "read_item_data",
@@ -200,7 +201,7 @@ def read_catalogue(path: str | Path, *, item: str = "item", embeddings: str | Pa
     table = _read_table(Path(path))
     keys = unique_keys(_values(table, item, path))
     columns = {name: table[name].to_pylist() for name in table.column_names if name != item}
-    return Catalogue(tuple(keys.tolist()), columns, None if embeddings is None else _open_vectors(Path(embeddings)))
+    return Catalogue(tuple(keys.tolist()), columns, None if embeddings is None else open_vectors(Path(embeddings)))
 
 
 def read_item_data(
@@ -303,7 +304,12 @@ def _find(folder: Path, name: str | Path | None, stem: str) -> Path:
     raise ValueError(f"expected {stem}.parquet or {stem}.csv in {str(folder)!r}, got neither; name the file.")
 
 
-def _open_vectors(path: Path) -> np.ndarray[Any, Any]:
+def open_vectors(path: Path) -> np.ndarray[Any, Any]:
+    """A ``.npy`` file of item vectors (n, D), memory-mapped.
+
+    Raises:
+        ValueError: If it cannot be read, or is no array of floats of two axes.
+    """
     try:
         vectors = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError) as error:
