@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from gritvq.cli.printing import arguments_of, fresh_folder, report, table
+from gritvq.cli.semantic import make_ids, tokenizer_arguments
 
 __all__ = ["fit_recommender", "fit_recommender_arguments", "recommend", "recommend_arguments", "trains_recommender"]
 
@@ -41,7 +42,13 @@ def fit_recommender_arguments(parser: Any) -> None:
 
     parser.add_argument("--config", action="config", help="YAML file with any of the arguments below")
     parser.add_subclass_arguments(Backbone, "backbone", skip={"codebook_sizes"}, instantiate=False)
-    parser.add_argument("--ids", type=str, required=True, help="folder written by semantic-ids fit, or ids themselves")
+    parser.add_argument(
+        "--ids",
+        type=str | None,
+        default=None,
+        help="folder written by semantic-ids fit, or ids themselves; made by the tokenizer if not given",
+    )
+    tokenizer_arguments(parser)
     parser.add_function_arguments(read_item_data, "data")
     parser.add_class_arguments(SequenceData, "batches", skip={"split", "every_prefix"})
     parser.add_class_arguments(RecommenderTask, "task", skip={"recommender"}, instantiate=False)
@@ -72,7 +79,14 @@ def fit_recommender(parser: Any, config: Any) -> None:
         )
     prepare(config.plan.seed)
     items = read_item_data(**arguments_of(config.data))
-    ids = _ids_for(config.ids, items.interactions.item_keys)
+    out = Path(config.out)
+    if resume is None or out.resolve() not in Path(resume).resolve().parents:
+        fresh_folder(config.out, config.overwrite)
+    own = out / "semantic-ids"
+    if config.ids is None and not (own / "ids").is_dir():
+        tokenizer = parser.instantiate(config).tokenizer
+        make_ids(tokenizer, items.catalogue.vectors(), items.catalogue.keys, config.collisions, own)
+    ids = _ids_for(config.ids or str(own), items.interactions.item_keys)
     split = items.interactions.split()
     popularity = Popularity(split.train, split.num_items).scores(split.train[:1])[0]
     backbone = _class(config.backbone.class_path)(ids.codebook_sizes, **arguments_of(config.backbone.init_args))
@@ -82,11 +96,9 @@ def fit_recommender(parser: Any, config: Any) -> None:
         backbone, ids, max_history=settings["max_history"], beam=config.beam, priority=popularity
     )
     task = RecommenderTask(recommender, **arguments_of(config.task))
-    plan, out = TrainingPlan(**arguments_of(config.plan)), Path(config.out)
+    plan = TrainingPlan(**arguments_of(config.plan))
     if resume is not None:
         check_checkpoint(task, resume)
-    if resume is None or out.resolve() not in Path(resume).resolve().parents:
-        fresh_folder(config.out, config.overwrite)
     saved = config.clone()
     for name in ("config", "resume", "overwrite"):
         saved.pop(name, None)

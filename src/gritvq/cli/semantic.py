@@ -9,7 +9,7 @@ from typing import Any
 
 from gritvq.cli.printing import fresh_folder, list_files, report
 
-__all__ = ["semantic_ids", "semantic_ids_arguments"]
+__all__ = ["make_ids", "semantic_ids", "semantic_ids_arguments", "tokenizer_arguments"]
 
 _TOKENIZER, _IDS, _REPORT = "tokenizer", "ids", "report.json"
 
@@ -140,10 +140,18 @@ def _judge(ids: Any, categories: Sequence[Any] | None, vectors: Any, tokenizer: 
 
 
 def _fit_arguments(parser: Any) -> None:
-    from gritvq.item_tokenizers import ItemTokenizer
-
     parser.add_argument("--config", action="config", help="YAML file with any of the arguments below")
     _catalogue_arguments(parser)
+    tokenizer_arguments(parser)
+    parser.add_argument("--categories", type=str | None, default=None, help="column of categories, for the report")
+    parser.add_argument("--out", type=str, default="runs/semantic-ids", help="folder for tokenizer, ids and report")
+    parser.add_argument("--overwrite", type=bool, default=False, help="whether existing ids may be replaced")
+
+
+def tokenizer_arguments(parser: Any) -> None:
+    """How items become ids."""
+    from gritvq.item_tokenizers import ItemTokenizer
+
     parser.add_subclass_arguments(ItemTokenizer, "tokenizer")
     parser.set_defaults({"tokenizer": {"class_path": "gritvq.item_tokenizers.ResidualKMeans"}})
     parser.add_argument(
@@ -153,37 +161,42 @@ def _fit_arguments(parser: Any) -> None:
         choices=["append", "nearest_free", "sinkhorn", "keep"],
         help="what becomes of items with equal codes",
     )
-    parser.add_argument("--categories", type=str | None, default=None, help="column of categories, for the report")
-    parser.add_argument("--out", type=str, default="runs/semantic-ids", help="folder for tokenizer, ids and report")
-    parser.add_argument("--overwrite", type=bool, default=False, help="whether existing ids may be replaced")
 
 
 def _fit(parser: Any, config: Any) -> None:
     """Fit a tokenizer to item embeddings and give every item its id."""
-    from gritvq.semantic_ids import SemanticIds
-
     catalogue = _read(config)
     categories = _categories(catalogue, config.categories)
     vectors = _vectors(catalogue, config)
     tokenizer = parser.instantiate(config).tokenizer
     out = fresh_folder(config.out, config.overwrite)
+    ids = make_ids(tokenizer, vectors, catalogue.keys, config.collisions, out, config.text_model)
+    _judge(ids, categories, vectors, tokenizer, out)
+
+
+def make_ids(
+    tokenizer: Any, vectors: Any, keys: Sequence[Any], collisions: str, out: Path, encoder: str | None = None
+) -> Any:
+    """Fit a tokenizer, give every item its id, write both into a folder."""
+    from gritvq.semantic_ids import SemanticIds
+
     tokenizer.fit(vectors, progress=True)
     ids = SemanticIds.assign(
         tokenizer.encode(vectors),
         tokenizer.codebook_sizes,
-        catalogue.keys,
-        collisions=config.collisions,
-        fingerprint=_fingerprint(tokenizer, config, vectors),
-        **_last_level(tokenizer, vectors, config.collisions),
+        keys,
+        collisions=collisions,
+        fingerprint=_fingerprint(tokenizer, encoder, vectors),
+        **_last_level(tokenizer, vectors, collisions),
     )
     tokenizer.save_pretrained(out / _TOKENIZER)
     ids.save(out / _IDS)
-    _judge(ids, categories, vectors, tokenizer, out)
+    return ids
 
 
-def _fingerprint(tokenizer: Any, config: Any, vectors: Any) -> dict[str, str]:
-    encoder = config.text_model or f"given embeddings of {vectors.shape[1]} components"
-    return {"encoder": encoder, "quantizer": tokenizer.fingerprint()}
+def _fingerprint(tokenizer: Any, encoder: str | None, vectors: Any) -> dict[str, str]:
+    given = f"given embeddings of {vectors.shape[1]} components"
+    return {"encoder": encoder or given, "quantizer": tokenizer.fingerprint()}
 
 
 def _encode_arguments(parser: Any) -> None:
@@ -279,7 +292,7 @@ def _add(parser: Any, config: Any) -> None:
         grown = ids.add(
             tokenizer.encode(vectors),
             catalogue.keys,
-            fingerprint=_fingerprint(tokenizer, config, vectors),
+            fingerprint=_fingerprint(tokenizer, config.text_model, vectors),
             **_last_level(tokenizer, vectors, ids.collisions),
         )
     out = folder / _IDS if config.out is None else Path(config.out)
