@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from gritvq.cli.printing import arguments_of, fresh_folder, report, table
-from gritvq.cli.semantic import make_ids, tokenizer_arguments
+from gritvq.cli.semantic import make_ids, tokenizer_arguments, write_ids
 
 __all__ = ["fit_recommender", "fit_recommender_arguments", "recommend", "recommend_arguments", "trains_recommender"]
 
@@ -80,13 +80,13 @@ def fit_recommender(parser: Any, config: Any) -> None:
     prepare(config.plan.seed)
     items = read_item_data(**arguments_of(config.data))
     out = Path(config.out)
-    if resume is None or out.resolve() not in Path(resume).resolve().parents:
-        fresh_folder(config.out, config.overwrite)
-    own = out / "semantic-ids"
-    if config.ids is None and not (own / "ids").is_dir():
+    goes_on = resume is not None and out.resolve() in Path(resume).resolve().parents
+    tokenizer = None
+    if config.ids is None and not goes_on:
         tokenizer = parser.instantiate(config).tokenizer
-        make_ids(tokenizer, items.catalogue.vectors(), items.catalogue.keys, config.collisions, own)
-    ids = _ids_for(config.ids or str(own), items.interactions.item_keys)
+        ids = make_ids(tokenizer, items.catalogue.vectors(), items.catalogue.keys, config.collisions)
+    else:
+        ids = _ids_for(config.ids or str(out / "semantic-ids"), items.interactions.item_keys)
     split = items.interactions.split()
     popularity = Popularity(split.train, split.num_items).scores(split.train[:1])[0]
     backbone = _class(config.backbone.class_path)(ids.codebook_sizes, **arguments_of(config.backbone.init_args))
@@ -99,6 +99,10 @@ def fit_recommender(parser: Any, config: Any) -> None:
     plan = TrainingPlan(**arguments_of(config.plan))
     if resume is not None:
         check_checkpoint(task, resume)
+    if not goes_on:
+        fresh_folder(config.out, config.overwrite)
+    if tokenizer is not None:
+        write_ids(out / "semantic-ids", tokenizer, ids)
     saved = config.clone()
     for name in ("config", "resume", "overwrite"):
         saved.pop(name, None)

@@ -9,7 +9,7 @@ from typing import Any
 
 from gritvq.cli.printing import fresh_folder, list_files, report
 
-__all__ = ["make_ids", "semantic_ids", "semantic_ids_arguments", "tokenizer_arguments"]
+__all__ = ["make_ids", "semantic_ids", "semantic_ids_arguments", "tokenizer_arguments", "write_ids"]
 
 _TOKENIZER, _IDS, _REPORT = "tokenizer", "ids", "report.json"
 
@@ -169,19 +169,18 @@ def _fit(parser: Any, config: Any) -> None:
     categories = _categories(catalogue, config.categories)
     vectors = _vectors(catalogue, config)
     tokenizer = parser.instantiate(config).tokenizer
+    ids = make_ids(tokenizer, vectors, catalogue.keys, config.collisions, config.text_model)
     out = fresh_folder(config.out, config.overwrite)
-    ids = make_ids(tokenizer, vectors, catalogue.keys, config.collisions, out, config.text_model)
+    write_ids(out, tokenizer, ids)
     _judge(ids, categories, vectors, tokenizer, out)
 
 
-def make_ids(
-    tokenizer: Any, vectors: Any, keys: Sequence[Any], collisions: str, out: Path, encoder: str | None = None
-) -> Any:
-    """Fit a tokenizer, give every item its id, write both into a folder."""
+def make_ids(tokenizer: Any, vectors: Any, keys: Sequence[Any], collisions: str, encoder: str | None = None) -> Any:
+    """Fit a tokenizer and give every item its id."""
     from gritvq.semantic_ids import SemanticIds
 
     tokenizer.fit(vectors, progress=True)
-    ids = SemanticIds.assign(
+    return SemanticIds.assign(
         tokenizer.encode(vectors),
         tokenizer.codebook_sizes,
         keys,
@@ -189,9 +188,12 @@ def make_ids(
         fingerprint=_fingerprint(tokenizer, encoder, vectors),
         **_last_level(tokenizer, vectors, collisions),
     )
+
+
+def write_ids(out: Path, tokenizer: Any, ids: Any) -> None:
+    """Both into a folder, as the other jobs expect them."""
     tokenizer.save_pretrained(out / _TOKENIZER)
     ids.save(out / _IDS)
-    return ids
 
 
 def _fingerprint(tokenizer: Any, encoder: str | None, vectors: Any) -> dict[str, str]:
