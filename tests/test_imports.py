@@ -36,7 +36,10 @@ ALLOWED: dict[str, set[str]] = {
     "export": {"base"},
     "tokenizer": PARTS | {"models", "export"},
     "data": set(),
-    "training": PARTS | {"models", "metrics", "tokenizer", "variational"},
+    "files": set(),
+    "figures": {"files"},
+    "semantic_ids": PARTS | {"metrics", "files", "figures"},
+    "training": PARTS | {"files", "figures", "models", "metrics", "tokenizer", "variational"},
 }
 HEAVY = {"lightning", "jsonargparse", "rich", "matplotlib", "PIL", "skimage", "pyarrow", "datasets", "tensorboard"}
 # Triton compiles functions of a module that imports it; such a module is imported lazily itself.
