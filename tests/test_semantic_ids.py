@@ -139,7 +139,8 @@ def test_new_items_change_no_id(catalogue: Any, first: int, policy: Policy) -> N
 
 def test_an_id_that_is_no_item_and_an_item_that_has_no_id() -> None:
     ids = SemanticIds([[0, 1], [2, 3], [0, 1]], (4, 4), ["a", "b", "c"])
-    assert ids.items_of([[0, 1], [1, 1], [4, 0], [-1, -1], [0, 9]]) == [["a", "c"], [], [], [], []]
+    # The last two are (2, 3) and (0, 1) as mixed-radix numbers.
+    assert ids.items_of([[0, 1], [1, 1], [4, 0], [-1, -1], [0, 11], [1, -3]]) == [["a", "c"], [], [], [], [], []]
     assert ids.items_of(torch.zeros(0, 2, dtype=torch.int32)) == [] and ids.ids_of([]).shape == (0, 2)
     for unknown in (["d"], ["a", "d", "e"], [0], [""]):
         with pytest.raises(ValueError, match="expected items that have an id"):

@@ -66,8 +66,8 @@ def fit_arguments(parser: Any) -> None:
 
 def fit(parser: Any, config: Any) -> None:
     """Train a tokenizer."""
+    from gritvq.files import replacing
     from gritvq.training import TokenizerTask
-    from gritvq.training.files import replacing
     from gritvq.training.runs import check_checkpoint, prepare
 
     resume = config.resume
@@ -103,10 +103,10 @@ def _is_main_process() -> bool:
 
 
 def _fit_and_report(task: Any, data: Any, plan: Any, out: Path, resume: str | None) -> None:
+    from gritvq.files import write_json
     from gritvq.models import num_parameters
     from gritvq.training import evaluate, pictures, train
     from gritvq.training.callbacks import collapse_advice
-    from gritvq.training.files import write_json
 
     tokenizer = task.tokenizer
     print(f"training {num_parameters(tokenizer):,} parameters for {plan.max_steps:,} steps", file=sys.stderr)

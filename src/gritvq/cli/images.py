@@ -38,9 +38,9 @@ def measure_arguments(parser: Any, out: str) -> None:
 def _measure(parser: Any, config: Any) -> tuple[Any, dict[str, float], Any, Any, Path]:
     from rich.progress import track
 
+    from gritvq.files import write_json
     from gritvq.tokenizer import Tokenizer
     from gritvq.training import evaluate, pictures
-    from gritvq.training.files import write_json
     from gritvq.training.runs import prepare
 
     prepare(0)

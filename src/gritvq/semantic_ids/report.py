@@ -40,61 +40,53 @@ def report(
 
     Per level q, with p_k the share of items that have code k there:
 
-    ======================= ===========================================================================
-    ``level1/used``         codes with p_k > 0
-    ``level1/coverage``     used / K_q
-    ``level1/entropy``      H = -sum_k p_k ln p_k
-    ``level1/perplexity``   exp(H)
-    ``level1/largest_share`` max_k p_k
-    ``level1/gini``         sum_k (2 k - K - 1) p_(k) / K over all K_q codes, p_(1) <= p_(2) <= ...; 0 is even
-    ======================= ===========================================================================
+    - ``level1/used``: codes with p_k > 0
+    - ``level1/coverage``: used / K_q
+    - ``level1/entropy``: H = -sum_k p_k ln p_k
+    - ``level1/perplexity``: exp(H)
+    - ``level1/largest_share``: max_k p_k
+    - ``level1/gini``: sum_k (2 k - K - 1) p_(k) / K over all K_q codes, p_(1) <= p_(2) <= ...; 0 is even
 
     Whole ids, with n_s the items that have id s:
 
-    ============================ ======================================================================
-    ``items``, ``distinct``      n; number of ids with n_s > 0
-    ``uniqueness``               distinct / n
-    ``collision_rate``           1 - uniqueness (LC-Rec)
-    ``items_in_collision``       share of items that share their id: sum of n_s over n_s > 1, / n
-    ``icr``                      1 - items_in_collision (S2GR, independent coding rate)
-    ``largest_group``            max_s n_s
-    ``entropy``                  H = -sum_s n_s/n ln n_s/n
-    ``entropy_over_ln_capacity`` H / ln(K_1 ... K_Q) (TorchEasyRec); NaN where there is one id only
-    ``entropy_over_ln_n``        H / ln n (QuaSID); NaN for one item
-    ``bucket_gini``              Gini of n_s over the ids in use (FORGE)
-    ``code_space_use``           distinct / capacity
-    ============================ ======================================================================
+    - ``items``, ``distinct``: n; number of ids with n_s > 0
+    - ``uniqueness``: distinct / n
+    - ``collision_rate``: 1 - uniqueness (LC-Rec)
+    - ``items_in_collision``: share of items that share their id: sum of n_s over n_s > 1, / n
+    - ``icr``: 1 - items_in_collision (S2GR, independent coding rate)
+    - ``largest_group``: max_s n_s
+    - ``entropy``: H = -sum_s n_s/n ln n_s/n
+    - ``entropy_over_ln_capacity``: H / ln(K_1 ... K_Q) (TorchEasyRec); NaN where there is one id only
+    - ``entropy_over_ln_n``: H / ln n (QuaSID); NaN for one item
+    - ``bucket_gini``: Gini of n_s over the ids in use (FORGE)
+    - ``code_space_use``: distinct / capacity
 
     Prefixes of d codes:
 
-    ============================= =====================================================================
-    ``depth1/distinct``           distinct prefixes
-    ``depth1/fan_out``            distinct prefixes of d codes / of d - 1 codes: children per node of the tree
-    ``depth1/uniqueness``         distinct / n
-    ``depth1/items_in_collision`` share of items that share the prefix
-    ``level1/purity``             with ``categories``: sum_k max_c n_kc / n, n_kc the items of category c with first
-                                  code k, over the n items that have a category
-    ``level1/nmi``                2 I(k; c) / (H(k) + H(c)); an item of several categories counts in each with weight
-                                  1 / their number; 1 where both are constant
-    ``categories/largest_share``  max_c n_c / n: the purity of a single code for all
-    ============================= =====================================================================
+    - ``depth1/distinct``: distinct prefixes
+    - ``depth1/fan_out``: distinct prefixes of d codes / of d - 1 codes: children per node of the tree
+    - ``depth1/uniqueness``: distinct / n
+    - ``depth1/items_in_collision``: share of items that share the prefix
+    - ``level1/purity``: with ``categories``: sum_k max_c n_kc / n, n_kc the items of category c with first code k, over
+      the n items that have a category
+    - ``level1/nmi``: 2 I(k; c) / (H(k) + H(c)); an item of several categories counts in each with weight 1 / their
+      number; 1 where both are constant
+    - ``categories/largest_share``: max_c n_c / n: the purity of a single code for all
 
     Neighbours, with ``embeddings``, of N = ``num_queries`` items evenly spaced over the catalogue (all where there are
-    no more): E_k(i) are the k nearest other items by the cosine of their embeddings, the lower row first where equal.
+    no more): E_k(i) are the k nearest other items by the cosine of their embeddings.
 
-    =================================== ===============================================================
-    ``neighbours/prefix_recall@10``     1/(N k) sum_i sum_{j in E_k(i)} P(j), P(j) the chance that j is among the k
-                                        other items that share the longest prefix with i, equal lengths drawn by lot
-    ``neighbours/quantized_recall@10``  with ``reconstructions``: likewise, for the k nearest other items by the
-                                        euclidean distance of their ids' reconstructions
-    ``neighbours/chance@10``            k / (n - 1): what ids without meaning reach
-    ``related/prefix_recall@k``         with ``related``: the same for given neighbours, a mean over all that are given
-    ``related/embedding_recall@10``     with both: mean 1[j in E_k(i)] over the given neighbours j of the N items
-                                        (FORGE's embedding hit rate, where they are the next items)
-    ``reconstruction/mse``              mean (x - r)^2 over all numbers, with both
-    ``reconstruction/relative_error``   sum |x - r|^2 / sum |x - mean x|^2
-    ``reconstruction/cosine``           mean cosine of x and r
-    =================================== ===============================================================
+    - ``neighbours/prefix_recall@10``: 1/(N k) sum_i sum_{j in E_k(i)} P(j), P(j) the chance that j is among the k other
+      items that share the longest prefix with i, equal lengths drawn by lot
+    - ``neighbours/quantized_recall@10``: with ``reconstructions``: likewise, for the k nearest other items by the
+      euclidean distance of their ids' reconstructions
+    - ``neighbours/chance@10``: k / (n - 1): what ids without meaning reach
+    - ``related/prefix_recall@k``: with ``related``: the same for given neighbours, a mean over all that are given
+    - ``related/embedding_recall@10``: with both: mean 1[j in E_k(i)] over the given neighbours j of the N items
+      (FORGE's embedding hit rate, where they are the next items)
+    - ``reconstruction/mse``: mean (x - r)^2 over all numbers, with both
+    - ``reconstruction/relative_error``: sum |x - r|^2 / sum |x - mean x|^2
+    - ``reconstruction/cosine``: mean cosine of x and r
 
     With ``recoded``: ``recoded/changed_codes`` is the share of codes that differ, ``recoded/changed_items`` the share
     of items with such a code.
