@@ -69,7 +69,7 @@ def fit_recommender(parser: Any, config: Any) -> None:
     from gritvq.models import num_parameters
     from gritvq.recommend import GenerativeRecommender, Popularity
     from gritvq.training import RecommenderTask, TrainingPlan, train
-    from gritvq.training.files import replacing, write_json
+    from gritvq.files import replacing, write_json
     from gritvq.training.runs import check_checkpoint, prepare
 
     resume = str(Path(config.out) / "checkpoints" / "last.ckpt") if config.resume == "last" else config.resume
