@@ -42,7 +42,8 @@ ALLOWED: dict[str, set[str]] = {
     "figures": {"files"},
     "semantic_ids": PARTS | {"metrics", "files", "figures"},
     "recommend": {"base", "data", "saving", "semantic_ids"},
-    "training": PARTS | {"files", "figures", "models", "metrics", "tokenizer", "variational"}
+    "training": PARTS
+    | {"files", "figures", "models", "metrics", "tokenizer", "variational"}
     | {"data", "recommend", "semantic_ids"},
 }
 HEAVY = {"lightning", "jsonargparse", "rich", "matplotlib", "PIL", "skimage", "pyarrow", "datasets", "tensorboard"}

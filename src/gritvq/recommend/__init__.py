@@ -1,6 +1,8 @@
-"""Recommendation of the next item: ranking metrics, floors, SASRec."""
+"""Recommendation of the next item: ranking metrics, floors, SASRec, generative models with their search."""
 
+from gritvq.recommend.backbones import Backbone, EncoderDecoder, ItemDecoder, TokenDecoder
 from gritvq.recommend.floors import CoOccurrence, Popularity, TextCosine
+from gritvq.recommend.model import GenerativeRecommender
 from gritvq.recommend.ranking import (
     rank_in_list,
     rank_of_target,
@@ -9,11 +11,20 @@ from gritvq.recommend.ranking import (
     ranks_by_scores,
     top_items,
 )
+from gritvq.recommend.search import Beams, beam_search, exact_scores
 
 __all__ = [
+    "Backbone",
+    "Beams",
     "CoOccurrence",
+    "EncoderDecoder",
+    "GenerativeRecommender",
+    "ItemDecoder",
     "Popularity",
     "TextCosine",
+    "TokenDecoder",
+    "beam_search",
+    "exact_scores",
     "rank_in_list",
     "rank_of_target",
     "ranking_metrics",

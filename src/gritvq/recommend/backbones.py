@@ -66,7 +66,7 @@ class Backbone(Component, ABC):
 
     def tokens_of(self, codes: Int[Tensor, "*batch l"]) -> Int[Tensor, "*batch l"]:
         """Tokens of the first l codes of ids."""
-        return codes + torch.tensor(self.first_tokens[: codes.shape[-1]], device=codes.device)
+        return codes + torch.tensor(self.first_tokens[: codes.shape[-1]], dtype=torch.int64, device=codes.device)
 
     def level_of(self, values: Tensor, level: int) -> Tensor:
         """The part of the last axis (vocabulary) that belongs to a level."""
@@ -392,7 +392,8 @@ def _gpt2(dim: int, num_layers: int, num_heads: int, hidden_dim: int, dropout: f
             n_inner=hidden_dim,
             resid_pdrop=dropout,
             embd_pdrop=dropout,
-            attn_pdrop=dropout,
+            attn_pdrop=0.0,  # the weights of attention stay whole, so that its fused form serves
+            activation_function="gelu_pytorch_tanh",
             bos_token_id=None,
             eos_token_id=None,
             use_cache=False,

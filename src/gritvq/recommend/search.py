@@ -56,12 +56,13 @@ def beam_search(backbone: Backbone, context: Context, trie: PrefixTrie, beam: in
         totals = scores[..., None] + backbone.log_probs(context, prefixes)
         totals = totals.masked_fill(~trie.allowed(nodes, level), -math.inf).flatten(1)
         scores, places = totals.topk(min(beam, totals.shape[1]))
-        places, order = places.sort(1)
-        scores, again = scores.gather(1, order).sort(1, descending=True, stable=True)
-        places = places.gather(1, again)
         parents, codes = places // size, places % size
-        nodes = trie.step(nodes.gather(1, parents), codes)
+        nodes, order = trie.step(nodes.gather(1, parents), codes).sort(dim=1)  # lexicographic within a level
+        scores, again = scores.gather(1, order).sort(dim=1, descending=True, stable=True)
+        order = order.gather(1, again)
+        nodes = nodes.gather(1, again)
         prefixes = torch.cat([prefixes.gather(1, parents[..., None].expand(-1, -1, level)), codes[..., None]], 2)
+        prefixes = prefixes.gather(1, order[..., None].expand_as(prefixes))
     return Beams(nodes, scores)
 
 
