@@ -378,7 +378,7 @@ def check_split(interactions: Interactions, split: Split) -> None:
             )
 
 
-def unique_keys(keys: Sequence[Key]) -> np.ndarray[Any, Any]:
+def unique_keys(keys: Sequence[Key] | np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """The keys of a catalogue as an array.
 
     Raises:

@@ -9,10 +9,12 @@ from gritvq.recommend.ranking import (
     ranks_by_scores,
     top_items,
 )
+from gritvq.recommend.sasrec import SASRec
 
 __all__ = [
     "CoOccurrence",
     "Popularity",
+    "SASRec",
     "TextCosine",
     "rank_in_list",
     "rank_of_target",
