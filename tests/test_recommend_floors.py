@@ -42,7 +42,7 @@ class TestFloors:
         floor = CoOccurrence(train, 12, distance=distance)
         got = floor.scores(Histories.of([[5, i] for i in range(12)] + [[]])).double().numpy()
         prior = got[-1]  # no last item
-        assert 0 < prior.max() < 0.01 * 0.5 / distance
+        assert prior.max() == pytest.approx({1: 1 / 4, 3: 1 / 24}[distance])  # half of the smallest difference
         np.testing.assert_allclose(prior / prior.max(), counts / counts.max(), rtol=1e-6)
         np.testing.assert_allclose(got[:-1] - prior, weights, atol=1e-5)
 
