@@ -137,9 +137,12 @@ class TestSemanticIds:
     def test_a_preset_in_a_variational_tokenizer(self, shop: Path) -> None:
         unit = {"class_path": "gritvq.grit_vq", "init_args": {"dim": 8, "codebook_size": 8}}
         parts = {
-            "quantizer": {"class_path": "gritvq.ResidualQuantizer", "init_args": {"quantizers": [unit, unit]}},
+            "quantizer": {
+                "class_path": "gritvq.item_tokenizers.residual_stack",
+                "init_args": {"unit": unit, "num_levels": 2},
+            },
             "encoder": {"class_path": "gritvq.models.ItemEncoder", "init_args": {"input_dim": 16, "dim": 8}},
-            "decoder": {"class_path": "gritvq.models.ItemDecoder", "init_args": {"output_dim": 16, "dim": 8}},
+            "decoder": {"class_path": "gritvq.models.ItemDecoder", "init_args": {"input_dim": 16, "dim": 8}},
             "steps": 20,
         }
         content = {"tokenizer": {"class_path": "gritvq.item_tokenizers.RQVAE", "init_args": parts}}

@@ -378,7 +378,7 @@ def check_split(interactions: Interactions, split: Split) -> None:
             )
 
 
-def unique_keys(keys: Sequence[Key]) -> np.ndarray[Any, Any]:
+def unique_keys(keys: Sequence[Key] | np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """The keys of a catalogue as an array.
 
     Raises:
@@ -428,11 +428,11 @@ def _keys(values: Any, name: str) -> np.ndarray[Any, Any]:
         array = array.astype(np.int64)
     if array.dtype.kind in "iu":
         return array.astype(np.int64)
-    mixed = isinstance(values, list | tuple) and not all(isinstance(each, str) for each in values)
+    mixed = array.dtype.kind == "U" and isinstance(values, list | tuple) and not all(isinstance(v, str) for v in values)
     if array.dtype.kind != "U" or mixed:
         raise ValueError(
-            f"expected {name} keys that are all integers or all strings, got {array.dtype if not mixed else 'both'}; "
-            "fill missing ones and convert them."
+            f"expected {name} keys that are all integers or all strings, got {'both' if mixed else array.dtype}; fill "
+            "missing ones and convert them."
         )
     return array
 
