@@ -130,9 +130,9 @@ class TestSemanticIds:
     @pytest.mark.parametrize("policy", ["nearest_free", "sinkhorn", "keep"])
     def test_policies(self, shop: Path, policy: str) -> None:
         told = ["semantic-ids", "fit", "--data", str(shop), "--out", "out", "--collisions", policy, *KMEANS]
-        assert main(told) == 0
+        assert main([*told, "--tokenizer.codebook_size", "16"]) == 0
         ids = SemanticIds.load("out/ids")
-        assert ids.codebook_sizes == (8, 8) and ids.collisions == policy
+        assert ids.codebook_sizes == (16, 16) and ids.collisions == policy
 
     def test_a_preset_in_a_variational_tokenizer(self, shop: Path) -> None:
         unit = {"class_path": "gritvq.grit_vq", "init_args": {"dim": 8, "codebook_size": 8}}

@@ -50,7 +50,7 @@ def fit_recommender_arguments(parser: Any) -> None:
     )
     tokenizer_arguments(parser)
     parser.add_function_arguments(read_item_data, "data")
-    parser.add_class_arguments(SequenceData, "batches", skip={"split", "every_prefix"})
+    parser.add_class_arguments(SequenceData, "batches", skip={"split", "every_prefix"}, instantiate=False)
     parser.add_class_arguments(RecommenderTask, "task", skip={"recommender"}, instantiate=False)
     parser.add_class_arguments(TrainingPlan, "plan")
     parser.add_argument("--beam", type=int, default=50, help="prefixes kept when the test is made and later on")
@@ -66,10 +66,10 @@ def fit_recommender(parser: Any, config: Any) -> None:
     """Train a recommender that writes the id of the next item."""
     from gritvq.data.items import read_item_data
     from gritvq.data.sequences import SequenceData
+    from gritvq.files import replacing, write_json
     from gritvq.models import num_parameters
     from gritvq.recommend import GenerativeRecommender, Popularity
     from gritvq.training import RecommenderTask, TrainingPlan, train
-    from gritvq.files import replacing, write_json
     from gritvq.training.runs import check_checkpoint, prepare
 
     resume = str(Path(config.out) / "checkpoints" / "last.ckpt") if config.resume == "last" else config.resume
@@ -78,7 +78,7 @@ def fit_recommender(parser: Any, config: Any) -> None:
             f"expected a checkpoint to resume from, got {resume}, which is no file; see the run's checkpoints/"
         )
     prepare(config.plan.seed)
-    items = read_item_data(**arguments_of(config.data))
+    items = read_item_data(**config.data.as_dict())
     out = Path(config.out)
     goes_on = resume is not None and out.resolve() in Path(resume).resolve().parents
     tokenizer = None

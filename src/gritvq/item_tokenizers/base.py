@@ -243,7 +243,8 @@ def tracked(items: Sequence[_Item] | range, description: str, progress: bool) ->
     if not progress:
         return items  # type: ignore[return-value]
     try:
+        from rich.console import Console
         from rich.progress import track
     except ImportError as error:
         raise ValueError("expected the package rich for a progress bar, got none; install 'gritvq[train]'") from error
-    return track(items, description=description)  # type: ignore[arg-type]
+    return track(items, description=description, console=Console(stderr=True))  # type: ignore[arg-type]
