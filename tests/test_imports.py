@@ -44,7 +44,7 @@ HEAVY = {"lightning", "jsonargparse", "rich", "matplotlib", "PIL", "skimage", "p
 # Triton compiles functions of a module that imports it; such a module is imported lazily itself.
 TRITON_MODULE = "gritvq.kernels._triton_kernels"
 LAZY = {"triton", "ot", "transformers", "ray", "gradio", "datasets", "huggingface_hub", "matplotlib"}
-LAZY |= {"onnx", "onnxscript", "onnxruntime"}
+LAZY |= {"onnx", "onnxscript", "onnxruntime", "faiss"}
 
 
 def imported(path: Path, top_level_only: bool = False) -> set[str]:
@@ -95,7 +95,7 @@ def test_files_stay_readable(path: Path) -> None:
 
 def test_import_needs_torch_and_little_else() -> None:
     code = (
-        "import sys, gritvq; import gritvq.models, gritvq.metrics;"
+        "import sys, gritvq; import gritvq.models, gritvq.metrics, gritvq.item_tokenizers;"
         f"print([n for n in {sorted(HEAVY | LAZY)!r} if n in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -107,7 +107,6 @@ class RQVAE(ItemTokenizer):
         self.losses = nn.ModuleList(losses)
         self.steps, self.batch_size, self.lr, self.seed = steps, batch_size, float(lr), seed
         self.codebook_sizes = tuple(quantizer.codebook_sizes)
-        self._exact: tuple[Component, Quantizer] | None = None
 
     def _allocate(self, dim: int) -> None:
         if dim != self.encoder.input_dim:
@@ -126,7 +125,6 @@ class RQVAE(ItemTokenizer):
                 loss.check(len(x), fresh.quantizer)
             fresh._train_all(x, progress)
         self.quantizer, self.encoder, self.decoder = fresh.quantizer, fresh.encoder, fresh.decoder
-        self._exact = None
 
     def _losses(self) -> list[ItemLoss]:
         return cast("list[ItemLoss]", list(self.losses))
@@ -162,6 +160,8 @@ class RQVAE(ItemTokenizer):
             schedule.step()
             if step >= num_plain:
                 self.quantizer.update_codebook(optimizer)
+        if not all(bool(torch.isfinite(parameter).all()) for parameter in self.parameters()):
+            raise ValueError(f"expected finite weights after training, got others; lower lr={self.lr:g}")
 
     def _rate(self, step: int) -> float:
         return min(1.0, (step + 1) / _WARM_UP) * 0.5 * (1 + math.cos(math.pi * step / self.steps))
@@ -205,12 +205,9 @@ class RQVAE(ItemTokenizer):
 
     def _encode_exactly(self, x: Tensor, tables: Sequence[Tensor] | None = None) -> Tensor:
         """In float64."""
-        if self._exact is None:
-            self._exact = copy.deepcopy(self.encoder).double().eval(), copy.deepcopy(self.quantizer).double().eval()
-        encoder, quantizer = self._exact
-        latents = encoder(x.double())
+        latents = copy.deepcopy(self.encoder).double()(x.double())
         if tables is None:
-            return quantizer.encode(latents)
+            return copy.deepcopy(self.quantizer).double().encode(latents)
         found = []
         for table in tables:
             table = table.double()
@@ -233,11 +230,6 @@ class RQVAE(ItemTokenizer):
         for own, table in zip(codes[:, :-1].unbind(1), tables, strict=False):
             rest = rest - table[own]
         return rest, tables[-1]
-
-    def train(self, mode: bool = True) -> RQVAE:
-        """Switch the mode, and forget what was kept for encoding."""
-        self._exact = None
-        return super().train(mode)
 
 
 def _residual_codes(latents: Tensor, tables: Sequence[Tensor]) -> tuple[Int[Tensor, "n L"], Bool[Tensor, " n"]]:

@@ -10,7 +10,7 @@ from gritvq.assignments import NearestAssignment
 from gritvq.base import Quantizer
 from gritvq.learning import CodebookLoss, CommitmentLoss
 from gritvq.structures import ResidualQuantizer
-from gritvq.variational import ResidualStochasticQuantizer
+from gritvq.variational import GaussianMixtureQuantizer, ResidualStochasticQuantizer
 from gritvq.vector_quantizer import VectorQuantizer
 
 __all__ = ["level_tables", "residual_stack"]
@@ -31,6 +31,7 @@ def residual_stack(unit: Callable[[], Quantizer], num_levels: int = 3) -> Residu
         ValueError: If there is no level, or the levels do not fit together.
 
     Example:
+        >>> import torch
         >>> from gritvq import grit_vq
         >>> stack = residual_stack(lambda: grit_vq(32, 256, initialization="kmeans"))
         >>> stack.codebook_sizes, sorted(stack(torch.randn(2, 32)).losses)[:2]
@@ -64,6 +65,9 @@ def level_tables(quantizer: Quantizer) -> list[Tensor] | None:
     parts = list(quantizer.quantizers) if isinstance(quantizer, ResidualQuantizer) else [quantizer]
     tables = []
     for part in parts:
+        if isinstance(part, GaussianMixtureQuantizer):
+            tables.append(part.codebook.codes())
+            continue
         if not isinstance(part, VectorQuantizer):
             return None
         if not isinstance(part.assignment, NearestAssignment) or part.assignment.metric != "euclidean":
