@@ -36,7 +36,8 @@ ALLOWED: dict[str, set[str]] = {
     "export": {"base"},
     "saving": {"base"},
     "tokenizer": PARTS | {"models", "export", "saving"},
-    "item_tokenizers": PARTS | {"saving", "assignments", "learning", "structures", "variational", "vector_quantizer"},
+    "item_tokenizers": PARTS
+    | {"saving", "assignments", "learning", "structures", "variational", "vector_quantizer", "presets"},
     "data": set(),
     "training": PARTS | {"models", "metrics", "tokenizer", "variational"},
 }

@@ -40,8 +40,9 @@ class RQVAE(ItemTokenizer):
 
     Args:
         quantizer: Any quantizer of single vectors, such as :func:`~gritvq.item_tokenizers.residual_stack` makes.
-        encoder: Maps embeddings to latents, such as :class:`gritvq.models.ItemEncoder`.
-        decoder: Maps quantized latents to embeddings.
+        encoder: Maps embeddings to latents, row by row; has ``input_dim``, ``dim`` and ``standardize(shift, scale)``,
+            such as :class:`gritvq.models.ItemEncoder`.
+        decoder: Maps quantized latents to embeddings; has the same.
         losses: Further losses.
         steps: Optimizer steps in all.
         batch_size: Items of a step.
