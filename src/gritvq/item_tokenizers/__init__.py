@@ -5,7 +5,7 @@ from gritvq.item_tokenizers.base import ItemTokenizer
 from gritvq.item_tokenizers.product import ProductKMeans
 from gritvq.item_tokenizers.residual import ResidualKMeans
 from gritvq.item_tokenizers.rqvae import RQVAE
-from gritvq.item_tokenizers.stacks import residual_stack
+from gritvq.item_tokenizers.stacks import grit_stack, residual_stack
 
 __all__ = [
     "RQVAE",
@@ -15,5 +15,6 @@ __all__ = [
     "ItemTokenizer",
     "ProductKMeans",
     "ResidualKMeans",
+    "grit_stack",
     "residual_stack",
 ]

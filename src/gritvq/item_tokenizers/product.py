@@ -12,7 +12,7 @@ from gritvq.item_tokenizers.search import decided_codes, nearest_and_doubt
 
 __all__ = ["ProductKMeans"]
 
-_ROTATION_TOLERANCE = 3e-5  # of |x|: what a float32 rotation may be off by, some thirty times over
+_ROTATION_TOLERANCE = 5e-6  # of |x|: some twenty times what a float32 rotation is off by
 
 
 class ProductKMeans(ItemTokenizer):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
@@ -99,8 +97,7 @@ class ResidualKMeans(ItemTokenizer):
             )
         tables, values = [], []
         rest, missing = x, x
-        levels: Sequence[int] = range(len(self.codebook_sizes))
-        for level in tracked(levels, "residual k-means", progress):
+        for level in tracked(range(len(self.codebook_sizes)), "residual k-means", progress):
             rest = self._scaled(rest, level)
             if self.balanced:
                 clusters = balanced_kmeans(rest, size, generator, iterations=self.iterations)

@@ -9,11 +9,12 @@ from torch import Tensor
 from gritvq.assignments import NearestAssignment
 from gritvq.base import Quantizer
 from gritvq.learning import CodebookLoss, CommitmentLoss
+from gritvq.presets import grit_vq
 from gritvq.structures import ResidualQuantizer
-from gritvq.variational import ResidualStochasticQuantizer
+from gritvq.variational import GaussianMixtureQuantizer, ResidualStochasticQuantizer
 from gritvq.vector_quantizer import VectorQuantizer
 
-__all__ = ["level_tables", "residual_stack"]
+__all__ = ["grit_stack", "level_tables", "residual_stack"]
 
 
 def residual_stack(unit: Callable[[], Quantizer], num_levels: int = 3) -> ResidualQuantizer:
@@ -31,6 +32,7 @@ def residual_stack(unit: Callable[[], Quantizer], num_levels: int = 3) -> Residu
         ValueError: If there is no level, or the levels do not fit together.
 
     Example:
+        >>> import torch
         >>> from gritvq import grit_vq
         >>> stack = residual_stack(lambda: grit_vq(32, 256, initialization="kmeans"))
         >>> stack.codebook_sizes, sorted(stack(torch.randn(2, 32)).losses)[:2]
@@ -39,6 +41,36 @@ def residual_stack(unit: Callable[[], Quantizer], num_levels: int = 3) -> Residu
     if num_levels < 1:
         raise ValueError(f"expected num_levels >= 1, got {num_levels}")
     return ResidualQuantizer([_with_codebook_loss(unit()) for _ in range(num_levels)])
+
+
+def grit_stack(
+    dim: int = 32,
+    codebook_size: int = 256,
+    *,
+    num_levels: int = 3,
+    lr_scale: float = 5.0,
+    revival_interval: int | None = 20,
+) -> ResidualQuantizer:
+    """GRIT-VQ units with the settings that serve item embeddings: k-means start, revival, losses of each level.
+
+    Args:
+        dim: Size D of a latent.
+        codebook_size: Number of codes K of each level.
+        num_levels: Number of levels L.
+        lr_scale: Codebook learning rate over the encoder's.
+        revival_interval: Updates between two revivals of dead codes; None for none.
+
+    Example:
+        >>> grit_stack().codebook_sizes
+        (256, 256, 256)
+    """
+
+    def unit() -> Quantizer:
+        return grit_vq(
+            dim, codebook_size, lr_scale=lr_scale, initialization="kmeans", revival_interval=revival_interval
+        )
+
+    return residual_stack(unit, num_levels)
 
 
 def _with_codebook_loss(unit: Quantizer) -> Quantizer:
@@ -64,6 +96,9 @@ def level_tables(quantizer: Quantizer) -> list[Tensor] | None:
     parts = list(quantizer.quantizers) if isinstance(quantizer, ResidualQuantizer) else [quantizer]
     tables = []
     for part in parts:
+        if isinstance(part, GaussianMixtureQuantizer):
+            tables.append(part.codebook.codes())
+            continue
         if not isinstance(part, VectorQuantizer):
             return None
         if not isinstance(part.assignment, NearestAssignment) or part.assignment.metric != "euclidean":

@@ -87,7 +87,10 @@ class ResidualQuantizer(Stack):
                 own = valid & (kept > level)
                 rest = torch.where(own.unsqueeze(-1), rest, 0)
             output = part.quantize(part.before(rest), own)
-            total = total + torch.where(own.unsqueeze(-1), part.after(output.quantized), 0)
+            value = part.after(output.quantized)
+            if self.surrogate is None and not self.training:
+                value = value.to(total.dtype)  # summed as decode does, whatever the input's type
+            total = total + torch.where(own.unsqueeze(-1), value, 0)
             channels.append(output.indices)
             losses.update({f"{level}/{name}": loss for name, loss in output.losses.items()})
         return QuantizerOutput(total, torch.cat(channels, dim=-1), losses)
