@@ -207,16 +207,16 @@ class Interactions:
         Args:
             users: User key of each event (N,), integers or strings.
             items: Item key of each event (N,), integers or strings.
-            times: Time or position of each event (N,), numbers, in any unit; or several such arrays, the first counts
-                most and each later one breaks ties (a tuple of arrays).
+            times: Time or position of each event (N,), numbers or dates, in any unit; or a tuple of such arrays, of
+                which the first counts most and each later one breaks ties.
             item_keys: The catalogue, in its order; without it the items that occur.
 
         Returns:
             The interactions.
 
         Raises:
-            ValueError: If there are no events, lengths differ, keys are neither integers nor strings or are missing, times are missing, the
-                catalogue has a key twice, or an event has an item that is not in it.
+            ValueError: If there are no events, lengths differ, keys are missing or neither integers nor strings, a time
+                is missing, the catalogue has a key twice, or an event has an item that is not in it.
 
         Example:
             >>> events = Interactions.from_events(["b", "a", "b"], [7, 9, 3], times=[1, 1, 0])
