@@ -115,6 +115,7 @@ class TestKeys:
     @pytest.mark.parametrize(
         ("users", "items", "settings", "message"),
         [
+            ([], [], {}, "at least one event, got none"),
             ([1, 2], [1], {}, "arrays of \\[1, 2\\] entries"),
             ([1.5], [1], {}, "user keys that are all integers or all strings, got float64"),
             ([1], [None], {}, "item keys that are all integers or all strings, got object"),
