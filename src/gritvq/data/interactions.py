@@ -207,16 +207,16 @@ class Interactions:
         Args:
             users: User key of each event (N,), integers or strings.
             items: Item key of each event (N,), integers or strings.
-            times: Time or position of each event (N,), numbers, in any unit; or several such arrays, the first counts
-                most and each later one breaks ties.
+            times: Time or position of each event (N,), numbers or dates, in any unit; or a tuple of such arrays, of
+                which the first counts most and each later one breaks ties.
             item_keys: The catalogue, in its order; without it the items that occur.
 
         Returns:
             The interactions.
 
         Raises:
-            ValueError: If lengths differ, keys are neither integers nor strings or are missing, times are missing, the
-                catalogue has a key twice, or an event has an item that is not in it.
+            ValueError: If there are no events, lengths differ, keys are missing or neither integers nor strings, a time
+                is missing, the catalogue has a key twice, or an event has an item that is not in it.
 
         Example:
             >>> events = Interactions.from_events(["b", "a", "b"], [7, 9, 3], times=[1, 1, 0])
@@ -224,10 +224,13 @@ class Interactions:
             (('a', 'b'), (3, 7, 9), [0, 1])
         """
         user_names, item_names = _keys(users, "user"), _keys(items, "item")
-        orders = [] if times is None else [_times(each) for each in (times if isinstance(times, tuple) else (times,))]
+        several = isinstance(times, tuple) and len(times) > 0 and np.ndim(times[0]) == 1
+        orders = [] if times is None else [_times(each) for each in (times if several else (times,))]
         lengths = {len(each) for each in (user_names, item_names, *orders)}
         if len(lengths) > 1:
             raise ValueError(f"expected one user, item and time per event, got arrays of {sorted(lengths)} entries.")
+        if lengths == {0}:
+            raise ValueError("expected at least one event, got none; look at the file.")
         user_keys, user = np.unique(user_names, return_inverse=True)
         if item_keys is None:
             known, item = np.unique(item_names, return_inverse=True)
@@ -378,7 +381,7 @@ def check_split(interactions: Interactions, split: Split) -> None:
             )
 
 
-def unique_keys(keys: Sequence[Key]) -> np.ndarray[Any, Any]:
+def unique_keys(keys: Sequence[Key] | np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """The keys of a catalogue as an array.
 
     Raises:
@@ -428,11 +431,11 @@ def _keys(values: Any, name: str) -> np.ndarray[Any, Any]:
         array = array.astype(np.int64)
     if array.dtype.kind in "iu":
         return array.astype(np.int64)
-    mixed = isinstance(values, list | tuple) and not all(isinstance(each, str) for each in values)
+    mixed = array.dtype.kind == "U" and isinstance(values, list | tuple) and not all(isinstance(v, str) for v in values)
     if array.dtype.kind != "U" or mixed:
         raise ValueError(
-            f"expected {name} keys that are all integers or all strings, got {array.dtype if not mixed else 'both'}; "
-            "fill missing ones and convert them."
+            f"expected {name} keys that are all integers or all strings, got {'both' if mixed else array.dtype}; fill "
+            "missing ones and convert them."
         )
     return array
 

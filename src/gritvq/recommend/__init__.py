@@ -11,6 +11,7 @@ from gritvq.recommend.ranking import (
     ranks_by_scores,
     top_items,
 )
+from gritvq.recommend.sasrec import SASRec
 from gritvq.recommend.search import Beams, beam_search, exact_scores
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "GenerativeRecommender",
     "ItemDecoder",
     "Popularity",
+    "SASRec",
     "TextCosine",
     "TokenDecoder",
     "beam_search",

@@ -16,8 +16,6 @@ from gritvq.data.interactions import Histories
 
 __all__ = ["CoOccurrence", "Popularity", "TextCosine"]
 
-_PRIOR = 1e-3  # share of the popularity prior: below every co-occurrence, so it orders only what those leave equal
-
 
 class Popularity:
     """Scores an item by its number of training events, the same for every user.
@@ -50,7 +48,7 @@ class CoOccurrence:
 
     Over all training pairs ``W[a, b]`` sums 1/d where b stands d places after a, and 1/(2d) where it stands before, for
     distances d up to ``distance``. The scores are the row of the last item plus a popularity prior that is smaller than
-    any entry, so it only orders items that co-occur equally often, most of them never.
+    any difference between entries, so it only orders items that co-occur equally often, most of them never.
 
     Args:
         train: Training part of all users.
@@ -62,8 +60,8 @@ class CoOccurrence:
 
     Example:
         >>> floor = CoOccurrence(Histories.of([[0, 1, 2]]), 4)
-        >>> floor.scores(Histories.of([[3, 1]])).round(decimals=2).tolist()
-        [[0.5, 0.0, 1.0, 0.0]]
+        >>> floor.scores(Histories.of([[3, 1]])).mul(10).round().tolist()
+        [[5.0, 0.0, 10.0, 0.0]]
     """
 
     def __init__(self, train: Histories, num_items: int, *, distance: int = 3) -> None:
@@ -72,8 +70,9 @@ class CoOccurrence:
         check_histories(train, num_items)
         self.num_items = num_items
         counts = torch.bincount(train.items, minlength=num_items).float()
-        # Entries are sums of at least 1 / (2 distance).
-        self.prior = counts * (_PRIOR / (2 * distance * float(counts.max().clamp_min(1)))) if len(counts) else counts
+        # Entries are multiples of 1 / (2 lcm). Half of that keeps their order and is far above rounding in float32.
+        step = 1 / (2 * math.lcm(*range(1, distance + 1)))
+        self.prior = counts * (0.5 * step / counts.max().clamp_min(1))
         owner = torch.arange(len(train)).repeat_interleave(train.lengths)
         places, weights = [], []
         for d in range(1, distance + 1):

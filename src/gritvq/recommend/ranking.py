@@ -24,6 +24,8 @@ CUTOFFS = (5, 10)
 def rank_of_target(scores: Float[Tensor, "B n"], target: Int[Tensor, " B"]) -> Float[Tensor, " B"]:
     """Rank of one item per row, ties at their mean rank: ``1 + #higher + (#equal - 1) / 2``.
 
+    Some published figures round halves down; ``.floor()`` of the result does that.
+
     Args:
         scores: A score for every item; higher is better, minus infinity means excluded.
         target: The item whose rank is wanted.
@@ -84,7 +86,7 @@ def rank_in_list(
         )
     if target.numel() and int(target.min()) < 0:
         raise ValueError(f"expected targets >= 0, got {int(target.min())}; -1 marks the end of a list.")
-    found = (lists == target[:, None]).reshape(*lists.shape[:2], -1).all(2)
+    found = (lists == target[:, None]).flatten(2).all(2) if lists.ndim > 2 else lists == target[:, None]
     if bool((found.sum(1) > 1).any()):
         raise ValueError("expected every entry once in a ranked list, got a target twice; remove repeats.")
     sizes = torch.ones_like(found, dtype=torch.int64) if sizes is None else sizes
