@@ -28,7 +28,7 @@ def tensors_of(component: Component) -> dict[str, Tensor]:
     Example:
         >>> from gritvq import FreeCodebook
         >>> list(tensors_of(FreeCodebook(2, 8)))
-        ['base']
+        ['weight']
     """
     state = component.state_dict()
     return {k: v.detach().cpu().contiguous().clone() for k, v in state.items() if isinstance(v, Tensor)}

@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gritvq.base import Component, build, describe
+from gritvq.base import Component, build, describe, evaluating
 from gritvq.saving import load_weights, local_folder, read_config, tensors_of, write_folder
 
 __all__ = ["Embeddings", "ItemTokenizer", "tracked"]
@@ -25,6 +25,7 @@ Embeddings = Tensor | NDArray[Any]
 _Self = TypeVar("_Self", bound="ItemTokenizer")
 _Item = TypeVar("_Item")
 _KIND = "item_tokenizer"
+_LARGEST = 1e15  # whose square float32 still holds, some hundred times over
 
 
 class ItemTokenizer(Component, ABC):
@@ -65,8 +66,8 @@ class ItemTokenizer(Component, ABC):
             progress: Show a bar; needs the extra ``train``.
 
         Raises:
-            ValueError: If the shape or type is wrong, a number is not finite, or there are fewer different rows than
-                codes.
+            ValueError: If the shape or type is wrong, a number is not finite or above 1e15, or there are fewer
+                different rows than codes.
         """
         _check_array(x, None)
         size = max(self.codebook_sizes)
@@ -92,7 +93,8 @@ class ItemTokenizer(Component, ABC):
         Raises:
             ValueError: Before :meth:`fit`, if the shape or type is wrong, or a number is not finite.
         """
-        found = [self._encode(rows).cpu() for rows in self._chunks(x, batch_size)]
+        with evaluating(self):
+            found = [self._encode(rows).cpu() for rows in self._chunks(x, batch_size)]
         return torch.cat([torch.empty(0, len(self.codebook_sizes), dtype=torch.int64), *found])
 
     @torch.no_grad()
@@ -113,7 +115,8 @@ class ItemTokenizer(Component, ABC):
                 f"expected codes in 0 .. K-1 for K = {self.codebook_sizes}, got {int(codes[wrong][0])}; leave out an "
                 "appended collision token, and see that the codes are this tokenizer's"
             )
-        return self._decode(codes)
+        with evaluating(self):
+            return self._decode(codes)
 
     @torch.no_grad()
     def last_level(self, x: Embeddings, batch_size: int = 8192) -> tuple[Float[Tensor, "n d"], Float[Tensor, "K d"]]:
@@ -124,10 +127,11 @@ class ItemTokenizer(Component, ABC):
         Raises:
             ValueError: As :meth:`encode`, or if the last level has no table.
         """
-        parts = [self._last_level(rows) for rows in self._chunks(x, batch_size)]
-        if not parts:
-            table = self._last_level(torch.zeros(1, self.dim, device=self._device()))[1].cpu()
-            return table[:0], table
+        with evaluating(self):
+            parts = [self._last_level(rows) for rows in self._chunks(x, batch_size)]
+            if not parts:
+                table = self._last_level(torch.zeros(1, self.dim, device=self._device()))[1].cpu()
+                return table[:0], table
         return torch.cat([vectors.cpu() for vectors, _ in parts]), parts[0][1].cpu()
 
     def fingerprint(self) -> str:
@@ -212,12 +216,12 @@ class ItemTokenizer(Component, ABC):
             rows = part.detach().to(self._device(), torch.float32)
         else:
             rows = torch.from_numpy(np.array(part, dtype=np.float32, order="C")).to(self._device())
-        finite = torch.isfinite(rows).all(1)
-        if not bool(finite.all()):
-            row = start + int((~finite).nonzero()[0])
+        usable = (rows.abs() <= _LARGEST).all(1)
+        if not bool(usable.all()):
+            row, count = start + int((~usable).nonzero()[0]), int((~usable).sum())
             raise ValueError(
-                f"expected finite embeddings (in float32), got a NaN or infinite number in row {row} and {int((~finite).sum())} "
-                "such rows in its batch; encode the item's text again or leave it out"
+                f"expected embeddings of finite numbers up to {_LARGEST:g}, got a NaN, infinite or larger one in row "
+                f"{row} and {count} such rows in its batch; encode the item's text again or leave it out"
             )
         return rows
 
@@ -234,16 +238,16 @@ def _check_array(x: Embeddings, dim: int | None) -> None:
         raise ValueError(f"expected floating embeddings, got {x.dtype}; convert them to float32")
 
 
-def tracked(items: Sequence[_Item] | range, description: str, progress: bool) -> Iterable[_Item]:
+def tracked(items: Sequence[_Item], description: str, progress: bool) -> Iterable[_Item]:
     """The items, with a progress bar where wanted.
 
     Raises:
         ValueError: If the bar's package is missing.
     """
     if not progress:
-        return items  # type: ignore[return-value]
+        return items
     try:
         from rich.progress import track
     except ImportError as error:
         raise ValueError("expected the package rich for a progress bar, got none; install 'gritvq[train]'") from error
-    return track(items, description=description)  # type: ignore[arg-type]
+    return track(items, description=description)

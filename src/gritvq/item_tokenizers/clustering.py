@@ -28,7 +28,7 @@ class Clusters(NamedTuple):
     steps: int
 
     def table(self) -> Float[Tensor, "K E"]:
-        """Codes to search with: prices become one more coordinate, ``|x - c|^2 / 2 + p = |(x, 0) - (c, sqrt 2p)|^2 / 2``."""
+        """Codes to search with; a price is one more coordinate: ``|x - c|^2 + 2p = |(x, 0) - (c, sqrt 2p)|^2``."""
         if self.prices is None:
             return self.codes
         return torch.cat([self.codes, (2 * self.prices).sqrt()[:, None]], 1)
@@ -147,13 +147,13 @@ def kmeans(
         tensor([0.1000, 1.1000])
     """
     codes = plus_plus(x, codebook_size, generator) if start is None else start
-    before, step = None, 0
-    for step in range(iterations):
+    before, steps = None, 0
+    while steps < iterations:
         indices = nearest_code(x, codes)
         if before is not None and torch.equal(indices, before):
             break
-        codes, before = lloyd_step(x, codes, indices), indices
-    return Clusters(codes, None, step)
+        codes, before, steps = lloyd_step(x, codes, indices), indices, steps + 1
+    return Clusters(codes, None, steps)
 
 
 def balanced_kmeans(
@@ -162,14 +162,14 @@ def balanced_kmeans(
     """K-means whose clusters hold about equally many rows, each row deciding for itself by distance and price.
 
     The best assignment to clusters of equal capacity is a power diagram: there are prices ``p_k`` such that every row
-    takes ``argmin_k |x - c_k|^2 / 2 + p_k``. They are found by Sinkhorn's iteration with a falling temperature and
-    sharpened by steps against over-full clusters, alternating with Lloyd steps. Prices are kept, so a row that comes
-    later is assigned by the same rule. Rows that lie at the same place share a cluster, so capacity is met as far as
-    they let it.
+    takes ``argmin_k |x - c_k|^2 / 2 + p_k``. They are found by Sinkhorn's iteration with a falling temperature, codes
+    moving to the means of the soft clusters in between, and then code by code for the hard assignment. Prices are kept,
+    so a row that comes later is assigned by the same rule. Capacity is met up to some percent (and rows that lie at the
+    same place share a cluster). Costs of all pairs are held at the end, 4 N K bytes.
 
     Args:
         x: Rows (N, D), finite.
-        codebook_size: Number of codes K.
+        codebook_size: Number of codes K, at least 2 to have prices.
         generator: CPU generator of the start.
         iterations: Lloyd steps at most.
 
@@ -187,16 +187,14 @@ def balanced_kmeans(
     plain = kmeans(x, codebook_size, generator, iterations=iterations)
     codes, prices = plain.codes, x.new_zeros(codebook_size)
     spread = float((x - codes[nearest_code(x, codes)]).square().sum(1).mean()) / 2
-    if spread <= 0:
+    if spread <= 0 or codebook_size == 1:
         return plain
-    rounds = max(1, min(iterations, 12))
-    padded = torch.cat([x, x.new_zeros(len(x), 1)], 1)
+    rounds = max(1, min(iterations, 16))
+    hot, cold = float((x - x.mean(0)).square().sum(1).mean()) / 2, 5e-4 * spread
     for number in range(rounds):
-        temperature = spread * max(0.3 * 0.5**number, 0.005)
-        prices = _sinkhorn_prices(x, codes, prices, temperature)
-        indices = nearest_code(padded, Clusters(codes, prices, 0).table())
-        codes = lloyd_step(x, codes, indices)
-    prices = _sharpened(x, codes, prices, spread)
+        temperature = hot * (cold / hot) ** (number / max(1, rounds - 1))
+        prices, codes = _sinkhorn(x, codes, prices, temperature)
+    prices = _sharpened(x, codes, prices)
     return Clusters(codes, prices, plain.steps + rounds)
 
 
@@ -209,28 +207,40 @@ def _blocks(x: Tensor, codes: Tensor) -> tuple[Tensor, ...]:
     return x.split(max(1, (1 << 22) // len(codes)))
 
 
-def _sinkhorn_prices(x: Tensor, codes: Tensor, prices: Tensor, temperature: float, steps: int = 20) -> Tensor:
-    """Prices under which soft assignments of that temperature fill all clusters alike."""
+def _sinkhorn(x: Tensor, codes: Tensor, prices: Tensor, temperature: float, steps: int = 10) -> tuple[Tensor, Tensor]:
+    """Prices under which soft assignments of that temperature fill all clusters alike, and those clusters' means."""
     capacity = len(x) / len(codes)
     for _ in range(steps):
-        mass = x.new_zeros(len(codes))
+        mass, sums = x.new_zeros(len(codes)), torch.zeros_like(codes)
         for rows in _blocks(x, codes):
-            mass += ((-_costs(rows, codes) - prices) / temperature).softmax(1).sum(0)
+            share = ((-_costs(rows, codes) - prices) / temperature).softmax(1)
+            mass += share.sum(0)
+            sums += share.T @ rows
         prices = prices + temperature * (mass.clamp_min(1e-6 * capacity) / capacity).log()
-    return prices - prices.min()
+    filled = mass > 1e-3 * capacity
+    codes = torch.where(filled[:, None], sums / mass.clamp_min(1e-30)[:, None], codes)
+    return prices - prices.min(), codes
 
 
-def _sharpened(x: Tensor, codes: Tensor, prices: Tensor, spread: float, steps: int = 60) -> Tensor:
-    """Prices under which hard assignments do; those of the smallest largest cluster that was met."""
-    capacity = len(x) / len(codes)
-    best, least = prices, math.inf
-    for number in range(steps):
-        counts = x.new_zeros(len(codes))
-        for rows in _blocks(x, codes):
-            counts += code_counts((_costs(rows, codes) + prices).argmin(1), len(codes)).to(x)
-        excess = float((counts - capacity).square().sum())
+def _sharpened(x: Tensor, codes: Tensor, prices: Tensor, sweeps: int = 8) -> Tensor:
+    """Prices under which hard assignments do, those of the most even counts met; holds all costs, 4 N K bytes.
+
+    One code after the other gets the price at which it takes exactly its share, given the others' prices.
+    """
+    share = max(1, round(len(x) / len(codes)))
+    costs = torch.cat([_costs(rows, codes) for rows in _blocks(x, codes)])
+    prices, best, least = prices.clone(), prices, math.inf
+    for sweep in range(sweeps + 1):
+        counts = code_counts((costs + prices).argmin(1), len(codes))
+        excess = float((counts - share).square().sum())
         if excess < least:
-            best, least = prices, excess
-        prices = prices + 0.05 * spread / (1 + 0.2 * number) * (counts / capacity - 1).clamp(-1, 2)
-        prices = prices - prices.min()
-    return best
+            best, least = prices.clone(), excess
+        if sweep == sweeps or len(x) <= share:
+            break
+        priced = costs + prices
+        for code in counts.argsort(descending=True, stable=True).tolist():
+            priced[:, code] = torch.inf
+            gaps = (priced.amin(1) - costs[:, code]).sort(descending=True).values
+            prices[code] = (gaps[share - 1] + gaps[share]) / 2
+            priced[:, code] = costs[:, code] + prices[code]
+    return best - best.min()

@@ -15,12 +15,24 @@ TOLERANCE = 1e-5  # of |x| |c|: what float32 products of some hundred terms may 
 
 
 def nearest_and_doubt(
-    x: Float[Tensor, "N D"], codes: Float[Tensor, "K D"], tolerance: float = TOLERANCE
+    x: Float[Tensor, "N D"],
+    codes: Float[Tensor, "K D"],
+    tolerance: float = TOLERANCE,
+    size: Float[Tensor, " N"] | None = None,
 ) -> tuple[Int[Tensor, " N"], Bool[Tensor, " N"]]:
     """Nearest codes in float32, and the rows where another code is as near up to rounding.
 
     The products of a matrix multiplication may differ in their last digits with the number of rows and a row's place
     among them. Where no doubt is left they cannot change the choice.
+
+    Args:
+        x: Rows (N, D), float32.
+        codes: Codes (K, D).
+        tolerance: What products may be off by, as a share of the lengths of their factors.
+        size: Lengths (N,) that the error of a row goes with, where these are not the row's.
+
+    Returns:
+        Indices (N,) and doubt (N,).
 
     Example:
         >>> x = torch.tensor([[0.0], [0.5], [0.9]])
@@ -33,11 +45,13 @@ def nearest_and_doubt(
     reach = codes.norm(dim=1).max()
     indices = [torch.empty(0, dtype=torch.int64, device=x.device)]
     doubt = [torch.empty(0, dtype=torch.bool, device=x.device)]
-    for rows in x.split(max(1, _BLOCK_ENTRIES // len(codes))) if len(x) else ():
+    block = max(1, _BLOCK_ENTRIES // len(codes))
+    for number, rows in enumerate(x.split(block) if len(x) else ()):
         rows = rows - center
         scores = torch.addmm(bias, rows, codes.T, alpha=-1)
         best, index = scores.min(1)
-        slack = tolerance * reach * (rows.norm(dim=1) + reach)
+        length = rows.norm(dim=1) if size is None else size[number * block : number * block + len(rows)]
+        slack = tolerance * reach * (length + reach)
         indices.append(index)
         doubt.append((scores <= (best + slack)[:, None]).sum(1) > 1)
     return torch.cat(indices), torch.cat(doubt)
