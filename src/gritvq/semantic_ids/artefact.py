@@ -15,17 +15,16 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from gritvq.files import replacing, write_json
+from gritvq.files import replacing
 from gritvq.semantic_ids.checks import (
     Key,
     as_codes,
     check_distinct,
     checked_codes,
     checked_keys,
-    checked_policy,
     checked_sizes,
 )
-from gritvq.semantic_ids.collisions import UNIQUE, Policy, resolve
+from gritvq.semantic_ids.collisions import UNIQUE, Policy, checked_policy, resolve
 from gritvq.semantic_ids.report import report
 from gritvq.semantic_ids.rows import RowTable
 from gritvq.semantic_ids.trie import PrefixTrie
@@ -304,12 +303,12 @@ class SemanticIds:
         columns = {"item": pyarrow.array(self._items, key_type)}
         for level, size in enumerate(self._sizes):
             columns[f"c{level}"] = self._codes[:, level].numpy().astype(np.min_scalar_type(size - 1))
-        with replacing(folder / _TABLE) as scratch:
-            parquet.write_table(pyarrow.table(columns), scratch, compression="zstd")
-            checksum = _sha256(scratch)
-        header = {"format": _FORMAT, "format_version": FORMAT_VERSION, **self._described(), "sha256": checksum}
-        del header["items"]
-        write_json(folder / _HEADER, header)
+        with replacing(folder / _TABLE) as table, replacing(folder / _HEADER) as header:
+            parquet.write_table(pyarrow.table(columns), table, compression="zstd")
+            content = {"format": _FORMAT, "format_version": FORMAT_VERSION, **self._described()}
+            del content["items"]
+            content["sha256"] = _sha256(table)
+            header.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         return folder
 
     @classmethod

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Mapping, Sequence
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from gritvq.semantic_ids.collisions import Policy
-
-__all__ = ["Key", "as_codes", "check_distinct", "checked_codes", "checked_keys", "checked_policy", "checked_sizes"]
+__all__ = ["Key", "as_codes", "check_distinct", "checked_codes", "checked_keys", "checked_sizes"]
 
 Key = int | str
 
@@ -29,16 +27,12 @@ def checked_sizes(sizes: Sequence[int]) -> tuple[int, ...]:
     return found
 
 
-def checked_policy(policy: Any) -> Policy:
-    """The name of a policy."""
-    if policy not in get_args(Policy):
-        raise ValueError(f"expected collisions to be one of {', '.join(get_args(Policy))}, got {policy!r}")
-    return policy
-
-
 def as_codes(codes: Any, num_columns: int) -> Int[Tensor, "n Q"]:
     """An int64 copy on the CPU."""
-    found = codes.detach() if isinstance(codes, Tensor) else torch.as_tensor(np.asarray(codes))
+    try:
+        found = codes.detach() if isinstance(codes, Tensor) else torch.as_tensor(np.asarray(codes))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"expected ids of integers (n, {num_columns}), got something else ({error})") from error
     if found.numel() == 0 and found.ndim <= 2:
         found = torch.zeros(0 if found.ndim < 2 else len(found), num_columns, dtype=torch.int64)
     if found.ndim != 2 or found.shape[1] != num_columns:

@@ -8,7 +8,7 @@ lowest code.
 from __future__ import annotations
 
 import math
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -16,13 +16,24 @@ from torch import Tensor
 
 from gritvq.semantic_ids.rows import RowTable, rank_in_group
 
-__all__ = ["UNIQUE", "Policy", "resolve"]
+__all__ = ["UNIQUE", "Policy", "checked_policy", "resolve"]
 
 Policy = Literal["keep", "append", "sinkhorn", "nearest_free"]
 UNIQUE = ("append", "nearest_free")  # policies under which no two items have the same id
 
-_BLOCK_ENTRIES = 1 << 22
+_BLOCK_ENTRIES, _CACHED_ENTRIES = 1 << 22, 1 << 15
 _ROUNDS, _ITERATIONS, _EPSILON, _OWNED = 20, 50, 0.003, 0.9
+
+
+def checked_policy(policy: Any) -> Policy:
+    """The name of a policy.
+
+    Raises:
+        ValueError: If it is something else.
+    """
+    if policy not in get_args(Policy):
+        raise ValueError(f"expected collisions to be one of {', '.join(get_args(Policy))}, got {policy!r}")
+    return policy
 
 
 def resolve(
@@ -88,8 +99,7 @@ def resolve(
         Recommendation" (LC-Rec), ICDE 2024, arXiv 2311.09049 (sinkhorn; the released code takes the first of the
         entries at their bound, often a far code, and has no pass). FORGE, 2025, arXiv 2509.20904 (nearest_free).
     """
-    if policy not in get_args(Policy):
-        raise ValueError(f"expected collisions to be one of {', '.join(get_args(Policy))}, got {policy!r}")
+    policy = checked_policy(policy)
     if policy == "keep":
         return codes, sizes
     if policy == "append":
@@ -139,9 +149,13 @@ def _append(codes: Tensor, sizes: tuple[int, ...], fixed: Tensor | None) -> tupl
 def _distances(vectors: Float[Tensor, "n D"], table: Float[Tensor, "K D"]) -> Float[Tensor, "n K"]:
     """Squared distances whose rounding depends on the two vectors alone (a matrix product's does not)."""
     total = torch.zeros(len(vectors), len(table), dtype=torch.float64)
-    for component in range(table.shape[1]):
-        difference = vectors[:, component, None] - table[:, component]
-        total += difference * difference
+    columns = table.T.contiguous()
+    rows = max(1, _CACHED_ENTRIES // len(table))
+    for some, part in zip(vectors.split(rows), total.split(rows), strict=True):
+        difference = torch.empty_like(part)
+        for component, column in zip(some.T[:, :, None], columns, strict=True):
+            torch.sub(component, column, out=difference)
+            part += difference.square_()
     return total
 
 

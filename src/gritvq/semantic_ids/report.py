@@ -29,6 +29,7 @@ def report(
     *,
     reconstructions: Float[Tensor, "n D"] | None = None,
     related: Int[Tensor, "n k"] | None = None,
+    recoded: Int[Tensor, "n L"] | None = None,
     num_neighbours: int = 10,
     num_queries: int = 4096,
 ) -> dict[str, float]:
@@ -39,59 +40,56 @@ def report(
 
     Per level q, with p_k the share of items that have code k there:
 
-    ======================= ===========================================================================
-    ``level1/used``         codes with p_k > 0
-    ``level1/coverage``     used / K_q
-    ``level1/entropy``      H = -sum_k p_k ln p_k
-    ``level1/perplexity``   exp(H)
-    ``level1/largest_share`` max_k p_k
-    ``level1/gini``         sum_k (2 k - K - 1) p_(k) / K over all K_q codes, p_(1) <= p_(2) <= ...; 0 is even
-    ======================= ===========================================================================
+    - ``level1/used``: codes with p_k > 0
+    - ``level1/coverage``: used / K_q
+    - ``level1/entropy``: H = -sum_k p_k ln p_k
+    - ``level1/perplexity``: exp(H)
+    - ``level1/largest_share``: max_k p_k
+    - ``level1/gini``: sum_k (2 k - K - 1) p_(k) / K over all K_q codes, p_(1) <= p_(2) <= ...; 0 is even
 
     Whole ids, with n_s the items that have id s:
 
-    ============================ ======================================================================
-    ``items``, ``distinct``      n; number of ids with n_s > 0
-    ``uniqueness``               distinct / n
-    ``collision_rate``           1 - uniqueness (LC-Rec)
-    ``items_in_collision``       share of items that share their id: sum of n_s over n_s > 1, / n
-    ``icr``                      1 - items_in_collision (S2GR, independent coding rate)
-    ``largest_group``            max_s n_s
-    ``entropy``                  H = -sum_s n_s/n ln n_s/n
-    ``entropy_over_ln_capacity`` H / ln(K_1 ... K_Q) (TorchEasyRec); NaN where there is one id only
-    ``entropy_over_ln_n``        H / ln n (QuaSID); NaN for one item
-    ``bucket_gini``              Gini of n_s over the ids in use (FORGE)
-    ``code_space_use``           distinct / capacity
-    ============================ ======================================================================
+    - ``items``, ``distinct``: n; number of ids with n_s > 0
+    - ``uniqueness``: distinct / n
+    - ``collision_rate``: 1 - uniqueness (LC-Rec)
+    - ``items_in_collision``: share of items that share their id: sum of n_s over n_s > 1, / n
+    - ``icr``: 1 - items_in_collision (S2GR, independent coding rate)
+    - ``largest_group``: max_s n_s
+    - ``entropy``: H = -sum_s n_s/n ln n_s/n
+    - ``entropy_over_ln_capacity``: H / ln(K_1 ... K_Q) (TorchEasyRec); NaN where there is one id only
+    - ``entropy_over_ln_n``: H / ln n (QuaSID); NaN for one item
+    - ``bucket_gini``: Gini of n_s over the ids in use (FORGE)
+    - ``code_space_use``: distinct / capacity
 
     Prefixes of d codes:
 
-    ============================= =====================================================================
-    ``depth1/distinct``           distinct prefixes
-    ``depth1/fan_out``            distinct prefixes of d codes / of d - 1 codes: children per node of the tree
-    ``depth1/uniqueness``         distinct / n
-    ``depth1/items_in_collision`` share of items that share the prefix
-    ``level1/purity``             with ``categories``: sum_k max_c n_kc / n, n_kc the items of category c with first
-                                  code k, over the n items that have a category
-    ``level1/nmi``                2 I(k; c) / (H(k) + H(c)); an item of several categories counts in each with weight
-                                  1 / their number; 1 where both are constant
-    ``categories/largest_share``  max_c n_c / n: the purity of a single code for all
-    ============================= =====================================================================
+    - ``depth1/distinct``: distinct prefixes
+    - ``depth1/fan_out``: distinct prefixes of d codes / of d - 1 codes: children per node of the tree
+    - ``depth1/uniqueness``: distinct / n
+    - ``depth1/items_in_collision``: share of items that share the prefix
+    - ``level1/purity``: with ``categories``: sum_k max_c n_kc / n, n_kc the items of category c with first code k, over
+      the n items that have a category
+    - ``level1/nmi``: 2 I(k; c) / (H(k) + H(c)); an item of several categories counts in each with weight 1 / their
+      number; 1 where both are constant
+    - ``categories/largest_share``: max_c n_c / n: the purity of a single code for all
 
     Neighbours, with ``embeddings``, of N = ``num_queries`` items evenly spaced over the catalogue (all where there are
-    no more): E_k(i) are the k nearest other items by the cosine of their embeddings, the lower row first where equal.
+    no more): E_k(i) are the k nearest other items by the cosine of their embeddings.
 
-    =================================== ===============================================================
-    ``neighbours/prefix_recall@10``     1/(N k) sum_i sum_{j in E_k(i)} P(j), P(j) the chance that j is among the k
-                                        other items that share the longest prefix with i, equal lengths drawn by lot
-    ``neighbours/quantized_recall@10``  with ``reconstructions``: likewise, for the k nearest other items by the
-                                        euclidean distance of their ids' reconstructions
-    ``neighbours/chance@10``            k / (n - 1): what ids without meaning reach
-    ``related/prefix_recall@k``         with ``related``: the same for given neighbours, a mean over all that are given
-    ``reconstruction/mse``              mean (x - r)^2 over all numbers, with both
-    ``reconstruction/relative_error``   sum |x - r|^2 / sum |x - mean x|^2
-    ``reconstruction/cosine``           mean cosine of x and r
-    =================================== ===============================================================
+    - ``neighbours/prefix_recall@10``: 1/(N k) sum_i sum_{j in E_k(i)} P(j), P(j) the chance that j is among the k other
+      items that share the longest prefix with i, equal lengths drawn by lot
+    - ``neighbours/quantized_recall@10``: with ``reconstructions``: likewise, for the k nearest other items by the
+      euclidean distance of their ids' reconstructions
+    - ``neighbours/chance@10``: k / (n - 1): what ids without meaning reach
+    - ``related/prefix_recall@k``: with ``related``: the same for given neighbours, a mean over all that are given
+    - ``related/embedding_recall@10``: with both: mean 1[j in E_k(i)] over the given neighbours j of the N items
+      (FORGE's embedding hit rate, where they are the next items)
+    - ``reconstruction/mse``: mean (x - r)^2 over all numbers, with both
+    - ``reconstruction/relative_error``: sum |x - r|^2 / sum |x - mean x|^2
+    - ``reconstruction/cosine``: mean cosine of x and r
+
+    With ``recoded``: ``recoded/changed_codes`` is the share of codes that differ, ``recoded/changed_items`` the share
+    of items with such a code.
 
     Args:
         ids: The ids; as ``ids.report(...)`` too.
@@ -99,6 +97,8 @@ def report(
         embeddings: Per item a vector, to compare neighbours.
         reconstructions: Per item what its id decodes to (equal ids, equal vectors), in the space of the embeddings.
         related: Rows of items that belong to each item, such as what is bought together; -1 is none.
+        recoded: What the tokenizer gives once more, in another batch size, order or dtype; may have fewer columns than
+            the ids, such as no appended token.
         num_neighbours: k.
         num_queries: Items whose neighbours are compared.
 
@@ -132,6 +132,8 @@ def report(
         above = len(table.counts)
     if categories is not None:
         found |= _categories(prefixes[0].group, categories)
+    if recoded is not None:
+        found |= _changes(codes, torch.as_tensor(recoded).cpu())
     if related is not None:
         queries = torch.arange(len(codes))
         rows = torch.as_tensor(related).cpu().long()
@@ -142,7 +144,8 @@ def report(
     if embeddings is not None:
         vectors = _checked_vectors("embeddings", embeddings, len(codes))
         values = None if reconstructions is None else _checked_vectors("reconstructions", reconstructions, len(codes))
-        found |= _neighbours(prefixes, vectors, values, num_neighbours, num_queries)
+        given = None if related is None else rows
+        found |= _neighbours(prefixes, vectors, values, given, num_neighbours, num_queries)
         if values is not None:
             found |= _errors(vectors, values)
     return found
@@ -253,8 +256,23 @@ def _checked_vectors(name: str, vectors: Any, num_items: int) -> Float[Tensor, "
     return x
 
 
+def _changes(codes: Int[Tensor, "n Q"], recoded: Int[Tensor, "n L"]) -> dict[str, float]:
+    if recoded.ndim != 2 or len(recoded) != len(codes) or not 1 <= recoded.shape[1] <= codes.shape[1]:
+        raise ValueError(f"expected recoded codes ({len(codes)}, 1 .. {codes.shape[1]}), got {tuple(recoded.shape)}")
+    differ = codes[:, : recoded.shape[1]] != recoded
+    return {
+        "recoded/changed_codes": float(differ.double().mean()),
+        "recoded/changed_items": float(differ.any(1).double().mean()),
+    }
+
+
 def _neighbours(
-    prefixes: list[RowTable], x: Float[Tensor, "n D"], values: Float[Tensor, "n D"] | None, k: int, num_queries: int
+    prefixes: list[RowTable],
+    x: Float[Tensor, "n D"],
+    values: Float[Tensor, "n D"] | None,
+    related: Int[Tensor, "n r"] | None,
+    k: int,
+    num_queries: int,
 ) -> dict[str, float]:
     n = len(x)
     if k < 1 or num_queries < 1:
@@ -277,6 +295,9 @@ def _neighbours(
     if values is not None:
         chance = _quantized_chance(prefixes[-1], values, queries, nearest)
         found[f"neighbours/quantized_recall{name}"] = _mean_given(chance, nearest)
+    if related is not None:
+        hit = (related[queries][:, :, None] == nearest[:, None, :]).any(2)
+        found[f"related/embedding_recall{name}"] = _mean_given(hit.double(), related[queries])
     return found
 
 
