@@ -9,11 +9,15 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from jsonargparse import ArgumentParser
 
+from gritvq.base import build
 from gritvq.data.interactions import Histories, Split
+from gritvq.data.items import read_item_data
 from gritvq.data.sequences import SequenceData
+from gritvq.item_tokenizers import ItemTokenizer
 from gritvq.recommend import Backbone, EncoderDecoder, GenerativeRecommender, ItemDecoder, TokenDecoder
-from gritvq.semantic_ids import SemanticIds
+from gritvq.semantic_ids import Policy, SemanticIds
 from gritvq.training import RecommenderTask, TrainingPlan, train
 from gritvq.training.runs import prepare
 
@@ -180,12 +184,28 @@ def test_batches_hold_every_row_once_per_epoch_and_nothing_held_out() -> None:
         SequenceData(Split(Histories.of([[1]]), *[torch.zeros(0, dtype=torch.int64)] * 3, 2, 1), every_prefix=True)
 
 
-def learn(folder: Path | None, steps: int, resume: Path | None = None, kind: type[Backbone] = ItemDecoder) -> float:
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_backbone_learns_the_walk(kind: type[Backbone]) -> None:
+    recommender = GenerativeRecommender(backbone(kind), catalogue())
+    data = SequenceData(split(60), every_prefix=recommender.backbone.every_prefix, batch_size=64)
+    optimizer = torch.optim.AdamW(recommender.parameters(), lr=2e-2)
+    losses = []
+    for step in range(60):
+        loss = recommender(data.batch(step))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    chance = math.log(math.prod(SIZES))
+    assert losses[0] > chance - 0.5 and min(losses[-10:]) < 0.6 * chance
+
+
+def learn(folder: Path | None, steps: int, resume: Path | None = None) -> float:
     prepare(0, 1)
     generator = torch.Generator().manual_seed(5)
     codes = torch.cartesian_prod(*(torch.arange(size) for size in SIZES))
     ids = SemanticIds(codes[torch.randperm(60, generator=generator)[:20]], SIZES)
-    recommender = GenerativeRecommender(backbone(kind, dropout=0.05), ids)
+    recommender = GenerativeRecommender(backbone(ItemDecoder, dropout=0.05), ids)
     task = RecommenderTask(recommender, lr=2e-2, warmup_steps=5, weight_decay=0.0)
     data = SequenceData(split(200), every_prefix=recommender.backbone.every_prefix, batch_size=64)
     plan = TrainingPlan(max_steps=steps, validate_every=80, checkpoint_every=80, accelerator="cpu")
@@ -220,3 +240,37 @@ def test_padding_of_tokens_is_not_read() -> None:
     prefixes = torch.tensor([[[0], [3]]])
     torch.testing.assert_close(model.log_probs(short, prefixes), model.log_probs(padded, prefixes))
     assert F.pad(short.states, (0, 0, 0, 6)).shape == padded.states.shape
+
+
+CONFIGS = sorted((Path(__file__).parents[1] / "configs" / "items").glob("beauty-*.yaml"))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_complete_runs_can_be_built(path: Path) -> None:
+    parser = ArgumentParser()
+    parser.add_function_arguments(read_item_data, "items")
+    parser.add_subclass_arguments(ItemTokenizer, "ids.tokenizer")
+    parser.add_argument("--ids.collisions", type=Policy)
+    parser.add_subclass_arguments(Backbone, "backbone", skip={"codebook_sizes"}, instantiate=False)
+    parser.add_class_arguments(GenerativeRecommender, "recommender", skip={"backbone", "ids", "priority"})
+    parser.add_class_arguments(SequenceData, "sequences", skip={"split", "every_prefix"})
+    parser.add_class_arguments(RecommenderTask, "task", skip={"recommender"})
+    parser.add_class_arguments(TrainingPlan, "plan")
+    parser.add_argument("--out", type=str)
+    config = parser.parse_path(str(path))
+    chosen = config.backbone.as_dict()
+    sizes = [256, 256, 256, 27]
+    model = build({"class_path": chosen["class_path"], "init_args": {"codebook_sizes": sizes, **chosen["init_args"]}})
+    assert isinstance(model, Backbone)
+    count = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    assert count < 2e6 if path.stem.endswith("small") else 4e6 < count < 6e6
+    codes = torch.stack(
+        [torch.arange(30) * 8 % 256, *[torch.zeros(30, dtype=torch.int64)] * 2, torch.arange(30) // 26], 1
+    )
+    recommender = GenerativeRecommender(model, SemanticIds(codes, sizes), **config.recommender.as_dict())
+    RecommenderTask(recommender, **config.task.as_dict())
+    batch = SequenceData(split(), every_prefix=model.every_prefix, **config.sequences.as_dict()).batch(0)
+    assert batch.shape[0] == config.sequences.batch_size and batch.shape[1] <= config.recommender.max_history + 1
+    with torch.no_grad():
+        assert math.log(256) < float(recommender(batch[:4])) < 100  # far from knowing, not broken
+    assert TrainingPlan(**config.plan.as_dict()).max_steps >= 1000

@@ -42,6 +42,8 @@ def test_every_prefix_gets_what_a_set_of_tuples_says(
             trie.allowed(nodes, level) if not one_by_one else torch.cat([trie.allowed(n[None], level) for n in nodes])
         )
         assert allowed.tolist() == [[(*prefix, code) in known for code in range(size)] for prefix in prefixes.tolist()]
+        lists = [[code for code in line if code < size] for line in trie.candidates(nodes, level).tolist()]
+        assert lists == [line.nonzero()[:, 0].tolist() for line in allowed]
         assert trie.offsets[level + 2] - trie.offsets[level + 1] == len(known)
         stepped = trie.step(nodes[:, None].expand(-1, size), torch.arange(size).expand(len(nodes), -1))
         assert torch.equal(stepped >= 0, allowed)
@@ -103,9 +105,10 @@ def test_moves_and_says_what_is_wrong() -> None:
 def test_masks_equal_those_of_the_callback_of_transformers() -> None:
     transformers = pytest.importorskip("transformers")
     generator = torch.Generator().manual_seed(0)
-    sizes, beams = (5, 7, 3), 6
+    sizes, beams = (5, 7, 64), 6  # the last level is sparse
     codes = torch.stack([torch.randint(0, size, (40,), generator=generator) for size in sizes], 1)
     starts = torch.tensor([3, 8, 15])
+    vocabulary = 3 + sum(sizes) + 2
     table: dict[tuple[int, ...], set[int]] = {}
     for row in (codes + starts).tolist():
         for length in range(len(sizes)):
@@ -115,13 +118,12 @@ def test_masks_equal_those_of_the_callback_of_transformers() -> None:
     )
     ours = TrieLogitsProcessor(PrefixTrie(codes, sizes), prompt_length=2, first_token=3, end_token=2)
     for length in range(len(sizes) + 2):
-        tokens = torch.randint(0, 20, (4 * beams, 2 + length), generator=generator)  # mostly no prefixes
+        tokens = torch.randint(0, vocabulary, (4 * beams, 2 + length), generator=generator)  # mostly no prefixes
         known = (codes + starts)[torch.randint(0, len(codes), (2 * beams,), generator=generator)]
         tokens[: 2 * beams, 2 : 2 + len(sizes)] = known[:, :length]
-        scores = torch.randn(4 * beams, 20, generator=generator)
+        scores = torch.randn(4 * beams, vocabulary, generator=generator)
         assert torch.equal(theirs(tokens, scores), ours(tokens, scores.clone()))
-    with pytest.raises(ValueError, match="vocabulary of 18, got 2 and 17"):
-        ours(torch.zeros(1, 2, dtype=torch.int64), torch.zeros(1, 17))
-    assert ours(torch.tensor([[0, 0, 9999]]), torch.zeros(1, 20)).tolist() == [
-        [-math.inf] * 2 + [0.0] + [-math.inf] * 17
-    ]
+    with pytest.raises(ValueError, match="vocabulary of 79, got 2 and 78"):
+        ours(torch.zeros(1, 2, dtype=torch.int64), torch.zeros(1, 78))
+    masked = ours(torch.tensor([[0, 0, 9999]]), torch.zeros(1, 79)).tolist()
+    assert masked == [[-math.inf] * 2 + [0.0] + [-math.inf] * 76]

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 __all__ = ["PrefixTrie", "TrieLogitsProcessor"]
 
+_FEW = 8  # a level is sparse where no prefix has more than 1 / _FEW of the codes after it
+
 
 class PrefixTrie(nn.Module):
     """All prefixes of a set of id tuples as one table in compressed-row form, which moves with ``.to(device)``.
@@ -142,13 +144,35 @@ class PrefixTrie(nn.Module):
         """
         self._check(level)
         first, count = self.offsets[level], self.offsets[level + 1] - self.offsets[level]
-        places = nodes.flatten() - first
-        here = (places >= 0) & (places < count)
-        if count < len(places):  # every node of the level once; the last row of the masks is empty
-            masks = self._masks(self.level(level), level)[places.where(here, torch.full_like(places, count))]
-        else:
-            masks = self._masks((places + first).where(here, torch.zeros_like(places)), level)[:-1] & here[:, None]
-        return masks.unflatten(0, nodes.shape)
+        flat = nodes.flatten()
+        if count < len(flat):  # every node of the level once; the row after the last stands for no prefix
+            masks = self._masks(torch.arange(first, first + count + 1, device=flat.device), level)
+            places = flat - first
+            good = (places >= 0) & (places < count)
+            return masks[places.where(good, torch.full_like(places, count))].unflatten(0, nodes.shape)
+        return self._masks(flat, level).unflatten(0, nodes.shape)
+
+    def candidates(self, nodes: Int[Tensor, "*batch"], level: int) -> Int[Tensor, "*batch F"]:
+        """The same as a list: the codes that continue each prefix, ascending, and K after the last.
+
+        Args:
+            nodes: Prefixes of length ``level``; -1 for no prefix.
+            level: 0 .. Q - 1.
+
+        Returns:
+            (*batch, F), F the most codes that continue a prefix of this level.
+
+        Raises:
+            ValueError: If there is no such level.
+        """
+        self._check(level)
+        here = (nodes >= self.offsets[level]) & (nodes < self.offsets[level + 1])
+        inner = nodes.where(here, torch.zeros_like(nodes))
+        end = self.first_child[inner + 1].where(here, torch.zeros_like(nodes))
+        columns = torch.arange(self.largest_fan_out[level], device=nodes.device)
+        children = self.first_child[inner][..., None] + columns
+        codes = self.code[children.clamp(max=self.num_nodes - 1)]
+        return codes.masked_fill_(children >= end[..., None], self.codebook_sizes[level])
 
     def step(self, nodes: Int[Tensor, "*batch"], codes: Int[Tensor, "*batch"]) -> Int[Tensor, "*batch"]:
         """The nodes that ``codes`` lead to from ``nodes``; -1 where that is no prefix of an id."""
@@ -224,15 +248,10 @@ class PrefixTrie(nn.Module):
         return self.rows[int(self.first_row[place]) : int(self.first_row[place + 1])].tolist()
 
     def _masks(self, nodes: Tensor, level: int) -> Tensor:
-        """Masks (nodes + 1, K) of inner nodes, the last one empty; codes beyond the level's K are left out."""
-        first, end = self.first_child[nodes], self.first_child[nodes + 1]
-        children = first[:, None] + torch.arange(self.largest_fan_out[level], device=nodes.device)
+        """Masks (nodes, K), one row at a time."""
         size = self.codebook_sizes[level]
-        outside = children >= end[:, None]
-        codes = self.code[children.clamp_(max=self.num_nodes - 1)].masked_fill_(outside, size).clamp_(max=size)
-        mask = torch.zeros(len(nodes) + 1, size + 1, dtype=torch.bool, device=nodes.device)
-        mask[:-1].scatter_(1, codes, True)  # the last column takes what is outside
-        return mask[:, :size]
+        mask = torch.zeros(len(nodes), size + 1, dtype=torch.bool, device=nodes.device)
+        return mask.scatter_(1, self.candidates(nodes, level), True)[:, :size]  # the last column takes what is none
 
     def _leaf(self, nodes: Tensor) -> tuple[Tensor, Tensor]:
         """Numbers among the leaves, and whether each is one."""
@@ -292,10 +311,15 @@ class TrieLogitsProcessor:
             scores.fill_(-math.inf)
             scores[:, self.end_token] = ends
             return scores
-        allowed = self.trie.allowed(nodes, level)
         first, last = self.first_tokens[level], self.first_tokens[level + 1]
-        scores[:, :first] = -math.inf
-        scores[:, last:] = -math.inf
-        scores[:, first:last].masked_fill_(~allowed, -math.inf)
+        if _FEW * self.trie.largest_fan_out[level] <= last - first:  # a few scores are moved faster than all are masked
+            found = first + self.trie.candidates(nodes, level)
+            kept = scores.gather(1, found.clamp(max=last - 1)).masked_fill_(found == last, -math.inf)
+            found = found.masked_fill_(found == last, self.end_token)  # which is set last of all
+            scores.fill_(-math.inf).scatter_(1, found, kept)
+        else:
+            scores[:, :first] = -math.inf
+            scores[:, last:] = -math.inf
+            scores[:, first:last].masked_fill_(~self.trie.allowed(nodes, level), -math.inf)
         scores[:, self.end_token] = ends.masked_fill_(nodes >= 0, -math.inf)
         return scores
