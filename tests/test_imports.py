@@ -39,7 +39,10 @@ ALLOWED: dict[str, set[str]] = {
     "item_tokenizers": PARTS
     | {"saving", "assignments", "learning", "structures", "variational", "vector_quantizer", "presets"},
     "data": set(),
-    "training": PARTS | {"models", "metrics", "tokenizer", "variational"},
+    "files": set(),
+    "figures": {"files"},
+    "semantic_ids": PARTS | {"metrics", "files", "figures"},
+    "training": PARTS | {"files", "figures", "models", "metrics", "tokenizer", "variational"},
 }
 HEAVY = {"lightning", "jsonargparse", "rich", "matplotlib", "PIL", "skimage", "pyarrow", "datasets", "tensorboard"}
 # Triton compiles functions of a module that imports it; such a module is imported lazily itself.

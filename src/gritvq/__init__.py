@@ -69,6 +69,7 @@ from gritvq.presets import (
     vq_wae,
     xq,
 )
+from gritvq.semantic_ids import SemanticIds
 from gritvq.structures import (
     HierarchicalQuantizer,
     MultiScaleQuantizer,
@@ -167,6 +168,7 @@ __all__ = [
     "SampledAssignment",
     "SaturatingRadius",
     "Schedule",
+    "SemanticIds",
     "ShiftedRadius",
     "SmoothRadius",
     "SoftAssignment",

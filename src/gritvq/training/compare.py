@@ -17,10 +17,10 @@ from lightning import LightningDataModule
 from torch import Tensor
 
 from gritvq.base import Component, Quantizer
+from gritvq.files import replacing
 from gritvq.metrics import ReconstructionError
 from gritvq.models import ImageDecoder, ImageEncoder, num_parameters
 from gritvq.tokenizer import Tokenizer
-from gritvq.training.files import replacing
 from gritvq.training.runs import TrainingPlan, evaluate, prepare, train
 from gritvq.training.tasks import TokenizerTask
 

@@ -11,30 +11,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from gritvq.figures import new_figure, save_figure
 from gritvq.functional import perplexity
 from gritvq.tokenizer import Tokenizer
-from gritvq.training.files import replacing
 from gritvq.training.tokens import constant_tokens
 
 __all__ = ["codebook_picture", "comparison_plot", "reconstruction_grid", "usage_plot"]
-
-
-def _save(figure: Any, path: str | Path) -> Path:
-    from matplotlib import pyplot
-
-    with replacing(path) as scratch:
-        figure.savefig(scratch, dpi=120, bbox_inches="tight", facecolor="white")
-    pyplot.close(figure)
-    return Path(path)
-
-
-def _figure(width: float, height: float, *args: Any, **kwargs: Any) -> Any:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    return pyplot.subplots(*args, figsize=(width, height), **kwargs)
 
 
 def reconstruction_grid(
@@ -50,7 +32,7 @@ def reconstruction_grid(
     images, decoded = (x.detach().float().cpu().clamp(0, 1) for x in (originals, reconstructions))
     columns = min(8, len(images))
     bands = math.ceil(len(images) / columns)
-    figure, axes = _figure(1.45 * columns + 0.6, 3.15 * bands, 2 * bands, columns, squeeze=False)
+    figure, axes = new_figure(1.45 * columns + 0.6, 3.15 * bands, 2 * bands, columns, squeeze=False)
     for axis in axes.flat:
         axis.set_xticks([])
         axis.set_yticks([])
@@ -67,7 +49,7 @@ def reconstruction_grid(
         axes[2 * band, 0].set_ylabel("original", fontsize=9)
         axes[2 * band + 1, 0].set_ylabel("decoded", fontsize=9)
     figure.tight_layout(pad=0.4)
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def usage_plot(counts: Int[Tensor, " K"], path: str | Path) -> Path:
@@ -81,7 +63,7 @@ def usage_plot(counts: Int[Tensor, " K"], path: str | Path) -> Path:
     kept = (counts.coalesce().values() if counts.is_sparse else counts).detach().cpu()
     values = kept.double().sort(descending=True).values
     total = float(values.sum())
-    figure, axis = _figure(6.4, 3.4)
+    figure, axis = new_figure(6.4, 3.4)
     shares = values / max(total, 1.0)
     used = int((values > 0).sum())
     axis.fill_between(range(1, used + 1), shares[:used].numpy(), step="mid", color="#2a6f97", alpha=0.85, linewidth=0)
@@ -94,7 +76,7 @@ def usage_plot(counts: Int[Tensor, " K"], path: str | Path) -> Path:
         f"usage {100 * used / size:.1f} %, perplexity {float(perplexity(kept)):.0f}, {total:.0f} tokens", fontsize=10
     )
     axis.legend(frameon=False, fontsize=8)
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 @torch.no_grad()
@@ -131,12 +113,12 @@ def codebook_picture(
     for number, patch in enumerate(patches):
         top, left = (factor + 1) * (number // columns), (factor + 1) * (number % columns)
         mosaic[:, top : top + factor, left : left + factor] = patch
-    figure, axis = _figure(7, 7 * rows / columns + 0.4)
+    figure, axis = new_figure(7, 7 * rows / columns + 0.4)
     axis.imshow(mosaic.permute(1, 2, 0), interpolation="nearest")
     axis.set_axis_off()
     shown = f"{len(codes)} codes" if len(codes) == size else f"the {len(codes)} most used of {size} codes"
     axis.set_title(f"{shown}, each decoded on its own, dark to bright", fontsize=10)
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def _centre(field: Float[Tensor, "B C H W"], factor: int) -> Float[Tensor, "B C f f"]:
@@ -160,7 +142,7 @@ def comparison_plot(
     methods = sorted({str(row["method"]) for row in rows})
     columns = 1 + (len(methods) - 1) // 15
     width = 5.2 * len(sizes) + 2.4 * (columns - 1) * columns
-    figure, axes = _figure(width, max(3.8, 0.4 * len(methods) / columns), 1, len(sizes), squeeze=False)
+    figure, axes = new_figure(width, max(3.8, 0.4 * len(methods) / columns), 1, len(sizes), squeeze=False)
     for axis, size in zip(axes[0], sizes, strict=True):
         for number, method in enumerate(methods):
             chosen = [row for row in rows if row["method"] == method and int(row["codebook_size"]) == size]
@@ -178,4 +160,4 @@ def comparison_plot(
         axis.grid(alpha=0.3)
     axes[0, -1].legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5), ncols=columns)
     figure.tight_layout()
-    return _save(figure, path)
+    return save_figure(figure, path)

@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from gritvq.base import Quantizer
-from gritvq.training.files import replacing
+from gritvq.files import replacing
 
 __all__ = [
     "TokenizedImage",
