@@ -20,8 +20,8 @@ ABOUT = ("hardware", "versions", "commit")
 TOKENIZERS = """    python benchmarks/quality/items.py --data PATH-TO-AMAZON-BEAUTY
 
 12,101 items of Amazon Beauty, MiniLM embeddings of their titles (384 components), three levels of 256 codes, before
-any collision policy. "Unique" is the share of distinct ids, "in collision" the share of items that share theirs, "error" the
-squared error of decoding over the variance. Means over seeds, smallest and largest in brackets. Every RQ-VAE has the
+any collision policy. "Unique" is the share of distinct ids, "in collision" the share of items that share theirs, "error"
+the squared error of decoding over the variance. Means over seeds, smallest and largest in brackets. Every RQ-VAE has the
 same networks, steps and rates; they were chosen with `grit_vq` units on seed 0 alone, by uniqueness and perplexity on
 the same items, which are all there is: tokenizers see no interactions. Minutes are processor time."""
 
@@ -29,15 +29,15 @@ FLOORS = """    python benchmarks/quality/recommend.py --data PATH-TO-RECSYS
 
 Popularity counts training events. Co-occurrence is the row of the user's last item in a matrix of training pairs at
 most three apart. Text cosine ranks items by the embedding of the last item, which itself is removed. SASRec is trained
-with cross entropy over the whole catalogue, its settings chosen and its training stopped on validation. Ties take the mean rank;
-"half ranks rounded down" is popularity as the published reference has it."""
+with cross entropy over the whole catalogue, its settings chosen and its training stopped on validation. Ties take the
+mean rank; "half ranks rounded down" is popularity as the published reference has it."""
 
 NEXT_ITEM = """    python benchmarks/quality/next_item.py train --data PATH-TO-AMAZON-BEAUTY --run RUN
     python benchmarks/quality/next_item.py measure --data PATH-TO-AMAZON-BEAUTY --run RUN
 
 `configs/items/beauty-small.yaml`: less than two million parameters, ids of residual k-means with an appended token, one
 seed. Test numbers along the way are of a fixed sample of users; the last table is of all users, with the copy that had
-the best NDCG@10 of validation. "id" counts any item that shares the target's id. Minutes are processor time of training."""
+the best NDCG@10 of validation. "id" counts any item that shares the target's id. Minutes are processor time."""
 
 MASKING = """    python -m benchmarks.speed.trie
 

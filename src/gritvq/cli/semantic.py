@@ -175,7 +175,7 @@ def _fit(parser: Any, config: Any) -> None:
     _judge(ids, categories, vectors, tokenizer, out)
 
 
-def make_ids(tokenizer: Any, vectors: Any, keys: Sequence[Any], collisions: str, encoder: str | None = None) -> Any:
+def make_ids(tokenizer: Any, vectors: Any, keys: Sequence[Any], collisions: Any, encoder: str | None = None) -> Any:
     """Fit a tokenizer and give every item its id."""
     from gritvq.semantic_ids import SemanticIds
 
