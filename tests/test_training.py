@@ -35,6 +35,7 @@ from gritvq import (
     vq_vae_ema,
 )
 from gritvq.data import ImageData
+from gritvq.files import replacing, write_json
 from gritvq.models import ImageDecoder, ImageEncoder
 from gritvq.training import TokenizerTask, TrainingPlan, evaluate, train
 from gritvq.training import pictures as drawn
@@ -49,7 +50,6 @@ from gritvq.training.compare import (
     run_entry,
     write_results,
 )
-from gritvq.training.files import replacing, write_json
 from gritvq.training.losses import ReconstructionObjective
 from gritvq.training.pictures import comparison_plot
 from gritvq.training.runs import prepare, token_statistics

@@ -9,7 +9,7 @@ from typing import Any
 
 from performance.targets import Measured
 
-from gritvq.training.files import replacing
+from gritvq.files import replacing
 
 # Okabe and Ito's colours, told apart with any colour vision; lines differ in marker and dash too.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00", "#56B4E9", "#999999")

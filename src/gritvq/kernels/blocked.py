@@ -19,8 +19,7 @@ __all__ = ["Groups", "search", "search_rows"]
 _BLOCK_ENTRIES = 1 << 24  # of scores at once: 64 MB
 _CPU_ROWS, _CPU_CODES = 1024, 1024  # a block of scores that stays in the cache: 4 MB
 _SUPER_ROWS, _MINIMA = 8192, 1 << 23  # rows of one decision, and entries of the minima that it holds: 32 MB
-_PAIRS = 1 << 15  # of a row and a group, scored at once
-_GROUPED_FROM = 2048  # codes; at 1024 groups were no faster (.0067 and .0068 s) or slower (.096 and .072 s)
+_GROUPED_FROM = 1024  # codes; at 512 groups are no faster
 
 
 class Groups:
@@ -36,6 +35,7 @@ class Groups:
         if extra:
             codes, bias = F.pad(codes, (0, 0, 0, extra)), F.pad(bias, (0, extra), value=float("inf"))
         self.codes, self.bias = codes, bias
+        self.room = codes.new_empty(_CPU_ROWS, _CPU_CODES)  # for scores; asking for it anew costs more than filling it
         self.count = len(codes) // self.size
         self._codes, self._bias = codes.view(self.count, self.size, -1).unbind(), bias.view(self.count, -1).unbind()
 
@@ -44,30 +44,35 @@ class Groups:
         return list(zip(self.codes.split(_CPU_CODES), self.bias.split(_CPU_CODES), strict=True))
 
     def rows_at_once(self) -> int:
-        """How many rows may be decided on together."""
-        return max(256, min(_SUPER_ROWS, _MINIMA // self.count))
+        """How many rows may be decided on together, all of them perhaps in one group."""
+        return min(self.room.numel() // self.size, max(256, min(_SUPER_ROWS, _MINIMA // self.count)))
 
     def nearest(
         self, rows: Float[Tensor, "n D"], groups: Int[Tensor, " P"], owners: Int[Tensor, " P"]
     ) -> Int[Tensor, " n"]:
         """Nearest code of every row among those of its groups; pairs come in the order of the groups.
 
-        Every row has at least one group.
+        Every row has at least one group, there are at most :meth:`rows_at_once`, and what ``room`` held is lost.
         """
-        values, indices = [], []
         present, counts = (part.tolist() for part in groups.unique_consecutive(return_counts=True))
+        room = self.room.view(-1, self.size)
+        values, indices = [], []
         first = start = 0
         while first < len(present):
             last, end = first, start
-            while last < len(present) and (last == first or end + counts[last] <= start + _PAIRS):
+            while last < len(present) and (last == first or end + counts[last] <= start + len(room)):
                 end += counts[last]
                 last += 1
-            own = rows[owners[start:end]].split(counts[first:last])
-            scores = [
-                torch.addmm(self._bias[group], part, self._codes[group].T, alpha=-1)
-                for group, part in zip(present[first:last], own, strict=True)
-            ]
-            value, position = torch.cat(scores).min(1)
+            scores = room[: end - start]
+            parts = zip(
+                present[first:last],
+                rows[owners[start:end]].split(counts[first:last]),
+                scores.split(counts[first:last]),
+                strict=True,
+            )
+            for group, own, out in parts:
+                torch.addmm(self._bias[group], own, self._codes[group].T, alpha=-1, out=out)
+            value, position = scores.min(1)
             values.append(value)
             indices.append(position + self.size * groups[start:end])
             first, start = last, end
@@ -77,11 +82,6 @@ class Groups:
         least = value.new_full((len(rows),), float("inf")).scatter_reduce_(0, owners, value, "amin")
         index = torch.where(value == least[owners], index, len(self.codes))
         return index.new_full((len(rows),), len(self.codes)).scatter_reduce_(0, owners, index, "amin")
-
-
-def scratch(like: Tensor, dtype: torch.dtype) -> Tensor:
-    """Room for one block of scores; asking for it anew for each costs more than filling it."""
-    return like.new_empty(_CPU_ROWS, _CPU_CODES, dtype=dtype)
 
 
 def least_of_groups(blocks: Iterable[Float[Tensor, "n k"]], size: int) -> Float[Tensor, "n G"]:
@@ -94,7 +94,7 @@ def search(
 ) -> Int[Tensor, " N"]:
     """``argmin_k bias_k - <x_n - center, codes_k>`` in blocks, the lowest index among equals; 0 for rows not finite.
 
-    Groups of codes on a CPU from 2048 codes on, else a running best over blocks.
+    Groups of codes on a CPU from 1024 codes on, else a running best over blocks.
     """
     if x.device.type == "cpu" and len(codes) >= _GROUPED_FROM:
         return _search_groups(x, codes, bias, center)
@@ -110,18 +110,20 @@ def search(
 def finite_rows(x: Float[Tensor, "n D"], center: Float[Tensor, " D"]) -> tuple[Float[Tensor, "n D"], Tensor]:
     """Centred rows, zeros for those that are not finite, and which are."""
     rows = x.to(center.dtype) - center
-    finite = rows.isfinite().all(1)
+    finite = rows.abs().amax(1).isfinite()
+    if rows.device.type == "cpu" and bool(finite.all()):
+        return rows, finite
     return torch.where(finite[:, None], rows, 0), finite
 
 
 def _search_groups(x: Tensor, codes: Tensor, bias: Tensor, center: Tensor) -> Int[Tensor, " N"]:
     groups, found = Groups(codes, bias), []
-    blocks, out = groups.blocks(), scratch(codes, codes.dtype)
+    blocks = groups.blocks()
     for part in x.split(groups.rows_at_once()):
         rows, finite = finite_rows(part, center)
         best = []
         for own in rows.split(_CPU_ROWS):
-            scores = (torch.addmm(b, own, c.T, alpha=-1, out=out[: len(own)]) for c, b in blocks)
+            scores = (torch.addmm(b, own, c.T, alpha=-1, out=groups.room[: len(own)]) for c, b in blocks)
             best.append(least_of_groups(scores, groups.size).min(1).indices)
         ordered, owners = torch.cat(best).sort()
         found.append(torch.where(finite, groups.nearest(rows, ordered, owners), 0))

@@ -40,14 +40,14 @@ def available() -> bool:
         generator = torch.Generator().manual_seed(0)
         x, codes = torch.randn(8, 32, generator=generator), torch.randn(64, 32, generator=generator)
         rough = _RoughCodes(Groups(codes, torch.ones(64)))
-        found = rough._least(_Rounded.of(x), 0, blocked.scratch(x, torch.int32)[:8])[:, 0]
+        found = rough._least(_Rounded.of(x), 0)[:, 0]
         return torch.allclose(found, (1 - x @ codes.T).amin(1), atol=0.3)
     except (AttributeError, RuntimeError, TypeError, NotImplementedError):
         return False
 
 
 def worthwhile(num_rows: int, dim: int, codebook_size: int) -> bool:
-    """Whether a search is large enough to gain: below 32 components the product is not what takes the time."""
+    """Whether a search is large enough to gain: below 32 components the product takes too little of the time."""
     return num_rows >= 1024 and codebook_size >= 4096 and dim >= 32
 
 
@@ -71,7 +71,7 @@ class _RoughCodes:
     """Codes rounded to bytes, a scale for every block; what a group of them may be wrong by."""
 
     def __init__(self, groups: Groups) -> None:
-        self.size = groups.size
+        self.size, self.room = groups.size, groups.room.view(torch.int32)
         self.blocks = [(_Rounded.of(codes), bias) for codes, bias in groups.blocks()]
         lengths = torch.cat([rounded.lengths + rounded.errors for rounded, _ in self.blocks])  # at least |c|
         errors = torch.cat([rounded.errors for rounded, _ in self.blocks])
@@ -79,23 +79,23 @@ class _RoughCodes:
         bounds = torch.stack([lengths, errors, _SLACK * lengths.square(), scales])
         self.bounds = bounds.unflatten(1, (-1, self.size)).amax(2)
 
-    def possible(self, rows: Float[Tensor, "n D"], scratch: Int[Tensor, "m k"]) -> Tensor:
+    def possible(self, rows: Float[Tensor, "n D"]) -> Tensor:
         """Which groups (n, G) may hold the nearest code of each row."""
         rough = _Rounded.of(rows)
-        least = torch.cat([self._least(rough, block, scratch[: len(rows)]) for block in range(len(self.blocks))], 1)
+        least = torch.cat([self._least(rough, block) for block in range(len(self.blocks))], 1)
         ones = torch.ones_like(rough.lengths)  # the last bound: half a step of the rounded bias
         error = torch.stack([rough.errors + _SLACK * rough.lengths, rough.lengths, ones, rough.scale * ones], 1)
         error = error @ self.bounds
         bound = (least + error).amin(1, keepdim=True)
         return least.sub_(error) <= bound
 
-    def _least(self, rows: _Rounded, block: int, scratch: Int[Tensor, "n k"]) -> Float[Tensor, "n g"]:
+    def _least(self, rows: _Rounded, block: int) -> Float[Tensor, "n g"]:
         """Smallest rough score of every group of a block, all blocks in the same memory."""
         codes, bias = self.blocks[block]
-        step = rows.scale * codes.scale
-        torch._int_mm(rows.levels, codes.levels.T, out=scratch)
-        scratch -= (bias / step).clamp(max=_FAR).round().int()
-        return scratch.unflatten(1, (-1, self.size)).amax(2) * -step
+        step, scores = rows.scale * codes.scale, self.room[: len(rows.levels)]
+        torch._int_mm(rows.levels, codes.levels.T, out=scores)
+        scores -= (bias / step).clamp(max=_FAR).round().int()
+        return scores.unflatten(1, (-1, self.size)).amax(2) * -step
 
 
 def search(
@@ -106,11 +106,11 @@ def search(
     if not fits or not bool(bias.isfinite().all()):
         return blocked.search(x, codes, bias, center)
     groups, found = Groups(codes, bias), []
-    rough, scratch = _RoughCodes(groups), blocked.scratch(codes, torch.int32)
+    rough = _RoughCodes(groups)
     start, size = 0, _PROBE
     while start < len(x):
         rows, finite = finite_rows(x[start : start + size], center)
-        possible = torch.cat([rough.possible(part, scratch) for part in rows.split(blocked._CPU_ROWS)])
+        possible = torch.cat([rough.possible(part) for part in rows.split(blocked._CPU_ROWS)])
         group, owner = possible.T.nonzero(as_tuple=True)
         if len(group) > _SHARE * possible.numel():
             found.append(blocked.search(x[start:], codes, bias, center))

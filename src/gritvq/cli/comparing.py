@@ -1,0 +1,125 @@
+"""The verbs ``compare`` and ``presets``."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from gritvq import presets
+from gritvq.base import Quantizer
+from gritvq.cli.printing import arguments_of, console, list_files, table
+
+__all__ = ["compare", "compare_arguments", "contest_entries", "paper_of", "presets_arguments", "show_presets"]
+
+
+def compare_arguments(parser: Any) -> None:
+    """Methods, sizes, seeds, and the contest they share."""
+    from gritvq.data import ImageData
+    from gritvq.training.compare import Contest
+
+    parser.add_argument("--config", action="config", help="YAML file with any of the arguments below")
+    parser.add_argument(
+        "--methods",
+        type=dict[str, dict[str, Any] | None],
+        default={name: {} for name in presets.__all__},
+        help="settings by name; a name is a preset's unless the settings say which with 'preset'; 'codebook_size' in "
+        "them gives a method its own",
+    )
+    parser.add_argument("--codebook_sizes", type=list[int], default=[1024], help="codebook sizes to compare at")
+    parser.add_argument("--seeds", type=list[int], default=[0], help="one run per seed")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at once, each with one thread if more than one")
+    parser.add_class_arguments(Contest, "contest")
+    parser.add_class_arguments(ImageData, "data")
+    parser.add_argument(
+        "--out", type=str, default="runs/compare", help="folder for the table, the numbers and the plot"
+    )
+
+
+def compare(parser: Any, config: Any) -> None:
+    """Train several methods on the same data, budget and seeds: one table, one plot."""
+    from rich.progress import track
+
+    from gritvq.data import ImageData
+    from gritvq.training import pictures
+    from gritvq.training.compare import (
+        COMPARISON_COLUMNS,
+        comparison_rows,
+        describe_contest,
+        mean_colour_row,
+        run_contest,
+        write_results,
+    )
+
+    contest = parser.instantiate(config).contest
+    entries = contest_entries(config.methods, config.codebook_sizes, config.seeds)
+    for entry in entries:
+        entry.quantizer(contest.dim)  # what does not fit is said before anything runs
+    make_data = functools.partial(ImageData, **arguments_of(config.data))
+    make_data().setup("fit")
+    out = Path(config.out)
+    results = [mean_colour_row(contest, make_data)]
+    about = {"contest": describe_contest(contest), "data": str(config.data.path)}
+    runs = run_contest(contest, entries, make_data, jobs=config.jobs)
+    for result in track(runs, total=len(entries), description="comparing", console=console()):
+        results.append(result)
+        write_results(out / "results.csv", results, about)
+    pictures.comparison_plot(results, out / "comparison.png")
+    table("comparison", COMPARISON_COLUMNS, comparison_rows(results))
+    list_files({"plot": out / "comparison.png", "numbers": out / "results.csv"})
+
+
+def contest_entries(methods: Mapping[str, Any], sizes: Sequence[int], seeds: Sequence[int]) -> list[Any]:
+    """Every method at every size and seed; a method whose settings name a ``codebook_size`` runs at that one alone.
+
+    Raises:
+        ValueError: For an unknown preset or setting, or where nothing is left to run.
+    """
+    from gritvq.training.compare import Entry
+
+    entries = []
+    for seed in seeds:
+        for place, size in enumerate(sizes):
+            for name, settings in methods.items():
+                settings = dict(settings or {})
+                preset = settings.pop("preset", name)
+                if preset not in presets.__all__:
+                    raise ValueError(f"expected a preset out of {', '.join(presets.__all__)}, got {preset!r}")
+                own = settings.pop("codebook_size", None)
+                if own is None or place == 0:
+                    entries.append(Entry(name, getattr(presets, preset), own or size, seed, settings))
+    if not entries:
+        raise ValueError("expected at least one method, one codebook size and one seed; one of the lists is empty")
+    return entries
+
+
+def presets_arguments(parser: Any) -> None:
+    """Sizes for the parameter counts."""
+    parser.add_argument("--dim", type=int, default=16, help="latent size for the parameter counts")
+    parser.add_argument("--codebook_size", type=int, default=1024, help="codebook size for the parameter counts")
+
+
+def show_presets(parser: Any, config: Any) -> None:
+    """List the published recipes, one line each, with their papers."""
+    rows = []
+    for name in presets.__all__:
+        make: Callable[..., Quantizer] = getattr(presets, name)
+        line = (make.__doc__ or "").strip().splitlines()[0]
+        size = sum(p.numel() for p in make(config.dim, config.codebook_size).parameters())
+        rows.append((name, f"{size:,}", line, paper_of(make)))
+    table("presets", ("name", "parameters", "what it is", "paper"), rows)
+
+
+def paper_of(preset: Callable[..., Quantizer]) -> str:
+    """First source of a preset, from its docstring: authors, venue and arXiv id, without the title.
+
+    Example:
+        >>> paper_of(presets.vq_vae)
+        'van den Oord et al., NeurIPS 2017, arXiv 1711.00937'
+    """
+    text = " ".join((preset.__doc__ or "").partition("References:")[2].split())
+    text = re.sub(r'"[^"]*",?\s*', "", text.removeprefix("After "))
+    identified = re.match(r".*?arXiv \d{4}\.\d{5}", text)
+    return identified[0] if identified else re.split(r"[.;] ", text + " ")[0].rstrip(".")

@@ -1,0 +1,141 @@
+"""The verbs ``demo`` and ``fit``: training."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from gritvq import presets
+from gritvq.cli.printing import arguments_of, fresh_folder, number_rows, report
+
+__all__ = ["demo", "demo_arguments", "fit", "fit_arguments"]
+
+
+def demo_arguments(parser: Any) -> None:
+    """What little a first try needs."""
+    parser.add_argument("--out", type=str, default="runs/demo", help="folder of the run; replaced if it holds a demo")
+    parser.add_argument("--steps", type=int, default=1200, help="optimizer steps")
+    parser.add_argument("--codebook_size", type=int, default=1024, help="number of codes K")
+    parser.add_argument("--seed", type=int, default=0, help="seed of everything random")
+
+
+def demo(parser: Any, config: Any) -> None:
+    """Train a small tokenizer on photographs and show what it does; no data needed."""
+    from gritvq.data import ImageData
+    from gritvq.models import ImageDecoder, ImageEncoder
+    from gritvq.tokenizer import Tokenizer
+    from gritvq.training import TokenizerTask, TrainingPlan
+    from gritvq.training.runs import prepare
+
+    plan = TrainingPlan(max_steps=config.steps, seed=config.seed, validate_every=0, checkpoint_every=0)
+    prepare(config.seed)
+    quantizer = presets.grit_vq(16, config.codebook_size)
+    task = TokenizerTask(Tokenizer(ImageEncoder(16), quantizer, ImageDecoder(16)))
+    data = ImageData("photographs", batch_size=16)
+    _fit_and_report(task, data, plan, fresh_folder(config.out, overwrite=True), None)
+
+
+def fit_arguments(parser: Any) -> None:
+    """Tokenizer, data, task and plan, straight from their constructors."""
+    from gritvq.data import ImageData
+    from gritvq.tokenizer import Tokenizer
+    from gritvq.training import TokenizerTask, TrainingPlan
+
+    parser.add_argument("--config", action="config", help="YAML file with any of the arguments below")
+    parser.add_class_arguments(Tokenizer, "tokenizer")
+    parser.add_class_arguments(ImageData, "data")
+    parser.add_class_arguments(TokenizerTask, "task", skip={"tokenizer"}, instantiate=False)
+    parser.add_class_arguments(TrainingPlan, "plan")
+    parser.add_argument("--out", type=str, default="runs/fit", help="folder of the run")
+    parser.add_argument(
+        "--resume", type=str | None, default=None, help="checkpoint to go on from, or 'last' for the run's own"
+    )
+    parser.add_argument("--overwrite", type=bool, default=False, help="whether an existing run may be replaced")
+    parser.set_defaults(
+        {
+            "tokenizer.encoder": {"class_path": "gritvq.models.ImageEncoder", "init_args": {"dim": 16}},
+            "tokenizer.quantizer": {"class_path": "gritvq.grit_vq", "init_args": {"dim": 16, "codebook_size": 4096}},
+            "tokenizer.decoder": {"class_path": "gritvq.models.ImageDecoder", "init_args": {"dim": 16}},
+        }
+    )
+
+
+def fit(parser: Any, config: Any) -> None:
+    """Train a tokenizer."""
+    from gritvq.files import replacing
+    from gritvq.training import TokenizerTask
+    from gritvq.training.runs import check_checkpoint, prepare
+
+    resume = config.resume
+    if resume == "last":
+        resume = str(Path(config.out) / "checkpoints" / "last.ckpt")
+    if resume is not None and not Path(resume).is_file():
+        raise ValueError(
+            f"expected a checkpoint to resume from, got {resume}, which is no file; see the run's checkpoints/"
+        )
+    prepare(config.plan.seed)
+    parts = parser.instantiate(config)
+    parts.data.setup("fit")
+    task = TokenizerTask(parts.tokenizer, **arguments_of(parts.task))
+    out = Path(config.out)
+    if resume is not None:
+        check_checkpoint(task, resume)
+    if not _is_main_process():  # started by the first one, which has made the folder
+        _fit_and_report(task, parts.data, parts.plan, out, resume)
+        return
+    if resume is None or out.resolve() not in Path(resume).resolve().parents:
+        fresh_folder(config.out, config.overwrite)
+    saved = config.clone()
+    for name in ("config", "resume", "overwrite"):
+        saved.pop(name, None)
+    with replacing(out / "config.yaml") as scratch:
+        scratch.write_text(parser.dump(saved, skip_validation=True), encoding="utf-8")
+    _fit_and_report(task, parts.data, parts.plan, out, resume)
+
+
+def _is_main_process() -> bool:
+    """Whether this is the process that a person started, not one of those it started for other devices."""
+    return os.environ.get("LOCAL_RANK", "0") == "0"
+
+
+def _fit_and_report(task: Any, data: Any, plan: Any, out: Path, resume: str | None) -> None:
+    from gritvq.files import write_json
+    from gritvq.models import num_parameters
+    from gritvq.training import evaluate, pictures, train
+    from gritvq.training.callbacks import collapse_advice
+
+    tokenizer = task.tokenizer
+    print(f"training {num_parameters(tokenizer):,} parameters for {plan.max_steps:,} steps", file=sys.stderr)
+    started = time.perf_counter()
+    trainer = train(task, data, plan, folder=out, resume=resume)
+    if trainer.interrupted:
+        raise KeyboardInterrupt
+    minutes = (time.perf_counter() - started) / 60
+    share = itertools.islice(data.val_dataloader(), trainer.global_rank, None, trainer.world_size)
+    numbers, counts = evaluate(tokenizer.eval(), share, device=task.device)
+    if not trainer.is_global_zero:
+        return
+    images = next(iter(data.val_dataloader()))[:16]
+    pictures.reconstruction_grid(images, tokenizer(images.to(task.device)).reconstruction, out / "reconstructions.png")
+    pictures.usage_plot(counts, out / "usage.png")
+    pictures.codebook_picture(tokenizer, out / "codebook.png", counts)
+    write_json(out / "metrics.json", numbers)
+    report(
+        "held-out images",
+        [*number_rows(numbers), ("training time", f"{minutes:.1f} minutes")],
+        {
+            "tokenizer": out / "tokenizer",
+            "originals and reconstructions": out / "reconstructions.png",
+            "codebook": out / "codebook.png",
+            "usage": out / "usage.png",
+            "logs": out / "logs",
+            "checkpoints": out / "checkpoints",
+        },
+    )
+    advice = collapse_advice(numbers["usage"], max(tokenizer.quantizer.codebook_sizes), numbers["tokens"])
+    if advice:
+        print(advice, file=sys.stderr)

@@ -1,0 +1,82 @@
+"""What every verb shows: tables, the files it wrote, progress on the other stream."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+__all__ = ["arguments_of", "console", "fresh_folder", "list_files", "number_rows", "report", "table"]
+
+
+def arguments_of(namespace: Any) -> dict[str, Any]:
+    """Top level of a namespace as keyword arguments."""
+    return {name: getattr(namespace, name) for name in vars(namespace)}
+
+
+def console() -> Any:
+    """For progress: the error stream, so that results can be piped."""
+    from rich.console import Console
+
+    return Console(stderr=True)
+
+
+def number_rows(numbers: Mapping[str, float]) -> list[tuple[str, str]]:
+    """What evaluation found, as rows of a table."""
+    return [
+        ("PSNR", f"{numbers['psnr']:.2f} dB ({numbers['psnr_per_image']:.2f} averaged over images)"),
+        ("codes in use", f"{100 * numbers['usage']:.2f} % ({numbers['dead_codes']:.0f} dead)"),
+        ("perplexity", f"{numbers['perplexity']:.0f}"),
+        ("tokens counted", f"{numbers['tokens']:,.0f}"),
+        ("bits per token", f"{numbers['bits_per_token']:.2f}"),
+        ("bits per pixel", f"{numbers['bits_per_pixel']:.3f}"),
+    ]
+
+
+def report(title: str, rows: Sequence[tuple[str, str]], files: Mapping[str, Path]) -> None:
+    """A table of two columns, then the files."""
+    table(title, None, rows)
+    list_files(files)
+
+
+def table(title: str, columns: Sequence[str] | None, rows: Sequence[Sequence[str]]) -> None:
+    """Print rows; columns of numbers are aligned to the right."""
+    from rich.console import Console
+    from rich.table import Table
+
+    rich_table = Table(title=title, title_justify="left", show_header=columns is not None)
+    for number, column in enumerate(columns or [""] * len(rows[0])):
+        number_like = number >= 2 and all(re.match(r"[\d<-]", row[number]) for row in rows)
+        rich_table.add_column(
+            column, justify="right" if number_like else "left", no_wrap=columns is not None and number < 2
+        )
+    for row in rows:
+        rich_table.add_row(*row)
+    terminal = Console()
+    Console(width=max(terminal.width, 100) if not terminal.is_terminal else None).print(rich_table)
+
+
+def list_files(files: Mapping[str, Path]) -> None:
+    """Print names and paths, one per line."""
+    for name, path in files.items():
+        print(f"{name}: {path}")
+
+
+def fresh_folder(path: str, overwrite: bool) -> Path:
+    """A folder for a new run; an old run there is an error unless it may be replaced."""
+    folder = Path(path)
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"expected a folder for the run, got the file {folder}; choose another --out")
+    if folder.exists() and any(folder.iterdir()):
+        run = (folder / "checkpoints").exists() or (folder / "tokenizer").exists() or (folder / "config.yaml").exists()
+        if not (overwrite and run):
+            raise ValueError(
+                f"expected a new or empty folder, got {folder}, which holds files; choose another --out, go on with "
+                "--resume last, or replace a run with --overwrite true"
+            )
+        for name in ("logs", "checkpoints", "tokenizer"):
+            shutil.rmtree(folder / name, ignore_errors=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
