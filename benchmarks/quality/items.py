@@ -21,14 +21,16 @@ import yaml
 from common import HERE, RESULTS, circumstances, hardware
 from rich.progress import track
 
-from gritvq import presets
-from gritvq.functional import code_counts, perplexity
+from gritvq import SemanticIds, presets
 from gritvq.item_tokenizers import RQVAE, ItemTokenizer, ProductKMeans, ResidualKMeans, residual_stack
 from gritvq.models import ItemDecoder, ItemEncoder
 from gritvq.training.compare import read_results, write_results
 
+METRICS = ("uniqueness", "items_in_collision", "largest_group", "reconstruction/relative_error")
+METRICS += ("neighbours/prefix_recall@10", "neighbours/quantized_recall@10")
 UNITS = {"fit_seconds": "s", "fit_cpu_seconds": "s", "uniqueness": "share", "items_in_collision": "share"}
-UNITS |= {"largest_group": "items"} | {f"perplexity_{level}": "codes" for level in range(3)}
+UNITS |= {"largest_group": "items"}
+UNITS |= {f"level{level}/{name}": "codes" for level in range(1, 5) for name in ("used", "perplexity")}
 
 
 def made(entry: dict[str, Any], plan: dict[str, Any], dim: int, seed: int) -> ItemTokenizer:
@@ -48,26 +50,15 @@ def made(entry: dict[str, Any], plan: dict[str, Any], dim: int, seed: int) -> It
 
 
 def measured(tokenizer: ItemTokenizer, x: np.ndarray[Any, Any]) -> dict[str, float]:
-    """Fit, encode, and what came out."""
+    """Fit, encode, and what the ids are like; the error is relative to that of the mean embedding."""
     started = time.perf_counter(), time.process_time()
     codes = tokenizer.fit(x).encode(x)
     seconds, busy = time.perf_counter() - started[0], time.process_time() - started[1]
     rows = torch.from_numpy(x.astype(np.float32))
-    _, group = torch.unique(codes, dim=0, return_inverse=True)
-    members = torch.bincount(group)
-    error = (tokenizer.decode(codes) - rows).square().sum() / (rows - rows.mean(0)).square().sum()
-    return {
-        "uniqueness": len(members) / len(codes),
-        "items_in_collision": float((members[group] > 1).double().mean()),
-        "largest_group": int(members.max()),
-        **{
-            f"perplexity_{level}": float(perplexity(code_counts(codes[:, level], size)))
-            for level, size in enumerate(tokenizer.codebook_sizes)
-        },
-        "relative_mse": float(error),
-        "fit_seconds": seconds,
-        "fit_cpu_seconds": busy,
-    }
+    ids = SemanticIds(codes, tokenizer.codebook_sizes)
+    found = ids.report(embeddings=rows, reconstructions=tokenizer.decode(codes))
+    levels = [f"level{level}/{name}" for level in range(1, codes.shape[1] + 1) for name in ("used", "perplexity")]
+    return {name: found[name] for name in (*METRICS, *levels)} | {"fit_seconds": seconds, "fit_cpu_seconds": busy}
 
 
 def main() -> None:
