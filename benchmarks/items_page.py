@@ -20,10 +20,11 @@ ABOUT = ("hardware", "versions", "commit")
 TOKENIZERS = """    python benchmarks/quality/items.py --data PATH-TO-AMAZON-BEAUTY
 
 12,101 items of Amazon Beauty, MiniLM embeddings of their titles (384 components), three levels of 256 codes, before
-any collision policy. "Unique" is the share of distinct ids, "in collision" the share of items that share theirs, "error"
-the squared error of decoding over the variance. Means over seeds, smallest and largest in brackets. Every RQ-VAE has the
-same networks, steps and rates; they were chosen with `grit_vq` units on seed 0 alone, by uniqueness and perplexity on
-the same items, which are all there is: tokenizers see no interactions. Minutes are processor time."""
+any collision policy. "Unique" is the share of distinct ids, "in collision" the share of items that share theirs,
+"error" the squared error of decoding over the variance. Means over seeds, smallest and largest in brackets. Every
+RQ-VAE has the same networks, steps and rates; they were chosen with `grit_vq` units on seed 0 alone, by uniqueness
+and perplexity on the same items, which are all there is: tokenizers see no interactions. Minutes are processor
+time."""
 
 FLOORS = """    python benchmarks/quality/recommend.py --data PATH-TO-RECSYS
 
