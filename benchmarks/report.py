@@ -1,4 +1,4 @@
-"""Results to documentation: ``docs/benchmarks.md``, ``docs/performance.md``, plots, measured rows in ``docs/methods``.
+"""Results to documentation: pages ``benchmarks``, ``performance``, tables of ``semantic-ids`` and ``methods``, plots.
 
 python benchmarks/report.py            write
 python benchmarks/report.py --check    fail if a page is not what the results say
@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from items_page import with_tables
 from performance import page as performance_page
 from tables import circumstances, markdown_table
 
@@ -239,6 +240,8 @@ def main() -> int:
     }
     pages[DOCS / "performance.md"] = performance_page.page(RESULTS, DOCS / "images")
     pages |= {path: with_measured_rows(path.read_text()) for path in sorted((DOCS / "methods").glob("*.md"))}
+    items = DOCS / "semantic-ids.md"
+    pages[items] = with_tables(items.read_text(), RESULTS)
     differing = [path for path, page in pages.items() if not path.exists() or path.read_text() != page]
     for path in differing:
         if not check:

@@ -26,8 +26,10 @@ from gritvq import (
     QuantizerOutput,
     RadialSurrogate,
     ResidualQuantizer,
+    StochasticQuantizer,
     VariationalLatent,
     VectorQuantizer,
+    gm_vq,
     grit_vq,
     rq,
     vq_vae,
@@ -150,14 +152,30 @@ class TestResidual:
             ValueError, match=r"expected levels that take every vector on its own, got ProductQuantizer"
         ):
             ResidualQuantizer([ProductQuantizer([vq_vae(4, 8), vq_vae(4, 8)], split="tokens")])
-        with pytest.raises(ValueError, match=r"expected parts with a surrogate, got Differentiable without one"):
-            ResidualQuantizer([Differentiable(), Differentiable()])
+        with pytest.raises(ValueError, match="expected one surrogate for all parts"):
+            ResidualQuantizer([Differentiable(), vq_vae(2, 4)])
+        with pytest.raises(ValueError, match=r"vectors as large as they take, got StochasticQuantizer"):
+            ResidualQuantizer([StochasticQuantizer(FreeCodebook(2, 4), variance="position")])
         with pytest.raises(ValueError, match=r"made for one objective, got \['reconstruction', 'arelbo'\]"):
             odd = vq_vae(4, 8)
             odd.objective = "arelbo"
             ResidualQuantizer([vq_vae(4, 8), odd])
         with pytest.raises(ValueError, match=r"expected dropout in \[0, 1\], got 2"):
             stack(2, dropout=2)
+
+
+def test_levels_that_are_differentiable_themselves_have_the_gradient_of_their_sum() -> None:
+    quantizer, x = ResidualQuantizer([Differentiable()] * 3), torch.randn(5, 2, requires_grad=True)
+    quantized = quantizer(x).quantized  # 2x, then 2 (x - 2x) = -2x, then 2x
+    quantized.sum().backward()
+    torch.testing.assert_close(quantized, 2 * x)
+    assert x.grad is not None and bool((x.grad == 2).all())
+    mixtures = ResidualQuantizer([gm_vq(2, 4), gm_vq(2, 4)]).eval()
+    x = torch.randn(5, 2, requires_grad=True)
+    output = mixtures(x)
+    output.quantized.sum().backward()  # straight-through, once
+    assert torch.equal(output.quantized, mixtures.decode(output.indices))
+    assert x.grad is not None and bool((x.grad == 1).all())
 
 
 class Differentiable(Quantizer):

@@ -173,7 +173,7 @@ def test_a_failing_save_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.M
     tokenizer = small()
     tokenizer.save_pretrained(tmp_path / "t")
     before = (tmp_path / "t" / "model.safetensors").read_bytes()
-    monkeypatch.setattr("gritvq.tokenizer.save_file", lambda *a, **k: (_ for _ in ()).throw(OSError("disk full")))
+    monkeypatch.setattr("gritvq.saving.save_file", lambda *a, **k: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
         small().save_pretrained(tmp_path / "t")
     assert (tmp_path / "t" / "model.safetensors").read_bytes() == before

@@ -325,6 +325,7 @@ QUANTIZERS: dict[str, Callable[[int, int], Quantizer]] = {
     "stochastic-mlp": lambda d, k: StochasticQuantizer(MLPCodebook(d, k)),
     "residual-stochastic": lambda d, k: ResidualStochasticQuantizer([FreeCodebook(d, k) for _ in range(3)]),
     "residual-stochastic-shared": lambda d, k: ResidualStochasticQuantizer([FreeCodebook(d, k)] * 3),
+    "residual-mixture": lambda d, k: ResidualQuantizer([gm_vq(d, k), gm_vq(d, k)]),
     "mixture": lambda d, k: GaussianMixtureQuantizer(FreeCodebook(d, k)),
     "hyperbolic": HyperbolicQuantizer,
 }

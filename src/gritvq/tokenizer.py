@@ -3,28 +3,21 @@
 from __future__ import annotations
 
 import copy
-import json
 import os
-import shutil
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from gritvq.base import Component, Quantizer, QuantizerOutput, build, describe, evaluating
+from gritvq.base import Component, Quantizer, QuantizerOutput, build, evaluating
 from gritvq.export import DecoderProgram, EncoderProgram, Format, Program, write_programs
+from gritvq.saving import FORMAT_VERSION, load_weights, local_folder, read_config, write_folder
 
 __all__ = ["FORMAT_VERSION", "Tokenizer", "TokenizerOutput"]
-
-FORMAT_VERSION = 1
-_CONFIG, _WEIGHTS = "config.json", "model.safetensors"
 
 
 class TokenizerOutput(NamedTuple):
@@ -216,6 +209,7 @@ class Tokenizer(Component):
             >>> from gritvq.export import load_program
             >>> from gritvq.models import ImageDecoder, ImageEncoder
             >>> tokenizer = Tokenizer(ImageEncoder(4, width=8), vq_vae(4, 16), ImageDecoder(4, width=8))
+            >>> import tempfile
             >>> with tempfile.TemporaryDirectory() as folder:
             ...     encoder, decoder = tokenizer.export(folder, "torch")
             ...     load_program(decoder)(load_program(encoder)(torch.rand(5, 3, 32, 16))).shape
@@ -258,29 +252,7 @@ class Tokenizer(Component):
         Raises:
             ValueError: If the path is a file, or a folder that holds something else than a tokenizer.
         """
-        folder = Path(folder)
-        if folder.exists():
-            holds_other = folder.is_dir() and any(folder.iterdir()) and not (folder / _CONFIG).exists()
-            if not folder.is_dir() or holds_other:
-                raise ValueError(
-                    f"expected a new folder or one that holds a tokenizer, got {folder}; choose another name"
-                )
-        config = {"format": "gritvq", "format_version": FORMAT_VERSION, "tokenizer": describe(self)}
-        tensors = {
-            k: v.detach().cpu().contiguous().clone() for k, v in self.state_dict().items() if isinstance(v, Tensor)
-        }
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-        try:
-            save_file(tensors, scratch / _WEIGHTS, metadata={"format": "pt"})
-            (scratch / _CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-            scratch.chmod(0o755)
-            folder.mkdir(exist_ok=True)
-            for name in (_WEIGHTS, _CONFIG):
-                os.replace(scratch / name, folder / name)
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
-        return folder
+        return write_folder(folder, "tokenizer", self)
 
     @classmethod
     def from_pretrained(cls, source: str | os.PathLike[str], trusted: Iterable[str] = ()) -> Tokenizer:
@@ -293,32 +265,11 @@ class Tokenizer(Component):
         Raises:
             ValueError: If there is no tokenizer, it is damaged, or written by a newer version.
         """
-        folder = _local_folder(source)
-        config = _read_config(folder)
-        tokenizer = build(config["tokenizer"], trusted)
+        folder = local_folder(source)
+        tokenizer = build(read_config(folder, "tokenizer")["tokenizer"], trusted)
         if not isinstance(tokenizer, Tokenizer):
             raise ValueError(f"expected a tokenizer in {folder}, got {type(tokenizer).__name__}")
-        try:
-            tensors = load_file(folder / _WEIGHTS)
-        except FileNotFoundError as error:
-            raise ValueError(f"expected weights in {folder / _WEIGHTS}, found none; copy the whole folder") from error
-        except (SafetensorError, OSError) as error:
-            raise ValueError(
-                f"expected readable weights in {folder / _WEIGHTS}, got a damaged file ({error}); copy it again"
-            ) from error
-        expected = {k: v for k, v in tokenizer.state_dict().items() if isinstance(v, Tensor)}
-        differing = sorted(
-            k
-            for k in expected.keys() | tensors.keys()
-            if k not in expected or k not in tensors or expected[k].shape != tensors[k].shape
-        )
-        if differing:
-            raise ValueError(
-                f"expected the weights that {folder / _CONFIG} describes, got others at "
-                f"{', '.join(differing[:3])}{' ...' if len(differing) > 3 else ''}; config.json and model.safetensors "
-                "are not from the same tokenizer"
-            )
-        tokenizer.load_state_dict(tensors, strict=False)
+        load_weights(tokenizer, folder)
         return tokenizer.eval()
 
     # --- helpers ------------------------------------------------------------------------------------------------------
@@ -347,43 +298,3 @@ class Tokenizer(Component):
     def _pad(self, images: Tensor) -> Tensor:
         extra_h, extra_w = (-images.shape[-2] % self.factor, -images.shape[-1] % self.factor)
         return F.pad(images, (0, extra_w, 0, extra_h), mode="replicate") if extra_h or extra_w else images
-
-
-def _local_folder(source: str | os.PathLike[str]) -> Path:
-    folder = Path(source)
-    if folder.is_dir():
-        return folder
-    name = str(source)
-    if folder.exists() or name.count("/") != 1 or name.startswith((".", "/", "~")):
-        raise ValueError(f"expected a tokenizer folder or a Hub name 'owner/name', got {name!r}, which is neither")
-    try:
-        from huggingface_hub import snapshot_download
-    except ImportError as error:
-        raise ValueError(
-            f"expected a tokenizer folder, got {name!r}, which does not exist here; to load it from the Hub install "
-            "'gritvq[images]'"
-        ) from error
-    try:
-        return Path(snapshot_download(name, allow_patterns=[_CONFIG, _WEIGHTS]))
-    except Exception as error:  # the client's many errors all mean the same to the caller
-        raise ValueError(
-            f"expected a tokenizer folder or a reachable Hub name, got {name!r} ({type(error).__name__})"
-        ) from error
-
-
-def _read_config(folder: Path) -> dict[str, Any]:
-    path = folder / _CONFIG
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ValueError(f"expected a tokenizer folder with {_CONFIG}, got {folder} without one") from error
-    except (OSError, ValueError) as error:
-        raise ValueError(f"expected readable JSON in {path}, got a damaged file ({error}); copy it again") from error
-    version = config.get("format_version") if isinstance(config, dict) else None
-    if not isinstance(config, dict) or config.get("format") != "gritvq" or not isinstance(version, int):
-        raise ValueError(f"expected a gritvq tokenizer in {path}, got something else; is it another library's?")
-    if version > FORMAT_VERSION:
-        raise ValueError(f"expected format version {FORMAT_VERSION} or older in {path}, got {version}; update gritvq")
-    if "tokenizer" not in config:
-        raise ValueError(f"expected the key 'tokenizer' in {path}, got {sorted(config)}; the file is incomplete")
-    return config

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from gritvq import __version__
-from gritvq.cli import comparing, fitting, images
+from gritvq.cli import comparing, fitting, images, recommending, semantic
 from gritvq.cli.comparing import contest_entries, paper_of
 
 __all__ = ["contest_entries", "main", "paper_of"]
@@ -37,15 +37,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name in ("huggingface_hub", "datasets"):  # their retries; what went wrong is in our message
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.showwarning = _show_warning
+    words = sys.argv[1:] if argv is None else list(argv)
     parser = ArgumentParser(prog="gritvq", description="Train, use and look at tokenizers.", version=__version__)
     verbs = parser.add_subcommands(title="verbs", metavar="VERB", dest="verb")
     jobs: dict[str, tuple[Any, Verb]] = {}
-    for name, (describe_arguments, job) in _VERBS.items():
+    known = dict(_VERBS)
+    if words[:1] == ["fit"] and recommending.trains_recommender(words):
+        known["fit"] = recommending.fit_recommender_arguments, recommending.fit_recommender
+    for name, (describe_arguments, job) in known.items():
         own = ArgumentParser(description=job.__doc__)
-        describe_arguments(own)
         verbs.add_subcommand(name, own, help=(job.__doc__ or "").splitlines()[0])
+        describe_arguments(own)  # in this order, since it may add subcommands itself
         jobs[name] = own, job
-    config = parser.parse_args(sys.argv[1:] if argv is None else list(argv))
+    config = parser.parse_args(words)
     own, job = jobs[config.verb]
     try:
         job(own, config[config.verb])
@@ -92,4 +96,6 @@ _VERBS: dict[str, tuple[Callable[[Any], None], Verb]] = {
     "export": (images.export_arguments, images.export),
     "compare": (comparing.compare_arguments, comparing.compare),
     "presets": (comparing.presets_arguments, comparing.show_presets),
+    "recommend": (recommending.recommend_arguments, recommending.recommend),
+    "semantic-ids": (semantic.semantic_ids_arguments, semantic.semantic_ids),
 }

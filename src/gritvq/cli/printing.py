@@ -76,7 +76,7 @@ def fresh_folder(path: str, overwrite: bool) -> Path:
                 f"expected a new or empty folder, got {folder}, which holds files; choose another --out, go on with "
                 "--resume last, or replace a run with --overwrite true"
             )
-        for name in ("logs", "checkpoints", "tokenizer"):
+        for name in ("logs", "checkpoints", "tokenizer", "recommender", "semantic-ids", "ids"):
             shutil.rmtree(folder / name, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
     return folder

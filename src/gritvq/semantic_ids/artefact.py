@@ -27,6 +27,7 @@ from gritvq.semantic_ids.checks import (
 from gritvq.semantic_ids.collisions import UNIQUE, Policy, checked_policy, resolve
 from gritvq.semantic_ids.report import report
 from gritvq.semantic_ids.rows import RowTable
+from gritvq.semantic_ids.trie import PrefixTrie
 
 __all__ = ["FORMAT_VERSION", "Key", "SemanticIds"]
 
@@ -150,6 +151,14 @@ class SemanticIds:
     def fingerprint(self) -> dict[str, str]:
         """What made the codes; a copy."""
         return dict(self._fingerprint)
+
+    def trie(self, priority: Float[Tensor, " n"] | None = None) -> PrefixTrie:
+        """The prefixes of all ids, for constrained generation.
+
+        Args:
+            priority: (n,), larger first: the order of items that share an id; their own order where None.
+        """
+        return PrefixTrie(self._codes, self._sizes, priority=priority)
 
     def __len__(self) -> int:
         return len(self._items)

@@ -29,13 +29,16 @@ class ResidualQuantizer(Stack):
     encoder gets exactly the upstream gradient, and what ``before`` does to x (the tanh of FSQ, the normalisation of
     BSQ) is differentiated by the level's own losses only.
 
+    Levels that are differentiable themselves (all or none) get no gradient cut: ``r_{l+1} = r_l - q_l``, so that the
+    gradient is that of the sum as it is written.
+
     Args:
         quantizers: The levels, all of the same ``dim``; the same object several times shares one codebook.
         dropout: Probability, in training, that a sample (first axis) keeps only its first n levels, n uniform in
             ``1 .. L``; drawn from torch's global generator. The dropped channels are -1.
 
     Raises:
-        ValueError: If the levels do not fit together; if one has trained maps, a layout or no surrogate.
+        ValueError: If the levels do not fit together; if one has trained maps or a layout, or some have no surrogate.
 
     Example:
         >>> from gritvq import FSQ, FreeCodebook, VectorQuantizer
@@ -55,7 +58,8 @@ class ResidualQuantizer(Stack):
     def __init__(self, quantizers: Sequence[Quantizer], *, dropout: float = 0.0) -> None:
         super().__init__(quantizers)
         for part in quantizers:
-            check_hard_part(part, type(self).__name__)
+            if part.input_dim != part.dim:
+                check_hard_part(part, type(self).__name__)  # says what is wrong; Stack has checked hard parts
             if part.layout:
                 raise ValueError(
                     f"expected levels that take every vector on its own, got {type(part).__name__} with the layout "
@@ -78,12 +82,15 @@ class ResidualQuantizer(Stack):
         channels: list[Tensor] = []
         losses: dict[str, Tensor] = {}
         for level, part in enumerate(self._parts()):
-            rest, own = x - total.detach(), valid
+            rest, own = x - (total if self.surrogate is None else total.detach()), valid
             if kept is not None:
                 own = valid & (kept > level)
                 rest = torch.where(own.unsqueeze(-1), rest, 0)
             output = part.quantize(part.before(rest), own)
-            total = total + torch.where(own.unsqueeze(-1), part.after(output.quantized), 0)
+            value = part.after(output.quantized)
+            if self.surrogate is None and not self.training:
+                value = value.to(total.dtype)  # summed as decode does, whatever the input's type
+            total = total + torch.where(own.unsqueeze(-1), value, 0)
             channels.append(output.indices)
             losses.update({f"{level}/{name}": loss for name, loss in output.losses.items()})
         return QuantizerOutput(total, torch.cat(channels, dim=-1), losses)

@@ -9,10 +9,12 @@ from gritvq.training.callbacks import (
     StepProgress,
 )
 from gritvq.training.losses import ElboObjective, Objective, ReconstructionObjective, TwoPathObjective, objective_for
+from gritvq.training.recommender import BestRecommender, RecommenderTask
 from gritvq.training.runs import TrainingPlan, evaluate, train
-from gritvq.training.tasks import TokenizerTask
+from gritvq.training.tasks import Task, TokenizerTask
 
 __all__ = [
+    "BestRecommender",
     "CodebookInitialization",
     "CodebookUpdate",
     "CollapseWarning",
@@ -20,8 +22,10 @@ __all__ = [
     "Objective",
     "Pictures",
     "RandomState",
+    "RecommenderTask",
     "ReconstructionObjective",
     "StepProgress",
+    "Task",
     "TokenizerTask",
     "TrainingPlan",
     "TwoPathObjective",

@@ -169,7 +169,7 @@ class Pictures(Callback):
 
 
 class StepProgress(Callback):
-    """A progress bar over the steps, with PSNR, usage and perplexity of the recent batches."""
+    """A progress bar over the steps, with what the task logs of the recent batches."""
 
     def __init__(self) -> None:
         self.bar: Any = None
@@ -205,6 +205,8 @@ class StepProgress(Callback):
                 ("PSNR", "train/psnr", 2),
                 ("usage", "train/usage", 3),
                 ("perplexity", "train/perplexity", 0),
+                ("nats per item", "train/nats_per_item", 3),
+                ("NDCG@10", "val/ndcg@10", 4),
             )
             if key in values
         )

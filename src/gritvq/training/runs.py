@@ -1,4 +1,4 @@
-"""Whole runs: train a tokenizer, evaluate one, compare methods."""
+"""Whole runs: train a model, evaluate a tokenizer, compare methods."""
 
 from __future__ import annotations
 
@@ -18,15 +18,8 @@ from gritvq.base import all_reduce_sum, evaluating
 from gritvq.functional import effective_rank
 from gritvq.metrics import CodebookUsage, ReconstructionError
 from gritvq.tokenizer import Tokenizer
-from gritvq.training.callbacks import (
-    CodebookInitialization,
-    CodebookUpdate,
-    CollapseWarning,
-    Pictures,
-    RandomState,
-    StepProgress,
-)
-from gritvq.training.tasks import TokenizerTask
+from gritvq.training.callbacks import RandomState, StepProgress
+from gritvq.training.tasks import Task
 from gritvq.training.tokens import constant_tokens
 
 __all__ = ["TrainingPlan", "check_checkpoint", "evaluate", "prepare", "token_statistics", "train"]
@@ -71,7 +64,7 @@ class TrainingPlan:
 
 
 def train(
-    task: TokenizerTask,
+    task: Task,
     data: LightningDataModule,
     plan: TrainingPlan,
     *,
@@ -79,7 +72,7 @@ def train(
     resume: str | Path | None = None,
     progress: bool = True,
 ) -> Trainer:
-    """Run a training; with a folder also logs, checkpoints, pictures and the tokenizer itself.
+    """Run a training; with a folder also logs, checkpoints and what the task writes, the model itself among it.
 
     The caller seeds before building the task, so that initial weights are reproducible too.
 
@@ -87,7 +80,8 @@ def train(
         task: What to train.
         data: On what.
         plan: For how long.
-        folder: Where ``logs/``, ``checkpoints/``, pictures and ``tokenizer/`` go; nothing is written where None.
+        folder: Where ``logs/``, ``checkpoints/`` and the task's own files go (a tokenizer's: pictures and
+            ``tokenizer/``; a recommender's: ``recommender/``); nothing is written where None.
         resume: Checkpoint to go on from; the loss curve continues bitwise on the same machine.
         progress: Whether to show a bar.
 
@@ -99,15 +93,13 @@ def train(
     """
     if resume is not None:
         check_checkpoint(task, resume)
-    callbacks: list[Callback] = [CodebookInitialization(), CodebookUpdate(), RandomState()]
+    folder = None if folder is None else Path(folder)
+    callbacks: list[Callback] = [*task.run_callbacks(folder), RandomState()]
     loggers: Any = False
     if progress:
         callbacks.append(StepProgress())
     if folder is not None:
-        folder = Path(folder)
         callbacks += [
-            CollapseWarning(),
-            Pictures(folder),
             ModelCheckpoint(
                 dirpath=folder / "checkpoints",
                 filename="step-{step}",
@@ -150,11 +142,11 @@ def train(
     if folder is not None and not trainer.interrupted:
         trainer.save_checkpoint(folder / "checkpoints" / "last.ckpt")
     if folder is not None and trainer.is_global_zero:
-        task.tokenizer.save_pretrained(folder / "tokenizer")
+        task.write_model(folder)
     return trainer
 
 
-def check_checkpoint(task: TokenizerTask, path: str | Path) -> None:
+def check_checkpoint(task: Task, path: str | Path) -> None:
     """Say before anything is written that a checkpoint cannot be resumed.
 
     Raises:

@@ -1,23 +1,40 @@
-"""Lightning tasks: how a tokenizer learns from batches."""
+"""Lightning tasks: how a model learns from batches."""
 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from lightning import LightningModule
+from lightning import Callback, LightningModule
 from torch import Tensor
 
 from gritvq.metrics import CodebookUsage, ReconstructionError
 from gritvq.tokenizer import Tokenizer
+from gritvq.training.callbacks import CodebookInitialization, CodebookUpdate, CollapseWarning, Pictures
 from gritvq.training.losses import Objective, objective_for
 
-__all__ = ["TokenizerTask"]
+__all__ = ["Schedule", "Task", "TokenizerTask", "scheduled"]
+
+Schedule = Literal["cosine", "flat_linear"]
 
 
-class TokenizerTask(LightningModule):
+class Task(LightningModule, ABC):
+    """What a run (:func:`gritvq.training.train`) asks of the thing it trains, besides Lightning's own hooks."""
+
+    @abstractmethod
+    def run_callbacks(self, folder: Path | None) -> list[Callback]:
+        """Callbacks of a run that writes into ``folder``, or nothing where None."""
+
+    @abstractmethod
+    def write_model(self, folder: Path) -> None:
+        """Write the model, as it is loaded again, somewhere in the folder of the run; called once at its end."""
+
+
+class TokenizerTask(Task):
     """Trains a tokenizer with AdamW and a warm-up; evaluates it by PSNR, usage and perplexity.
 
     The quantizer says which learning rates its parameters want (``parameter_groups``); codebook updates after the step
@@ -51,7 +68,7 @@ class TokenizerTask(LightningModule):
         *,
         lr: float = 1e-3,
         warmup_steps: int = 50,
-        schedule: Literal["cosine", "flat_linear"] = "cosine",
+        schedule: Schedule = "cosine",
         betas: tuple[float, float] = (0.9, 0.95),
         weight_decay: float = 0.0,
         objective: Objective | None = None,
@@ -62,8 +79,7 @@ class TokenizerTask(LightningModule):
                 f"expected lr > 0, warmup_steps >= 0 and weight_decay >= 0, got {lr!r}, {warmup_steps!r}, "
                 f"{weight_decay!r}"
             )
-        if schedule not in _SCHEDULES:
-            raise ValueError(f"expected schedule {' or '.join(map(repr, _SCHEDULES))}, got {schedule!r}")
+        check_schedule(schedule)
         self.tokenizer = tokenizer
         self.lr, self.warmup_steps, self.betas, self.weight_decay = lr, warmup_steps, betas, weight_decay
         self.schedule = schedule
@@ -71,6 +87,15 @@ class TokenizerTask(LightningModule):
         self.codebook_usage = CodebookUsage(tokenizer.quantizer.codebook_sizes)
         self.reconstruction_error = ReconstructionError()
         self.window_usage = CodebookUsage(tokenizer.quantizer.codebook_sizes)
+
+    def run_callbacks(self, folder: Path | None) -> list[Callback]:
+        """Fitting and moving the codes; with a folder also a warning of collapse, and pictures."""
+        needed: list[Callback] = [CodebookInitialization(), CodebookUpdate()]
+        return needed if folder is None else [*needed, CollapseWarning(), Pictures(folder)]
+
+    def write_model(self, folder: Path) -> None:
+        """Write ``tokenizer/``."""
+        self.tokenizer.save_pretrained(folder / "tokenizer")
 
     def forward(self, images: Tensor) -> Tensor:
         """Reconstruct."""
@@ -130,11 +155,27 @@ class TokenizerTask(LightningModule):
             *quantizer.parameter_groups(self.lr),
         ]
         optimizer = torch.optim.AdamW(groups, lr=self.lr, betas=self.betas, weight_decay=0.0)
-        total = self.trainer.max_steps
-        schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: _multiplier(step, self.warmup_steps, total, _SCHEDULES[self.schedule])
-        )
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return scheduled(optimizer, self.schedule, self.warmup_steps, self.trainer.max_steps)
+
+
+def check_schedule(schedule: str) -> None:
+    """Say which schedules there are.
+
+    Raises:
+        ValueError: If this is none.
+    """
+    if schedule not in _SCHEDULES:
+        raise ValueError(f"expected schedule {' or '.join(map(repr, _SCHEDULES))}, got {schedule!r}")
+
+
+def scheduled(
+    optimizer: torch.optim.Optimizer, schedule: Schedule, warmup_steps: int, total_steps: int
+) -> dict[str, Any]:
+    """The optimizer with a linear warm-up and what follows it, in Lightning's form."""
+    rates = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: _multiplier(step, warmup_steps, total_steps, _SCHEDULES[schedule])
+    )
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": rates, "interval": "step"}}
 
 
 def _multiplier(step: int, warmup_steps: int, total_steps: int, decay: Callable[[float], float]) -> float:

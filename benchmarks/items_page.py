@@ -1,0 +1,171 @@
+"""Tables of ``docs/semantic-ids.md``: tokenizers of items, floors, generative recommenders, masking by the trie."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tables import circumstances, markdown_table
+
+from gritvq.training.compare import read_results
+
+RUN = ("method", "settings", "codebook_size", "seed")
+NEXT = ("method", "level", "split", "users", "beam", "step", "seed")
+TRIE = ("method", "users", "beams", "items", "token")
+RANKING = ("recall@5", "ndcg@5", "recall@10", "ndcg@10")
+ABOUT = ("hardware", "versions", "commit")
+
+TOKENIZERS = """    python benchmarks/quality/items.py --data PATH-TO-AMAZON-BEAUTY
+
+12,101 items of Amazon Beauty, MiniLM embeddings of their titles (384 components), three levels of 256 codes, before
+any collision policy. "Unique" is the share of distinct ids, "in collision" the share of items that share theirs,
+"error" the squared error of decoding over the variance. Means over seeds, smallest and largest in brackets. Every
+RQ-VAE has the same networks, steps and rates; they were chosen with `grit_vq` units on seed 0 alone, by uniqueness
+and perplexity on the same items, which are all there is: tokenizers see no interactions. Minutes are processor
+time."""
+
+FLOORS = """    python benchmarks/quality/recommend.py --data PATH-TO-RECSYS
+
+Popularity counts training events. Co-occurrence is the row of the user's last item in a matrix of training pairs at
+most three apart. Text cosine ranks items by the embedding of the last item, which itself is removed. SASRec is trained
+with cross entropy over the whole catalogue, its settings chosen and its training stopped on validation. Ties take the
+mean rank; "half ranks rounded down" is popularity as the published reference has it."""
+
+NEXT_ITEM = """    python benchmarks/quality/next_item.py train --data PATH-TO-AMAZON-BEAUTY --run RUN
+    python benchmarks/quality/next_item.py measure --data PATH-TO-AMAZON-BEAUTY --run RUN
+
+`configs/items/beauty-small.yaml`: less than two million parameters, ids of residual k-means with an appended token, one
+seed. Test numbers along the way are of a fixed sample of users; the last table is of all users, with the copy that had
+the best NDCG@10 of validation. "id" counts any item that shares the target's id. Minutes are processor time."""
+
+MASKING = """    python -m benchmarks.speed.trie
+
+Time to mask the codes of all beams of all users, the model left out: the trie of this library against
+`prefix_allowed_tokens_fn` of transformers, masks compared for equality; medians, by token and for a whole id."""
+
+
+def _spread(values: Sequence[float], form: str) -> str:
+    """Mean, and smallest and largest where they differ."""
+    texts = [format(value, form) for value in values]
+    mean = format(sum(values) / len(values), form)
+    return mean if len(set(texts)) == 1 else f"{mean} ({format(min(values), form)}-{format(max(values), form)})"
+
+
+def _grouped(results: Sequence[Mapping[str, Any]], by: Sequence[str]) -> dict[tuple[Any, ...], list[Mapping[str, Any]]]:
+    groups: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
+    for result in results:
+        groups.setdefault(tuple(result[name] for name in by), []).append(result)
+    return groups
+
+
+def tokenizers(folder: Path) -> str:
+    """Every tokenizer, the most unique ids first."""
+    parts = []
+    columns = ("tokenizer", "settings", "unique", "in collision", "largest", "perplexity 1", "2", "3")
+    columns += ("error", "minutes", "seeds")
+    for path in sorted(folder.glob("items_tokenizers_*.csv")):
+        results = read_results(path)
+        rows = []
+        for (method, settings), runs in _grouped(results, ("method", "settings")).items():
+
+            def told(name: str, form: str, runs: Sequence[Mapping[str, Any]] = runs) -> str:
+                return _spread([float(run[name]) for run in runs], form)
+
+            minutes = [float(run["fit_cpu_seconds"]) / 60 for run in runs]
+            row = [method, settings, told("uniqueness", ".4f"), told("items_in_collision", ".3f")]
+            row += [told("largest_group", ".0f"), *(told(f"perplexity_{level}", ".0f") for level in range(3))]
+            row += [told("relative_mse", ".3f"), _spread(minutes, ".1f"), str(len(runs))]
+            rows.append((-sum(float(run["uniqueness"]) for run in runs) / len(runs), row))
+        lines = [row for _, row in sorted(rows, key=lambda each: each[0])]
+        parts += [circumstances(results, (*ABOUT, "contest")), markdown_table(columns, lines)]
+    return "\n\n".join([TOKENIZERS, *parts])
+
+
+def floors(folder: Path) -> str:
+    """What needs no generative model, best first within a data set."""
+    parts = []
+    columns = ("data", "method", "R@5", "N@5", "R@10", "N@10", "users", "seeds")
+    for path in sorted(folder.glob("items_floors_*.csv")):
+        results = read_results(path, RUN)
+        rows = []
+        for (data, method), runs in _grouped(results, ("data", "method")).items():
+            numbers = [_spread([float(run[name]) for run in runs], ".4f") for name in RANKING]
+            mean = sum(float(run["recall@10"]) for run in runs) / len(runs)
+            rows.append((data, -mean, [data, method, *numbers, f"{float(runs[0]['users']):,.0f}", str(len(runs))]))
+        lines = [row for *_, row in sorted(rows, key=lambda each: each[:2])]
+        parts += [circumstances(results, ABOUT), markdown_table(columns, lines)]
+    return "\n\n".join([FLOORS, *parts])
+
+
+def next_item(folder: Path) -> str:
+    """The curve against training time, then the selected copy on all users."""
+    parts = []
+    for path in sorted(folder.glob("items_next_*.csv")):
+        results = sorted(read_results(path, NEXT), key=lambda row: int(row["step"]))
+        most = max(int(row["users"]) for row in results)
+        curve = [row for row in results if int(row["users"]) < most and row["level"] == "item"]
+        lines = []
+        for (step,), runs in _grouped(curve, ("step",)).items():
+            by_split = {run["split"]: run for run in runs}
+            told = [f"{float(by_split[s][n]):.4f}" if s in by_split else "-" for s, n in _SHOWN]
+            lines.append([step, f"{float(runs[0]['minutes']):.1f}", *told])
+        whole = [
+            [row["method"], row["level"], row["step"], f"{float(row['minutes']):.1f}", row["beam"]]
+            + [f"{float(row[name]):.4f}" for name in RANKING]
+            for row in results
+            if int(row["users"]) == most
+        ]
+        parts += [circumstances(results, ABOUT)]
+        parts += [markdown_table(("step", "minutes", "validation R@10", "validation N@10", "test R@10"), lines)]
+        parts += [f"All {most:,} users:"]
+        parts += [markdown_table(("method", "counted", "step", "minutes", "beam", "R@5", "N@5", "R@10", "N@10"), whole)]
+        picture = folder.parent.parent / "docs" / "images" / f"{path.stem}.png"
+        if picture.exists():
+            parts.append(f"![Recall against training time](images/{picture.name})")
+    return "\n\n".join([NEXT_ITEM, *parts])
+
+
+_SHOWN = (("validation", "recall@10"), ("validation", "ndcg@10"), ("test", "recall@10"))
+
+
+def masking(folder: Path) -> str:
+    """Seconds per token and in all."""
+    parts = []
+    for path in sorted(folder.glob("items_trie_*.csv")):
+        results = _read_trie(path)
+        rows = [
+            [row["token"], row["method"], row["users"], row["beams"], f"{row['seconds']:.4f}", _ratio(row)]
+            for row in sorted(results, key=lambda row: (row["token"], row["method"]))
+        ]
+        parts += [circumstances(results, ("data", *ABOUT))]
+        parts += [markdown_table(("token", "method", "users", "beams", "seconds", "times the trie"), rows)]
+    return "\n\n".join([MASKING, *parts])
+
+
+def _ratio(row: Mapping[str, Any]) -> str:
+    return f"{row['ratio']:.1f}" if "ratio" in row else "1"
+
+
+def _read_trie(path: Path) -> list[dict[str, Any]]:
+    import csv
+
+    runs: dict[tuple[str, ...], dict[str, Any]] = {}
+    with path.open(newline="", encoding="utf-8") as file:
+        for line in csv.DictReader(file):
+            run = runs.setdefault(tuple(line[name] for name in TRIE), dict(line))
+            run[line["metric"]] = float(line["value"])
+    return list(runs.values())
+
+
+TABLES = {"tokenizers": tokenizers, "floors": floors, "next": next_item, "trie": masking}
+
+
+def with_tables(text: str, folder: Path) -> str:
+    """The page with what lies between its marks made anew."""
+
+    def table(mark: re.Match[str]) -> str:
+        return f"<!-- table {mark['name']} -->\n\n{TABLES[mark['name']](folder)}\n\n<!-- end -->"
+
+    return re.sub(r"<!-- table (?P<name>\w+) -->.*?<!-- end -->", table, text, flags=re.DOTALL)

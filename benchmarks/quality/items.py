@@ -1,0 +1,89 @@
+"""Tokenizers of item embeddings on the same items and seeds: evenness of the codes, collisions, error, time.
+
+    python benchmarks/quality/items.py --data PATH-TO-AMAZON-BEAUTY
+
+Writes ``benchmarks/results/items_tokenizers_*.csv``. Finished runs are not repeated, so an interrupted benchmark goes
+on where it stopped; delete the file to start over. Runs follow each other, each with as many threads as torch is given
+(``OMP_NUM_THREADS``).
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from common import HERE, RESULTS, circumstances, hardware
+from rich.progress import track
+
+from gritvq import SemanticIds, presets
+from gritvq.item_tokenizers import RQVAE, ItemTokenizer, ProductKMeans, ResidualKMeans, residual_stack
+from gritvq.models import ItemDecoder, ItemEncoder
+from gritvq.training.compare import read_results, write_results
+
+METRICS = ("uniqueness", "items_in_collision", "largest_group", "reconstruction/relative_error")
+METRICS += ("neighbours/prefix_recall@10", "neighbours/quantized_recall@10")
+UNITS = {"fit_seconds": "s", "fit_cpu_seconds": "s", "uniqueness": "share", "items_in_collision": "share"}
+UNITS |= {"largest_group": "items"}
+UNITS |= {f"level{level}/{name}": "codes" for level in range(1, 5) for name in ("used", "perplexity")}
+
+
+def made(entry: dict[str, Any], plan: dict[str, Any], dim: int, seed: int) -> ItemTokenizer:
+    """An unfitted tokenizer of the plan."""
+    settings, size, levels = entry.get("settings", {}), plan["codebook_size"], plan["levels"]
+    if entry["kind"] == "residual":
+        return ResidualKMeans(size, levels, seed=seed, **settings)
+    if entry["kind"] == "product":
+        return ProductKMeans(size, levels, seed=seed, **settings)
+    unit, width = getattr(presets, entry["unit"]), plan["network"]["dim"]
+    if entry["unit"] == "rsq_vae":
+        quantizer = unit(width, size, num_levels=levels, **settings)
+    else:
+        quantizer = residual_stack(lambda: unit(width, size, **settings), levels)
+    networks = (ItemEncoder(dim, **plan["network"]), ItemDecoder(dim, **plan["network"]))
+    return RQVAE(quantizer, encoder=networks[0], decoder=networks[1], seed=seed, **plan["plan"])
+
+
+def measured(tokenizer: ItemTokenizer, x: np.ndarray[Any, Any]) -> dict[str, float]:
+    """Fit, encode, and what the ids are like; the error is relative to that of the mean embedding."""
+    started = time.perf_counter(), time.process_time()
+    codes = tokenizer.fit(x).encode(x)
+    seconds, busy = time.perf_counter() - started[0], time.process_time() - started[1]
+    rows = torch.from_numpy(x.astype(np.float32))
+    ids = SemanticIds(codes, tokenizer.codebook_sizes)
+    found = ids.report(embeddings=rows, reconstructions=tokenizer.decode(codes))
+    levels = [f"level{level}/{name}" for level in range(1, codes.shape[1] + 1) for name in ("used", "perplexity")]
+    return {name: found[name] for name in (*METRICS, *levels)} | {"fit_seconds": seconds, "fit_cpu_seconds": busy}
+
+
+def main() -> None:
+    """Run what is missing."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="folder with item_embeddings.npy")
+    parser.add_argument("--plan", type=Path, default=HERE / "items.yaml", help="tokenizers, settings, seeds")
+    parser.add_argument("--tokenizers", nargs="*", help="only these of the plan")
+    arguments = parser.parse_args()
+    plan = yaml.safe_load(arguments.plan.read_text())
+    x = np.load(arguments.data / "item_embeddings.npy")
+    path = RESULTS / f"items_tokenizers_{hardware()}_{date.today():%Y%m}.csv"
+    told = " ".join(f"{k}={v}" for part in ("network", "plan") for k, v in plan[part].items())
+    about = circumstances(f"levels={plan['levels']} {told}", arguments.data.resolve().name)
+    done = read_results(path) if path.exists() else []
+    finished = {(result["method"], int(result["seed"])) for result in done}
+    runs = [(name, seed) for seed in plan["seeds"] for name in arguments.tokenizers or plan["tokenizers"]]
+    for name, seed in track([run for run in runs if run not in finished], description=path.stem):
+        entry = plan["tokenizers"][name]
+        settings = " ".join(f"{k}={v}" for k, v in entry.get("settings", {}).items()) or "-"
+        numbers = measured(made(entry, plan, x.shape[1], seed), x)
+        about_run = {"method": name, "preset": entry.get("unit", "-"), "settings": settings, "seed": seed}
+        done.append({**about_run, "codebook_size": plan["codebook_size"], **numbers, **about})
+        write_results(path, done, about, units=UNITS)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,128 @@
+"""Next-item recommendation: what models have to beat, on Amazon Beauty and MovieLens latest-small.
+
+    python benchmarks/quality/recommend.py --data ../shared/data/recsys
+    python benchmarks/quality/recommend.py --methods sasrec --seeds 0 1 2
+
+Leave-one-out by time, ranks over the whole catalogue, seen items kept, ties at their mean rank. Floors are exact and
+have no seed. Popularity stands there a second time with half ranks rounded down, and text cosine with 5,000 sampled
+users, as the reference values have it. SASRec is trained on the training part, with its settings chosen and its
+training stopped by NDCG@10 on the validation items; the test items are ranked once per seed.
+
+Writes ``benchmarks/results/items_floors_*.csv``. A run that is in it already is not repeated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable, Iterator
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import torch
+from common import RESULTS, circumstances, hardware
+
+from gritvq.data.items import ItemData, Split, read_item_data
+from gritvq.recommend import CoOccurrence, Popularity, SASRec, TextCosine, ranking_metrics, ranks_by_scores
+from gritvq.training.compare import read_results, write_results
+
+DATA = ("amazon_beauty", "movielens_latest_small")
+METHODS = ("popularity", "co-occurrence", "text cosine", "sasrec")
+SASREC_DATA = ("amazon_beauty",)  # MovieLens has 671 users
+SASREC: dict[str, Any] = {"dim": 64, "dropout": 0.4, "lr": 2e-3, "batch_size": 128, "max_epochs": 30, "patience": 3}
+SAMPLED = 5000
+IDENTITY = ("method", "settings", "codebook_size", "seed")
+UNITS = {"seconds": "s", "users": "users", "epochs": "epochs", "parameters": "parameters"}
+CONTEST = "leave-one-out by time, whole catalogue, seen items kept, mean rank of ties"
+
+Row = dict[str, Any]
+
+
+def row(method: str, ranks: torch.Tensor, seed: int = 0, settings: str = "-", **more: float) -> Row:
+    """One run as it stands in the results."""
+    identity = dict(zip(IDENTITY, (method, settings, 0, seed), strict=True))
+    return {**identity, **ranking_metrics(ranks), "users": len(ranks), **more}
+
+
+def popularity(data: ItemData, split: Split, seeds: list[int]) -> Iterator[Row]:
+    """Exact, and as the reference rounds."""
+    ranks = test_ranks(Popularity(split.train, split.num_items).scores, split)
+    yield row("popularity", ranks)
+    yield row("popularity, half ranks rounded down", ranks.floor())
+
+
+def co_occurrence(data: ItemData, split: Split, seeds: list[int]) -> Iterator[Row]:
+    """Exact."""
+    yield row("co-occurrence", test_ranks(CoOccurrence(split.train, split.num_items).scores, split))
+
+
+def text_cosine(data: ItemData, split: Split, seeds: list[int]) -> Iterator[Row]:
+    """All users, and samples of the size of the reference."""
+    ranks = test_ranks(TextCosine(data.catalogue.vectors()).scores, split)
+    yield row("text cosine", ranks)
+    for seed in seeds if len(ranks) > SAMPLED else []:
+        chosen = torch.randperm(len(ranks), generator=torch.Generator().manual_seed(seed))[:SAMPLED]
+        yield row("text cosine, sampled users", ranks[chosen], seed)
+
+
+def sasrec(data: ItemData, split: Split, seeds: list[int]) -> Iterator[Row]:
+    """One training per seed."""
+    settings = " ".join(f"{name}={value}" for name, value in SASREC.items())
+    for seed in seeds:
+        torch.manual_seed(seed)
+        training = {name: value for name, value in SASREC.items() if name not in ("dim", "dropout")}
+        model = SASRec(split.num_items, SASREC["dim"], dropout=SASREC["dropout"])
+        begun = time.perf_counter()
+        log = model.fit(split, **training, seed=seed, progress=True)
+        best = max(log, key=lambda line: line["ndcg@10"])
+        yield row(
+            "sasrec",
+            test_ranks(model.scores, split),
+            seed,
+            settings,
+            **{f"validation_{name}": best[name] for name in ("recall@10", "ndcg@10")},
+            epochs=best["epoch"],
+            seconds=time.perf_counter() - begun,
+            parameters=sum(p.numel() for p in model.parameters()),
+        )
+
+
+MAKERS: dict[str, Callable[[ItemData, Split, list[int]], Iterator[Row]]] = dict(
+    zip(METHODS, (popularity, co_occurrence, text_cosine, sasrec), strict=True)
+)
+
+
+def test_ranks(scores: Callable[..., torch.Tensor], split: Split) -> torch.Tensor:
+    """Ranks of the test items."""
+    return ranks_by_scores(scores, split.test_inputs, split.test)
+
+
+def main() -> None:
+    """Measure what is missing."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=Path("../shared/data/recsys"), help="folder of the data sets")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    arguments = parser.parse_args()
+    path = RESULTS / f"items_floors_{hardware()}_{date.today():%Y%m}.csv"
+    about = circumstances(CONTEST, "-")
+    for name in DATA:
+        data = read_item_data(arguments.data / name)
+        split = data.interactions.split()
+        for method in arguments.methods:
+            if method == "sasrec" and name not in SASREC_DATA:
+                continue
+            found = read_results(path, IDENTITY) if path.exists() else []
+            done = {r["seed"] for r in found if r["data"] == name and r["method"] == method}
+            missing = [seed for seed in arguments.seeds if seed not in done] if method == "sasrec" else arguments.seeds
+            if method != "sasrec" and done:
+                continue
+            for result in MAKERS[method](data, split, missing):
+                found.append({**result, **about, "data": name})
+                write_results(path, found, about, IDENTITY, UNITS)
+                print(name, {k: round(v, 5) if isinstance(v, float) else v for k, v in result.items()}, flush=True)
+
+
+if __name__ == "__main__":
+    main()

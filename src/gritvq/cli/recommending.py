@@ -1,0 +1,254 @@
+"""Recommenders of items: ``fit`` where a backbone is given, and ``recommend``."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from gritvq.cli.printing import arguments_of, fresh_folder, report, table
+from gritvq.cli.semantic import make_ids, tokenizer_arguments, write_ids
+
+__all__ = ["fit_recommender", "fit_recommender_arguments", "recommend", "recommend_arguments", "trains_recommender"]
+
+
+def trains_recommender(argv: Sequence[str]) -> bool:
+    """Whether these arguments of ``fit`` give a backbone, themselves or in their configuration file."""
+    import yaml
+
+    if any(word.split("=")[0].split(".")[0] == "--backbone" for word in argv):
+        return True
+    for place, word in enumerate(argv):
+        name, _, path = word.partition("=")
+        if name == "--config":
+            path = path or "".join(argv[place + 1 : place + 2])
+            try:
+                content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+            except (OSError, ValueError, yaml.YAMLError):
+                return False  # the parser says what is wrong with it
+            return isinstance(content, dict) and "backbone" in content
+    return False
+
+
+def fit_recommender_arguments(parser: Any) -> None:
+    """Backbone, ids, data, task and plan."""
+    from gritvq.data.items import read_item_data
+    from gritvq.data.sequences import SequenceData
+    from gritvq.recommend import Backbone
+    from gritvq.training import RecommenderTask, TrainingPlan
+
+    parser.add_argument("--config", action="config", help="YAML file with any of the arguments below")
+    parser.add_subclass_arguments(Backbone, "backbone", skip={"codebook_sizes"}, instantiate=False)
+    parser.add_argument(
+        "--ids",
+        type=str | None,
+        default=None,
+        help="folder written by semantic-ids fit, or ids themselves; made by the tokenizer if not given",
+    )
+    tokenizer_arguments(parser)
+    parser.add_function_arguments(read_item_data, "data")
+    parser.add_class_arguments(SequenceData, "batches", skip={"split", "every_prefix"}, instantiate=False)
+    parser.add_class_arguments(RecommenderTask, "task", skip={"recommender"}, instantiate=False)
+    parser.add_class_arguments(TrainingPlan, "plan")
+    parser.add_argument("--beam", type=int, default=50, help="prefixes kept when the test is made and later on")
+    parser.add_argument("--num_test", type=int | None, default=None, help="users of the test; all if not given")
+    parser.add_argument("--out", type=str, default="runs/recommender", help="folder of the run")
+    parser.add_argument(
+        "--resume", type=str | None, default=None, help="checkpoint to go on from, or 'last' for the run's own"
+    )
+    parser.add_argument("--overwrite", type=bool, default=False, help="whether an existing run may be replaced")
+
+
+def fit_recommender(parser: Any, config: Any) -> None:
+    """Train a recommender that writes the id of the next item."""
+    from gritvq.data.items import read_item_data
+    from gritvq.data.sequences import SequenceData
+    from gritvq.files import replacing, write_json
+    from gritvq.models import num_parameters
+    from gritvq.recommend import GenerativeRecommender, Popularity
+    from gritvq.training import RecommenderTask, TrainingPlan, train
+    from gritvq.training.runs import check_checkpoint, prepare
+
+    resume = str(Path(config.out) / "checkpoints" / "last.ckpt") if config.resume == "last" else config.resume
+    if resume is not None and not Path(resume).is_file():
+        raise ValueError(
+            f"expected a checkpoint to resume from, got {resume}, which is no file; see the run's checkpoints/"
+        )
+    prepare(config.plan.seed)
+    items = read_item_data(**config.data.as_dict())
+    out = Path(config.out)
+    goes_on = resume is not None and out.resolve() in Path(resume).resolve().parents
+    tokenizer = None
+    if config.ids is None and not goes_on:
+        tokenizer = parser.instantiate(config).tokenizer
+        ids = make_ids(tokenizer, items.catalogue.vectors(), items.catalogue.keys, config.collisions)
+    else:
+        ids = _ids_for(config.ids or str(out / "semantic-ids"), items.interactions.item_keys)
+    split = items.interactions.split()
+    popularity = Popularity(split.train, split.num_items).scores(split.train[:1])[0]
+    backbone = _class(config.backbone.class_path)(ids.codebook_sizes, **arguments_of(config.backbone.init_args))
+    settings = arguments_of(config.batches)
+    data = SequenceData(split, every_prefix=backbone.every_prefix, **settings)
+    recommender = GenerativeRecommender(
+        backbone, ids, max_history=settings["max_history"], beam=config.beam, priority=popularity
+    )
+    task = RecommenderTask(recommender, **arguments_of(config.task))
+    plan = TrainingPlan(**arguments_of(config.plan))
+    if resume is not None:
+        check_checkpoint(task, resume)
+    if not goes_on:
+        fresh_folder(config.out, config.overwrite)
+    if tokenizer is not None:
+        write_ids(out / "semantic-ids", tokenizer, ids)
+    saved = config.clone()
+    for name in ("config", "resume", "overwrite"):
+        saved.pop(name, None)
+    with replacing(out / "config.yaml") as scratch:
+        scratch.write_text(parser.dump(saved, skip_validation=True), encoding="utf-8")
+    print(f"training {num_parameters(backbone):,} parameters for {plan.max_steps:,} steps", file=sys.stderr)
+    started = time.perf_counter()
+    trainer = train(task, data, plan, folder=out, resume=resume)
+    if trainer.interrupted:
+        raise KeyboardInterrupt
+    minutes = (time.perf_counter() - started) / 60
+    if not trainer.is_global_zero:
+        return
+    chosen = GenerativeRecommender.from_pretrained(out / "recommender")
+    numbers = _tested(chosen.to(task.device), split, config.num_test)
+    write_json(out / "metrics.json", numbers)
+    rows = [(name, f"{value:.4f}") for name, value in numbers.items()]
+    rows.append(("training time", f"{minutes:.1f} minutes"))
+    files = {"recommender": out / "recommender", "numbers": out / "metrics.json", "logs": out / "logs"}
+    report(f"test, {config.num_test or len(split.users):,} users, whole catalogue", rows, files)
+
+
+def _ids_for(folder: str, items: Sequence[Any]) -> Any:
+    """Ids, their rows in the order of the data's items."""
+    from gritvq.semantic_ids import SemanticIds
+
+    path = Path(folder)
+    ids = SemanticIds.load(path / "ids" if (path / "ids").is_dir() else path)
+    if ids.items == tuple(items):
+        return ids
+    codes = ids.ids_of(items)  # says which item has none
+    return SemanticIds(codes, ids.codebook_sizes, items, collisions=ids.collisions, fingerprint=ids.fingerprint)
+
+
+def _class(path: str) -> Any:
+    module, name = path.rsplit(".", 1)
+    return getattr(importlib.import_module(module), name)
+
+
+def _tested(recommender: Any, split: Any, num_users: int | None) -> dict[str, float]:
+    """Item-level metrics of test targets, found by beam search."""
+    import torch
+    from rich.progress import track
+
+    from gritvq.cli.printing import console
+    from gritvq.recommend import rank_in_list, ranking_metrics
+
+    inputs, targets = split.test_inputs, split.test
+    users = torch.arange(len(targets))
+    if num_users is not None and num_users < len(users):
+        users = torch.randperm(len(users), generator=torch.Generator().manual_seed(0))[:num_users].sort().values
+    ranks = []
+    for block in track(users.split(64), description="testing", console=console(), transient=True):
+        ranks.append(rank_in_list(recommender.recommend(inputs[block], 10).cpu(), targets[block]))
+    return ranking_metrics(torch.cat(ranks))
+
+
+# --- recommend --------------------------------------------------------------------------------------------------------
+
+
+def recommend_arguments(parser: Any) -> None:
+    """A recommender, and whom it is to recommend to."""
+    parser.add_argument("run", type=str, help="folder of a run of fit with a backbone, or the recommender itself")
+    parser.add_argument("--user", type=str | None, default=None, help="key of a user of the run's data")
+    parser.add_argument("--history", type=list[str] | None, default=None, help="[KEY,KEY,...]: items, oldest first")
+    parser.add_argument("--data", type=str | None, default=None, help="data folder; the run's own if not given")
+    parser.add_argument("--k", type=int, default=10, help="items to recommend")
+    parser.add_argument("--beam", type=int | None, default=None, help="prefixes kept; the recommender's if not given")
+    parser.add_argument("--exact", type=bool, default=False, help="score the whole catalogue instead of searching")
+    parser.add_argument("--column", type=str, default="title", help="column of the catalogue to show")
+
+
+def recommend(parser: Any, config: Any) -> None:
+    """Recommend items to a user, or after a history."""
+    from gritvq.recommend import GenerativeRecommender, top_items
+
+    if (config.user is None) == (config.history is None):
+        raise ValueError("expected either --user or --history, got both or neither")
+    run = Path(config.run)
+    folder = run / "recommender" if (run / "recommender").is_dir() else run
+    recommender = GenerativeRecommender.from_pretrained(folder)
+    ids = recommender.ids
+    items = _items_of(run, config.data)
+    if config.history is not None:
+        history = ids.rows_of(_keys(config.history, ids.items))
+        if not len(history):
+            raise ValueError("expected at least one item in --history, got none")
+    else:
+        if items is None:
+            raise ValueError("expected --data with the user's events, got none, and the run names none")
+        user = _keys([config.user], items.interactions.user_keys)[0]
+        if user not in items.interactions.user_keys:
+            raise ValueError(f"expected a user of {len(items.interactions.user_keys):,} in the data, got {user!r}")
+        events = items.interactions.histories[items.interactions.user_keys.index(user)]
+        history = ids.rows_of([items.interactions.item_keys[row] for row in events.tolist()])
+    rows = history.tolist()
+    scores = None
+    if config.exact:
+        exact = recommender.scores([rows])
+        found = top_items(exact, min(config.k, len(ids)))[0]
+        scores = exact[0, found]
+    else:
+        found = recommender.recommend([rows], config.k, beam=config.beam)[0]
+    found = found[found >= 0]
+    names = _shown(items, config.column)
+    columns = ["rank", "item", "id"]
+    columns += ["log-probability"] if scores is not None else []
+    columns += [config.column] if names else []
+    lines = []
+    for rank, row in enumerate(found.tolist(), 1):
+        key = ids.items[row]
+        line = [str(rank), str(key), " ".join(map(str, ids.codes[row].tolist()))]
+        line += [f"{float(scores[rank - 1]):.2f}"] if scores is not None else []
+        lines.append([*line, *([names.get(key, "")] if names else [])])
+    last = ids.items[rows[-1]]
+    print(f"after {len(rows)} items, the last one {last!r}{': ' + names[last] if names and last in names else ''}")
+    table("recommended", columns, lines)
+
+
+def _items_of(run: Path, data: str | None) -> Any:
+    """The data of a run, where its configuration says it and it is there."""
+    import yaml
+
+    from gritvq.data.items import read_item_data
+
+    if data is not None:
+        return read_item_data(data)
+    try:
+        settings = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))["data"]
+        return read_item_data(**settings)
+    except (OSError, KeyError, TypeError, ValueError, yaml.YAMLError):
+        return None
+
+
+def _keys(given: Sequence[str], known: Sequence[Any]) -> list[Any]:
+    """Keys of the command line as the type that keys have."""
+    if not isinstance(known[0], int):
+        return list(given)
+    try:
+        return [int(key) for key in given]
+    except ValueError as error:
+        raise ValueError(f"expected whole numbers as keys, as the data has, got {list(given)}") from error
+
+
+def _shown(items: Any, column: str) -> dict[Any, str]:
+    if items is None or column not in items.catalogue.columns:
+        return {}
+    texts = items.catalogue.columns[column]
+    return {key: str(text)[:60] for key, text in zip(items.catalogue.keys, texts, strict=True)}

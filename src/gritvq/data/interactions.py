@@ -1,0 +1,472 @@
+"""What users did, in time order: compact storage, k-core filter, leave-one-out split, checks against leakage."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+__all__ = ["Histories", "Interactions", "Key", "Split", "check_split"]
+
+Key = int | str
+_logger = logging.getLogger(__name__)
+_ASCENDING = 0.98  # share of neighbouring pairs from which on the order looks like that of the keys
+_FEWEST_PAIRS = 100  # pairs below which such a share says nothing
+
+
+class Histories:
+    """Sequences of item rows of different lengths, oldest item first: ``items[offsets[b]:offsets[b + 1]]`` is number b.
+
+    It behaves as a read-only sequence: an index gives one tensor, a slice or a tensor of numbers gives `Histories`.
+
+    Args:
+        offsets: Where each sequence starts, and the end (B + 1,), int64.
+        items: Item rows of all sequences, one after the other (N,), int64.
+
+    Raises:
+        ValueError: If the offsets do not start at 0, decrease, or do not end at N.
+
+    Example:
+        >>> histories = Histories.of([[5, 2, 7], [], [1]])
+        >>> histories[0].tolist(), histories.last().tolist()
+        ([5, 2, 7], [7, -1, 1])
+        >>> histories.padded(2).tolist()
+        [[2, 7], [-1, -1], [-1, 1]]
+    """
+
+    def __init__(self, offsets: Int[Tensor, " B+1"], items: Int[Tensor, " N"]) -> None:
+        ends = (int(offsets[0]), int(offsets[-1])) if offsets.numel() else (-1, -1)
+        if ends != (0, len(items)) or bool((offsets[1:] < offsets[:-1]).any()):
+            raise ValueError(
+                f"expected offsets rising from 0 to the number of items {len(items)}, got {ends[0]} to {ends[1]}; "
+                "use Histories.of for lists."
+            )
+        self.offsets, self.items = offsets, items
+
+    @classmethod
+    def of(cls, sequences: Histories | Sequence[Sequence[int] | Tensor]) -> Histories:
+        """From lists or tensors of item rows; `Histories` are returned as they are."""
+        if isinstance(sequences, Histories):
+            return sequences
+        parts = [torch.as_tensor(each, dtype=torch.int64).reshape(-1) for each in sequences]
+        lengths = torch.tensor([len(each) for each in parts], dtype=torch.int64)
+        return cls(_offsets(lengths), torch.cat(parts) if parts else torch.zeros(0, dtype=torch.int64))
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __getitem__(self, which: Any) -> Any:
+        if isinstance(which, int):
+            number = range(len(self))[which]
+            return self.items[int(self.offsets[number]) : int(self.offsets[number + 1])]
+        if isinstance(which, slice):
+            which = torch.arange(len(self))[which]
+        which = torch.as_tensor(which)
+        if which.dtype == torch.bool:
+            which = which.nonzero().squeeze(1)
+        lengths = self.lengths[which]
+        offsets = _offsets(lengths)
+        places = torch.arange(int(offsets[-1])) + (self.offsets[which] - offsets[:-1]).repeat_interleave(lengths)
+        return Histories(offsets, self.items[places])
+
+    @property
+    def lengths(self) -> Int[Tensor, " B"]:
+        """Items per sequence."""
+        return self.offsets[1:] - self.offsets[:-1]
+
+    def last(self) -> Int[Tensor, " B"]:
+        """The newest item of each sequence; -1 where it is empty."""
+        if not len(self.items):
+            return torch.full((len(self),), -1)
+        return torch.where(self.lengths > 0, self.items[(self.offsets[1:] - 1).clamp_min(0)], -1)
+
+    def padded(self, length: int) -> Int[Tensor, "B T"]:
+        """The newest ``length`` items of each sequence, with -1 before them where there are fewer."""
+        places = self.offsets[1:, None] - torch.arange(length, 0, -1)
+        found = places >= self.offsets[:-1, None]
+        if not len(self.items):
+            return torch.full(places.shape, -1)
+        return torch.where(found, self.items[places.clamp_min(0)], -1)
+
+    def append(self, items: Int[Tensor, " B"]) -> Histories:
+        """One more item at the end of each sequence."""
+        offsets = self.offsets + torch.arange(len(self) + 1)
+        joined = torch.empty(len(self.items) + len(self), dtype=torch.int64)
+        newest = offsets[1:] - 1
+        old = torch.ones(len(joined), dtype=torch.bool)
+        old[newest] = False
+        joined[old], joined[newest] = self.items, items
+        return Histories(offsets, joined)
+
+
+@dataclass(frozen=True)
+class Split:
+    """Leave-one-out: per user the newest event is for test, the one before for validation, the rest for training.
+
+    U users with at least three events are evaluated. Shorter users only train, with all their events.
+
+    Attributes:
+        train: Training part of all users, also of those that are not evaluated.
+        users: Rows of the evaluated users (U,).
+        validation: Their item before the newest (U,).
+        test: Their newest item (U,).
+        num_items: Items in the catalogue.
+        num_short: Users with fewer than three events.
+    """
+
+    train: Histories
+    users: Int[Tensor, " U"]
+    validation: Int[Tensor, " U"]
+    test: Int[Tensor, " U"]
+    num_items: int
+    num_short: int
+
+    @property
+    def validation_inputs(self) -> Histories:
+        """What a model may see when it predicts `validation`: the training part of the evaluated users."""
+        return self.train[self.users]
+
+    @property
+    def test_inputs(self) -> Histories:
+        """What a model may see when it predicts `test`: the training part and the validation item."""
+        return self.train[self.users].append(self.validation)
+
+    def report(self) -> dict[str, int]:
+        """Counts worth a look before training.
+
+        Returns:
+            ``users`` and ``items``; ``train_events``; ``evaluated_users``; ``short_users``; ``cold_targets``: test
+            targets that no training part holds; ``repeated_targets``: test targets that the same user has before.
+        """
+        seen = torch.zeros(self.num_items, dtype=torch.bool)
+        seen[self.train.items] = True
+        inputs = self.test_inputs
+        repeated = inputs.items == self.test.repeat_interleave(inputs.lengths)
+        owners = torch.arange(len(inputs)).repeat_interleave(inputs.lengths)
+        return {
+            "users": len(self.train),
+            "items": self.num_items,
+            "train_events": len(self.train.items),
+            "evaluated_users": len(self.users),
+            "short_users": self.num_short,
+            "cold_targets": int((~seen[self.test]).sum()),
+            "repeated_targets": len(owners[repeated].unique()),
+        }
+
+
+@dataclass(frozen=True)
+class Interactions:
+    """Events of users with items, per user in time order. Made by :meth:`from_events` or `read_interactions`.
+
+    Attributes:
+        histories: The items of each user, oldest first.
+        user_keys: Key of each user row.
+        item_keys: Key of each item row.
+        notes: What was noticed and mended while building, in words; the same lines went to the log.
+    """
+
+    histories: Histories
+    user_keys: tuple[Key, ...]
+    item_keys: tuple[Key, ...]
+    notes: tuple[str, ...] = field(default=())
+
+    def __post_init__(self) -> None:
+        items, count = self.histories.items, len(self.item_keys)
+        if len(self.histories) != len(self.user_keys):
+            raise ValueError(
+                f"expected one key per user, got {len(self.user_keys)} keys for {len(self.histories)} users; give "
+                "as many."
+            )
+        if len(items) and not 0 <= int(items.min()) <= int(items.max()) < count:
+            raise ValueError(f"expected item rows in [0, {count}), got {int(items.min())} to {int(items.max())}.")
+
+    @classmethod
+    def from_events(
+        cls,
+        users: Any,
+        items: Any,
+        times: Any | None = None,
+        *,
+        item_keys: Sequence[Key] | None = None,
+    ) -> Interactions:
+        """Sorts events by user and time and numbers users and items.
+
+        Users are numbered in the order of their keys, items by ``item_keys``, or in the order of their keys. **Ties**:
+        events of one user with equal times keep the order in which they were handed over. Rows with equal user, item
+        and time are one event: all but the first are dropped, counted and logged. Without times the order of the rows
+        is the order in time, and repeats stay. Rows out of order are sorted and the fact is logged. So is a catalogue
+        order: where nearly all neighbouring events ascend by item key, the rows were sorted by key, not by time, and
+        every result on them is meaningless.
+
+        Args:
+            users: User key of each event (N,), integers or strings.
+            items: Item key of each event (N,), integers or strings.
+            times: Time or position of each event (N,), numbers or dates, in any unit; or a tuple of such arrays, of
+                which the first counts most and each later one breaks ties.
+            item_keys: The catalogue, in its order; without it the items that occur.
+
+        Returns:
+            The interactions.
+
+        Raises:
+            ValueError: If there are no events, lengths differ, keys are missing or neither integers nor strings, a time
+                is missing, the catalogue has a key twice, or an event has an item that is not in it.
+
+        Example:
+            >>> events = Interactions.from_events(["b", "a", "b"], [7, 9, 3], times=[1, 1, 0])
+            >>> events.user_keys, events.item_keys, events.histories[1].tolist()
+            (('a', 'b'), (3, 7, 9), [0, 1])
+        """
+        user_names, item_names = _keys(users, "user"), _keys(items, "item")
+        several = isinstance(times, tuple) and len(times) > 0 and np.ndim(times[0]) == 1
+        orders = [] if times is None else [_times(each) for each in (times if several else (times,))]
+        lengths = {len(each) for each in (user_names, item_names, *orders)}
+        if len(lengths) > 1:
+            raise ValueError(f"expected one user, item and time per event, got arrays of {sorted(lengths)} entries.")
+        if lengths == {0}:
+            raise ValueError("expected at least one event, got none; look at the file.")
+        user_keys, user = np.unique(user_names, return_inverse=True)
+        if item_keys is None:
+            known, item = np.unique(item_names, return_inverse=True)
+        else:
+            known = unique_keys(item_keys)
+            item = _rows(known, item_names)
+        notes = []
+        order = np.lexsort((*reversed(orders), user)) if orders else np.argsort(user, kind="stable")
+        # Whole blocks of users may come in any order; what matters is the order within a user.
+        if orders and (order != np.argsort(user, kind="stable")).any():
+            notes.append("events were not in order of time within each user and have been sorted.")
+        user, item = user[order], item[order]
+        if orders:
+            new = _first_of_equal([user, *(each[order] for each in orders), item])
+            if not new.all():
+                notes.append(f"{int((~new).sum())} repeated rows (same user, item and time) have been dropped.")
+            user, item = user[new], item[new]
+        counts = torch.from_numpy(np.bincount(user, minlength=len(user_keys)))
+        histories = Histories(_offsets(counts), torch.from_numpy(item.astype(np.int64)))
+        result = cls(histories, _tuple(user_keys), _tuple(known))
+        share, pairs = result.ascending_share(), int((counts - 1).clamp_min(0).sum())
+        if share >= _ASCENDING and pairs >= _FEWEST_PAIRS:
+            notes.append(
+                f"{100 * share:.1f} % of neighbouring events ascend by item key: the file seems to be sorted by key "
+                "and not by time; look for a file with times, results on this one mean nothing."
+            )
+        for note in notes:
+            _logger.warning("interactions: %s", note)
+        return cls(histories, result.user_keys, result.item_keys, tuple(notes))
+
+    @property
+    def num_users(self) -> int:
+        """Users."""
+        return len(self.user_keys)
+
+    @property
+    def num_items(self) -> int:
+        """Items in the catalogue, whether they occur or not."""
+        return len(self.item_keys)
+
+    @property
+    def num_events(self) -> int:
+        """Events."""
+        return len(self.histories.items)
+
+    def ascending_share(self, keys: Sequence[Key] | None = None) -> float:
+        """Share of neighbouring events of a user whose item keys ascend: about half in time order, 1 in key order.
+
+        Args:
+            keys: Other keys of the items, such as ASINs where the rows are numbers; default `item_keys`.
+
+        Returns:
+            The share; NaN without neighbours.
+        """
+        names = np.asarray(self.item_keys if keys is None else list(keys))
+        rank = np.empty(len(names), dtype=np.int64)
+        rank[np.argsort(names, kind="stable")] = np.arange(len(names))
+        ranks = torch.from_numpy(rank)[self.histories.items]
+        owner = torch.arange(self.num_users).repeat_interleave(self.histories.lengths)
+        pair = owner[1:] == owner[:-1]
+        return float((ranks[1:] > ranks[:-1])[pair].double().mean())
+
+    def k_core(self, k: int = 5) -> Interactions:
+        """Removes users and items with fewer than k events, again and again until none is left.
+
+        Args:
+            k: Fewest events, >= 1. Repeats of an item by one user count each time.
+
+        Returns:
+            The rest, with users and items numbered anew in the same order; items without events are gone too.
+
+        Raises:
+            ValueError: If k < 1 or nothing is left.
+        """
+        if k < 1:
+            raise ValueError(f"expected k >= 1, got {k}; 5 is usual.")
+        items = self.histories.items
+        users = torch.arange(self.num_users).repeat_interleave(self.histories.lengths)
+        while True:
+            user_counts = torch.bincount(users, minlength=self.num_users)
+            item_counts = torch.bincount(items, minlength=self.num_items)
+            stays = (user_counts[users] >= k) & (item_counts[items] >= k)
+            if bool(stays.all()):
+                break
+            users, items = users[stays], items[stays]
+        if not len(items):
+            raise ValueError(f"expected users and items with at least {k} events each, got none; lower k.")
+        users_kept, items_kept = user_counts > 0, item_counts > 0
+        new_rows = items_kept.cumsum(0) - 1
+        return Interactions(
+            Histories(_offsets(user_counts[users_kept]), new_rows[items]),
+            tuple(key for key, kept in zip(self.user_keys, users_kept.tolist(), strict=True) if kept),
+            tuple(key for key, kept in zip(self.item_keys, items_kept.tolist(), strict=True) if kept),
+            self.notes,
+        )
+
+    def rows_of(self, keys: Sequence[Key]) -> Int[Tensor, " M"]:
+        """Rows of these items.
+
+        Raises:
+            ValueError: If one of them is not in the catalogue.
+        """
+        return torch.from_numpy(_rows(np.asarray(self.item_keys), _keys(keys, "item")))
+
+    def split(self) -> Split:
+        """Leave-one-out: newest event for test, the one before for validation, the rest for training.
+
+        Users with fewer than three events have no training part beside two targets, so all their events train and they
+        are not evaluated; `Split.num_short` counts them.
+
+        Raises:
+            ValueError: If no user has three events.
+        """
+        lengths = self.histories.lengths
+        long = lengths >= 3
+        if not bool(long.any()):
+            raise ValueError(f"expected a user with at least three events, got at most {int(lengths.max())}.")
+        users = long.nonzero().squeeze(1)
+        ends = self.histories.offsets[1:][users]
+        events = self.histories.items
+        held_out = torch.zeros(len(events), dtype=torch.bool)
+        held_out[ends - 1] = held_out[ends - 2] = True
+        train = Histories(_offsets(lengths - 2 * long.long()), events[~held_out])
+        split = Split(train, users, events[ends - 2], events[ends - 1], self.num_items, int((~long).sum()))
+        check_split(self, split)
+        return split
+
+
+def check_split(interactions: Interactions, split: Split) -> None:
+    """Raises unless training part, validation item and test item of each user join to the user's events in order.
+
+    So no event can be in two parts, and no part can hold what happened after its target. `Interactions.split` calls it;
+    call it on a split of your own.
+
+    Raises:
+        ValueError: If events are missing, out of order, or in two parts.
+    """
+    whole, parts = interactions.histories, split.train
+    joined = split.test_inputs.append(split.test)
+    expected = whole[split.users]
+    short = torch.ones(len(whole), dtype=torch.bool)
+    short[split.users] = False
+    for got, wanted in ((joined, expected), (parts[short], whole[short])):
+        if not torch.equal(got.offsets, wanted.offsets) or not torch.equal(got.items, wanted.items):
+            raise ValueError(
+                "expected every user's training part, validation item and test item to join to the user's events in "
+                "time order, got other events; split with Interactions.split, or sort by time before splitting."
+            )
+
+
+def unique_keys(keys: Sequence[Key] | np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """The keys of a catalogue as an array.
+
+    Raises:
+        ValueError: If one occurs twice or is missing.
+    """
+    names = _keys(keys, "item")
+    found, counts = np.unique(names, return_counts=True)
+    if len(found) < len(names):
+        twice = found[counts > 1]
+        raise ValueError(
+            f"expected every item once in the catalogue, got {len(twice)} repeated keys such as "
+            f"{', '.join(map(repr, twice[:3].tolist()))}; remove the repeats."
+        )
+    return names
+
+
+def _rows(known: np.ndarray[Any, Any], wanted: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Place of each wanted key among the known ones."""
+    if len(wanted) and known.dtype.kind != wanted.dtype.kind:
+        kinds = {"i": "integers", "U": "strings"}
+        raise ValueError(
+            f"expected item keys that are {kinds[known.dtype.kind]} as in the catalogue, got "
+            f"{kinds[wanted.dtype.kind]} such as {wanted[0].item()!r}; convert one of them."
+        )
+    order = np.argsort(known, kind="stable")
+    place = np.searchsorted(known, wanted, sorter=order).clip(max=len(known) - 1)
+    rows = order[place] if len(known) else np.zeros(0, dtype=np.int64)
+    unknown = np.unique(wanted[known[rows] != wanted]) if len(known) else np.unique(wanted)
+    if len(unknown):
+        raise ValueError(
+            f"expected items of the catalogue, got {len(unknown)} unknown ones such as "
+            f"{', '.join(map(repr, unknown[:3].tolist()))}; add them to the catalogue or remove their events."
+        )
+    return rows
+
+
+def _keys(values: Any, name: str) -> np.ndarray[Any, Any]:
+    """Integers as int64 or strings."""
+    if isinstance(values, Tensor):
+        values = values.numpy()
+    array = np.asarray(values)
+    if array.ndim != 1:
+        raise ValueError(f"expected one {name} key per row, got an array of shape {array.shape}.")
+    if array.dtype.kind == "O" and all(isinstance(each, str) for each in array):
+        array = array.astype(str)
+    if not len(array):
+        array = array.astype(np.int64)
+    if array.dtype.kind in "iu":
+        return array.astype(np.int64)
+    mixed = array.dtype.kind == "U" and isinstance(values, list | tuple) and not all(isinstance(v, str) for v in values)
+    if array.dtype.kind != "U" or mixed:
+        raise ValueError(
+            f"expected {name} keys that are all integers or all strings, got {'both' if mixed else array.dtype}; fill "
+            "missing ones and convert them."
+        )
+    return array
+
+
+def _times(values: Any) -> np.ndarray[Any, Any]:
+    """Numbers that can be compared exactly."""
+    array = np.asarray(values)
+    if array.dtype.kind == "M":
+        missing = np.isnat(array)
+        array = array.astype("datetime64[ns]").astype(np.int64)
+    elif array.dtype.kind in "iuf":
+        missing = np.isnan(array) if array.dtype.kind == "f" else np.zeros(len(array), dtype=bool)
+    else:
+        raise ValueError(f"expected times as numbers or dates, got {array.dtype}; convert them.")
+    if missing.any():
+        raise ValueError(f"expected a time for every event, got {int(missing.sum())} without; remove these events.")
+    return array
+
+
+def _first_of_equal(columns: Sequence[np.ndarray[Any, Any]]) -> np.ndarray[Any, Any]:
+    """True at the first of equal rows, wherever the others stand."""
+    order = np.lexsort(tuple(reversed(columns)))  # stable, so the first of equal rows stays the first
+    same = np.logical_and.reduce([each[order[1:]] == each[order[:-1]] for each in columns])
+    first = np.ones(len(order), dtype=bool)
+    first[order[1:]] = ~same
+    return first
+
+
+def _tuple(keys: np.ndarray[Any, Any]) -> tuple[Key, ...]:
+    return tuple(keys.tolist())
+
+
+def _offsets(lengths: Tensor) -> Tensor:
+    return torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])

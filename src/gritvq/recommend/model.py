@@ -1,0 +1,190 @@
+"""A generative recommender: writes the id of the next item, code by code."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from jaxtyping import Float, Int
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from gritvq.base import build, evaluating
+from gritvq.data.interactions import Histories
+from gritvq.recommend.backbones import Backbone, Context
+from gritvq.recommend.search import Beams, beam_search, exact_scores
+from gritvq.saving import load_weights, read_config, write_folder
+from gritvq.semantic_ids import SemanticIds
+
+__all__ = ["GenerativeRecommender"]
+
+_KIND, _IDS, _PRIORITY = "recommender", "ids", "priority.safetensors"
+
+
+class GenerativeRecommender(nn.Module):
+    """A sequence model over the ids of a catalogue.
+
+    Items are meant by their row in ``ids``. Of a history the newest ``max_history`` items are read. Only ids that exist
+    are generated. Items that share an id have the same score; in lists they come by falling ``priority``, then by row.
+
+    Args:
+        backbone: The sequence model.
+        ids: The catalogue's ids, n items.
+        max_history: Items read.
+        beam: Prefixes kept in beam search where nothing else is said.
+        priority: (n,), such as each item's events in training.
+
+    Raises:
+        ValueError: If the backbone was made for other codebook sizes, or a number is out of range.
+
+    Example:
+        >>> from gritvq.recommend import ItemDecoder
+        >>> ids = SemanticIds(torch.tensor([[0, 1], [2, 3], [2, 0], [2, 0]]), (4, 4))
+        >>> backbone = ItemDecoder(ids.codebook_sizes, 8, num_layers=1, num_heads=1, hidden_dim=8)
+        >>> recommender = GenerativeRecommender(backbone, ids).eval()
+        >>> sorted(recommender.recommend([[0, 3], [1]], 5)[0].tolist()), recommender.scores([[0, 3], []]).shape
+        ([-1, 0, 1, 2, 3], torch.Size([2, 4]))
+    """
+
+    codes: Tensor
+    priority: Tensor
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        ids: SemanticIds,
+        *,
+        max_history: int = 20,
+        beam: int = 50,
+        priority: Float[Tensor, " n"] | None = None,
+    ) -> None:
+        super().__init__()
+        if backbone.codebook_sizes != tuple(ids.codebook_sizes):
+            raise ValueError(
+                f"expected a backbone for the ids' codebook sizes {list(ids.codebook_sizes)}, got one for "
+                f"{list(backbone.codebook_sizes)}; build it with ids.codebook_sizes"
+            )
+        if max_history < 1 or beam < 1:
+            raise ValueError(f"expected max_history >= 1 and beam >= 1, got {max_history} and {beam}")
+        self.backbone, self.ids, self.max_history, self.beam = backbone, ids, max_history, beam
+        priority = torch.zeros(len(ids.codes)) if priority is None else priority.detach().cpu().float()
+        self.trie = ids.trie(priority)
+        self.register_buffer("codes", ids.codes.clone(), persistent=False)
+        self.register_buffer("priority", priority, persistent=False)
+
+    @property
+    def num_items(self) -> int:
+        """Items n of the catalogue."""
+        return len(self.codes)
+
+    def forward(self, rows: Int[Tensor, "B T"]) -> Float[Tensor, ""]:
+        """Loss of a batch of item rows in time order, -1 after the last: nats per item, see the backbone."""
+        codes, lengths = self._codes(rows)
+        return self.backbone.loss(codes, lengths)
+
+    @torch.no_grad()
+    def recommend(
+        self, histories: Histories | Sequence[Sequence[int]], k: int = 10, *, beam: int | None = None
+    ) -> Int[Tensor, "B k"]:
+        """The k best items by beam search, best first; -1 where there are fewer.
+
+        Args:
+            histories: Item rows per user, oldest first; may be empty.
+            k: Items wanted.
+            beam: Prefixes kept; the recommender's where None, and at least k.
+
+        Raises:
+            ValueError: If a row is no item, or k or the beam is smaller than 1.
+        """
+        if k < 1:
+            raise ValueError(f"expected k >= 1, got {k}")
+        return self.trie.expand(self.search(histories, max(k, self.beam if beam is None else beam)).leaves, k)
+
+    @torch.no_grad()
+    def search(self, histories: Histories | Sequence[Sequence[int]], beam: int) -> Beams:
+        """The best ids by beam search, as leaves of ``trie``."""
+        with evaluating(self):
+            return beam_search(self.backbone, self._read(histories), self.trie, beam)
+
+    @torch.no_grad()
+    def scores(self, histories: Histories | Sequence[Sequence[int]], *, block: int = 512) -> Float[Tensor, "B n"]:
+        """Exact log-probabilities of all items' ids; equal for items that share one.
+
+        Args:
+            histories: Item rows per user, oldest first; may be empty.
+            block: Prefixes scored at a time, see :func:`gritvq.recommend.exact_scores`.
+
+        Raises:
+            ValueError: If a row is no item.
+        """
+        with evaluating(self):
+            found = exact_scores(self.backbone, self._read(histories), self.trie, block=block)
+        return found[:, self.trie.leaves_of_rows()]
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> Path:
+        """Write ``config.json``, ``model.safetensors``, the ids (folder ``ids``) and the priority; no pickle.
+
+        Raises:
+            ValueError: If the path is a file, or a folder that holds something else.
+        """
+        extra = {"max_history": self.max_history, "beam": self.beam, "ids": _digest(self.ids)}
+        folder = write_folder(folder, _KIND, self.backbone, extra)
+        self.ids.save(folder / _IDS)
+        save_file({"priority": self.priority.cpu()}, folder / _PRIORITY)
+        return folder
+
+    @classmethod
+    def from_pretrained(cls, folder: str | os.PathLike[str], ids: SemanticIds | None = None) -> GenerativeRecommender:
+        """Load a recommender, in eval mode.
+
+        Args:
+            folder: What :meth:`save_pretrained` wrote.
+            ids: Must be the ids it was trained on; those in the folder where None.
+
+        Raises:
+            ValueError: If files are missing or damaged, or the ids are others than in training.
+        """
+        folder = Path(folder)
+        config = read_config(folder, _KIND)
+        ids = SemanticIds.load(folder / _IDS) if ids is None else ids
+        if _digest(ids) != config["ids"]:
+            raise ValueError(
+                f"expected the ids that {folder} was trained on, sha256 {config['ids'][:12]}, got others, "
+                f"{_digest(ids)[:12]}; train again, or load it without ids to take those in the folder"
+            )
+        backbone = build(config[_KIND])
+        if not isinstance(backbone, Backbone):
+            raise ValueError(f"expected a recommender's backbone in {folder}, got {type(backbone).__name__}")
+        load_weights(backbone, folder)
+        priority = load_file(folder / _PRIORITY)["priority"]
+        return cls(backbone, ids, max_history=config["max_history"], beam=config["beam"], priority=priority).eval()
+
+    def _read(self, histories: Histories | Sequence[Sequence[int]]) -> Context:
+        given = Histories.of(histories)
+        length = max(1, min(self.max_history, int(given.lengths.max()) if len(given) else 1))
+        newest = given.padded(length).to(self.codes.device)  # -1 comes first
+        lengths = (newest >= 0).sum(1, keepdim=True)
+        places = (torch.arange(length, device=newest.device) - lengths) % length
+        rows = newest.gather(1, places)
+        codes, counts = self._codes(rows)
+        return self.backbone.read(codes, counts)
+
+    def _codes(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Codes (B, T, Q), 0 where there is no item, and items per row."""
+        if rows.numel() and not -1 <= int(rows.amin()) <= int(rows.amax()) < self.num_items:
+            raise ValueError(
+                f"expected item rows in [0, {self.num_items}), got {int(rows.amin())} to {int(rows.amax())}; items "
+                "without an id get one with SemanticIds.add"
+            )
+        valid = rows >= 0
+        return self.codes[rows.clamp(min=0)] * valid[..., None], valid.sum(1)
+
+
+def _digest(ids: SemanticIds) -> str:
+    """Of codes, sizes and keys: what a model's weights depend on."""
+    told = hashlib.sha256(repr((tuple(ids.codebook_sizes), ids.items)).encode())
+    told.update(ids.codes.contiguous().numpy().tobytes())
+    return told.hexdigest()

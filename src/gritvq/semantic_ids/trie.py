@@ -1,0 +1,325 @@
+"""The prefix trie of a catalogue's ids: which codes may follow a prefix, for many prefixes at once."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+__all__ = ["PrefixTrie", "TrieLogitsProcessor"]
+
+_FEW = 8  # a level is sparse where no prefix has more than 1 / _FEW of the codes after it
+
+
+class PrefixTrie(nn.Module):
+    """All prefixes of a set of id tuples as one table in compressed-row form, which moves with ``.to(device)``.
+
+    A node is a distinct prefix. Node 0 is the empty one, the nodes of a level follow those of the level before, and
+    within a level they are in lexicographic order, so the children of a node are neighbours: node v has the children
+    ``first_child[v] .. first_child[v + 1] - 1``. A child is found by binary search over the keys
+    ``parent * max(K) + code``, which this order sorts. Node -1 stands for whatever is no prefix: nothing may follow it,
+    and every step from it leads to it. Several rows may share an id.
+
+    Memory is 24 bytes per node and 8 per row; nothing is n x K.
+
+    Args:
+        codes: Ids (n, Q), one row per item, int64.
+        codebook_sizes: Codes K per level, Q entries.
+        priority: (n,) numbers, larger first: the order of rows that share an id. Where None, and among equal
+            numbers, the order of the rows.
+
+    Raises:
+        ValueError: If there are no rows, the shapes differ, or a code is out of range.
+
+    Example:
+        >>> trie = PrefixTrie(torch.tensor([[0, 1], [0, 2], [1, 0], [0, 2]]), (2, 3))
+        >>> nodes = trie.step(trie.root(2), torch.tensor([0, 1]))
+        >>> trie.allowed(nodes, 1)
+        tensor([[False,  True,  True],
+                [ True, False, False]])
+        >>> leaves = trie.walk(torch.tensor([[0, 2], [1, 0], [1, 1]]))
+        >>> [trie.rows_of(leaf) for leaf in leaves.tolist()]
+        [[1, 3], [2], []]
+
+    References:
+        The table is that of the transition matrix in Su et al., Vectorizing the trie: efficient constrained decoding
+        for LLM-based generative retrieval on accelerators (STATIC), 2026, arXiv 2602.22647; we keep no dense levels.
+    """
+
+    first_child: Tensor
+    code: Tensor
+    keys: Tensor
+    first_row: Tensor
+    rows: Tensor
+
+    def __init__(
+        self, codes: Int[Tensor, "n Q"], codebook_sizes: Sequence[int], *, priority: Float[Tensor, " n"] | None = None
+    ) -> None:
+        super().__init__()
+        self.codebook_sizes = tuple(int(size) for size in codebook_sizes)
+        levels = len(self.codebook_sizes)
+        if codes.ndim != 2 or codes.shape[1] != levels or not len(codes) or not levels:
+            raise ValueError(
+                f"expected ids (n, {levels}) with n > 0, one column per codebook size, got {tuple(codes.shape)}; pass "
+                "codes and codebook_sizes of the same ids"
+            )
+        codes = codes.detach().to("cpu", torch.int64)
+        if priority is not None and priority.shape != codes.shape[:1]:
+            raise ValueError(f"expected one priority per row, ({len(codes)},), got {tuple(priority.shape)}")
+        bad = (codes < 0) | (codes >= torch.tensor(self.codebook_sizes))
+        if bool(bad.any()):
+            row, level = (int(number) for number in bad.nonzero()[0])
+            raise ValueError(
+                f"expected codes in [0, {self.codebook_sizes[level]}) at level {level}, got {int(codes[row, level])} "
+                f"in row {row}; a row without an id has no place in the trie"
+            )
+        order = torch.arange(len(codes))
+        if priority is not None:
+            order = priority.detach().cpu().argsort(descending=True, stable=True)
+        for level in reversed(range(levels)):
+            order = order[codes[order, level].argsort(stable=True)]
+        ordered = codes[order]
+
+        self.offsets = [0, 1]  # of the levels' nodes; level l has offsets[l] .. offsets[l + 1] - 1
+        self.largest_fan_out: list[int] = []
+        differs = torch.zeros(len(codes), dtype=torch.bool)
+        differs[0] = True
+        parent = torch.zeros(len(codes), dtype=torch.int64)  # of every row's prefix
+        parents, edges = [], []
+        for level in range(levels):
+            differs[1:] |= ordered[1:, level] != ordered[:-1, level]
+            heads = differs.nonzero()[:, 0]
+            parents.append(parent[heads])
+            edges.append(ordered[heads, level])
+            self.largest_fan_out.append(int((parents[-1] - self.offsets[level]).bincount().amax()))
+            parent = self.offsets[-1] + differs.cumsum(0) - 1
+            self.offsets.append(self.offsets[-1] + len(heads))
+        every_parent = torch.cat(parents)
+        code = torch.cat([torch.zeros(1, dtype=torch.int64), *edges])
+        inner = torch.arange(self.num_nodes + 1)
+        tables = {
+            "first_child": 1 + torch.searchsorted(every_parent, inner),
+            "code": code,
+            "keys": every_parent * max(self.codebook_sizes) + code[1:],
+            "first_row": torch.cat([heads, torch.tensor([len(codes)])]),
+            "rows": order,
+        }
+        for name, table in tables.items():
+            self.register_buffer(name, table.contiguous(), persistent=False)  # made anew from the ids
+
+    @property
+    def num_levels(self) -> int:
+        """Length Q of an id."""
+        return len(self.codebook_sizes)
+
+    @property
+    def num_nodes(self) -> int:
+        """Distinct prefixes, the empty one and whole ids included."""
+        return self.offsets[-1]
+
+    @property
+    def num_leaves(self) -> int:
+        """Distinct ids."""
+        return self.offsets[-1] - self.offsets[-2]
+
+    def root(self, batch: int) -> Int[Tensor, " B"]:
+        """The empty prefix, ``batch`` times."""
+        return torch.zeros(batch, dtype=torch.int64, device=self.code.device)
+
+    def allowed(self, nodes: Int[Tensor, "*batch"], level: int) -> Bool[Tensor, "*batch K"]:
+        """Which codes of ``level`` continue the prefixes ``nodes``; none after a node that is not of that level.
+
+        Args:
+            nodes: Prefixes of length ``level``; -1 for no prefix.
+            level: 0 .. Q - 1.
+
+        Returns:
+            (*batch, K of the level).
+
+        Raises:
+            ValueError: If there is no such level.
+        """
+        self._check(level)
+        first, count = self.offsets[level], self.offsets[level + 1] - self.offsets[level]
+        flat = nodes.flatten()
+        if count < len(flat):  # every node of the level once; the row after the last stands for no prefix
+            masks = self._masks(torch.arange(first, first + count + 1, device=flat.device), level)
+            places = flat - first
+            good = (places >= 0) & (places < count)
+            return masks[places.where(good, torch.full_like(places, count))].unflatten(0, nodes.shape)
+        return self._masks(flat, level).unflatten(0, nodes.shape)
+
+    def candidates(self, nodes: Int[Tensor, "*batch"], level: int) -> Int[Tensor, "*batch F"]:
+        """The same as a list: the codes that continue each prefix, ascending, and K after the last.
+
+        Args:
+            nodes: Prefixes of length ``level``; -1 for no prefix.
+            level: 0 .. Q - 1.
+
+        Returns:
+            (*batch, F), F the most codes that continue a prefix of this level.
+
+        Raises:
+            ValueError: If there is no such level.
+        """
+        self._check(level)
+        here = (nodes >= self.offsets[level]) & (nodes < self.offsets[level + 1])
+        inner = nodes.where(here, torch.zeros_like(nodes))
+        end = self.first_child[inner + 1].where(here, torch.zeros_like(nodes))
+        columns = torch.arange(self.largest_fan_out[level], device=nodes.device)
+        children = self.first_child[inner][..., None] + columns
+        codes = self.code[children.clamp(max=self.num_nodes - 1)]
+        return codes.masked_fill_(children >= end[..., None], self.codebook_sizes[level])
+
+    def step(self, nodes: Int[Tensor, "*batch"], codes: Int[Tensor, "*batch"]) -> Int[Tensor, "*batch"]:
+        """The nodes that ``codes`` lead to from ``nodes``; -1 where that is no prefix of an id."""
+        largest = max(self.codebook_sizes)
+        keys = nodes * largest + codes
+        found = torch.searchsorted(self.keys, keys).clamp_(max=len(self.keys) - 1)
+        good = (self.keys[found] == keys) & (nodes >= 0) & (codes >= 0) & (codes < largest)
+        return (found + 1).where(good, torch.full_like(found, -1))
+
+    def walk(self, prefixes: Int[Tensor, "*batch l"]) -> Int[Tensor, "*batch"]:
+        """The nodes of whole prefixes (*batch, l), l <= Q; -1 for those that begin no id."""
+        nodes = torch.zeros(prefixes.shape[:-1], dtype=torch.int64, device=self.code.device)
+        for level in range(prefixes.shape[-1]):
+            nodes = self.step(nodes, prefixes[..., level])
+        return nodes
+
+    def level(self, level: int) -> Int[Tensor, " nodes"]:
+        """All nodes of prefixes of length ``level``, 0 .. Q, in lexicographic order."""
+        return torch.arange(self.offsets[level], self.offsets[level + 1], device=self.code.device)
+
+    def prefixes_of(self, nodes: Int[Tensor, " B"], length: int) -> Int[Tensor, "B l"]:
+        """The codes of nodes of level ``length``; those of other nodes are not defined."""
+        codes = []
+        for _ in range(length):
+            codes.append(self.code[nodes])
+            nodes = self.keys[nodes - 1] // max(self.codebook_sizes)
+        return torch.stack([*reversed(codes)], 1) if codes else nodes.new_zeros(len(nodes), 0)
+
+    def children_of(self, nodes: Int[Tensor, " B"]) -> tuple[Int[Tensor, " C"], Int[Tensor, " C"]]:
+        """All children of inner nodes, and for each the place of its parent in ``nodes``."""
+        counts = self.first_child[nodes + 1] - self.first_child[nodes]
+        places = torch.repeat_interleave(torch.arange(len(nodes), device=nodes.device), counts)
+        within = torch.arange(len(places), device=nodes.device) - (counts.cumsum(0) - counts)[places]
+        return self.first_child[nodes][places] + within, places
+
+    def sizes_of(self, leaves: Int[Tensor, "*batch"]) -> Int[Tensor, "*batch"]:
+        """How many rows share the id of each leaf; 0 for what is no leaf."""
+        places, good = self._leaf(leaves)
+        return (self.first_row[places + 1] - self.first_row[places]) * good
+
+    def expand(self, leaves: Int[Tensor, "B W"], count: int) -> Int[Tensor, "B k"]:
+        """The rows of ranked leaves, one group after the other, as far as ``count``.
+
+        Args:
+            leaves: Leaves in order; what is no leaf has no rows.
+            count: Rows k wanted.
+
+        Returns:
+            Rows (B, k), within a group by falling priority, then by row number; -1 after the last.
+        """
+        places, _ = self._leaf(leaves)
+        sizes = self.sizes_of(leaves)
+        ends = sizes.cumsum(1)
+        wanted = torch.arange(count, device=leaves.device).expand(len(leaves), -1).contiguous()
+        groups = torch.searchsorted(ends, wanted, right=True)
+        good = groups < leaves.shape[1]
+        groups = groups.clamp(max=leaves.shape[1] - 1)
+        within = wanted - (ends - sizes).gather(1, groups)
+        rows = self.rows[(self.first_row[places].gather(1, groups) + within).clamp(max=len(self.rows) - 1)]
+        return rows.where(good, torch.full_like(rows, -1))
+
+    def leaves_of_rows(self) -> Int[Tensor, " n"]:
+        """The place of every row's id among the ids, 0 .. number of ids - 1."""
+        sizes = self.first_row[1:] - self.first_row[:-1]
+        places = torch.arange(self.num_leaves, device=self.rows.device).repeat_interleave(sizes)
+        return torch.empty_like(places).scatter_(0, self.rows, places)
+
+    def rows_of(self, leaf: int) -> list[int]:
+        """Rows that have the id of a leaf; none for what is no leaf."""
+        place = leaf - self.offsets[-2]
+        if not 0 <= place < self.num_leaves:
+            return []
+        return self.rows[int(self.first_row[place]) : int(self.first_row[place + 1])].tolist()
+
+    def _masks(self, nodes: Tensor, level: int) -> Tensor:
+        """Masks (nodes, K), one row at a time."""
+        size = self.codebook_sizes[level]
+        mask = torch.zeros(len(nodes), size + 1, dtype=torch.bool, device=nodes.device)
+        return mask.scatter_(1, self.candidates(nodes, level), True)[:, :size]  # the last column takes what is none
+
+    def _leaf(self, nodes: Tensor) -> tuple[Tensor, Tensor]:
+        """Numbers among the leaves, and whether each is one."""
+        places = nodes - self.offsets[-2]
+        good = (places >= 0) & (places < self.num_leaves)
+        return places.where(good, torch.zeros_like(places)), good
+
+    def _check(self, level: int) -> None:
+        if not 0 <= level < self.num_levels:
+            raise ValueError(f"expected a level in [0, {self.num_levels}), got {level}; whole ids have no next code")
+
+
+class TrieLogitsProcessor:
+    """Keeps ``generate`` of transformers on ids that exist; goes into its ``logits_processor`` list.
+
+    Code c of level l is token ``first_token + sum(codebook_sizes[:l]) + c``. Everything that is not allowed gets -inf.
+    After a whole id, and after tokens that begin no id, only ``end_token`` is allowed, so no row is ever empty. The
+    scores are changed in place, as they are given.
+
+    Args:
+        trie: The ids, on the device of the scores.
+        prompt_length: Tokens before the id: 1 for an encoder-decoder, the prompt's length for a decoder-only model.
+        first_token: Token of code 0 at level 0.
+        end_token: Allowed once nothing else is.
+
+    Example:
+        >>> trie = PrefixTrie(torch.tensor([[0, 1], [1, 0]]), (2, 2))
+        >>> processor = TrieLogitsProcessor(trie, prompt_length=1, first_token=3, end_token=2)
+        >>> processor(torch.tensor([[1, 3], [1, 4]]), torch.zeros(2, 7)).isfinite().nonzero().tolist()
+        [[0, 6], [1, 5]]
+    """
+
+    def __init__(self, trie: PrefixTrie, *, prompt_length: int, first_token: int = 3, end_token: int = 2) -> None:
+        self.trie, self.prompt_length, self.end_token = trie, prompt_length, end_token
+        self.first_tokens = [first_token]
+        for size in trie.codebook_sizes:
+            self.first_tokens.append(self.first_tokens[-1] + size)
+
+    def __call__(self, input_ids: Int[Tensor, "B T"], scores: Float[Tensor, "B V"]) -> Float[Tensor, "B V"]:
+        """Mask the scores of the next token.
+
+        Raises:
+            ValueError: If the prompt is longer than the tokens, or the vocabulary ends before the last code.
+        """
+        level, levels = input_ids.shape[1] - self.prompt_length, self.trie.num_levels
+        if level < 0 or scores.shape[1] < self.first_tokens[-1]:
+            raise ValueError(
+                f"expected at least {self.prompt_length} tokens and a vocabulary of {self.first_tokens[-1]}, got "
+                f"{input_ids.shape[1]} and {scores.shape[1]}; correct prompt_length, or the model's vocabulary"
+            )
+        tokens = input_ids[:, self.prompt_length :][:, :levels]
+        firsts = torch.tensor(self.first_tokens[: tokens.shape[1]], device=tokens.device)
+        codes = tokens - firsts
+        nodes = self.trie.walk(codes)
+        ends = scores[:, self.end_token].clone()
+        if level >= levels:
+            scores.fill_(-math.inf)
+            scores[:, self.end_token] = ends
+            return scores
+        first, last = self.first_tokens[level], self.first_tokens[level + 1]
+        if _FEW * self.trie.largest_fan_out[level] <= last - first:  # a few scores are moved faster than all are masked
+            found = first + self.trie.candidates(nodes, level)
+            kept = scores.gather(1, found.clamp(max=last - 1)).masked_fill_(found == last, -math.inf)
+            found = found.masked_fill_(found == last, self.end_token)  # which is set last of all
+            scores.fill_(-math.inf).scatter_(1, found, kept)
+        else:
+            scores[:, :first] = -math.inf
+            scores[:, last:] = -math.inf
+            scores[:, first:last].masked_fill_(~self.trie.allowed(nodes, level), -math.inf)
+        scores[:, self.end_token] = ends.masked_fill_(nodes >= 0, -math.inf)
+        return scores
