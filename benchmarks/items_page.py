@@ -9,6 +9,7 @@ from typing import Any
 
 from tables import circumstances, markdown_table
 
+from gritvq.figures import new_figure, save_figure
 from gritvq.training.compare import read_results
 
 RUN = ("method", "settings", "codebook_size", "seed")
@@ -39,6 +40,10 @@ NEXT_ITEM = """    python benchmarks/quality/next_item.py train --data PATH-TO-A
 `configs/items/beauty-small.yaml`: less than two million parameters, ids of residual k-means with an appended token, one
 seed. Test numbers along the way are of a fixed sample of users; the last table is of all users, with the copy that had
 the best NDCG@10 of validation. "id" counts any item that shares the target's id. Minutes are processor time."""
+
+ENCODING = """    python -m benchmarks.speed.encode --data PATH-TO-AMAZON-BEAUTY
+
+A million embeddings of 384 float16 components from a memory-mapped file. The RQ-VAE here trained for 200 steps only."""
 
 MASKING = """    python -m benchmarks.speed.trie
 
@@ -99,7 +104,7 @@ def floors(folder: Path) -> str:
     return "\n\n".join([FLOORS, *parts])
 
 
-def next_item(folder: Path) -> str:
+def next_item(folder: Path, images: Path) -> str:
     """The curve against training time, then the selected copy on all users."""
     parts = []
     for path in sorted(folder.glob("items_next_*.csv")):
@@ -121,10 +126,37 @@ def next_item(folder: Path) -> str:
         parts += [markdown_table(("step", "minutes", "validation R@10", "validation N@10", "test R@10"), lines)]
         parts += [f"All {most:,} users:"]
         parts += [markdown_table(("method", "counted", "step", "minutes", "beam", "R@5", "N@5", "R@10", "N@10"), whole)]
-        picture = folder.parent.parent / "docs" / "images" / f"{path.stem}.png"
-        if picture.exists():
-            parts.append(f"![Recall against training time](images/{picture.name})")
+        curve_picture(curve, _floors_of(folder), images / f"{path.stem}.png")
+        parts.append(f"![Recall against training time](images/{path.stem}.png)")
     return "\n\n".join([NEXT_ITEM, *parts])
+
+
+def _floors_of(folder: Path) -> dict[str, float]:
+    """Test R@10 on Amazon Beauty of what needs no training."""
+    rows = [row for path in sorted(folder.glob("items_floors_*.csv")) for row in read_results(path, RUN)]
+    wanted = ("popularity", "text cosine", "co-occurrence")
+    return {
+        row["method"]: float(row["recall@10"])
+        for row in rows
+        if row["data"] == "amazon_beauty" and row["method"] in wanted
+    }
+
+
+def curve_picture(curve: Sequence[Mapping[str, Any]], floors: Mapping[str, float], path: Path) -> None:
+    """Recall@10 against minutes of training, with the floors as lines."""
+    figure, axis = new_figure(7.2, 4.0)
+    for split, color in (("validation", "#9ab8cc"), ("test", "#20638a")):
+        runs = [run for run in curve if run["split"] == split]
+        users = f"{split}, {int(runs[0]['users']):,} users" if runs else split
+        minutes, recall = ([float(run[name]) for run in runs] for name in ("minutes", "recall@10"))
+        axis.plot(minutes, recall, "o-", color=color, label=users, markersize=4)
+    for name, value in floors.items():
+        axis.axhline(value, color="#b03a2e", linewidth=1, linestyle="--")
+        axis.annotate(f"{name}, test", (0.995, value), xycoords=("axes fraction", "data"), ha="right", va="bottom")
+    axis.set(xlabel="processor minutes of training", ylabel="Recall@10, items", xlim=(0, None), ylim=(0, None))
+    axis.grid(alpha=0.25)
+    axis.legend(loc="lower right", bbox_to_anchor=(1, 0.2))
+    save_figure(figure, path)
 
 
 _SHOWN = (("validation", "recall@10"), ("validation", "ndcg@10"), ("test", "recall@10"))
@@ -159,13 +191,32 @@ def _read_trie(path: Path) -> list[dict[str, Any]]:
     return list(runs.values())
 
 
-TABLES = {"tokenizers": tokenizers, "floors": floors, "next": next_item, "trie": masking}
+def encoding(folder: Path) -> str:
+    """Items per second and memory."""
+    parts = []
+    for path in sorted(folder.glob("items_encode_*.csv")):
+        results = read_results(path)
+        rows = [
+            [
+                row["method"],
+                row["settings"],
+                f"{float(row['items_per_second']):,.0f}",
+                f"{float(row['peak_bytes']) / 1e6:.0f}",
+                f"{float(row['fit_and_encode_seconds']):.1f}",
+            ]
+            for row in results
+        ]
+        columns = ("tokenizer", "settings", "items/s", "MB beyond the map", "seconds to fit and encode 12,101 items")
+        parts += [circumstances(results, ABOUT), markdown_table(columns, rows)]
+    return "\n\n".join([ENCODING, *parts])
 
 
-def with_tables(text: str, folder: Path) -> str:
-    """The page with what lies between its marks made anew."""
+def with_tables(text: str, folder: Path, images: Path) -> str:
+    """The page with what lies between its marks made anew, and its pictures."""
+    tables = {"tokenizers": tokenizers, "encoding": encoding, "floors": floors, "trie": masking}
 
     def table(mark: re.Match[str]) -> str:
-        return f"<!-- table {mark['name']} -->\n\n{TABLES[mark['name']](folder)}\n\n<!-- end -->"
+        made = next_item(folder, images) if mark["name"] == "next" else tables[mark["name"]](folder)
+        return f"<!-- table {mark['name']} -->\n\n{made}\n\n<!-- end -->"
 
     return re.sub(r"<!-- table (?P<name>\w+) -->.*?<!-- end -->", table, text, flags=re.DOTALL)

@@ -241,7 +241,7 @@ def main() -> int:
     pages[DOCS / "performance.md"] = performance_page.page(RESULTS, DOCS / "images")
     pages |= {path: with_measured_rows(path.read_text()) for path in sorted((DOCS / "methods").glob("*.md"))}
     items = DOCS / "semantic-ids.md"
-    pages[items] = with_tables(items.read_text(), RESULTS)
+    pages[items] = with_tables(items.read_text(), RESULTS, DOCS / "images")
     differing = [path for path, page in pages.items() if not path.exists() or path.read_text() != page]
     for path in differing:
         if not check:

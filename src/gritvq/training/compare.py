@@ -250,7 +250,7 @@ def read_results(path: str | Path, identity: Sequence[str] = IDENTITY) -> list[d
             about = {k: v for k, v in line.items() if k not in (*identity, "metric", "unit", "value")}
             key = tuple(line[k] for k in identity) + tuple(about.values())
             run = runs.setdefault(key, {**{k: line[k] for k in identity}, **about})
-            run |= {name: int(line[name]) for name in ("codebook_size", "seed")}
+            run |= {name: int(line[name]) for name in ("codebook_size", "seed") if name in line}
             run[line["metric"]] = float(line["value"])
     return list(runs.values())
 
