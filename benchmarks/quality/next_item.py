@@ -30,13 +30,13 @@ from gritvq.data.interactions import Split
 from gritvq.data.items import read_item_data
 from gritvq.data.sequences import SequenceData
 from gritvq.item_tokenizers import ResidualKMeans
-from gritvq.recommend import GenerativeRecommender, ItemDecoder, rank_in_list, ranking_metrics, ranks_by_lists
+from gritvq.recommend import GenerativeRecommender, ItemDecoder, ranking_metrics, ranks_by_lists
 from gritvq.semantic_ids import SemanticIds
 from gritvq.training import RecommenderTask, TrainingPlan, train
 from gritvq.training.compare import read_results, write_results
 from gritvq.training.runs import prepare
 
-IDENTITY = ("method", "level", "split", "users", "beam", "step", "seed")
+IDENTITY = ("method", "split", "users", "beam", "step", "seed")
 SAMPLE = 4000
 
 
@@ -127,43 +127,35 @@ def measure(options: argparse.Namespace, split: Split) -> None:
     known = {tuple(str(row[name]) for name in IDENTITY) for row in rows}
     best = max(lines, key=lambda line: line["ndcg@10"])
     sample = torch.randperm(len(split.users), generator=torch.Generator().manual_seed(0))[:SAMPLE].sort().values
-    for line in lines:
+    for number, line in enumerate(lines):
         spent = {name: line[name] for name in ("minutes", "wall_minutes")}
         validation = {name: value for name, value in line.items() if "@" in name}
-        jobs = [("validation", 2000, 20, validation), ("test", SAMPLE, 20, None)]
-        jobs += [("test", len(split.users), 50, None)] if line is best else []
-        for part, users, beam, numbers in jobs:
+        jobs: list[tuple[str, int, int]] = [("validation", 2000, 20)]
+        jobs += [("test", SAMPLE, 20)] if number % 3 == 0 or line is best or line is lines[-1] else []
+        jobs += [("test", len(split.users), 50)] if line is best else []
+        for part, users, beam in jobs:
             place = {"split": part, "users": users, "beam": beam, "step": line["step"], "seed": options.seed}
-            for level in ("item", "id"):
-                row = {"method": "item decoder, 3 + 1 layers", "level": level, **place}
-                if tuple(str(row[name]) for name in IDENTITY) in known or (part == "validation" and level == "id"):
-                    continue
-                if numbers is None or level == "id":
-                    recommender = GenerativeRecommender.from_pretrained(folder / f"step-{line['step']:06d}")
-                    chosen = torch.arange(users) if users == len(split.users) else sample
-                    numbers = test_metrics(recommender, split, chosen, beam, level)
-                selected = {"selected": 1.0} if line is best else {}
-                rows.append({**row, **spent, **numbers, **selected, **about})
-                numbers = None if part == "test" else numbers
-                write_results(path, rows, about, IDENTITY, {"minutes": "min", "wall_minutes": "min"})
-                print(json.dumps(rows[-1]), flush=True)
+            row = {"method": "item decoder, 3 + 1 layers", **place}
+            if tuple(str(row[name]) for name in IDENTITY) in known:
+                continue
+            numbers = validation
+            if part == "test":
+                recommender = GenerativeRecommender.from_pretrained(folder / f"step-{line['step']:06d}")
+                chosen = torch.arange(users) if users == len(split.users) else sample
+                numbers = test_metrics(recommender, split, chosen, beam)
+            selected = {"selected": 1.0} if line is best else {}
+            rows.append({**row, **spent, **numbers, **selected, **about})
+            write_results(path, rows, about, IDENTITY, {"minutes": "min", "wall_minutes": "min"})
+            print(part, users, line["step"], {name: round(value, 4) for name, value in numbers.items()}, flush=True)
 
 
-def test_metrics(
-    recommender: GenerativeRecommender, split: Split, users: torch.Tensor, beam: int, level: str
-) -> dict[str, float]:
-    """Recall and NDCG of items, or of their ids."""
-    histories, targets = split.test_inputs[users], split.test[users]
+def test_metrics(recommender: GenerativeRecommender, split: Split, users: torch.Tensor, beam: int) -> dict[str, float]:
+    """Recall and NDCG of items; those of ids are the same, as no two items share one."""
     with torch.autocast("cpu", torch.bfloat16):
-        if level == "item":
-            return ranking_metrics(
-                ranks_by_lists(lambda h, k: recommender.recommend(h, k, beam=beam), histories, targets)
-            )
-        leaves = recommender.trie.walk(recommender.codes[targets])
-        found = torch.cat(
-            [recommender.search(histories[i : i + 256], beam).leaves for i in range(0, len(targets), 256)]
+        ranks = ranks_by_lists(
+            lambda h, k: recommender.recommend(h, k, beam=beam), split.test_inputs[users], split.test[users]
         )
-    return ranking_metrics(rank_in_list(found, leaves))
+    return ranking_metrics(ranks)
 
 
 def main() -> None:
