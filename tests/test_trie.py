@@ -42,13 +42,11 @@ def test_every_prefix_gets_what_a_set_of_tuples_says(
             trie.allowed(nodes, level) if not one_by_one else torch.cat([trie.allowed(n[None], level) for n in nodes])
         )
         assert allowed.tolist() == [[(*prefix, code) in known for code in range(size)] for prefix in prefixes.tolist()]
-        lists = [[code for code in line if code < size] for line in trie.candidates(nodes, level).tolist()]
-        assert lists == [line.nonzero()[:, 0].tolist() for line in allowed]
         assert trie.offsets[level + 2] - trie.offsets[level + 1] == len(known)
         stepped = trie.step(nodes[:, None].expand(-1, size), torch.arange(size).expand(len(nodes), -1))
         assert torch.equal(stepped >= 0, allowed)
-        children, places = trie.children_of(nodes[nodes >= 0])
-        assert torch.equal(children, stepped[allowed]) and torch.equal(places, allowed[nodes >= 0].nonzero()[:, 0])
+        children, places = trie.children_of(nodes)
+        assert torch.equal(children, stepped[allowed]) and torch.equal(places, allowed.nonzero()[:, 0])
     leaves = trie.walk(every_prefix(sizes, len(sizes)))
     wanted = [[n for n, row in enumerate(rows) if row == ids] for ids in itertools.product(*map(range, sizes))]
     assert [trie.rows_of(leaf) for leaf in leaves.tolist()] == wanted
@@ -82,6 +80,7 @@ def test_what_is_no_prefix_allows_nothing_and_leads_nowhere() -> None:
     assert trie.allowed(odd, 0)[:3].sum() == 0
     assert trie.step(odd, torch.tensor([0, 0, 0, 7])).eq(-1).all() and trie.step(trie.root(1), torch.tensor([-1])) == -1
     assert trie.walk(torch.tensor([[1, 0], [0, 3], [2, -1], [9, 9]])).eq(-1).all()
+    assert not len(trie.children_of(odd[:2])[0])
     assert trie.rows_of(-1) == trie.rows_of(0) == [] and trie.sizes_of(odd).tolist() == [0, 1, 0, 0]
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 __all__ = ["PrefixTrie", "TrieLogitsProcessor"]
 
-_FEW = 8  # a level is sparse where no prefix has more than 1 / _FEW of the codes after it
+_FEW = 16  # a level is sparse where a prefix has at most 1 / _FEW of the codes after it, on average
 
 
 class PrefixTrie(nn.Module):
@@ -152,28 +152,6 @@ class PrefixTrie(nn.Module):
             return masks[places.where(good, torch.full_like(places, count))].unflatten(0, nodes.shape)
         return self._masks(flat, level).unflatten(0, nodes.shape)
 
-    def candidates(self, nodes: Int[Tensor, "*batch"], level: int) -> Int[Tensor, "*batch F"]:
-        """The same as a list: the codes that continue each prefix, ascending, and K after the last.
-
-        Args:
-            nodes: Prefixes of length ``level``; -1 for no prefix.
-            level: 0 .. Q - 1.
-
-        Returns:
-            (*batch, F), F the most codes that continue a prefix of this level.
-
-        Raises:
-            ValueError: If there is no such level.
-        """
-        self._check(level)
-        here = (nodes >= self.offsets[level]) & (nodes < self.offsets[level + 1])
-        inner = nodes.where(here, torch.zeros_like(nodes))
-        end = self.first_child[inner + 1].where(here, torch.zeros_like(nodes))
-        columns = torch.arange(self.largest_fan_out[level], device=nodes.device)
-        children = self.first_child[inner][..., None] + columns
-        codes = self.code[children.clamp(max=self.num_nodes - 1)]
-        return codes.masked_fill_(children >= end[..., None], self.codebook_sizes[level])
-
     def step(self, nodes: Int[Tensor, "*batch"], codes: Int[Tensor, "*batch"]) -> Int[Tensor, "*batch"]:
         """The nodes that ``codes`` lead to from ``nodes``; -1 where that is no prefix of an id."""
         largest = max(self.codebook_sizes)
@@ -202,8 +180,10 @@ class PrefixTrie(nn.Module):
         return torch.stack([*reversed(codes)], 1) if codes else nodes.new_zeros(len(nodes), 0)
 
     def children_of(self, nodes: Int[Tensor, " B"]) -> tuple[Int[Tensor, " C"], Int[Tensor, " C"]]:
-        """All children of inner nodes, and for each the place of its parent in ``nodes``."""
-        counts = self.first_child[nodes + 1] - self.first_child[nodes]
+        """All children of nodes, and for each the place of its parent in ``nodes``; -1 and whole ids have none."""
+        known = nodes >= 0
+        nodes = nodes.where(known, torch.zeros_like(nodes))
+        counts = (self.first_child[nodes + 1] - self.first_child[nodes]) * known
         places = torch.repeat_interleave(torch.arange(len(nodes), device=nodes.device), counts)
         within = torch.arange(len(places), device=nodes.device) - (counts.cumsum(0) - counts)[places]
         return self.first_child[nodes][places] + within, places
@@ -249,9 +229,15 @@ class PrefixTrie(nn.Module):
 
     def _masks(self, nodes: Tensor, level: int) -> Tensor:
         """Masks (nodes, K), one row at a time."""
+        here = (nodes >= self.offsets[level]) & (nodes < self.offsets[level + 1])
+        inner = nodes.where(here, torch.zeros_like(nodes))
+        end = self.first_child[inner + 1].where(here, torch.zeros_like(nodes))
+        columns = torch.arange(self.largest_fan_out[level], device=nodes.device)
+        children = self.first_child[inner][:, None] + columns
         size = self.codebook_sizes[level]
+        codes = self.code[children.clamp(max=self.num_nodes - 1)].masked_fill_(children >= end[:, None], size)
         mask = torch.zeros(len(nodes), size + 1, dtype=torch.bool, device=nodes.device)
-        return mask.scatter_(1, self.candidates(nodes, level), True)[:, :size]  # the last column takes what is none
+        return mask.scatter_(1, codes, True)[:, :size]  # the last column takes what is no child
 
     def _leaf(self, nodes: Tensor) -> tuple[Tensor, Tensor]:
         """Numbers among the leaves, and whether each is one."""
@@ -312,14 +298,16 @@ class TrieLogitsProcessor:
             scores[:, self.end_token] = ends
             return scores
         first, last = self.first_tokens[level], self.first_tokens[level + 1]
-        if _FEW * self.trie.largest_fan_out[level] <= last - first:  # a few scores are moved faster than all are masked
-            found = first + self.trie.candidates(nodes, level)
-            kept = scores.gather(1, found.clamp(max=last - 1)).masked_fill_(found == last, -math.inf)
-            found = found.masked_fill_(found == last, self.end_token)  # which is set last of all
-            scores.fill_(-math.inf).scatter_(1, found, kept)
+        children = self.trie.offsets[level + 2] - self.trie.offsets[level + 1]
+        prefixes = self.trie.offsets[level + 1] - self.trie.offsets[level]
+        if _FEW * children <= prefixes * (last - first):  # a few scores are moved faster than all are masked
+            found, rows = self.trie.children_of(nodes)
+            tokens = first + self.trie.code[found]
+            kept = scores[rows, tokens]
+            scores.fill_(-math.inf)[rows, tokens] = kept
         else:
-            scores[:, :first] = -math.inf
-            scores[:, last:] = -math.inf
+            scores[:, :first].fill_(-math.inf)
+            scores[:, last:].fill_(-math.inf)
             scores[:, first:last].masked_fill_(~self.trie.allowed(nodes, level), -math.inf)
         scores[:, self.end_token] = ends.masked_fill_(nodes >= 0, -math.inf)
         return scores
