@@ -12,12 +12,11 @@ import torch.nn.functional as F
 from jsonargparse import ArgumentParser
 
 from gritvq.base import build
+from gritvq.cli import recommending, semantic
 from gritvq.data.interactions import Histories, Split
-from gritvq.data.items import read_item_data
 from gritvq.data.sequences import SequenceData
-from gritvq.item_tokenizers import ItemTokenizer
 from gritvq.recommend import Backbone, EncoderDecoder, GenerativeRecommender, ItemDecoder, TokenDecoder
-from gritvq.semantic_ids import Policy, SemanticIds
+from gritvq.semantic_ids import SemanticIds
 from gritvq.training import RecommenderTask, TrainingPlan, train
 from gritvq.training.runs import prepare
 
@@ -242,22 +241,22 @@ def test_padding_of_tokens_is_not_read() -> None:
     assert F.pad(short.states, (0, 0, 0, 6)).shape == padded.states.shape
 
 
-CONFIGS = sorted((Path(__file__).parents[1] / "configs" / "items").glob("beauty-*.yaml"))
+CONFIGS = Path(__file__).parents[1] / "configs" / "items"
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_a_configuration_of_ids_can_be_built() -> None:
+    parser = ArgumentParser()
+    semantic.fit_arguments(parser)
+    config = parser.parse_args(["--config", str(CONFIGS / "beauty-ids.yaml")])
+    assert parser.instantiate(config).tokenizer.codebook_sizes == (256, 256, 256)
+
+
+@pytest.mark.parametrize("path", [CONFIGS / f"beauty-{name}.yaml" for name in ("small", "tiger")], ids=lambda p: p.stem)
 def test_complete_runs_can_be_built(path: Path) -> None:
     parser = ArgumentParser()
-    parser.add_function_arguments(read_item_data, "items")
-    parser.add_subclass_arguments(ItemTokenizer, "ids.tokenizer")
-    parser.add_argument("--ids.collisions", type=Policy)
-    parser.add_subclass_arguments(Backbone, "backbone", skip={"codebook_sizes"}, instantiate=False)
-    parser.add_class_arguments(GenerativeRecommender, "recommender", skip={"backbone", "ids", "priority"})
-    parser.add_class_arguments(SequenceData, "sequences", skip={"split", "every_prefix"})
-    parser.add_class_arguments(RecommenderTask, "task", skip={"recommender"})
-    parser.add_class_arguments(TrainingPlan, "plan")
-    parser.add_argument("--out", type=str)
-    config = parser.parse_path(str(path))
+    recommending.fit_recommender_arguments(parser)
+    config = parser.parse_args(["--config", str(path)])
+    assert parser.instantiate(config).tokenizer.codebook_sizes == (256, 256, 256)
     chosen = config.backbone.as_dict()
     sizes = [256, 256, 256, 27]
     model = build({"class_path": chosen["class_path"], "init_args": {"codebook_sizes": sizes, **chosen["init_args"]}})
@@ -267,10 +266,10 @@ def test_complete_runs_can_be_built(path: Path) -> None:
     codes = torch.stack(
         [torch.arange(30) * 8 % 256, *[torch.zeros(30, dtype=torch.int64)] * 2, torch.arange(30) // 26], 1
     )
-    recommender = GenerativeRecommender(model, SemanticIds(codes, sizes), **config.recommender.as_dict())
+    recommender = GenerativeRecommender(model, SemanticIds(codes, sizes), beam=config.beam)
     RecommenderTask(recommender, **config.task.as_dict())
-    batch = SequenceData(split(), every_prefix=model.every_prefix, **config.sequences.as_dict()).batch(0)
-    assert batch.shape[0] == config.sequences.batch_size and batch.shape[1] <= config.recommender.max_history + 1
+    batch = SequenceData(split(), every_prefix=model.every_prefix, **config.batches.as_dict()).batch(0)
+    assert batch.shape[0] == config.batches.batch_size and batch.shape[1] <= config.batches.max_history + 1
     with torch.no_grad():
         assert math.log(256) < float(recommender(batch[:4])) < 100  # far from knowing, not broken
     assert TrainingPlan(**config.plan.as_dict()).max_steps >= 1000

@@ -9,7 +9,7 @@ from typing import Any
 
 from gritvq.cli.printing import fresh_folder, list_files, report
 
-__all__ = ["make_ids", "semantic_ids", "semantic_ids_arguments", "tokenizer_arguments", "write_ids"]
+__all__ = ["fit_arguments", "make_ids", "semantic_ids", "semantic_ids_arguments", "tokenizer_arguments", "write_ids"]
 
 _TOKENIZER, _IDS, _REPORT = "tokenizer", "ids", "report.json"
 
@@ -139,7 +139,8 @@ def _judge(ids: Any, categories: Sequence[Any] | None, vectors: Any, tokenizer: 
 # --- the jobs ---------------------------------------------------------------------------------------------------------
 
 
-def _fit_arguments(parser: Any) -> None:
+def fit_arguments(parser: Any) -> None:
+    """Catalogue, tokenizer, policy."""
     parser.add_argument("--config", action="config", help="YAML file with any of the arguments below")
     _catalogue_arguments(parser)
     tokenizer_arguments(parser)
@@ -313,7 +314,7 @@ def _tokenizer(run: str) -> Any:
 
 
 _JOBS: dict[str, tuple[Callable[[Any], None], Callable[[Any, Any], None]]] = {
-    "fit": (_fit_arguments, _fit),
+    "fit": (fit_arguments, _fit),
     "encode": (_encode_arguments, _encode),
     "report": (_report_arguments, _report),
     "add": (_add_arguments, _add),
