@@ -108,7 +108,7 @@ def main() -> None:
             command += ["--threads", str(options.threads), "--child", str(Path(folder) / name), str(path)]
             numbers = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
             settings = f"rows={options.rows} threads={options.threads}"
-            row = {"method": name, "settings": settings, "codebook_size": 256, "seed": 0, **numbers}
+            row = {"method": name, "preset": "-", "settings": settings, "codebook_size": 256, "seed": 0, **numbers}
             rows.append({**row, "fit_and_encode_seconds": fit_seconds, **about})
             print(rows[-1], flush=True)
     units = {**UNITS, "fit_and_encode_seconds": "s"}

@@ -83,7 +83,7 @@ class ItemTokenizer(Component, ABC):
         return self.eval()
 
     @torch.no_grad()
-    def encode(self, x: Embeddings, batch_size: int = 8192) -> Int[Tensor, "n L"]:
+    def encode(self, x: Embeddings, batch_size: int = 2048) -> Int[Tensor, "n L"]:
         """Codes of embeddings, int64 on the CPU.
 
         Args:
@@ -93,9 +93,12 @@ class ItemTokenizer(Component, ABC):
         Raises:
             ValueError: Before :meth:`fit`, if the shape or type is wrong, or a number is not finite.
         """
+        chunks = self._chunks(x, batch_size)
+        codes = torch.empty(len(x), len(self.codebook_sizes), dtype=torch.int64)  # whole, so that chunks leave no holes
         with evaluating(self):
-            found = [self._encode(rows).cpu() for rows in self._chunks(x, batch_size)]
-        return torch.cat([torch.empty(0, len(self.codebook_sizes), dtype=torch.int64), *found])
+            for place, rows in zip(codes.split(batch_size), chunks, strict=False):
+                place.copy_(self._encode(rows))
+        return codes
 
     @torch.no_grad()
     def decode(self, codes: Int[Tensor, "n L"]) -> Float[Tensor, "n D"]:
@@ -119,7 +122,7 @@ class ItemTokenizer(Component, ABC):
             return self._decode(codes)
 
     @torch.no_grad()
-    def last_level(self, x: Embeddings, batch_size: int = 8192) -> tuple[Float[Tensor, "n d"], Float[Tensor, "K d"]]:
+    def last_level(self, x: Embeddings, batch_size: int = 2048) -> tuple[Float[Tensor, "n d"], Float[Tensor, "K d"]]:
         """What the last level quantizes, and its table: the last code is the nearest row of the table.
 
         For collision policies that move an item to another code of its last level.
@@ -207,8 +210,7 @@ class ItemTokenizer(Component, ABC):
         _check_array(x, self.dim)
         if batch_size < 1:
             raise ValueError(f"expected batch_size >= 1, got {batch_size}")
-        for start in range(0, len(x), batch_size):
-            yield self._rows(x, start, min(start + batch_size, len(x)))
+        return (self._rows(x, start, min(start + batch_size, len(x))) for start in range(0, len(x), batch_size))
 
     def _rows(self, x: Embeddings, start: int, stop: int) -> Float[Tensor, "m D"]:
         part = x[start:stop]
