@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -174,6 +175,13 @@ class TestRecommender:
         assert main(["recommend", str(recommender), "--history", history, "--k", "5", "--exact", "true"]) == 0
         assert "log-probability" in capsys.readouterr().out
 
+    def test_rare_items_are_left_out(self, recommender: Path) -> None:
+        config = str(recommender / "config.yaml")
+        assert main(["fit", "--config", config, "--k_core", "2", "--num_test", "9", "--out", "core"]) == 0
+        ids = SemanticIds.load("core/recommender/ids")
+        assert 0 < len(ids) < NUM_ITEMS
+        assert main(["recommend", "core", "--user", "u20"]) == 0
+
     def test_resumes_bitwise(self, recommender: Path) -> None:
         checkpoint = str(recommender / "checkpoints" / "step-6.ckpt")
         ids = str(recommender / "semantic-ids")
@@ -253,6 +261,8 @@ class TestWrongInput:
             (["--user", "u1", "--history", "[a1]"], "either"),
             ([], "either"),
             (["--user", "u1", "--k", "0"], "k >= 1"),
+            (["--user", "u1", "--beam", "0"], "beam >= 1"),
+            (["--user", "u1", "--column", "colour"], "colour"),
         ],
     )
     def test_recommend(
@@ -268,6 +278,50 @@ class TestWrongInput:
         told = ["fit", "--config", "small.yaml", "--data.folder", str(shop), "--out", str(recommender)]
         assert "--overwrite true" in wrong(told, capsys)
         assert (recommender / "recommender" / "model.safetensors").read_bytes() == before
+
+    def test_ids_inside_of_the_run_that_is_replaced(
+        self, recommender: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        shutil.copytree(recommender, "run")
+        told = [
+            "fit",
+            "--config",
+            "run/config.yaml",
+            "--ids",
+            "run/semantic-ids",
+            "--out",
+            "run",
+            "--overwrite",
+            "true",
+        ]
+        assert "outside" in wrong(told, capsys)
+        assert len(SemanticIds.load("run/semantic-ids/ids")) == NUM_ITEMS
+
+    def test_a_checkpoint_of_other_ids(self, recommender: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        ids = SemanticIds.load(recommender / "semantic-ids" / "ids")
+        SemanticIds(ids.codes.flip(0), ids.codebook_sizes, ids.items, collisions="append").save("others")
+        checkpoint = str(recommender / "checkpoints" / "step-6.ckpt")
+        told = ["fit", "--config", str(recommender / "config.yaml"), "--ids", "others", "--out", "b"]
+        assert "other items" in wrong([*told, "--resume", checkpoint], capsys)
+        assert not Path("b").exists()
+
+    def test_the_report_of_another_tokenizer(self, run: Path, shop: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        other = ["semantic-ids", "fit", "--data", str(shop), "--out", "other", *KMEANS, "--tokenizer.seed", "5"]
+        assert main(other) == 0
+        shutil.copytree(run / "tokenizer", "other/tokenizer", dirs_exist_ok=True)
+        before = Path("other/report.json").read_bytes()
+        assert "made the ids" in wrong(["semantic-ids", "report", "other", "--data", str(shop)], capsys)
+        assert Path("other/report.json").read_bytes() == before
+
+    @pytest.mark.parametrize("content", [None, b"nonsense"])
+    def test_a_damaged_recommender(
+        self, recommender: Path, content: bytes | None, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        shutil.copytree(recommender / "recommender", "broken")
+        Path("broken/priority.safetensors").unlink()
+        if content is not None:
+            Path("broken/priority.safetensors").write_bytes(content)
+        assert "priority" in wrong(["recommend", "broken", "--history", "[a1]"], capsys)
 
     def test_ids_of_other_items(self, run: Path, shop: Path, capsys: pytest.CaptureFixture[str]) -> None:
         ids = SemanticIds.load(run / "ids")

@@ -88,7 +88,7 @@ def fit(parser: Any, config: Any) -> None:
         _fit_and_report(task, parts.data, parts.plan, out, resume)
         return
     if resume is None or out.resolve() not in Path(resume).resolve().parents:
-        fresh_folder(config.out, config.overwrite)
+        fresh_folder(config.out, config.overwrite, "go on with --resume last, ")
     saved = config.clone()
     for name in ("config", "resume", "overwrite"):
         saved.pop(name, None)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from gritvq.cli.printing import arguments_of, fresh_folder, report, table
+from gritvq.cli.printing import arguments_of, check_folder, fresh_folder, report, table
 from gritvq.cli.semantic import make_ids, tokenizer_arguments, write_ids
 
 __all__ = ["fit_recommender", "fit_recommender_arguments", "recommend", "recommend_arguments", "trains_recommender"]
@@ -50,6 +50,9 @@ def fit_recommender_arguments(parser: Any) -> None:
     )
     tokenizer_arguments(parser)
     parser.add_function_arguments(read_item_data, "data")
+    parser.add_argument(
+        "--k_core", type=int | None, default=None, help="leave out users and items with fewer events, repeatedly"
+    )
     parser.add_class_arguments(SequenceData, "batches", skip={"split", "every_prefix"}, instantiate=False)
     parser.add_class_arguments(RecommenderTask, "task", skip={"recommender"}, instantiate=False)
     parser.add_class_arguments(TrainingPlan, "plan")
@@ -64,7 +67,6 @@ def fit_recommender_arguments(parser: Any) -> None:
 
 def fit_recommender(parser: Any, config: Any) -> None:
     """Train a recommender that writes the id of the next item."""
-    from gritvq.data.items import read_item_data
     from gritvq.data.sequences import SequenceData
     from gritvq.files import replacing, write_json
     from gritvq.models import num_parameters
@@ -77,10 +79,19 @@ def fit_recommender(parser: Any, config: Any) -> None:
         raise ValueError(
             f"expected a checkpoint to resume from, got {resume}, which is no file; see the run's checkpoints/"
         )
-    prepare(config.plan.seed)
-    items = read_item_data(**config.data.as_dict())
     out = Path(config.out)
+    if config.num_test is not None and config.num_test < 1:
+        raise ValueError(f"expected num_test >= 1, got {config.num_test}")
     goes_on = resume is not None and out.resolve() in Path(resume).resolve().parents
+    if not goes_on:
+        check_folder(config.out, config.overwrite, "go on with --resume last, ")
+        given = None if config.ids is None else Path(config.ids).resolve()
+        if given is not None and out.resolve() in (given, *given.parents):
+            raise ValueError(
+                f"expected ids outside of the run's own folder {out}, got {config.ids}; choose another --out"
+            )
+    prepare(config.plan.seed)
+    items = _data(config.data.as_dict(), config.k_core)
     tokenizer = None
     if config.ids is None and not goes_on:
         tokenizer = parser.instantiate(config).tokenizer
@@ -106,6 +117,7 @@ def fit_recommender(parser: Any, config: Any) -> None:
     saved = config.clone()
     for name in ("config", "resume", "overwrite"):
         saved.pop(name, None)
+    saved.data.folder = str(Path(config.data.folder).expanduser().resolve())  # where `recommend` looks for users
     with replacing(out / "config.yaml") as scratch:
         scratch.write_text(parser.dump(saved, skip_validation=True), encoding="utf-8")
     print(f"training {num_parameters(backbone):,} parameters for {plan.max_steps:,} steps", file=sys.stderr)
@@ -122,7 +134,8 @@ def fit_recommender(parser: Any, config: Any) -> None:
     rows = [(name, f"{value:.4f}") for name, value in numbers.items()]
     rows.append(("training time", f"{minutes:.1f} minutes"))
     files = {"recommender": out / "recommender", "numbers": out / "metrics.json", "logs": out / "logs"}
-    report(f"test, {config.num_test or len(split.users):,} users, whole catalogue", rows, files)
+    users = min(config.num_test or len(split.users), len(split.users))
+    report(f"test, {users:,} users, whole catalogue", rows, files)
 
 
 def _ids_for(folder: str, items: Sequence[Any]) -> Any:
@@ -181,11 +194,13 @@ def recommend(parser: Any, config: Any) -> None:
 
     if (config.user is None) == (config.history is None):
         raise ValueError("expected either --user or --history, got both or neither")
+    if config.k < 1:
+        raise ValueError(f"expected k >= 1, got {config.k}")
     run = Path(config.run)
     folder = run / "recommender" if (run / "recommender").is_dir() else run
     recommender = GenerativeRecommender.from_pretrained(folder)
     ids = recommender.ids
-    items = _items_of(run, config.data)
+    items = _items_of(run, config.data, needed=config.user is not None)
     if config.history is not None:
         history = ids.rows_of(_keys(config.history, ids.items))
         if not len(history):
@@ -195,7 +210,11 @@ def recommend(parser: Any, config: Any) -> None:
             raise ValueError("expected --data with the user's events, got none, and the run names none")
         user = _keys([config.user], items.interactions.user_keys)[0]
         if user not in items.interactions.user_keys:
-            raise ValueError(f"expected a user of {len(items.interactions.user_keys):,} in the data, got {user!r}")
+            known = items.interactions.user_keys
+            raise ValueError(
+                f"expected one of the data's {len(known):,} users, such as {known[0]!r}, got {user!r}; give new users "
+                "as --history"
+            )
         events = items.interactions.histories[items.interactions.user_keys.index(user)]
         history = ids.rows_of([items.interactions.item_keys[row] for row in events.tolist()])
     rows = history.tolist()
@@ -222,19 +241,30 @@ def recommend(parser: Any, config: Any) -> None:
     table("recommended", columns, lines)
 
 
-def _items_of(run: Path, data: str | None) -> Any:
-    """The data of a run, where its configuration says it and it is there."""
+def _items_of(run: Path, data: str | None, needed: bool) -> Any:
+    """The data named, or that of the run; None where there is none and it is only for show."""
     import yaml
 
+    if data is not None:
+        return _data({"folder": data}, None)
+    try:
+        saved = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+        settings, k_core = saved["data"], saved.get("k_core")
+    except (OSError, KeyError, TypeError, yaml.YAMLError):
+        return None
+    try:
+        return _data(settings, k_core)
+    except ValueError:
+        if needed:
+            raise
+        return None
+
+
+def _data(settings: dict[str, Any], k_core: int | None) -> Any:
     from gritvq.data.items import read_item_data
 
-    if data is not None:
-        return read_item_data(data)
-    try:
-        settings = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))["data"]
-        return read_item_data(**settings)
-    except (OSError, KeyError, TypeError, ValueError, yaml.YAMLError):
-        return None
+    items = read_item_data(**settings)
+    return items if k_core is None else items.k_core(k_core)
 
 
 def _keys(given: Sequence[str], known: Sequence[Any]) -> list[Any]:
@@ -248,7 +278,11 @@ def _keys(given: Sequence[str], known: Sequence[Any]) -> list[Any]:
 
 
 def _shown(items: Any, column: str) -> dict[Any, str]:
-    if items is None or column not in items.catalogue.columns:
+    if items is None:
         return {}
-    texts = items.catalogue.columns[column]
-    return {key: str(text)[:60] for key, text in zip(items.catalogue.keys, texts, strict=True)}
+    columns = items.catalogue.columns
+    if column not in columns:
+        if column == "title":  # nobody asked for it
+            return {}
+        raise ValueError(f"expected a column of {', '.join(columns) or 'none'}, got {column!r}")
+    return {key: str(text)[:60] for key, text in zip(items.catalogue.keys, columns[column], strict=True)}

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from gritvq.cli.printing import fresh_folder, list_files, report
+from gritvq.cli.printing import check_folder, fresh_folder, list_files, report
 
 __all__ = ["fit_arguments", "make_ids", "semantic_ids", "semantic_ids_arguments", "tokenizer_arguments", "write_ids"]
 
@@ -108,8 +108,8 @@ def _judge(ids: Any, categories: Sequence[Any] | None, vectors: Any, tokenizer: 
     if vectors is not None and tokenizer is not None:
         decoded = tokenizer.decode(tokenizer.encode(vectors))
     numbers = ids.report(categories, vectors, reconstructions=decoded)
-    files = {"ids": out / _IDS, "all numbers": out / _REPORT, "usage": out / "usage.png"}
-    files |= {"collisions": out / "collisions.png"}
+    files = {"ids": out / _IDS, "all numbers": out / _REPORT}
+    files |= {name: out / f"{name}.png" for name in ("usage", "collisions")}
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / _REPORT, {name: None if math.isnan(value) else value for name, value in numbers.items()})
     level_usage_picture(ids, files["usage"])
@@ -166,10 +166,11 @@ def tokenizer_arguments(parser: Any) -> None:
 
 def _fit(parser: Any, config: Any) -> None:
     """Fit a tokenizer to item embeddings and give every item its id."""
+    check_folder(config.out, config.overwrite)
     catalogue = _read(config)
     categories = _categories(catalogue, config.categories)
-    vectors = _vectors(catalogue, config)
     tokenizer = parser.instantiate(config).tokenizer
+    vectors = _vectors(catalogue, config)
     ids = make_ids(tokenizer, vectors, catalogue.keys, config.collisions, config.text_model)
     out = fresh_folder(config.out, config.overwrite)
     write_ids(out, tokenizer, ids)
@@ -245,6 +246,11 @@ def _report(parser: Any, config: Any) -> None:
     folder = Path(config.run)
     ids = SemanticIds.load(folder / _IDS if (folder / _IDS).is_dir() else folder)
     tokenizer = _tokenizer(config.run) if (folder / _TOKENIZER).is_dir() else None
+    if tokenizer is not None and ids.fingerprint.get("quantizer") != tokenizer.fingerprint():
+        raise ValueError(
+            f"expected the tokenizer that made the ids in {folder / _TOKENIZER}, got another; name the ids themselves, "
+            f"{folder / _IDS}, to judge them alone"
+        )
     categories = vectors = None
     if config.data is not None:
         catalogue = _read(config)

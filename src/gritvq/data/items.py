@@ -313,7 +313,9 @@ def open_vectors(path: Path) -> np.ndarray[Any, Any]:
     try:
         vectors = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError) as error:
-        raise ValueError(f"expected a .npy file of item embeddings, got {str(path)!r}: {error}.") from error
+        raise ValueError(
+            f"expected a .npy file of item embeddings, got {str(path)!r}, which is missing, damaged or holds objects."
+        ) from error
     if vectors.ndim != 2 or vectors.dtype.kind != "f":
         raise ValueError(f"expected embeddings (n, D) of floats in {str(path)!r}, got {vectors.shape} {vectors.dtype}.")
     return vectors

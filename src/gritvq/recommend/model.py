@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 from jaxtyping import Float, Int
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -76,6 +77,11 @@ class GenerativeRecommender(nn.Module):
         self.register_buffer("priority", priority, persistent=False)
 
     @property
+    def ids_digest(self) -> str:
+        """SHA-256 of codes, sizes and keys: what the weights depend on."""
+        return _digest(self.ids)
+
+    @property
     def num_items(self) -> int:
         """Items n of the catalogue."""
         return len(self.codes)
@@ -99,8 +105,8 @@ class GenerativeRecommender(nn.Module):
         Raises:
             ValueError: If a row is no item, or k or the beam is smaller than 1.
         """
-        if k < 1:
-            raise ValueError(f"expected k >= 1, got {k}")
+        if k < 1 or (beam is not None and beam < 1):
+            raise ValueError(f"expected k >= 1 and a beam >= 1, got {k} and {beam}")
         return self.trie.expand(self.search(histories, max(k, self.beam if beam is None else beam)).leaves, k)
 
     @torch.no_grad()
@@ -149,6 +155,11 @@ class GenerativeRecommender(nn.Module):
         """
         folder = Path(folder)
         config = read_config(folder, _KIND)
+        missing = [name for name in ("ids", "max_history", "beam") if name not in config]
+        if missing:
+            raise ValueError(
+                f"expected the keys ids, max_history and beam in {folder}, got none for {missing}; copy it again"
+            )
         ids = SemanticIds.load(folder / _IDS) if ids is None else ids
         if _digest(ids) != config["ids"]:
             raise ValueError(
@@ -159,7 +170,7 @@ class GenerativeRecommender(nn.Module):
         if not isinstance(backbone, Backbone):
             raise ValueError(f"expected a recommender's backbone in {folder}, got {type(backbone).__name__}")
         load_weights(backbone, folder)
-        priority = load_file(folder / _PRIORITY)["priority"]
+        priority = _read_priority(folder / _PRIORITY, len(ids))
         return cls(backbone, ids, max_history=config["max_history"], beam=config["beam"], priority=priority).eval()
 
     def _read(self, histories: Histories | Sequence[Sequence[int]]) -> Context:
@@ -181,6 +192,18 @@ class GenerativeRecommender(nn.Module):
             )
         valid = rows >= 0
         return self.codes[rows.clamp(min=0)] * valid[..., None], valid.sum(1)
+
+
+def _read_priority(path: Path, num_items: int) -> Tensor:
+    try:
+        priority = load_file(path)["priority"]
+    except (OSError, SafetensorError, KeyError) as error:
+        raise ValueError(
+            f"expected the items' priority in {path}, got none or a damaged file; copy it again"
+        ) from error
+    if priority.shape != (num_items,):
+        raise ValueError(f"expected a priority of {num_items} items in {path}, got {tuple(priority.shape)}")
+    return priority
 
 
 def _digest(ids: SemanticIds) -> str:

@@ -67,6 +67,22 @@ class RecommenderTask(Task):
         if not (folder / "recommender").exists():
             self.recommender.save_pretrained(folder / "recommender")
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Note which ids the weights belong to."""
+        checkpoint["ids"] = self.recommender.ids_digest
+
+    def check_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse weights that were trained on other ids.
+
+        Raises:
+            ValueError: Then.
+        """
+        if checkpoint.get("ids") != self.recommender.ids_digest:
+            raise ValueError(
+                "expected a checkpoint trained on these ids, got one of others, whose codes mean other items; resume "
+                "with the ids of that run, or train anew"
+            )
+
     def training_step(self, rows: Tensor, batch_idx: int) -> Tensor:
         """One batch of item rows (B, T), -1 after the last."""
         loss = self.recommender(rows)

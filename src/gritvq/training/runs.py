@@ -157,7 +157,8 @@ def check_checkpoint(task: Task, path: str | Path) -> None:
             f"expected a checkpoint to resume from, got {path}, which is no file; see the run's checkpoints/"
         )
     try:
-        saved = torch.load(path, map_location="cpu", weights_only=False)["state_dict"]
+        checkpoint = torch.load(path, map_location="cpu", weights_only=False)
+        saved = checkpoint["state_dict"]
     except Exception as error:  # unpickling damaged files fails in many ways
         raise ValueError(f"expected a readable checkpoint, got {path} ({error}); take an earlier one") from error
     own = task.state_dict()
@@ -171,6 +172,7 @@ def check_checkpoint(task: Task, path: str | Path) -> None:
             f"expected a checkpoint of this configuration, got {path}, which differs at {', '.join(differing[:3])}; "
             "use the run's own config"
         )
+    task.check_checkpoint(checkpoint)
 
 
 @torch.no_grad()

@@ -29,6 +29,13 @@ class Task(LightningModule, ABC):
     def run_callbacks(self, folder: Path | None) -> list[Callback]:
         """Callbacks of a run that writes into ``folder``, or nothing where None."""
 
+    def check_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint that fits by its shapes but means something else; nothing unless overridden.
+
+        Raises:
+            ValueError: Then.
+        """
+
     @abstractmethod
     def write_model(self, folder: Path) -> None:
         """Write the model, as it is loaded again, somewhere in the folder of the run; called once at its end."""
