@@ -393,7 +393,7 @@ class TestRQVAE:
 
     def test_progress_bar(self, capsys: pytest.CaptureFixture[str]) -> None:
         rqvae(steps=2).fit(blobs(), progress=True)
-        assert "training RQ-VAE" in capsys.readouterr().out
+        assert "training RQ-VAE" in capsys.readouterr().err
 
     @pytest.mark.parametrize(
         ("changes", "told"),
