@@ -12,7 +12,7 @@ from torch import Tensor
 import gritvq.functional as F
 from gritvq.kernels import BACKENDS, blocked, two_stage
 
-SEARCHES = ("blocked", "two_stage")
+SEARCHES = ("blocked", "two_stage", "faiss")
 searches = pytest.mark.parametrize("name", SEARCHES)
 SHAPES = [(1, 1, 1), (7, 5, 3), (300, 1025, 16), (65, 2049, 7), (700, 4097, 30), (1100, 2048, 64), (40, 20000, 33)]
 

@@ -100,7 +100,7 @@ def _flash_kmeans(dtype: torch.dtype, row: Row, device: torch.device) -> Call:
 def backends(device: torch.device) -> list[str]:
     """Those of our searches that are made for such a device."""
     other = "two_stage" if device.type == "cuda" else "fused"
-    return [name for name in kernels.BACKENDS if name != other]
+    return [name for name in kernels.BACKENDS if name not in (other, "faiss")]
 
 
 def contenders(device: torch.device) -> list[Contender]:

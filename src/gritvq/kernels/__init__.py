@@ -17,11 +17,11 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from gritvq.kernels import blocked, fused, two_stage
+from gritvq.kernels import blocked, flat, fused, two_stage
 
 __all__ = ["BACKENDS", "PRECISIONS", "chosen", "code_sums", "search", "search_residual", "using"]
 
-BACKENDS = {"blocked": blocked.search, "two_stage": two_stage.search, "fused": fused.search}
+BACKENDS = {"blocked": blocked.search, "two_stage": two_stage.search, "fused": fused.search, "faiss": flat.search}
 PRECISIONS = ("float32", "tf32", "bf16")
 _forced: list[str] = []
 
