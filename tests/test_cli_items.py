@@ -18,6 +18,7 @@ from pyarrow import parquet
 
 from gritvq.cli import main
 from gritvq.item_tokenizers import ItemTokenizer
+from gritvq.recommend import GenerativeRecommender
 from gritvq.semantic_ids import SemanticIds
 
 NUM_ITEMS, NUM_USERS = 60, 50
@@ -174,6 +175,15 @@ class TestRecommender:
         assert capsys.readouterr().out == of_user
         assert main(["recommend", str(recommender), "--history", history, "--k", "5", "--exact", "true"]) == 0
         assert "log-probability" in capsys.readouterr().out
+
+    def test_keys_that_are_numbers(self, recommender: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        loaded = GenerativeRecommender.from_pretrained(recommender / "recommender")
+        ids = SemanticIds(loaded.ids.codes, loaded.ids.codebook_sizes, range(NUM_ITEMS), collisions="append")
+        GenerativeRecommender(loaded.backbone, ids, max_history=6).save_pretrained("numbers")
+        assert main(["recommend", "numbers", "--history", "[3,5]", "--k", "4"]) == 0
+        assert "after 2 items, the last one 5" in capsys.readouterr().out
+        assert "999" in wrong(["recommend", "numbers", "--history", "[3,999]"], capsys)
+        assert "whole numbers" in wrong(["recommend", "numbers", "--history", "[3,x]"], capsys)
 
     def test_rare_items_are_left_out(self, recommender: Path) -> None:
         config = str(recommender / "config.yaml")

@@ -180,7 +180,9 @@ def recommend_arguments(parser: Any) -> None:
     """A recommender, and whom it is to recommend to."""
     parser.add_argument("run", type=str, help="folder of a run of fit with a backbone, or the recommender itself")
     parser.add_argument("--user", type=str | None, default=None, help="key of a user of the run's data")
-    parser.add_argument("--history", type=list[str] | None, default=None, help="[KEY,KEY,...]: items, oldest first")
+    parser.add_argument(
+        "--history", type=list[int | str] | None, default=None, help="[KEY,KEY,...]: items, oldest first"
+    )
     parser.add_argument("--data", type=str | None, default=None, help="data folder; the run's own if not given")
     parser.add_argument("--k", type=int, default=10, help="items to recommend")
     parser.add_argument("--beam", type=int | None, default=None, help="prefixes kept; the recommender's if not given")
@@ -267,10 +269,10 @@ def _data(settings: dict[str, Any], k_core: int | None) -> Any:
     return items if k_core is None else items.k_core(k_core)
 
 
-def _keys(given: Sequence[str], known: Sequence[Any]) -> list[Any]:
+def _keys(given: Sequence[int | str], known: Sequence[Any]) -> list[Any]:
     """Keys of the command line as the type that keys have."""
     if not isinstance(known[0], int):
-        return list(given)
+        return [str(key) for key in given]
     try:
         return [int(key) for key in given]
     except ValueError as error:
