@@ -13,6 +13,8 @@ import torch
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+torch.set_num_threads(1)  # for fixtures of whole modules, which come before those of a test
+
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data" / "images"
 
 
