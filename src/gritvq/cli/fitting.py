@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import itertools
-import os
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
 from gritvq import presets
-from gritvq.cli.printing import arguments_of, fresh_folder, number_rows, report
+from gritvq.cli.printing import arguments_of, number_rows, report
+from gritvq.cli.runs import fresh_folder, open_run, place_of
 
 __all__ = ["demo", "demo_arguments", "fit", "fit_arguments"]
 
@@ -66,40 +66,18 @@ def fit_arguments(parser: Any) -> None:
 
 def fit(parser: Any, config: Any) -> None:
     """Train a tokenizer."""
-    from gritvq.files import replacing
     from gritvq.training import TokenizerTask
     from gritvq.training.runs import check_checkpoint, prepare
 
-    resume = config.resume
-    if resume == "last":
-        resume = str(Path(config.out) / "checkpoints" / "last.ckpt")
-    if resume is not None and not Path(resume).is_file():
-        raise ValueError(
-            f"expected a checkpoint to resume from, got {resume}, which is no file; see the run's checkpoints/"
-        )
+    place = place_of(config)
     prepare(config.plan.seed)
     parts = parser.instantiate(config)
     parts.data.setup("fit")
     task = TokenizerTask(parts.tokenizer, **arguments_of(parts.task))
-    out = Path(config.out)
-    if resume is not None:
-        check_checkpoint(task, resume)
-    if not _is_main_process():  # started by the first one, which has made the folder
-        _fit_and_report(task, parts.data, parts.plan, out, resume)
-        return
-    if resume is None or out.resolve() not in Path(resume).resolve().parents:
-        fresh_folder(config.out, config.overwrite, "go on with --resume last, ")
-    saved = config.clone()
-    for name in ("config", "resume", "overwrite"):
-        saved.pop(name, None)
-    with replacing(out / "config.yaml") as scratch:
-        scratch.write_text(parser.dump(saved, skip_validation=True), encoding="utf-8")
-    _fit_and_report(task, parts.data, parts.plan, out, resume)
-
-
-def _is_main_process() -> bool:
-    """Whether this is the process that a person started, not one of those it started for other devices."""
-    return os.environ.get("LOCAL_RANK", "0") == "0"
+    if place.resume is not None:
+        check_checkpoint(task, place.resume)
+    open_run(parser, config, place)
+    _fit_and_report(task, parts.data, parts.plan, place.out, place.resume)
 
 
 def _fit_and_report(task: Any, data: Any, plan: Any, out: Path, resume: str | None) -> None:

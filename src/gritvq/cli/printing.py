@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import re
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ["arguments_of", "check_folder", "console", "fresh_folder", "list_files", "number_rows", "report", "table"]
+__all__ = ["arguments_of", "console", "list_files", "number_rows", "report", "table"]
 
 
 def arguments_of(namespace: Any) -> dict[str, Any]:
@@ -62,30 +61,3 @@ def list_files(files: Mapping[str, Path]) -> None:
     """Print names and paths, one per line."""
     for name, path in files.items():
         print(f"{name}: {path}")
-
-
-def check_folder(path: str, overwrite: bool, instead: str = "") -> Path:
-    """Say before any work that a run cannot be written there; ``instead`` is what else could be done."""
-    folder = Path(path)
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"expected a folder for the run, got the file {folder}; choose another --out")
-    if folder.exists() and any(folder.iterdir()):
-        run = (folder / "checkpoints").exists() or (folder / "tokenizer").exists() or (folder / "config.yaml").exists()
-        if not (overwrite and run):
-            raise ValueError(
-                f"expected a new or empty folder, got {folder}, which holds files; choose another --out, {instead}or "
-                "replace a run with --overwrite true"
-            )
-    return folder
-
-
-def fresh_folder(path: str, overwrite: bool, instead: str = "") -> Path:
-    """A folder for a new run; an old run there is an error unless it may be replaced."""
-    folder = check_folder(path, overwrite, instead)
-    if folder.exists():
-        for name in ("logs", "checkpoints", "tokenizer", "recommender", "semantic-ids", "ids"):
-            shutil.rmtree(folder / name, ignore_errors=True)
-        for name in ("metrics.json", "report.json", "tree.png"):
-            (folder / name).unlink(missing_ok=True)
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder

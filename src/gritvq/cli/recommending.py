@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from gritvq.cli.printing import arguments_of, check_folder, fresh_folder, report, table
+from gritvq.cli.printing import arguments_of, report, table
+from gritvq.cli.runs import open_run, place_of
 from gritvq.cli.semantic import make_ids, tokenizer_arguments, write_ids
 
 __all__ = ["fit_recommender", "fit_recommender_arguments", "recommend", "recommend_arguments", "trains_recommender"]
@@ -68,36 +69,28 @@ def fit_recommender_arguments(parser: Any) -> None:
 def fit_recommender(parser: Any, config: Any) -> None:
     """Train a recommender that writes the id of the next item."""
     from gritvq.data.sequences import SequenceData
-    from gritvq.files import replacing, write_json
+    from gritvq.files import write_json
     from gritvq.models import num_parameters
     from gritvq.recommend import GenerativeRecommender, Popularity
     from gritvq.training import RecommenderTask, TrainingPlan, train
     from gritvq.training.runs import check_checkpoint, prepare
 
-    resume = str(Path(config.out) / "checkpoints" / "last.ckpt") if config.resume == "last" else config.resume
-    if resume is not None and not Path(resume).is_file():
-        raise ValueError(
-            f"expected a checkpoint to resume from, got {resume}, which is no file; see the run's checkpoints/"
-        )
-    out = Path(config.out)
+    place = place_of(config)
     if config.num_test is not None and config.num_test < 1:
         raise ValueError(f"expected num_test >= 1, got {config.num_test}")
-    goes_on = resume is not None and out.resolve() in Path(resume).resolve().parents
-    if not goes_on:
-        check_folder(config.out, config.overwrite, "go on with --resume last, ")
-        given = None if config.ids is None else Path(config.ids).resolve()
-        if given is not None and out.resolve() in (given, *given.parents):
-            raise ValueError(
-                f"expected ids outside of the run's own folder {out}, got {config.ids}; choose another --out"
-            )
+    given = None if config.ids is None else Path(config.ids).resolve()
+    if place.fresh and given is not None and place.out.resolve() in (given, *given.parents):
+        raise ValueError(
+            f"expected ids outside of the run's own folder {place.out}, got {config.ids}; choose another --out"
+        )
     prepare(config.plan.seed)
     items = _data(config.data.as_dict(), config.k_core)
     tokenizer = None
-    if config.ids is None and not goes_on:
+    if config.ids is None and place.fresh:
         tokenizer = parser.instantiate(config).tokenizer
         ids = make_ids(tokenizer, items.catalogue.vectors(), items.catalogue.keys, config.collisions)
     else:
-        ids = _ids_for(config.ids or str(out / "semantic-ids"), items.interactions.item_keys)
+        ids = _ids_for(config.ids or str(place.out / "semantic-ids"), items.interactions.item_keys)
     split = items.interactions.split()
     popularity = Popularity(split.train, split.num_items).scores(split.train[:1])[0]
     backbone = _class(config.backbone.class_path)(ids.codebook_sizes, **arguments_of(config.backbone.init_args))
@@ -108,21 +101,16 @@ def fit_recommender(parser: Any, config: Any) -> None:
     )
     task = RecommenderTask(recommender, **arguments_of(config.task))
     plan = TrainingPlan(**arguments_of(config.plan))
-    if resume is not None:
-        check_checkpoint(task, resume)
-    if not goes_on:
-        fresh_folder(config.out, config.overwrite)
+    if place.resume is not None:
+        check_checkpoint(task, place.resume)
+    folder = str(Path(config.data.folder).expanduser().resolve())  # where `recommend` looks for users
+    open_run(parser, config, place, {"data.folder": folder})
     if tokenizer is not None:
-        write_ids(out / "semantic-ids", tokenizer, ids)
-    saved = config.clone()
-    for name in ("config", "resume", "overwrite"):
-        saved.pop(name, None)
-    saved.data.folder = str(Path(config.data.folder).expanduser().resolve())  # where `recommend` looks for users
-    with replacing(out / "config.yaml") as scratch:
-        scratch.write_text(parser.dump(saved, skip_validation=True), encoding="utf-8")
+        write_ids(place.out / "semantic-ids", tokenizer, ids)
+    out = place.out
     print(f"training {num_parameters(backbone):,} parameters for {plan.max_steps:,} steps", file=sys.stderr)
     started = time.perf_counter()
-    trainer = train(task, data, plan, folder=out, resume=resume)
+    trainer = train(task, data, plan, folder=out, resume=place.resume)
     if trainer.interrupted:
         raise KeyboardInterrupt
     minutes = (time.perf_counter() - started) / 60

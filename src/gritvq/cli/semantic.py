@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from gritvq.cli.printing import check_folder, fresh_folder, list_files, report
+from gritvq.cli.printing import list_files, report
+from gritvq.cli.runs import check_folder, fresh_folder
 
 __all__ = ["fit_arguments", "make_ids", "semantic_ids", "semantic_ids_arguments", "tokenizer_arguments", "write_ids"]
 
@@ -26,8 +27,7 @@ def semantic_ids_arguments(parser: Any) -> None:
 def semantic_ids(parser: Any, config: Any) -> None:
     """Make, apply, judge and grow semantic ids of a catalogue."""
     _, job = _JOBS[config.job]
-    subparser = parser._subcommands_action._name_parser_map[config.job]
-    job(subparser, config[config.job])
+    job(config[config.job], lambda: parser.instantiate(config)[config.job])
 
 
 # --- the catalogue ----------------------------------------------------------------------------------------------------
@@ -164,12 +164,12 @@ def tokenizer_arguments(parser: Any) -> None:
     )
 
 
-def _fit(parser: Any, config: Any) -> None:
+def _fit(config: Any, parts: Callable[[], Any]) -> None:
     """Fit a tokenizer to item embeddings and give every item its id."""
     check_folder(config.out, config.overwrite)
     catalogue = _read(config)
     categories = _categories(catalogue, config.categories)
-    tokenizer = parser.instantiate(config).tokenizer
+    tokenizer = parts().tokenizer
     vectors = _vectors(catalogue, config)
     ids = make_ids(tokenizer, vectors, catalogue.keys, config.collisions, config.text_model)
     out = fresh_folder(config.out, config.overwrite)
@@ -209,7 +209,7 @@ def _encode_arguments(parser: Any) -> None:
     parser.add_argument("--out", type=str, default="codes.npy", help="file to write: .npy, (n, L)")
 
 
-def _encode(parser: Any, config: Any) -> None:
+def _encode(config: Any, parts: Callable[[], Any]) -> None:
     """Codes of any number of embeddings, by a fitted tokenizer; no collision policy."""
     import time
 
@@ -239,7 +239,7 @@ def _report_arguments(parser: Any) -> None:
     parser.add_argument("--out", type=str | None, default=None, help="folder for numbers and pictures; the run if None")
 
 
-def _report(parser: Any, config: Any) -> None:
+def _report(config: Any, parts: Callable[[], Any]) -> None:
     """Judge ids: usage, collisions, prefixes, neighbours; numbers and pictures."""
     from gritvq.semantic_ids import SemanticIds
 
@@ -283,7 +283,7 @@ def _add_arguments(parser: Any) -> None:
     parser.add_argument("--out", type=str | None, default=None, help="folder for the larger ids; the run's own if None")
 
 
-def _add(parser: Any, config: Any) -> None:
+def _add(config: Any, parts: Callable[[], Any]) -> None:
     """Give the catalogue's new items ids; every id that is there stays."""
     import torch
 
@@ -319,7 +319,7 @@ def _tokenizer(run: str) -> Any:
     return ItemTokenizer.from_pretrained(Path(run) / _TOKENIZER)
 
 
-_JOBS: dict[str, tuple[Callable[[Any], None], Callable[[Any, Any], None]]] = {
+_JOBS: dict[str, tuple[Callable[[Any], None], Callable[[Any, Callable[[], Any]], None]]] = {
     "fit": (fit_arguments, _fit),
     "encode": (_encode_arguments, _encode),
     "report": (_report_arguments, _report),
