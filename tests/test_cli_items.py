@@ -72,7 +72,7 @@ def small(**changes: Any) -> dict[str, Any]:
     """A configuration that trains a recommender in seconds."""
     settings = {"dim": 16, "num_layers": 1, "num_heads": 2, "hidden_dim": 32}
     return {
-        "backbone": {"class_path": "gritvq.recommend.ItemDecoder", "init_args": settings},
+        "backbone": {"class_path": "gritvq.recommend.DepthDecoder", "init_args": settings},
         "tokenizer": {
             "class_path": "gritvq.item_tokenizers.ResidualKMeans",
             "init_args": {"codebook_size": 8, "num_levels": 2},

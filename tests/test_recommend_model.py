@@ -15,7 +15,7 @@ from gritvq.base import build
 from gritvq.cli import recommending, semantic
 from gritvq.data.interactions import Histories, Split
 from gritvq.data.sequences import SequenceData
-from gritvq.recommend import Backbone, EncoderDecoder, GenerativeRecommender, ItemDecoder, TokenDecoder
+from gritvq.recommend import Backbone, DepthDecoder, EncoderDecoder, GenerativeRecommender, TokenDecoder
 from gritvq.semantic_ids import SemanticIds
 from gritvq.training import RecommenderTask, TrainingPlan, train
 from gritvq.training.runs import prepare
@@ -23,7 +23,7 @@ from gritvq.training.runs import prepare
 pytest.importorskip("transformers")
 
 SIZES = (4, 5, 3)
-KINDS = [EncoderDecoder, TokenDecoder, ItemDecoder]
+KINDS = [EncoderDecoder, TokenDecoder, DepthDecoder]
 
 
 def catalogue(count: int = 20) -> SemanticIds:
@@ -66,7 +66,7 @@ def test_a_user_is_scored_alike_whatever_stands_beside(kind: type[Backbone]) -> 
     assert probabilities.sum(-1).le(1 + 1e-5).all() and recommender.training
 
 
-@pytest.mark.parametrize("kind", [TokenDecoder, ItemDecoder])
+@pytest.mark.parametrize("kind", [TokenDecoder, DepthDecoder])
 def test_no_place_sees_its_target_or_what_comes_after(kind: type[Backbone]) -> None:
     model = backbone(kind).eval()
     codes = catalogue().codes[torch.tensor([[1, 2, 3, 4]])]
@@ -90,7 +90,7 @@ def test_no_place_sees_its_target_or_what_comes_after(kind: type[Backbone]) -> N
 def test_lists_hold_every_item_once_and_follow_the_scores_with_ties_by_priority() -> None:
     ids = catalogue(60)  # as many ids as there can be, so some are shared
     priority = torch.arange(60).remainder(7).float()
-    recommender = GenerativeRecommender(backbone(ItemDecoder), ids, priority=priority)
+    recommender = GenerativeRecommender(backbone(DepthDecoder), ids, priority=priority)
     histories = [[1, 5], [30], []]
     scores = recommender.scores(histories)
     lists = recommender.recommend(histories, 70, beam=70)
@@ -129,10 +129,10 @@ def test_saved_and_loaded_it_scores_bitwise_the_same(kind: type[Backbone], tmp_p
 def test_says_what_does_not_fit() -> None:
     ids = catalogue()
     with pytest.raises(ValueError, match=r"sizes \[4, 5, 3\], got one for \[4, 5\]"):
-        GenerativeRecommender(ItemDecoder((4, 5), 8, num_heads=2), ids)
+        GenerativeRecommender(DepthDecoder((4, 5), 8, num_heads=2), ids)
     with pytest.raises(ValueError, match="max_history >= 1"):
-        GenerativeRecommender(backbone(ItemDecoder), ids, max_history=0)
-    recommender = GenerativeRecommender(backbone(ItemDecoder), ids)
+        GenerativeRecommender(backbone(DepthDecoder), ids, max_history=0)
+    recommender = GenerativeRecommender(backbone(DepthDecoder), ids)
     with pytest.raises(ValueError, match=r"rows in \[0, 20\), got 3 to 20"):
         recommender.recommend([[3, 20]])
     with pytest.raises(ValueError, match="k >= 1"):
@@ -142,7 +142,7 @@ def test_says_what_does_not_fit() -> None:
     with pytest.raises(ValueError, match="at most 21 items"):
         recommender(torch.zeros(1, 22, dtype=torch.int64))
     with pytest.raises(ValueError, match="at least one codebook size"):
-        ItemDecoder((), 8)
+        DepthDecoder((), 8)
     with pytest.raises(ValueError, match="beam >= 10"):
         RecommenderTask(recommender, beam=5)
     with pytest.raises(ValueError, match="schedule"):
@@ -204,7 +204,7 @@ def learn(folder: Path | None, steps: int, resume: Path | None = None) -> float:
     generator = torch.Generator().manual_seed(5)
     codes = torch.cartesian_prod(*(torch.arange(size) for size in SIZES))
     ids = SemanticIds(codes[torch.randperm(60, generator=generator)[:20]], SIZES)
-    recommender = GenerativeRecommender(backbone(ItemDecoder, dropout=0.05), ids)
+    recommender = GenerativeRecommender(backbone(DepthDecoder, dropout=0.05), ids)
     task = RecommenderTask(recommender, lr=2e-2, warmup_steps=5, weight_decay=0.0)
     data = SequenceData(split(200), every_prefix=recommender.backbone.every_prefix, batch_size=64)
     plan = TrainingPlan(max_steps=steps, validate_every=80, checkpoint_every=80, accelerator="cpu")
@@ -222,7 +222,7 @@ def test_a_run_goes_on_bitwise_and_keeps_the_best(tmp_path: Path) -> None:
 
 
 def test_a_loss_that_is_not_finite_stops_the_run() -> None:
-    recommender = GenerativeRecommender(backbone(ItemDecoder), catalogue())
+    recommender = GenerativeRecommender(backbone(DepthDecoder), catalogue())
     recommender.backbone.embedding.weight.data.fill_(math.nan)
     task = RecommenderTask(recommender)
     task.log = lambda *_, **__: None  # type: ignore[method-assign]

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gritvq.recommend import Backbone, EncoderDecoder, ItemDecoder, TokenDecoder, beam_search, exact_scores
+from gritvq.recommend import Backbone, DepthDecoder, EncoderDecoder, TokenDecoder, beam_search, exact_scores
 from gritvq.recommend.backbones import BOS, Context
 from gritvq.semantic_ids import PrefixTrie, TrieLogitsProcessor
 
@@ -120,7 +120,7 @@ def small(kind: type[Backbone], sizes: tuple[int, ...]) -> Backbone:
     return backbone
 
 
-@pytest.mark.parametrize("kind", [EncoderDecoder, TokenDecoder, ItemDecoder])
+@pytest.mark.parametrize("kind", [EncoderDecoder, TokenDecoder, DepthDecoder])
 def test_exact_and_beam_agree_for_real_models(kind: type[Backbone]) -> None:
     sizes = (4, 5, 3)
     generator = torch.Generator().manual_seed(1)

@@ -30,7 +30,7 @@ from gritvq.data.interactions import Split
 from gritvq.data.items import read_item_data
 from gritvq.data.sequences import SequenceData
 from gritvq.item_tokenizers import ResidualKMeans
-from gritvq.recommend import GenerativeRecommender, ItemDecoder, rank_in_list, ranking_metrics, ranks_by_lists
+from gritvq.recommend import DepthDecoder, GenerativeRecommender, rank_in_list, ranking_metrics, ranks_by_lists
 from gritvq.semantic_ids import SemanticIds
 from gritvq.training import RecommenderTask, TrainingPlan, train
 from gritvq.training.compare import read_results, write_results
@@ -100,7 +100,7 @@ def run(options: argparse.Namespace, data: Any, split: Split) -> None:
     ids = SemanticIds.load(folder / "ids")
     prepare(options.seed, options.threads)
     popularity = torch.bincount(split.train.items, minlength=len(ids.codes)).float()
-    recommender = GenerativeRecommender(ItemDecoder(ids.codebook_sizes), ids, priority=popularity)
+    recommender = GenerativeRecommender(DepthDecoder(ids.codebook_sizes), ids, priority=popularity)
     copies = Copies(folder / "copies")
     task = RecommenderTask(recommender, beam=20)
     task.run_callbacks = lambda _: [copies]  # type: ignore[method-assign]
@@ -137,7 +137,7 @@ def measure(options: argparse.Namespace, split: Split) -> None:
         for part, users, beam, numbers in jobs:
             place = {"split": part, "users": users, "beam": beam, "step": line["step"], "seed": options.seed}
             for level in ("item", "id"):
-                row = {"method": "item decoder, 3 + 1 layers", "level": level, **place}
+                row = {"method": "depth decoder, 3 + 1 layers", "level": level, **place}
                 if tuple(str(row[name]) for name in IDENTITY) in known or (users < len(split.users) and level == "id"):
                     continue
                 if numbers is None or level == "id":

@@ -1,6 +1,6 @@
 """Recommendation of the next item: ranking metrics, floors, SASRec, generative models with their search."""
 
-from gritvq.recommend.backbones import Backbone, EncoderDecoder, ItemDecoder, TokenDecoder
+from gritvq.recommend.backbones import Backbone, DepthDecoder, EncoderDecoder, TokenDecoder
 from gritvq.recommend.floors import CoOccurrence, Popularity, TextCosine
 from gritvq.recommend.model import GenerativeRecommender
 from gritvq.recommend.ranking import (
@@ -18,9 +18,9 @@ __all__ = [
     "Backbone",
     "Beams",
     "CoOccurrence",
+    "DepthDecoder",
     "EncoderDecoder",
     "GenerativeRecommender",
-    "ItemDecoder",
     "Popularity",
     "SASRec",
     "TextCosine",

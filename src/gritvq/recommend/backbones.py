@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from gritvq.base import Component
 
-__all__ = ["BOS", "EOS", "NUM_SPECIAL", "PAD", "Backbone", "Context", "EncoderDecoder", "ItemDecoder", "TokenDecoder"]
+__all__ = ["BOS", "EOS", "NUM_SPECIAL", "PAD", "Backbone", "Context", "DepthDecoder", "EncoderDecoder", "TokenDecoder"]
 
 PAD, BOS, EOS = 0, 1, 2
 NUM_SPECIAL = 3
@@ -188,7 +188,43 @@ class EncoderDecoder(Backbone):
         return (places < context.lengths[:, None]).long()
 
 
-class TokenDecoder(Backbone):
+class _CausalDecoder(Backbone):
+    """What the causal models share: one table for codes read and written, a softmax per level, a loss at every item."""
+
+    every_prefix = False
+
+    def __init__(self, codebook_sizes: Sequence[int], dim: int, max_items: int) -> None:
+        super().__init__(codebook_sizes, dim)
+        self.max_items = max_items
+        self.embedding = nn.Embedding(self.vocabulary, dim)
+        nn.init.normal_(self.embedding.weight, std=0.02)  # as in GPT-2: products with states start near zero
+
+    def _logits(self, states: Tensor, level: int) -> Tensor:
+        """Logits of a level's codes: products with their embeddings, in float32."""
+        weight = self.embedding.weight[self.first_tokens[level] : self.first_tokens[level + 1]]
+        return F.linear(states, weight).float()
+
+    def _item_loss(self, states: Tensor, codes: Tensor, lengths: Tensor) -> Tensor:
+        """Cross entropy of codes (B, T, Q) under states (B, T, Q, D), a mean over valid items, summed over levels."""
+        valid = torch.arange(codes.shape[1], device=codes.device) < lengths[:, None]
+        targets = codes.masked_fill(~valid[:, :, None], -1)
+        losses = [
+            F.cross_entropy(
+                self._logits(states[:, :, level], level).flatten(0, 1), targets[:, :, level].flatten(), ignore_index=-1
+            )
+            for level in range(codes.shape[2])
+        ]
+        return torch.stack(losses).sum()
+
+    def _check_length(self, items: int) -> None:
+        if items > self.max_items:
+            raise ValueError(
+                f"expected at most {self.max_items} items in a row, got {items}; keep the newest, or raise max_items "
+                "of the model"
+            )
+
+
+class TokenDecoder(_CausalDecoder):
     """A causal transformer (GPT-2's) over the tokens of the whole history; one pass trains on all its prefixes.
 
     Each place predicts codes of one level, and only those compete in its softmax. Prefixes are appended to the history
@@ -210,8 +246,6 @@ class TokenDecoder(Backbone):
         torch.Size([1, 3, 4])
     """
 
-    every_prefix = False
-
     def __init__(
         self,
         codebook_sizes: Sequence[int],
@@ -223,9 +257,7 @@ class TokenDecoder(Backbone):
         dropout: float = 0.2,
         max_items: int = 21,
     ) -> None:
-        super().__init__(codebook_sizes, dim)
-        self.max_items = max_items
-        self.embedding = _embedding(self.vocabulary, dim)
+        super().__init__(codebook_sizes, dim, max_items)
         positions = max_items * len(self.codebook_sizes) + 1
         self.model: Any = _gpt2(dim, num_layers, num_heads, hidden_dim, dropout, positions)
 
@@ -233,11 +265,11 @@ class TokenDecoder(Backbone):
         """Every item of every row is a target."""
         context = self.read(codes, lengths)
         states = self.model(inputs_embeds=self.embedding(context.states[:, :-1])).last_hidden_state
-        return _item_loss(self, states.unflatten(1, (-1, codes.shape[2])), codes, lengths)
+        return self._item_loss(states.unflatten(1, (-1, codes.shape[2])), codes, lengths)
 
     def read(self, codes: Int[Tensor, "B T Q"], lengths: Int[Tensor, " B"]) -> Context:
         """The history's tokens after BOS (B, T Q + 1); they are read again with the prefixes."""
-        _check_length(codes.shape[1], self.max_items)
+        self._check_length(codes.shape[1])
         tokens = F.pad(self.tokens_of(codes).flatten(1), (1, 0), value=BOS)
         return Context(tokens, lengths * codes.shape[2] + 1)
 
@@ -251,7 +283,7 @@ class TokenDecoder(Backbone):
         if level == 0:
             states = self.model(inputs_embeds=self.embedding(tokens)).last_hidden_state
             last = states[torch.arange(batch), context.lengths - 1]
-            return self._level(last, 0)[:, None].expand(-1, width, -1)
+            return self._logits(last, 0).log_softmax(-1)[:, None].expand(-1, width, -1)
         branch = torch.arange(width * level, device=history.device)
         own = (branch[:, None] // level == branch // level) & (branch[:, None] >= branch)
         above = torch.cat([places[:, None] >= places, places.new_zeros(past, width * level, dtype=torch.bool)], 1)
@@ -263,13 +295,10 @@ class TokenDecoder(Backbone):
             attention_mask=torch.zeros_like(sees, dtype=torch.float32).masked_fill(~sees, torch.finfo().min),
             position_ids=positions,
         ).last_hidden_state
-        return self._level(states[:, past:].unflatten(1, (width, level))[:, :, -1], level)
-
-    def _level(self, states: Tensor, level: int) -> Tensor:
-        return _level_logits(self, states, level).float().log_softmax(-1)
+        return self._logits(states[:, past:].unflatten(1, (width, level))[:, :, -1], level).log_softmax(-1)
 
 
-class ItemDecoder(Backbone):
+class DepthDecoder(_CausalDecoder):
     """A causal transformer over items, and a small one over the codes of an item: a quarter of the places for Q = 4.
 
     An item enters the first as the sum of its codes' embeddings; the second starts from its state and writes the codes
@@ -291,13 +320,11 @@ class ItemDecoder(Backbone):
         (RQ-Transformer), CVPR 2022, arXiv 2203.01941, section 3.2, with items in the place of positions.
 
     Example:
-        >>> model = ItemDecoder((4, 4), 8, num_layers=1, num_heads=1, hidden_dim=8)
+        >>> model = DepthDecoder((4, 4), 8, num_layers=1, num_heads=1, hidden_dim=8)
         >>> context = model.read(torch.tensor([[[0, 1], [2, 3]]]), torch.tensor([2]))
         >>> model.log_probs(context, torch.tensor([[[0], [1], [2]]])).shape
         torch.Size([1, 3, 4])
     """
-
-    every_prefix = False
 
     def __init__(
         self,
@@ -311,9 +338,7 @@ class ItemDecoder(Backbone):
         dropout: float = 0.2,
         max_items: int = 21,
     ) -> None:
-        super().__init__(codebook_sizes, dim)
-        self.max_items = max_items
-        self.embedding = _embedding(self.vocabulary, dim)
+        super().__init__(codebook_sizes, dim, max_items)
         self.items: Any = _gpt2(dim, num_layers, num_heads, hidden_dim, dropout, max_items + 1)
         self.codes: Any = _gpt2(dim, num_code_layers, num_heads, hidden_dim, dropout, len(self.codebook_sizes))
 
@@ -321,7 +346,7 @@ class ItemDecoder(Backbone):
         """Every item of every row is a target."""
         states = self._states(codes)[:, :-1].flatten(0, 1)
         written = self._write(states, codes[:, :, :-1].flatten(0, 1))
-        return _item_loss(self, written.unflatten(0, codes.shape[:2]), codes, lengths)
+        return self._item_loss(written.unflatten(0, codes.shape[:2]), codes, lengths)
 
     def read(self, codes: Int[Tensor, "B T Q"], lengths: Int[Tensor, " B"]) -> Context:
         """The state (B, 1, D) after the last item."""
@@ -333,11 +358,11 @@ class ItemDecoder(Backbone):
         width, level = prefixes.shape[1:]
         states = context.states.expand(-1, width, -1).flatten(0, 1)
         written = self._write(states, prefixes.flatten(0, 1))[:, -1]
-        return _level_logits(self, written, level).float().log_softmax(-1).unflatten(0, (-1, width))
+        return self._logits(written, level).log_softmax(-1).unflatten(0, (-1, width))
 
     def _states(self, codes: Tensor) -> Tensor:
         """States (B, T + 1, D) after BOS and after each item."""
-        _check_length(codes.shape[1], self.max_items)
+        self._check_length(codes.shape[1])
         start = self.embedding(torch.full((len(codes), 1), BOS, device=codes.device))
         items = self.embedding(self.tokens_of(codes)).sum(2)
         return self.items(inputs_embeds=torch.cat([start, items], 1)).last_hidden_state
@@ -347,34 +372,6 @@ class ItemDecoder(Backbone):
         return self.codes(
             inputs_embeds=torch.cat([states[:, None], self.embedding(self.tokens_of(codes))], 1)
         ).last_hidden_state
-
-
-def _level_logits(backbone: TokenDecoder | ItemDecoder, states: Tensor, level: int) -> Tensor:
-    """Logits of a level's codes: products with their embeddings."""
-    weight = backbone.embedding.weight[backbone.first_tokens[level] : backbone.first_tokens[level + 1]]
-    return F.linear(states, weight)
-
-
-def _item_loss(backbone: TokenDecoder | ItemDecoder, states: Tensor, codes: Tensor, lengths: Tensor) -> Tensor:
-    """Cross entropy of codes (B, T, Q) under states (B, T, Q, D), a mean over valid items, summed over levels."""
-    valid = torch.arange(codes.shape[1], device=codes.device) < lengths[:, None]
-    targets = codes.masked_fill(~valid[:, :, None], -1)
-    losses = [
-        F.cross_entropy(
-            _level_logits(backbone, states[:, :, level], level).float().flatten(0, 1),
-            targets[:, :, level].flatten(),
-            ignore_index=-1,
-        )
-        for level in range(codes.shape[2])
-    ]
-    return torch.stack(losses).sum()
-
-
-def _embedding(count: int, dim: int) -> nn.Embedding:
-    """Small, as in GPT-2: the products with states start near zero."""
-    embedding = nn.Embedding(count, dim)
-    nn.init.normal_(embedding.weight, std=0.02)
-    return embedding
 
 
 def _gpt2(dim: int, num_layers: int, num_heads: int, hidden_dim: int, dropout: float, positions: int) -> Any:
@@ -401,13 +398,6 @@ def _gpt2(dim: int, num_layers: int, num_heads: int, hidden_dim: int, dropout: f
     )
     model.wte.weight.requires_grad_(False)
     return model
-
-
-def _check_length(items: int, longest: int) -> None:
-    if items > longest:
-        raise ValueError(
-            f"expected at most {longest} items in a row, got {items}; keep the newest, or raise max_items of the model"
-        )
 
 
 def _transformers() -> Any:

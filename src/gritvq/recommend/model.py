@@ -42,9 +42,9 @@ class GenerativeRecommender(nn.Module):
         ValueError: If the backbone was made for other codebook sizes, or a number is out of range.
 
     Example:
-        >>> from gritvq.recommend import ItemDecoder
+        >>> from gritvq.recommend import DepthDecoder
         >>> ids = SemanticIds(torch.tensor([[0, 1], [2, 3], [2, 0], [2, 0]]), (4, 4))
-        >>> backbone = ItemDecoder(ids.codebook_sizes, 8, num_layers=1, num_heads=1, hidden_dim=8)
+        >>> backbone = DepthDecoder(ids.codebook_sizes, 8, num_layers=1, num_heads=1, hidden_dim=8)
         >>> recommender = GenerativeRecommender(backbone, ids).eval()
         >>> sorted(recommender.recommend([[0, 3], [1]], 5)[0].tolist()), recommender.scores([[0, 3], []]).shape
         ([-1, 0, 1, 2, 3], torch.Size([2, 4]))
