@@ -174,7 +174,7 @@ def masking(folder: Path) -> str:
     """Seconds per token and in all."""
     parts = []
     for path in sorted(folder.glob("items_trie_*.csv")):
-        results = _read_trie(path)
+        results = read_results(path, TRIE)
         rows = [
             [row["token"], row["method"], row["users"], row["beams"], f"{row['seconds']:.4f}", _ratio(row)]
             for row in sorted(results, key=lambda row: (row["token"], row["method"]))
@@ -186,17 +186,6 @@ def masking(folder: Path) -> str:
 
 def _ratio(row: Mapping[str, Any]) -> str:
     return f"{row['ratio']:.1f}" if "ratio" in row else "1"
-
-
-def _read_trie(path: Path) -> list[dict[str, Any]]:
-    import csv
-
-    runs: dict[tuple[str, ...], dict[str, Any]] = {}
-    with path.open(newline="", encoding="utf-8") as file:
-        for line in csv.DictReader(file):
-            run = runs.setdefault(tuple(line[name] for name in TRIE), dict(line))
-            run[line["metric"]] = float(line["value"])
-    return list(runs.values())
 
 
 def encoding(folder: Path) -> str:
@@ -214,7 +203,7 @@ def encoding(folder: Path) -> str:
             ]
             for row in results
         ]
-        columns = ("tokenizer", "settings", "items/s", "MB beyond the map", "seconds to fit and encode 12,101 items")
+        columns = ("tokenizer", "settings", "items/s", "MB beyond the map", "seconds to fit and encode the catalogue")
         parts += [circumstances(results, ABOUT), markdown_table(columns, rows)]
     return "\n\n".join([ENCODING, *parts])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 import warnings
@@ -17,9 +18,11 @@ import yaml
 from pyarrow import parquet
 
 from gritvq.cli import main
+from gritvq.data.items import embed_texts
 from gritvq.item_tokenizers import ItemTokenizer
 from gritvq.recommend import GenerativeRecommender
 from gritvq.semantic_ids import SemanticIds
+from test_data_items import tiny_encoder
 
 NUM_ITEMS, NUM_USERS = 60, 50
 KMEANS = ["--tokenizer.codebook_size", "8", "--tokenizer.num_levels", "2"]
@@ -135,6 +138,23 @@ class TestSemanticIds:
         assert main([*told, "--tokenizer.codebook_size", "16"]) == 0
         ids = SemanticIds.load("out/ids")
         assert ids.codebook_sizes == (16, 16) and ids.collisions == policy
+
+    def test_embeddings_of_texts(self) -> None:
+        model = str(tiny_encoder(Path.cwd()))
+        parts = (("red", "blue", "soap"), ("with", "a", "long", "name"), ("red", "blue", "soap", "name", "long"))
+        titles = [" ".join(words) for words in itertools.product(*parts)]
+        for name, count in (("some.parquet", 57), ("all.parquet", 60)):
+            parquet.write_table(pyarrow.table({"item": list(range(count)), "title": titles[:count]}), name)
+        told = ["--text_model", model]
+        assert main(["semantic-ids", "fit", "--data", "some.parquet", "--out", "out", *told, *KMEANS]) == 0
+        ids = SemanticIds.load("out/ids")
+        tokenizer = ItemTokenizer.from_pretrained("out/tokenizer")
+        assert torch.equal(tokenizer.encode(embed_texts(titles[:57], model)), ids.codes[:, :2])
+        assert ids.fingerprint["encoder"] == model
+        assert main(["semantic-ids", "add", "out", "--data", "all.parquet", *told, "--out", "grown"]) == 0
+        grown = SemanticIds.load("grown")
+        assert torch.equal(grown.codes[:57], ids.codes)
+        assert torch.equal(grown.codes[57:, :2], tokenizer.encode(embed_texts(titles[57:], model)))
 
     def test_grit_vq_units_between_networks(self, shop: Path) -> None:
         stack = {"dim": 8, "codebook_size": 8, "num_levels": 2}

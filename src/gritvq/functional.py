@@ -24,6 +24,7 @@ __all__ = [
     "bits_per_sample",
     "bits_per_token",
     "central_code",
+    "cluster_means",
     "code_counts",
     "code_sums",
     "effective_rank",
@@ -315,6 +316,22 @@ def _code_sums_backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]
 _code_sums.register_autograd(_code_sums_backward, setup_context=_keep_indices)
 
 
+def cluster_means(
+    x: Float[Tensor, "N D"], indices: Int[Tensor, " N"], codes: Float[Tensor, "K D"]
+) -> tuple[Float[Tensor, "K D"], Float[Tensor, " K"]]:
+    """Means of the vectors assigned to each code, where there are any, else the code itself; and the counts.
+
+    Example:
+        >>> x, codes = torch.tensor([[0.0], [1.0], [8.0]]), torch.tensor([[0.0], [99.0]])
+        >>> cluster_means(x, torch.tensor([0, 0, 0]), codes)
+        (tensor([[ 3.],
+                [99.]]), tensor([3., 0.]))
+    """
+    counts = code_counts(indices, len(codes)).to(x.dtype)
+    means = code_sums(x, indices, len(codes)) / counts[:, None].clamp_min(1)
+    return torch.where(counts[:, None] > 0, means, codes), counts
+
+
 def perplexity(counts: Float[Tensor, "*levels K"]) -> Float[Tensor, "*levels"]:
     """``exp`` of the entropy (nats) of the code histogram: between 1 and K, and 0 where nothing was counted.
 
@@ -449,10 +466,7 @@ def kmeans(
         return F.normalize(codes, dim=1) if metric == "cosine" else codes
     for _ in range(num_iterations):
         indices = nearest_code(x, codes)
-        counts = code_counts(indices, codebook_size).to(x.dtype)
-        codes = torch.where(
-            counts[:, None] > 0, code_sums(x, indices, codebook_size) / counts[:, None].clamp_min(1), codes
-        )
+        codes, counts = cluster_means(x, indices, codes)
         codes = _split_crowded(codes, counts, x.std(0, unbiased=False), generator)
         if metric == "cosine":
             codes = F.normalize(codes, dim=1)

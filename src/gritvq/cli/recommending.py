@@ -92,7 +92,7 @@ def fit_recommender(parser: Any, config: Any) -> None:
     else:
         ids = _ids_for(config.ids or str(place.out / "semantic-ids"), items.interactions.item_keys)
     split = items.interactions.split()
-    popularity = Popularity(split.train, split.num_items).scores(split.train[:1])[0]
+    popularity = Popularity(split.train, split.num_items).counts
     backbone = _class(config.backbone.class_path)(ids.codebook_sizes, **arguments_of(config.backbone.init_args))
     settings = arguments_of(config.batches)
     data = SequenceData(split, every_prefix=backbone.every_prefix, **settings)

@@ -36,8 +36,8 @@ class Histories:
         >>> histories = Histories.of([[5, 2, 7], [], [1]])
         >>> histories[0].tolist(), histories.last().tolist()
         ([5, 2, 7], [7, -1, 1])
-        >>> histories.padded(2).tolist()
-        [[2, 7], [-1, -1], [-1, 1]]
+        >>> histories.aligned(2).tolist(), histories.padded(2).tolist()
+        ([[2, 7], [-1, -1], [1, -1]], [[2, 7], [-1, -1], [-1, 1]])
     """
 
     def __init__(self, offsets: Int[Tensor, " B+1"], items: Int[Tensor, " N"]) -> None:
@@ -93,6 +93,16 @@ class Histories:
         if not len(self.items):
             return torch.full(places.shape, -1)
         return torch.where(found, self.items[places.clamp_min(0)], -1)
+
+    def aligned(self, length: int) -> Int[Tensor, "B T"]:
+        """The newest ``length`` items of each sequence from column 0 on, -1 behind; T is the longest of them, >= 1."""
+        counts = self.lengths.clamp_max(length)
+        places = torch.arange(max(1, int(counts.max()) if len(counts) else 1)).expand(len(self), -1)
+        if not len(self.items):
+            return torch.full(places.shape, -1)
+        rows = (self.offsets[1:] - counts)[:, None] + places
+        found = places < counts[:, None]
+        return torch.where(found, self.items[rows.clamp_max(len(self.items) - 1)], -1)
 
     def append(self, items: Int[Tensor, " B"]) -> Histories:
         """One more item at the end of each sequence."""

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from gritvq.functional import code_counts, code_sums, nearest_code
+from gritvq.functional import cluster_means, code_counts, nearest_code
 
 __all__ = ["Clusters", "balanced_kmeans", "kmeans", "lloyd_step", "plus_plus"]
 
@@ -112,9 +112,7 @@ def lloyd_step(
         tensor([[3.],
                 [8.]])
     """
-    counts = code_counts(indices, len(codes)).to(x.dtype)
-    means = code_sums(x, indices, len(codes)) / counts[:, None].clamp_min(1)
-    moved = torch.where(counts[:, None] > 0, means, codes)
+    moved, counts = cluster_means(x, indices, codes)
     empty = (counts == 0).nonzero().squeeze(1)
     if len(empty):
         apart = (x - moved[indices]).square().sum(1)
@@ -133,6 +131,9 @@ def kmeans(
     start: Float[Tensor, "K D"] | None = None,
 ) -> Clusters:
     """Lloyd's k-means in float32 from a k-means++ start, until no row changes its code.
+
+    For a few hundred codes that are the result. :func:`gritvq.functional.kmeans`, which starts a trained codebook,
+    draws its start at random instead, since K steps one after the other would take too long for K in the thousands.
 
     Args:
         x: Rows (N, D), finite.

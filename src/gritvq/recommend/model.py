@@ -174,12 +174,7 @@ class GenerativeRecommender(nn.Module):
         return cls(backbone, ids, max_history=config["max_history"], beam=config["beam"], priority=priority).eval()
 
     def _read(self, histories: Histories | Sequence[Sequence[int]]) -> Context:
-        given = Histories.of(histories)
-        length = max(1, min(self.max_history, int(given.lengths.max()) if len(given) else 1))
-        newest = given.padded(length).to(self.codes.device)  # -1 comes first
-        lengths = (newest >= 0).sum(1, keepdim=True)
-        places = (torch.arange(length, device=newest.device) - lengths) % length
-        rows = newest.gather(1, places)
+        rows = Histories.of(histories).aligned(self.max_history).to(self.codes.device)
         codes, counts = self._codes(rows)
         return self.backbone.read(codes, counts)
 

@@ -88,7 +88,7 @@ class SASRec(nn.Module):
 
     def loss(self, histories: Histories) -> Tensor:
         """Mean cross-entropy of every item but the first given those before it; histories of one item do not count."""
-        rows = _left_aligned(histories, self.max_length + 1).to(self.embedding.weight.device)
+        rows = histories.aligned(self.max_length + 1).to(self.embedding.weight.device)
         target = rows[:, 1:]
         hidden = self(rows[:, :-1])[target >= 0]
         return F.cross_entropy(hidden @ self.embedding.weight.T, target[target >= 0])
@@ -103,7 +103,7 @@ class SASRec(nn.Module):
         check_histories(histories, self.num_items)
         training = self.training
         self.eval()
-        rows = _left_aligned(histories, self.max_length).to(self.embedding.weight.device)
+        rows = histories.aligned(self.max_length).to(self.embedding.weight.device)
         length = (rows >= 0).sum(1)
         hidden = self(rows)[torch.arange(len(rows)), (length - 1).clamp_min(0)]
         self.train(training)
@@ -188,15 +188,3 @@ def _batches(users: Tensor, lengths: Tensor, size: int, generator: torch.Generat
     for window in order.split(size * _WINDOW):
         parts += window[lengths[window].argsort()].split(size)
     return [parts[i] for i in torch.randperm(len(parts), generator=generator).tolist()]
-
-
-def _left_aligned(histories: Histories, length: int) -> Int[Tensor, "B T"]:
-    """The newest items of each history from column 0 on, -1 behind them; as few columns as the longest needs."""
-    counts = histories.lengths.clamp_max(length)
-    width = max(1, int(counts.max()) if len(counts) else 1)
-    places = torch.arange(width).expand(len(histories), -1)
-    rows = (histories.offsets[1:] - counts)[:, None] + places
-    found = places < counts[:, None]
-    if not len(histories.items):
-        return torch.full(found.shape, -1)
-    return torch.where(found, histories.items[rows.clamp_max(len(histories.items) - 1)], -1)
