@@ -26,7 +26,7 @@ from gritvq.item_tokenizers import (
     residual_stack,
 )
 from gritvq.item_tokenizers.clustering import balanced_kmeans, kmeans, lloyd_step, plus_plus
-from gritvq.item_tokenizers.search import decided_codes
+from gritvq.item_tokenizers.search import CodeTable
 from gritvq.models import ItemDecoder, ItemEncoder
 
 BEAUTY = Path(__file__).resolve().parents[2] / "shared" / "data" / "recsys" / "amazon_beauty" / "item_embeddings.npy"
@@ -114,6 +114,18 @@ class TestEveryKind:
             assert torch.equal(fitted.encode(same, batch_size=16), codes)
         transposed = half.float().T.contiguous().T
         assert torch.equal(fitted.encode(transposed), codes)
+
+    def test_perturbed_codes(self, fitted: ItemTokenizer) -> None:
+        x = blobs()
+        codes, noisy = fitted.encode(x), fitted.perturbed_codes(x, 0.3, num_draws=2)
+        assert noisy.shape == (2, *codes.shape)
+        assert torch.equal(noisy, fitted.perturbed_codes(x.numpy(), 0.3, batch_size=7))
+        assert torch.equal(fitted.perturbed_codes(x, 0.0, num_draws=1)[0], codes)
+        kept = [(fitted.perturbed_codes(x, scale) == codes).double().mean() for scale in (0.01, 0.3, 3.0)]
+        assert kept[0] > kept[1] > kept[2]
+        assert not torch.equal(noisy[0], noisy[1])
+        with pytest.raises(ValueError, match="expected scale >= 0"):
+            fitted.perturbed_codes(x, -1.0)
 
     def test_saved_and_loaded_bit_by_bit(self, fitted: ItemTokenizer, tmp_path: Path) -> None:
         x = blobs(60, seed=4)
@@ -246,8 +258,8 @@ class TestSearch:
         codes = torch.randint(-2, 3, (size, 3), generator=generator).float()
         exact = (x[:, None] - codes).square().sum(2)
         expected = (exact == exact.amin(1, keepdim=True)).int().argmax(1)
-        assert torch.equal(decided_codes(x, codes), expected)
-        assert torch.equal(torch.cat([decided_codes(row[None], codes) for row in x]), expected)
+        assert torch.equal(CodeTable(codes).nearest(x), expected)
+        assert torch.equal(torch.cat([CodeTable(codes).nearest(row[None]) for row in x]), expected)
 
 
 class TestResidualKMeans:

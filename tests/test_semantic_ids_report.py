@@ -190,6 +190,63 @@ def test_codes_that_change_when_encoded_again() -> None:
         ids.report(recoded=[[0, 1]])
 
 
+@quick
+@given(coded(), st.integers(1, 3))
+def test_effective_codes_against_overlaps_of_all_pairs(catalogue: Any, draws: int) -> None:
+    codes, sizes = catalogue
+    n, random = len(codes), np.random.default_rng(7)
+    noisy = np.stack(
+        [np.where(random.random(codes.shape) < 0.3, random.integers(0, sizes, codes.shape), codes)] * draws
+    )
+    found = report(SemanticIds(codes, sizes), perturbed=torch.from_numpy(noisy))
+    assert found["perturbed/kept_codes"] == pytest.approx((noisy == codes.numpy()).mean())
+    assert found["perturbed/kept_ids"] == pytest.approx((noisy == codes.numpy()).all(2).mean())
+    for level, size in enumerate(sizes):
+        own = codes[:, level].numpy()
+        given = [
+            [(noisy[:, own == j, level] == k).mean() if (own == j).any() else 0 for k in range(size)]
+            for j in range(size)
+        ]
+        share = np.bincount(own, minlength=size) / n
+        overlap = sum(
+            share[i] * share[j] * np.sqrt(np.multiply(given[i], given[j])).sum()
+            for i in range(size)
+            for j in range(size)
+        )
+        assert found[f"level{level + 1}/effective_codes"] == pytest.approx(1 / overlap)
+
+
+def test_effective_codes_at_the_ends() -> None:
+    codes = torch.arange(12)[:, None].repeat(1, 2) % 4
+    ids = SemanticIds(codes, (4, 6))
+    firm = ids.report(perturbed=codes[None])
+    assert firm["level1/effective_codes"] == firm["level2/effective_codes"] == pytest.approx(4)
+    lost = ids.report(perturbed=torch.full((2, 12, 1), 3))
+    assert lost["level1/effective_codes"] == pytest.approx(1)
+    assert "level2/effective_codes" not in lost
+    for bad in (codes, codes[None, :5], codes[None].repeat(1, 1, 2), codes[None][:0]):
+        with pytest.raises(ValueError, match="expected perturbed codes"):
+            ids.report(perturbed=bad)
+
+
+@quick
+@given(coded())
+def test_cohesion_against_a_plain_loop(catalogue: Any) -> None:
+    codes, sizes = catalogue
+    n = len(codes)
+    x = torch.randn(n, 40, generator=torch.Generator().manual_seed(n))
+    found = report(SemanticIds(codes, sizes), embeddings=x)
+    cosine = torch.nn.functional.cosine_similarity(x[:, None], x[None], dim=2).numpy()
+    shared = (codes[:, None] == codes).long().cumprod(2).sum(2).numpy()
+    pair = np.triu(np.ones((n, n), dtype=bool), 1)
+    for depth in range(1, len(sizes) + 1):
+        inside, apart = pair & (shared >= depth), pair & (shared == depth - 1)
+        near = cosine[inside].mean() if inside.any() else math.nan
+        far = cosine[apart].mean() if apart.any() else math.nan
+        assert found[f"depth{depth}/cohesion"] == pytest.approx(near, nan_ok=True, abs=1e-5)
+        assert found[f"depth{depth}/discrimination"] == pytest.approx(near - far, nan_ok=True, abs=1e-5)
+
+
 @pytest.fixture(scope="module")
 def letter() -> SemanticIds:
     """The ids that LETTER released for Amazon Beauty."""

@@ -28,9 +28,11 @@ from gritvq.training.compare import read_results, write_results
 
 METRICS = ("uniqueness", "items_in_collision", "largest_group", "reconstruction/relative_error")
 METRICS += ("neighbours/prefix_recall@10", "neighbours/quantized_recall@10")
+METRICS += ("depth1/cohesion", "depth2/cohesion", "depth3/cohesion", "perturbed/kept_ids")
+PER_LEVEL = ("used", "perplexity", "effective_codes")
 UNITS = {"fit_seconds": "s", "fit_cpu_seconds": "s", "uniqueness": "share", "items_in_collision": "share"}
 UNITS |= {"largest_group": "items"}
-UNITS |= {f"level{level}/{name}": "codes" for level in range(1, 5) for name in ("used", "perplexity")}
+UNITS |= {f"level{level}/{name}": "codes" for level in range(1, 5) for name in PER_LEVEL}
 
 
 def made(entry: dict[str, Any], plan: dict[str, Any], dim: int, seed: int) -> ItemTokenizer:
@@ -56,8 +58,8 @@ def measured(tokenizer: ItemTokenizer, x: np.ndarray[Any, Any]) -> dict[str, flo
     seconds, busy = time.perf_counter() - started[0], time.process_time() - started[1]
     rows = torch.from_numpy(x.astype(np.float32))
     ids = SemanticIds(codes, tokenizer.codebook_sizes)
-    found = ids.report(embeddings=rows, reconstructions=tokenizer.decode(codes))
-    levels = [f"level{level}/{name}" for level in range(1, codes.shape[1] + 1) for name in ("used", "perplexity")]
+    found = ids.report(embeddings=rows, reconstructions=tokenizer.decode(codes), perturbed=tokenizer.perturbed_codes(x))
+    levels = [f"level{level}/{name}" for level in range(1, codes.shape[1] + 1) for name in PER_LEVEL]
     return {name: found[name] for name in (*METRICS, *levels)} | {"fit_seconds": seconds, "fit_cpu_seconds": busy}
 
 

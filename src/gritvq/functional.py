@@ -205,13 +205,13 @@ def _common(x: Tensor, codes: Tensor) -> torch.dtype:
 
 
 def central_code(codes: Float[Tensor, "K D"]) -> Float[Tensor, " D"]:
-    """Median of about a thousand codes, component by component: no single code can carry it away.
+    """Median of about a hundred codes, component by component: no single code can carry it away.
 
     Example:
         >>> central_code(torch.tensor([[1.0], [2.0], [900.0]]))
         tensor([2.])
     """
-    sample = codes[:: max(1, len(codes) // 1024)]
+    sample = codes[:: max(1, len(codes) // 128)]
     if torch.compiler.is_exporting():  # the same number by an operator that every format has
         return sample.sort(0).values[(len(sample) - 1) // 2]
     return sample.median(0).values

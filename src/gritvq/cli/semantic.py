@@ -104,10 +104,10 @@ def _judge(ids: Any, categories: Sequence[Any] | None, vectors: Any, tokenizer: 
     from gritvq.files import write_json
     from gritvq.semantic_ids.pictures import collisions_picture, level_usage_picture, tree_picture
 
-    decoded = None
+    decoded = noisy = None
     if vectors is not None and tokenizer is not None:
-        decoded = tokenizer.decode(tokenizer.encode(vectors))
-    numbers = ids.report(categories, vectors, reconstructions=decoded)
+        decoded, noisy = tokenizer.decode(tokenizer.encode(vectors)), tokenizer.perturbed_codes(vectors)
+    numbers = ids.report(categories, vectors, reconstructions=decoded, perturbed=noisy)
     files = {"ids": out / _IDS, "all numbers": out / _REPORT}
     files |= {name: out / f"{name}.png" for name in ("usage", "collisions")}
     out.mkdir(parents=True, exist_ok=True)
@@ -131,6 +131,8 @@ def _judge(ids: Any, categories: Sequence[Any] | None, vectors: Any, tokenizer: 
     if ids.collisions == "append":
         share = numbers[f"depth{before}/uniqueness"]
         rows.append(("distinct without the appended token", f"{100 * share:.2f} %"))
+    if noisy is not None:
+        rows.append(("ids kept under a tenth of noise", f"{100 * numbers['perturbed/kept_ids']:.2f} %"))
     if "level1/purity" in numbers:
         rows.append(("category purity of level 1", f"{numbers['level1/purity']:.3f}"))
     report("semantic ids", rows, {name: path for name, path in files.items() if path.exists()})

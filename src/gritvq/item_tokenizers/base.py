@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -34,7 +34,7 @@ class ItemTokenizer(Component, ABC):
     Embeddings are tensors or arrays of any floating type, memory-mapped ones included; they are read chunk by chunk and
     taken in float32. A row's codes depend on nothing but the row: neither on the batch size nor on the other rows.
 
-    Subclasses implement :meth:`_fit`, :meth:`_encode`, :meth:`_decode` and :meth:`_last_level`, and declare in
+    Subclasses implement :meth:`_fit`, :meth:`_encoder`, :meth:`_decode` and :meth:`_last_level`, and declare in
     :meth:`_allocate` which buffers they hold, so that they can be loaded.
 
     Attributes:
@@ -96,8 +96,9 @@ class ItemTokenizer(Component, ABC):
         chunks = self._chunks(x, batch_size)
         codes = torch.empty(len(x), len(self.codebook_sizes), dtype=torch.int64)  # whole, so that chunks leave no holes
         with evaluating(self):
+            encode = self._encoder()
             for place, rows in zip(codes.split(batch_size), chunks, strict=False):
-                place.copy_(self._encode(rows))
+                place.copy_(encode(rows))
         return codes
 
     @torch.no_grad()
@@ -136,6 +137,40 @@ class ItemTokenizer(Component, ABC):
                 table = self._last_level(torch.zeros(1, self.dim, device=self._device()))[1].cpu()
                 return table[:0], table
         return torch.cat([vectors.cpu() for vectors, _ in parts]), parts[0][1].cpu()
+
+    @torch.no_grad()
+    def perturbed_codes(
+        self, x: Embeddings, scale: float = 0.1, num_draws: int = 2, seed: int = 0, batch_size: int = 2048
+    ) -> Int[Tensor, "S n L"]:
+        """Codes of embeddings with normal noise, to see how firm ids are (``SemanticIds.report(perturbed=...)``).
+
+        Args:
+            x: Embeddings (n, D).
+            scale: Expected length of the noise, as a share of the root mean square distance of x from its mean.
+            num_draws: S, how often every embedding is encoded.
+            seed: Of the noise.
+            batch_size: Rows in work at once; the noise does not depend on it.
+
+        Raises:
+            ValueError: As :meth:`encode`, or if a number is out of range.
+        """
+        if not scale >= 0 or num_draws < 1:
+            raise ValueError(f"expected scale >= 0 and num_draws >= 1, got {scale} and {num_draws}")
+        found = torch.empty(num_draws, len(x), len(self.codebook_sizes), dtype=torch.int64)
+        total = torch.zeros(2, self.dim, dtype=torch.float64)
+        for rows in self._chunks(x, batch_size):
+            part = rows.double().cpu()
+            total += torch.stack([part.sum(0), part.square().sum(0)])
+        mean, square = total / max(len(x), 1)
+        deviation = scale * float((square - mean.square()).clamp_min(0).mean().sqrt())
+        random = np.random.default_rng(seed)  # draws number by number, whatever the shapes
+        with evaluating(self):
+            encode = self._encoder()
+            for draw in found:
+                for place, rows in zip(draw.split(batch_size), self._chunks(x, batch_size), strict=False):
+                    noise = torch.from_numpy(random.standard_normal(rows.shape, dtype=np.float32))
+                    place.copy_(encode(rows + deviation * noise.to(rows.device)))
+        return found
 
     def fingerprint(self) -> str:
         """SHA-256 of configuration and weights, as 64 hexadecimal digits; the same after saving and loading."""
@@ -186,8 +221,8 @@ class ItemTokenizer(Component, ABC):
         """Learn from checked rows."""
 
     @abstractmethod
-    def _encode(self, x: Float[Tensor, "n D"]) -> Int[Tensor, "n L"]:
-        """Codes of checked rows, each independent of the others."""
+    def _encoder(self) -> Callable[[Float[Tensor, "n D"]], Int[Tensor, "n L"]]:
+        """What gives codes of checked rows, each independent of the others; asked for once for many batches."""
 
     @abstractmethod
     def _decode(self, codes: Int[Tensor, "n L"]) -> Float[Tensor, "n D"]:

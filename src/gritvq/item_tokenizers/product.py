@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from gritvq.item_tokenizers.base import ItemTokenizer, tracked
 from gritvq.item_tokenizers.clustering import kmeans, plus_plus
-from gritvq.item_tokenizers.search import decided_codes, nearest_and_doubt
+from gritvq.item_tokenizers.search import CodeTable
 
 __all__ = ["ProductKMeans"]
 
@@ -92,22 +94,27 @@ class ProductKMeans(ItemTokenizer):
         if rotation is not None:
             self.rotation = rotation
 
-    def _encode(self, x: Float[Tensor, "n D"]) -> Int[Tensor, "n P"]:
-        if self.rotation is None:
-            parts = x.chunk(len(self.tables), 1)
-            return torch.stack([decided_codes(p, table) for p, table in zip(parts, self.tables, strict=True)], 1)
-        length = x.norm(dim=1)
-        doubt = torch.zeros(len(x), dtype=torch.bool, device=x.device)
-        found = []
-        for part, table in zip((x @ self.rotation.T).chunk(len(self.tables), 1), self.tables, strict=True):
-            indices, own = nearest_and_doubt(part, table, _ROTATION_TOLERANCE, length)
-            found.append(indices)
-            doubt |= own
-        codes, rows = torch.stack(found, 1), doubt.nonzero().squeeze(1)
-        if len(rows):  # where rounding would decide, in float64
-            parts = (x[rows].double() @ self.rotation.double().T).chunk(len(self.tables), 1)
-            codes[rows] = torch.stack([decided_codes(p, t) for p, t in zip(parts, self.tables, strict=True)], 1)
-        return codes
+    def _encoder(self) -> Callable[[Float[Tensor, "n D"]], Int[Tensor, "n P"]]:
+        tables = [CodeTable(table) for table in self.tables]
+
+        def decided(x: Tensor) -> Tensor:
+            parts = x.chunk(len(tables), 1)
+            return torch.stack([table.nearest(part) for part, table in zip(parts, tables, strict=True)], 1)
+
+        def rotated(x: Tensor) -> Tensor:
+            length = x.norm(dim=1)
+            parts = (x @ self.rotation.T).chunk(len(tables), 1)
+            found = [
+                table.nearest_and_doubt(part, _ROTATION_TOLERANCE, length)
+                for part, table in zip(parts, tables, strict=True)
+            ]
+            codes = torch.stack([indices for indices, _ in found], 1)
+            rows = torch.stack([doubt for _, doubt in found], 1).any(1).nonzero().squeeze(1)
+            if len(rows):  # where rounding would decide, in float64
+                codes[rows] = decided(x[rows].double() @ self.rotation.double().T)
+            return codes
+
+        return decided if self.rotation is None else rotated
 
     def _decode(self, codes: Int[Tensor, "n P"]) -> Float[Tensor, "n D"]:
         values = torch.cat([table[own] for own, table in zip(codes.unbind(1), self.tables, strict=True)], 1)

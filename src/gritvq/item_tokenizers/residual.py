@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
@@ -10,7 +12,7 @@ from torch import Tensor
 from gritvq.functional import code_counts, code_sums
 from gritvq.item_tokenizers.base import ItemTokenizer, tracked
 from gritvq.item_tokenizers.clustering import balanced_kmeans, kmeans, plus_plus
-from gritvq.item_tokenizers.search import decided_codes, lengths
+from gritvq.item_tokenizers.search import CodeTable, lengths
 
 __all__ = ["ResidualKMeans"]
 
@@ -107,7 +109,7 @@ class ResidualKMeans(ItemTokenizer):
                 )
             table = F.pad(clusters.codes, (0, 1)) if self.balanced and clusters.prices is None else clusters.table()
             tables.append(table)
-            rest, indices = self._step(rest, table)
+            rest, indices = self._step(rest, CodeTable(table))
             if self.normalize_residuals:
                 counts = code_counts(indices, size)[:, None]
                 values.append(code_sums(missing, indices, size) / counts.clamp_min(1))
@@ -123,20 +125,25 @@ class ResidualKMeans(ItemTokenizer):
         length = lengths(rest)
         return torch.where(length > (_NOTHING_LEFT if level else 0), rest / length.clamp_min(1e-30), 0)
 
-    def _step(self, rest: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
+    def _step(self, rest: Tensor, table: CodeTable) -> tuple[Tensor, Tensor]:
         """What a level leaves over, and its codes."""
-        indices = decided_codes(self._searched(rest), table)
-        return rest - table[indices, : rest.shape[1]], indices
+        indices = table.nearest(self._searched(rest))
+        return rest - table.codes[indices, : rest.shape[1]], indices
 
     def _searched(self, rest: Tensor) -> Tensor:
         return F.pad(rest, (0, 1)) if self.balanced else rest
 
-    def _encode(self, x: Float[Tensor, "n D"]) -> Int[Tensor, "n L"]:
-        found = []
-        for level, table in enumerate(self.tables):
-            x, indices = self._step(self._scaled(x, level), table)
-            found.append(indices)
-        return torch.stack(found, 1)
+    def _encoder(self) -> Callable[[Float[Tensor, "n D"]], Int[Tensor, "n L"]]:
+        tables = [CodeTable(table) for table in self.tables]
+
+        def encode(x: Tensor) -> Tensor:
+            found = []
+            for level, table in enumerate(tables):
+                x, indices = self._step(self._scaled(x, level), table)
+                found.append(indices)
+            return torch.stack(found, 1)
+
+        return encode
 
     def _decode(self, codes: Int[Tensor, "n L"]) -> Float[Tensor, "n D"]:
         tables = self.tables[..., : self.dim] if self.values is None else self.values
@@ -147,5 +154,5 @@ class ResidualKMeans(ItemTokenizer):
 
     def _last_level(self, x: Float[Tensor, "n D"]) -> tuple[Tensor, Tensor]:
         for level, table in enumerate(self.tables[:-1]):
-            x, _ = self._step(self._scaled(x, level), table)
+            x, _ = self._step(self._scaled(x, level), CodeTable(table))
         return self._searched(self._scaled(x, len(self.tables) - 1)), self.tables[-1]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import cast
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from gritvq.base import Component, Quantizer, QuantizerOutput, build, describe
 from gritvq.item_tokenizers.alignment import ItemLoss
 from gritvq.item_tokenizers.base import ItemTokenizer, tracked
-from gritvq.item_tokenizers.search import decided_codes, nearest_and_doubt
+from gritvq.item_tokenizers.search import CodeTable
 from gritvq.item_tokenizers.stacks import level_tables
 
 __all__ = ["RQVAE"]
@@ -194,27 +194,27 @@ class RQVAE(ItemTokenizer):
 
     # --- encoding -----------------------------------------------------------------------------------------------------
 
-    def _encode(self, x: Float[Tensor, "n D"]) -> Int[Tensor, "n L"]:
-        tables = level_tables(self.quantizer)
-        if tables is None:
-            return self._encode_exactly(x)
-        codes, doubt = _residual_codes(self.encoder(x), tables)
-        rows = doubt.nonzero().squeeze(1)
-        if len(rows):
-            codes[rows] = self._encode_exactly(x[rows], tables)
-        return codes
+    def _encoder(self) -> Callable[[Float[Tensor, "n D"]], Int[Tensor, "n L"]]:
+        """Float32, and float64 where rounding may decide."""
+        found = level_tables(self.quantizer)
+        if found is None:
+            return self._encode_widely
+        tables = [CodeTable(table) for table in found]
 
-    def _encode_exactly(self, x: Tensor, tables: Sequence[Tensor] | None = None) -> Tensor:
-        """In float64."""
+        def encode(x: Tensor) -> Tensor:
+            codes, doubt = _residual_codes(self.encoder(x), tables)
+            rows = doubt.nonzero().squeeze(1)
+            if len(rows):
+                latents = copy.deepcopy(self.encoder).double()(x[rows].double())
+                codes[rows] = _decided_codes(latents, tables)
+            return codes
+
+        return encode
+
+    def _encode_widely(self, x: Tensor) -> Tensor:
+        """All of it in float64."""
         latents = copy.deepcopy(self.encoder).double()(x.double())
-        if tables is None:
-            return copy.deepcopy(self.quantizer).double().encode(latents)
-        found = []
-        for table in tables:
-            table = table.double()
-            found.append(decided_codes(latents, table))
-            latents = latents - table[found[-1]]
-        return torch.stack(found, 1)
+        return copy.deepcopy(self.quantizer).double().encode(latents)
 
     def _decode(self, codes: Int[Tensor, "n L"]) -> Float[Tensor, "n D"]:
         values = self.quantizer.decode(codes)
@@ -227,20 +227,29 @@ class RQVAE(ItemTokenizer):
                 f"expected a quantizer whose last level is a table, got {type(self.quantizer).__name__}; keep or "
                 "append collisions instead"
             )
-        codes, rest = self._encode(x), self.encoder(x)
+        codes, rest = self._encoder()(x), self.encoder(x)
         for own, table in zip(codes[:, :-1].unbind(1), tables, strict=False):
             rest = rest - table[own]
         return rest, tables[-1]
 
 
-def _residual_codes(latents: Tensor, tables: Sequence[Tensor]) -> tuple[Int[Tensor, "n L"], Bool[Tensor, " n"]]:
+def _residual_codes(latents: Tensor, tables: Sequence[CodeTable]) -> tuple[Int[Tensor, "n L"], Bool[Tensor, " n"]]:
     """Codes level by level in float32, and the rows where rounding, the encoder's included, may decide."""
     length = latents.norm(dim=1)
     doubt = torch.zeros(len(latents), dtype=torch.bool, device=latents.device)
     found = []
     for table in tables:
-        indices, own = nearest_and_doubt(latents, table, _ENCODER_TOLERANCE, length)
+        indices, own = table.nearest_and_doubt(latents, _ENCODER_TOLERANCE, length)
         found.append(indices)
         doubt |= own
-        latents = latents - table[indices]
+        latents = latents - table.codes[indices]
     return torch.stack(found, 1), doubt
+
+
+def _decided_codes(latents: Tensor, tables: Sequence[CodeTable]) -> Int[Tensor, "n L"]:
+    """Codes level by level of float64 latents."""
+    found = []
+    for table in tables:
+        found.append(table.nearest(latents))
+        latents = latents - table.double().codes[found[-1]]
+    return torch.stack(found, 1)

@@ -30,6 +30,7 @@ def report(
     reconstructions: Float[Tensor, "n D"] | None = None,
     related: Int[Tensor, "n k"] | None = None,
     recoded: Int[Tensor, "n L"] | None = None,
+    perturbed: Int[Tensor, "S n L"] | None = None,
     num_neighbours: int = 10,
     num_queries: int = 4096,
 ) -> dict[str, float]:
@@ -84,12 +85,22 @@ def report(
     - ``related/prefix_recall@k``: with ``related``: the same for given neighbours, a mean over all that are given
     - ``related/embedding_recall@10``: with both: mean 1[j in E_k(i)] over the given neighbours j of the N items
       (FORGE's embedding hit rate, where they are the next items)
+    - ``depth1/cohesion``: mean cosine of the embeddings of two items, over all pairs that share d codes; NaN if none do
+    - ``depth1/discrimination``: that, less the mean over all pairs that share d - 1 codes and no more
     - ``reconstruction/mse``: mean (x - r)^2 over all numbers, with both
     - ``reconstruction/relative_error``: sum |x - r|^2 / sum |x - mean x|^2
     - ``reconstruction/cosine``: mean cosine of x and r
 
     With ``recoded``: ``recoded/changed_codes`` is the share of codes that differ, ``recoded/changed_items`` the share
     of items with such a code.
+
+    With ``perturbed``, codes of noisy embeddings (:meth:`~gritvq.item_tokenizers.ItemTokenizer.perturbed_codes`), C_jk
+    the share of the noisy versions of the items with code j that get code k:
+
+    - ``level1/effective_codes``: 1 / sum_k (sum_j p_j sqrt(C_jk))^2. The sum is what two codes i and j, drawn with the
+      items' frequencies, are expected to overlap, sum_k sqrt(C_ik C_jk) (Bhattacharyya). It gives 1 / sum_k p_k^2 where
+      noise changes nothing, and 1 where it leaves no trace of a code
+    - ``perturbed/kept_codes``, ``perturbed/kept_ids``: share of codes, and of whole ids, that noise leaves as they are
 
     Args:
         ids: The ids; as ``ids.report(...)`` too.
@@ -99,6 +110,7 @@ def report(
         related: Rows of items that belong to each item, such as what is bought together; -1 is none.
         recoded: What the tokenizer gives once more, in another batch size, order or dtype; may have fewer columns than
             the ids, such as no appended token.
+        perturbed: S times the codes of all items with noise on their embeddings; may have fewer columns, too.
         num_neighbours: k.
         num_queries: Items whose neighbours are compared.
 
@@ -117,7 +129,9 @@ def report(
 
     References:
         LC-Rec, arXiv 2311.09049; QuaSID, arXiv 2603.00632; S2GR, arXiv 2601.18664; FORGE, arXiv 2509.20904;
-        TorchEasyRec. The chance in the recalls is ours: ids have many ties.
+        TorchEasyRec. The chance in the recalls is ours: ids have many ties. Cohesion and discrimination are named after
+        R3-VAE (arXiv 2604.11440), effective codes after DRQ (arXiv 2606.01844), which say what they measure; the
+        formulas above are ours and may differ from theirs.
     """
     codes, sizes = ids.codes, ids.codebook_sizes
     prefixes = [RowTable(codes[:, :depth], sizes[:depth]) for depth in range(1, len(sizes) + 1)]
@@ -134,6 +148,8 @@ def report(
         found |= _categories(prefixes[0].group, categories)
     if recoded is not None:
         found |= _changes(codes, torch.as_tensor(recoded).cpu())
+    if perturbed is not None:
+        found |= _robustness(codes, sizes, torch.as_tensor(perturbed).cpu())
     if related is not None:
         queries = torch.arange(len(codes))
         rows = torch.as_tensor(related).cpu().long()
@@ -145,6 +161,7 @@ def report(
         vectors = _checked_vectors("embeddings", embeddings, len(codes))
         values = None if reconstructions is None else _checked_vectors("reconstructions", reconstructions, len(codes))
         given = None if related is None else rows
+        found |= _cohesion(prefixes, F.normalize(vectors, dim=1))
         found |= _neighbours(prefixes, vectors, values, given, num_neighbours, num_queries)
         if values is not None:
             found |= _errors(vectors, values)
@@ -264,6 +281,52 @@ def _changes(codes: Int[Tensor, "n Q"], recoded: Int[Tensor, "n L"]) -> dict[str
         "recoded/changed_codes": float(differ.double().mean()),
         "recoded/changed_items": float(differ.any(1).double().mean()),
     }
+
+
+def _robustness(codes: Int[Tensor, "n Q"], sizes: tuple[int, ...], noisy: Int[Tensor, "S n L"]) -> dict[str, float]:
+    n, most = codes.shape
+    fits = noisy.ndim == 3 and len(noisy) > 0 and noisy.shape[1] == n and 1 <= noisy.shape[2] <= most
+    if not fits:
+        raise ValueError(f"expected perturbed codes (S, {n}, 1 .. {most}), got {tuple(noisy.shape)}")
+    own = codes[:, : noisy.shape[2]]
+    found = {
+        "perturbed/kept_codes": float((noisy == own).double().mean()),
+        "perturbed/kept_ids": float((noisy == own).all(2).double().mean()),
+    }
+    for level, size in enumerate(sizes[: noisy.shape[2]]):
+        before, after = own[:, level].expand(len(noisy), n), noisy[..., level]
+        cells, counts = torch.unique(before * size + after, return_counts=True)  # n p_j S C_jk, no empty cells
+        usage = torch.bincount(own[:, level]).double() / n
+        # p_j sqrt(C_jk) = sqrt(p_j) sqrt(p_j C_jk)
+        terms = (usage[cells // size] * counts.double() / before.numel()).sqrt()
+        overlap = torch.zeros(size, dtype=torch.float64).index_add_(0, cells % size, terms).square().sum()
+        found[f"level{level + 1}/effective_codes"] = 1 / float(overlap)
+    return found
+
+
+def _cohesion(prefixes: list[RowTable], unit: Float[Tensor, "n D"]) -> dict[str, float]:
+    """From sums over groups: the cosines of a group's pairs sum to (|sum u|^2 - sum |u|^2) / 2."""
+    found: dict[str, float] = {}
+    above, above_pairs = _pair_sum(torch.zeros_like(prefixes[0].group), unit)
+    for depth, table in enumerate(prefixes, 1):
+        total, pairs = _pair_sum(table.group, unit)
+        inside = total / pairs if pairs else math.nan
+        apart = (above - total) / (above_pairs - pairs) if above_pairs > pairs else math.nan
+        found |= {f"depth{depth}/cohesion": inside, f"depth{depth}/discrimination": inside - apart}
+        above, above_pairs = total, pairs
+    return found
+
+
+def _pair_sum(group: Int[Tensor, " n"], unit: Float[Tensor, "n D"]) -> tuple[float, int]:
+    """Sum of the cosines over pairs of one group, and the number of such pairs."""
+    counts = torch.bincount(group)
+    pairs = int((counts * (counts - 1) // 2).sum())
+    total = 0.0
+    for columns in unit.split(32, dim=1):
+        part = columns.double()
+        sums = torch.zeros(len(counts), part.shape[1], dtype=torch.float64).index_add_(0, group, part)
+        total += float(sums.square().sum() - part.square().sum()) / 2
+    return (total if pairs else 0.0), pairs
 
 
 def _neighbours(
