@@ -26,9 +26,12 @@ any collision policy. "Unique" is the share of distinct ids, "in collision" the 
 among the ten items with the longest common prefix. Means over seeds, smallest and largest in brackets. Every RQ-VAE
 has the same networks, steps and rates; they were chosen with `grit_vq` units on seed 0 alone, by uniqueness and
 perplexity on the same items, which are all there is: tokenizers see no interactions. Minutes are processor time.
-The settings found for `grit_vq` need not suit the others: nothing was searched for them, and the two stochastic
-units (`gm_vq`, `rsq_vae`) collapse under them. So a row says how a unit does under these settings, not which is
-best."""
+Nothing was searched for the other units but the variances of the two stochastic ones (`gm_vq`, `rsq_vae`), on seed 0,
+without which they collapse. So a row says how a unit does under these settings, not which is best."""
+
+FIRMNESS = """The same runs. "Effective codes" of a level are how many equally used codes without overlap would be
+confused as little when embeddings get noise of a tenth of their spread, "kept" the share of ids that this noise leaves
+as they are, "cohesion" the mean cosine of two items that share one, two or three codes; `report()` has the formulas."""
 
 FLOORS = """    python benchmarks/quality/recommend.py --data PATH-TO-RECSYS
 
@@ -40,9 +43,10 @@ mean rank; "half ranks rounded down" is popularity as the published reference ha
 NEXT_ITEM = """    python benchmarks/quality/next_item.py train --data PATH-TO-AMAZON-BEAUTY --run RUN
     python benchmarks/quality/next_item.py measure --data PATH-TO-AMAZON-BEAUTY --run RUN
 
-`configs/items/beauty-small.yaml`: less than two million parameters, ids of residual k-means with an appended token, one
-seed. Test numbers along the way are of a fixed sample of users; the last table is of all users, with the copy that had
-the best NDCG@10 of validation. "id" counts any item that shares the target's id. Minutes are processor time."""
+`configs/items/beauty-small.yaml`: less than two million parameters, ids of residual k-means with an appended token;
+means over the seeds of the model, smallest and largest in brackets. Test numbers along the way are of a fixed sample of
+users; the last table is of all users, each seed with the copy that had the best NDCG@10 of validation. "id" counts any
+item that shares the target's id. Minutes are processor time."""
 
 ENCODING = """    python -m benchmarks.speed.encode --data PATH-TO-AMAZON-BEAUTY
 
@@ -61,6 +65,10 @@ def _spread(values: Sequence[float], form: str) -> str:
     return mean if len(set(texts)) == 1 else f"{mean} ({format(min(values), form)}-{format(max(values), form)})"
 
 
+def _mean(runs: Sequence[Mapping[str, Any]], name: str) -> float:
+    return sum(float(run[name]) for run in runs) / len(runs)
+
+
 def _grouped(results: Sequence[Mapping[str, Any]], by: Sequence[str]) -> dict[tuple[Any, ...], list[Mapping[str, Any]]]:
     groups: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
     for result in results:
@@ -69,30 +77,32 @@ def _grouped(results: Sequence[Mapping[str, Any]], by: Sequence[str]) -> dict[tu
 
 
 def tokenizers(folder: Path) -> str:
-    """Every tokenizer, the most unique ids first."""
+    """Every tokenizer, the most unique ids first: what the ids are like, then how firm and coherent they are."""
     parts = []
     columns = ("tokenizer", "settings", "unique", "in collision", "largest", "perplexity 1", "2", "3")
     columns += ("error", "neighbours", "minutes", "seeds")
+    firm_columns = ("tokenizer", "effective codes 1", "2", "3", "kept", "cohesion 1", "2", "3")
     for path in sorted(folder.glob("items_tokenizers_*.csv")):
         results = read_results(path)
-        rows = []
-        for (method, settings), runs in _grouped(results, ("method", "settings")).items():
+        groups = _grouped(results, ("method", "settings"))
+        ranked = sorted(groups, key=lambda key: -_mean(groups[key], "uniqueness"))
+        lines, firm_lines = [], []
+        for key in ranked:
+            runs = groups[key]
 
             def told(name: str, form: str, runs: Sequence[Mapping[str, Any]] = runs) -> str:
                 return _spread([float(run[name]) for run in runs], form)
 
-            minutes = [float(run["fit_cpu_seconds"]) / 60 for run in runs]
-            row = [method, settings, told("uniqueness", ".4f"), told("items_in_collision", ".3f")]
-            row += [told("largest_group", ".0f"), *(told(f"level{level}/perplexity", ".0f") for level in (1, 2, 3))]
-            row += [
-                told("reconstruction/relative_error", ".3f"),
-                told("neighbours/prefix_recall@10", ".3f"),
-                _spread(minutes, ".1f"),
-                str(len(runs)),
-            ]
-            rows.append((-sum(float(run["uniqueness"]) for run in runs) / len(runs), row))
-        lines = [row for _, row in sorted(rows, key=lambda each: each[0])]
+            row = [*key, told("uniqueness", ".4f"), told("items_in_collision", ".3f"), told("largest_group", ".0f")]
+            row += [told(f"level{level}/perplexity", ".0f") for level in (1, 2, 3)]
+            row += [told("reconstruction/relative_error", ".3f"), told("neighbours/prefix_recall@10", ".3f")]
+            row += [_spread([float(run["fit_cpu_seconds"]) / 60 for run in runs], ".1f"), str(len(runs))]
+            lines.append(row)
+            firm_row = [key[0], *(told(f"level{level}/effective_codes", ".0f") for level in (1, 2, 3))]
+            firm_row += [told("perturbed/kept_ids", ".3f"), *(told(f"depth{d}/cohesion", ".2f") for d in (1, 2, 3))]
+            firm_lines.append(firm_row)
         parts += [circumstances(results, (*ABOUT, "contest")), markdown_table(columns, lines)]
+        parts += [FIRMNESS, markdown_table(firm_columns, firm_lines)]
     return "\n\n".join([TOKENIZERS, *parts])
 
 
@@ -105,8 +115,13 @@ def floors(folder: Path) -> str:
         rows = []
         for (data, method), runs in _grouped(results, ("data", "method")).items():
             numbers = [_spread([float(run[name]) for run in runs], ".4f") for name in RANKING]
-            mean = sum(float(run["recall@10"]) for run in runs) / len(runs)
-            rows.append((data, -mean, [data, method, *numbers, f"{float(runs[0]['users']):,.0f}", str(len(runs))]))
+            rows.append(
+                (
+                    data,
+                    -_mean(runs, "recall@10"),
+                    [data, method, *numbers, f"{float(runs[0]['users']):,.0f}", str(len(runs))],
+                )
+            )
         lines = [row for *_, row in sorted(rows, key=lambda each: each[:2])]
         parts += [circumstances(results, ABOUT), markdown_table(columns, lines)]
     return "\n\n".join([FLOORS, *parts])
@@ -121,19 +136,26 @@ def next_item(folder: Path, images: Path) -> str:
         curve = [row for row in results if int(row["users"]) < most and row["level"] == "item"]
         lines = []
         for (step,), runs in _grouped(curve, ("step",)).items():
-            by_split = {run["split"]: run for run in runs}
-            told = [f"{float(by_split[s][n]):.4f}" if s in by_split else "-" for s, n in _SHOWN]
-            lines.append([step, f"{float(runs[0]['minutes']):.1f}", *told])
-        whole = [
-            [row["method"], row["level"], row["step"], f"{float(row['minutes']):.1f}", row["beam"]]
-            + [f"{float(row[name]):.4f}" for name in RANKING]
-            for row in results
-            if int(row["users"]) == most
-        ]
+            row = [step, f"{_mean(runs, 'minutes'):.1f}"]
+            for split, name in _SHOWN:
+                values = [float(run[name]) for run in runs if run["split"] == split]
+                row.append(_spread(values, ".4f") if values else "-")
+            lines.append([*row, str(len({run["seed"] for run in runs}))])
+        whole = []
+        for (method, level, beam), runs in _grouped(
+            [row for row in results if int(row["users"]) == most], ("method", "level", "beam")
+        ).items():
+            for run in sorted(runs, key=lambda run: int(run["seed"])):
+                numbers = [f"{float(run[name]):.4f}" for name in RANKING]
+                whole.append([method, level, run["seed"], run["step"], f"{float(run['minutes']):.1f}", beam, *numbers])
+            if len(runs) > 1:
+                means = [f"{_mean(runs, name):.4f}" for name in RANKING]
+                whole.append([method, level, "mean", "-", f"{_mean(runs, 'minutes'):.1f}", beam, *means])
         parts += [circumstances(results, ABOUT)]
-        parts += [markdown_table(("step", "minutes", "validation R@10", "validation N@10", "test R@10"), lines)]
-        parts += [f"All {most:,} users:"]
-        parts += [markdown_table(("method", "counted", "step", "minutes", "beam", "R@5", "N@5", "R@10", "N@10"), whole)]
+        columns = ("step", "minutes", "validation R@10", "validation N@10", "test R@10", "seeds")
+        parts += [markdown_table(columns, lines), f"All {most:,} users:"]
+        columns = ("method", "counted", "seed", "step", "minutes", "beam", "R@5", "N@5", "R@10", "N@10")
+        parts += [markdown_table(columns, whole)]
         curve_picture(curve, _floors_of(folder), images / f"{path.stem}.png")
         parts.append(f"![Recall against training time](images/{path.stem}.png)")
     return "\n\n".join([NEXT_ITEM, *parts])
@@ -154,10 +176,11 @@ def curve_picture(curve: Sequence[Mapping[str, Any]], floors: Mapping[str, float
     """Recall@10 against minutes of training, with the floors as lines."""
     figure, axis = new_figure(7.2, 4.0)
     for split, color in (("validation", "#9ab8cc"), ("test", "#20638a")):
-        runs = [run for run in curve if run["split"] == split]
-        users = f"{split}, {int(runs[0]['users']):,} users" if runs else split
-        minutes, recall = ([float(run[name]) for run in runs] for name in ("minutes", "recall@10"))
-        axis.plot(minutes, recall, "o-", color=color, label=users, markersize=4)
+        chosen = [run for run in curve if run["split"] == split]
+        label = f"{split}, {int(chosen[0]['users']):,} users" if chosen else split
+        for number, runs in enumerate(_grouped(chosen, ("seed",)).values()):
+            minutes, recall = ([float(run[name]) for run in runs] for name in ("minutes", "recall@10"))
+            axis.plot(minutes, recall, "o-", color=color, label=None if number else label, markersize=4, linewidth=1)
     for name, value in floors.items():
         axis.axhline(value, color="#b03a2e", linewidth=1, linestyle="--")
         axis.annotate(f"{name}, test", (0.01, value), xycoords=("axes fraction", "data"), ha="left", va="bottom")

@@ -132,7 +132,7 @@ def _judge(ids: Any, categories: Sequence[Any] | None, vectors: Any, tokenizer: 
         share = numbers[f"depth{before}/uniqueness"]
         rows.append(("distinct without the appended token", f"{100 * share:.2f} %"))
     if noisy is not None:
-        rows.append(("ids kept under a tenth of noise", f"{100 * numbers['perturbed/kept_ids']:.2f} %"))
+        rows.append(("ids kept under noise of a tenth of their spread", f"{100 * numbers['perturbed/kept_ids']:.2f} %"))
     if "level1/purity" in numbers:
         rows.append(("category purity of level 1", f"{numbers['level1/purity']:.3f}"))
     report("semantic ids", rows, {name: path for name, path in files.items() if path.exists()})

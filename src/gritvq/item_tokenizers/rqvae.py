@@ -32,7 +32,8 @@ class RQVAE(ItemTokenizer):
     are fitted to the latents of the whole catalogue, level by level, and everything is trained together. AdamW, cosine
     schedule, loss ``mean squared error / variance + quantizer's losses + others``. Quantizers made for a likelihood
     (``objective`` ``"arelbo"`` or ``"albo"``) get ``1/2 log`` of that error, or the error itself, per component, and
-    their losses divided by D.
+    their losses divided by D. Their variances start best at the latents' own, ``gm_vq(..., variance=1.0)`` and
+    ``rsq_vae(..., initial_variance=1.0)``; with much smaller ones they collapse.
 
     ``fit`` starts from fresh weights drawn with ``seed``, so that it gives the same tokenizer every time, and leaves
     the tokenizer as it was if training fails. Latents are computed in float32; an item whose code would depend on
