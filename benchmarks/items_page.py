@@ -147,7 +147,9 @@ def next_item(folder: Path, images: Path) -> str:
         ).items():
             for run in sorted(runs, key=lambda run: int(run["seed"])):
                 numbers = [f"{float(run[name]):.4f}" for name in RANKING]
-                whole.append([method, level, run["seed"], run["step"], f"{float(run['minutes']):.1f}", beam, *numbers])
+                whole.append(
+                    [method, level, str(run["seed"]), str(run["step"]), f"{float(run['minutes']):.1f}", beam, *numbers]
+                )
             if len(runs) > 1:
                 means = [f"{_mean(runs, name):.4f}" for name in RANKING]
                 whole.append([method, level, "mean", "-", f"{_mean(runs, 'minutes'):.1f}", beam, *means])
