@@ -46,7 +46,7 @@ ABOUT_SUITES = {
         "one blocked matrix product with a running argmin; `bound + transform` adds one forward pass of `grit_vq`'s "
         "transform over all codes.",
     ),
-    "residual": ("Residual quantization", "A training step of the preset `rq` with eight levels and with one."),
+    "residual": ("Residual quantization", "A training step of the preset `rq` with eight levels and with one, on vectors that are new at every step."),
     "growth": (
         "Growth",
         "The search, and a training step of `affine + radial`, as codebook and batch grow. The last column is "
