@@ -41,12 +41,15 @@ ABOUT_SUITES = {
     ),
     "step": (
         "Training step",
-        "Forward, backward and `update_codebook()`, without an optimizer; presets with their defaults, `affine + "
-        "radial` is `AffineCodebook` under `RadialSurrogate`. VQP is vector-quantize-pytorch. `bound` is forward only: "
+        "Forward, backward and `update_codebook()` on the same vectors at every step, without an optimizer; "
+        "presets with their defaults, `affine + radial` is `AffineCodebook` under `RadialSurrogate`. VQP is vector-quantize-pytorch. `bound` is forward only: "
         "one blocked matrix product with a running argmin; `bound + transform` adds one forward pass of `grit_vq`'s "
         "transform over all codes.",
     ),
-    "residual": ("Residual quantization", "A training step of the preset `rq` with eight levels and with one, on vectors that are new at every step."),
+    "residual": (
+        "Residual quantization",
+        "A training step of the preset `rq` with eight levels and with one, on vectors that are new at every step.",
+    ),
     "growth": (
         "Growth",
         "The search, and a training step of `affine + radial`, as codebook and batch grow. The last column is "
