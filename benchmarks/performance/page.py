@@ -41,10 +41,10 @@ ABOUT_SUITES = {
     ),
     "step": (
         "Training step",
-        "Forward, backward and `update_codebook()` on the same vectors at every step, without an optimizer; "
-        "presets with their defaults, `affine + radial` is `AffineCodebook` under `RadialSurrogate`. VQP is vector-quantize-pytorch. `bound` is forward only: "
-        "one blocked matrix product with a running argmin; `bound + transform` adds one forward pass of `grit_vq`'s "
-        "transform over all codes.",
+        "Forward, backward and `update_codebook()` on the same vectors at every step, without an optimizer; presets "
+        "with their defaults, `affine + radial` is `AffineCodebook` under `RadialSurrogate`. VQP is "
+        "vector-quantize-pytorch. `bound` is forward only: one blocked matrix product with a running argmin; `bound + "
+        "transform` adds one forward pass of `grit_vq`'s transform over all codes.",
     ),
     "residual": (
         "Residual quantization",
