@@ -195,9 +195,8 @@ def test_codes_that_change_when_encoded_again() -> None:
 def test_effective_codes_against_overlaps_of_all_pairs(catalogue: Any, draws: int) -> None:
     codes, sizes = catalogue
     n, random = len(codes), np.random.default_rng(7)
-    noisy = np.stack(
-        [np.where(random.random(codes.shape) < 0.3, random.integers(0, sizes, codes.shape), codes)] * draws
-    )
+    drawn = random.integers(0, sizes, (draws, *codes.shape))
+    noisy = np.where(random.random(drawn.shape) < 0.3, drawn, codes)
     found = report(SemanticIds(codes, sizes), perturbed=torch.from_numpy(noisy))
     assert found["perturbed/kept_codes"] == pytest.approx((noisy == codes.numpy()).mean())
     assert found["perturbed/kept_ids"] == pytest.approx((noisy == codes.numpy()).all(2).mean())
@@ -227,6 +226,9 @@ def test_effective_codes_at_the_ends() -> None:
     for bad in (codes, codes[None, :5], codes[None].repeat(1, 1, 2), codes[None][:0]):
         with pytest.raises(ValueError, match="expected perturbed codes"):
             ids.report(perturbed=bad)
+    for code in (-1, 4):
+        with pytest.raises(ValueError, match=f"in 0 .. K-1 .*got {code}"):
+            ids.report(perturbed=torch.full((1, 12, 1), code))
 
 
 @quick

@@ -48,7 +48,7 @@ ABOUT_SUITES = {
     ),
     "residual": (
         "Residual quantization",
-        "A training step of the preset `rq` with eight levels and with one, on vectors that are new at every step.",
+        "A training step of the preset `rq` with eight levels and with one, on 64 batches in turn.",
     ),
     "growth": (
         "Growth",

@@ -205,7 +205,7 @@ def _common(x: Tensor, codes: Tensor) -> torch.dtype:
 
 
 def central_code(codes: Float[Tensor, "K D"]) -> Float[Tensor, " D"]:
-    """Median of about a hundred codes, component by component: no single code can carry it away.
+    """Median of 128 to 255 codes (all, if fewer), component by component: no single code can carry it away.
 
     Example:
         >>> central_code(torch.tensor([[1.0], [2.0], [900.0]]))

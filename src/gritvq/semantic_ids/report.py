@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from gritvq.functional import code_sums
 from gritvq.semantic_ids.rows import RowTable
 
 if TYPE_CHECKING:
@@ -118,7 +119,7 @@ def report(
         Value by name, as floats.
 
     Raises:
-        ValueError: If shapes do not fit or an embedding is not finite.
+        ValueError: If shapes do not fit, an embedding is not finite or a perturbed code is out of range.
 
     Example:
         >>> from gritvq import SemanticIds
@@ -285,10 +286,12 @@ def _changes(codes: Int[Tensor, "n Q"], recoded: Int[Tensor, "n L"]) -> dict[str
 
 def _robustness(codes: Int[Tensor, "n Q"], sizes: tuple[int, ...], noisy: Int[Tensor, "S n L"]) -> dict[str, float]:
     n, most = codes.shape
-    fits = noisy.ndim == 3 and len(noisy) > 0 and noisy.shape[1] == n and 1 <= noisy.shape[2] <= most
-    if not fits:
+    if noisy.ndim != 3 or not len(noisy) or noisy.shape[1] != n or not 1 <= noisy.shape[2] <= most:
         raise ValueError(f"expected perturbed codes (S, {n}, 1 .. {most}), got {tuple(noisy.shape)}")
     own = codes[:, : noisy.shape[2]]
+    wrong = (noisy < 0) | (noisy >= torch.tensor(sizes[: noisy.shape[2]]))
+    if wrong.any():
+        raise ValueError(f"expected perturbed codes in 0 .. K-1 for K = {sizes}, got {int(noisy[wrong][0])}")
     found = {
         "perturbed/kept_codes": float((noisy == own).double().mean()),
         "perturbed/kept_ids": float((noisy == own).all(2).double().mean()),
@@ -324,8 +327,7 @@ def _pair_sum(group: Int[Tensor, " n"], unit: Float[Tensor, "n D"]) -> tuple[flo
     total = 0.0
     for columns in unit.split(32, dim=1):
         part = columns.double()
-        sums = torch.zeros(len(counts), part.shape[1], dtype=torch.float64).index_add_(0, group, part)
-        total += float(sums.square().sum() - part.square().sum()) / 2
+        total += float(code_sums(part, group, len(counts)).square().sum() - part.square().sum()) / 2
     return (total if pairs else 0.0), pairs
 
 
