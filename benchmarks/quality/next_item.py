@@ -92,6 +92,12 @@ def catalogue(data: Any) -> SemanticIds:
     )
 
 
+def recommender_of(ids: SemanticIds, split: Split) -> GenerativeRecommender:
+    """An untrained recommender; items with one id come in order of popularity."""
+    popularity = torch.bincount(split.train.items, minlength=len(ids.codes)).float()
+    return GenerativeRecommender(DepthDecoder(ids.codebook_sizes), ids, priority=popularity)
+
+
 def run(options: argparse.Namespace, data: Any, split: Split) -> None:
     """Train, or go on."""
     folder = Path(options.run)
@@ -99,8 +105,7 @@ def run(options: argparse.Namespace, data: Any, split: Split) -> None:
         catalogue(data).save(folder / "ids")
     ids = SemanticIds.load(folder / "ids")
     prepare(options.seed, options.threads)
-    popularity = torch.bincount(split.train.items, minlength=len(ids.codes)).float()
-    recommender = GenerativeRecommender(DepthDecoder(ids.codebook_sizes), ids, priority=popularity)
+    recommender = recommender_of(ids, split)
     copies = Copies(folder / "copies")
     task = RecommenderTask(recommender, beam=20)
     task.run_callbacks = lambda _: [copies]  # type: ignore[method-assign]
