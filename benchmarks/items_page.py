@@ -1,4 +1,4 @@
-"""Tables of ``docs/semantic-ids.md``: tokenizers of items, floors, generative recommenders, masking by the trie."""
+"""Tables of ``docs/semantic-ids.md``: item tokenizers, floors, generative recommenders, masking by the trie."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from gritvq.training.compare import read_results
 
 RUN = ("method", "settings", "codebook_size", "seed")
 NEXT = ("method", "level", "split", "users", "beam", "step", "seed")
+RECOMMENDER = ("method", "steps", "beam", "seed")
 TRIE = ("method", "users", "beams", "items", "token")
 RANKING = ("recall@5", "ndcg@5", "recall@10", "ndcg@10")
 ABOUT = ("hardware", "versions", "commit")
@@ -47,6 +48,14 @@ NEXT_ITEM = """    python benchmarks/quality/next_item.py train --data PATH-TO-A
 means over the seeds of the model, smallest and largest in brackets. Test numbers along the way are of a fixed sample of
 users; the last table is of all users, each seed with the copy that had the best NDCG@10 of validation. "id" counts any
 item that shares the target's id. Minutes are processor time."""
+
+RECOMMENDERS = """    python benchmarks/quality/item_recommenders.py --data PATH-TO-AMAZON-BEAUTY
+
+The model of the table above on ids of different tokenizers (their settings: `benchmarks/quality/items.yaml`), each with
+an appended token for equal ids, and on random codes, which are as many and as distinct but say nothing about an item.
+Everything else is equal, and short: nothing tuned, no copy chosen, all test users ranked once. Means over seeds (of
+tokenizer and recommender), smallest and largest in brackets. "Unique" is the share of distinct ids without the appended
+token."""
 
 ENCODING = """    python -m benchmarks.speed.encode --data PATH-TO-AMAZON-BEAUTY
 
@@ -192,6 +201,40 @@ def curve_picture(curve: Sequence[Mapping[str, Any]], floors: Mapping[str, float
     save_figure(figure, path)
 
 
+def recommenders(folder: Path, images: Path) -> str:
+    """What the same recommender makes of different ids, best first."""
+    parts = []
+    columns = ("ids", "steps", "beam", "unique", "R@5", "N@5", "R@10", "N@10", "minutes", "seeds")
+    for path in sorted(folder.glob("items_recommenders_*.csv")):
+        results = read_results(path, RECOMMENDER)
+        groups = _grouped(results, ("method", "steps", "beam"))
+        ranked = sorted(groups, key=lambda key: -_mean(groups[key], "recall@10"))
+        lines = []
+        for key in ranked:
+            runs = groups[key]
+            told = {name: [float(run[name]) for run in runs] for name in ("uniqueness", *RANKING)}
+            numbers = [_spread(values, ".4f") for values in told.values()]
+            lines.append([*key, *numbers, f"{_mean(runs, 'minutes'):.1f}", str(len(runs))])
+        parts += [circumstances(results, ("data", *ABOUT)), markdown_table(columns, lines)]
+        recommender_picture([groups[key] for key in ranked], images / f"{path.stem}.png")
+        parts.append(f"![Recall of each tokenizer, a dot per seed](images/{path.stem}.png)")
+    return "\n\n".join([RECOMMENDERS, *parts])
+
+
+def recommender_picture(groups: Sequence[Sequence[Mapping[str, Any]]], path: Path) -> None:
+    """A line per tokenizer, a dot per seed."""
+    figure, axis = new_figure(7.2, 0.6 + 0.4 * len(groups))
+    for place, runs in enumerate(groups):
+        recall = [float(run["recall@10"]) for run in runs]
+        axis.plot(recall, [place] * len(runs), "o", color="#20638a", markersize=6, alpha=0.6)
+        axis.plot([sum(recall) / len(recall)], [place], "|", color="#b03a2e", markersize=18, markeredgewidth=2)
+    axis.set_yticks(range(len(groups)), [str(runs[0]["method"]) for runs in groups])
+    axis.invert_yaxis()
+    axis.set(xlabel="test Recall@10, items; dots are seeds, bars their mean", xlim=(0, None))
+    axis.grid(axis="x", alpha=0.25)
+    save_figure(figure, path)
+
+
 _SHOWN = (("validation", "recall@10"), ("validation", "ndcg@10"), ("test", "recall@10"))
 
 
@@ -236,9 +279,11 @@ def encoding(folder: Path) -> str:
 def with_tables(text: str, folder: Path, images: Path) -> str:
     """The page with what lies between its marks made anew, and its pictures."""
     tables = {"tokenizers": tokenizers, "encoding": encoding, "floors": floors, "trie": masking}
+    pictured = {"next": next_item, "recommenders": recommenders}
 
     def table(mark: re.Match[str]) -> str:
-        made = next_item(folder, images) if mark["name"] == "next" else tables[mark["name"]](folder)
-        return f"<!-- table {mark['name']} -->\n\n{made}\n\n<!-- end -->"
+        name = mark["name"]
+        made = pictured[name](folder, images) if name in pictured else tables[name](folder)
+        return f"<!-- table {name} -->\n\n{made}\n\n<!-- end -->"
 
     return re.sub(r"<!-- table (?P<name>\w+) -->.*?<!-- end -->", table, text, flags=re.DOTALL)
