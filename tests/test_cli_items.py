@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 import shutil
 import warnings
 from collections.abc import Iterator
@@ -138,8 +139,13 @@ class TestSemanticIds:
         assert main([*told, "--tokenizer.codebook_size", "16"]) == 0
         ids = SemanticIds.load("out/ids")
         assert ids.codebook_sizes == (16, 16) and ids.collisions == policy
+        numbers = json.loads(Path("out/report.json").read_text())
+        values = ItemTokenizer.from_pretrained("out/tokenizer").decode(ids.codes).numpy()
+        error = ((np.load(shop / "item_embeddings.npy").astype(np.float32) - values) ** 2).mean()
+        assert numbers["reconstruction/mse"] == pytest.approx(error, rel=1e-5)
+        assert ("perturbed/kept_ids" in numbers) == (policy == "keep")  # the others choose codes themselves
 
-    def test_embeddings_of_texts(self) -> None:
+    def test_embeddings_of_texts(self, capsys: pytest.CaptureFixture[str]) -> None:
         model = str(tiny_encoder(Path.cwd()))
         parts = (("red", "blue", "soap"), ("with", "a", "long", "name"), ("red", "blue", "soap", "name", "long"))
         titles = [" ".join(words) for words in itertools.product(*parts)]
@@ -155,6 +161,10 @@ class TestSemanticIds:
         grown = SemanticIds.load("grown")
         assert torch.equal(grown.codes[:57], ids.codes)
         assert torch.equal(grown.codes[57:, :2], tokenizer.encode(embed_texts(titles[57:], model)))
+        other = ["--data", "all.parquet", *told, "--fields", "[title,title]", "--out", "no"]
+        for job in ("add", "report"):  # texts made of other columns are other vectors
+            assert "fields 'title'" in wrong(["semantic-ids", job, "out", *other], capsys)
+        assert not Path("no").exists()
 
     def test_grit_vq_units_between_networks(self, shop: Path) -> None:
         stack = {"dim": 8, "codebook_size": 8, "num_levels": 2}
@@ -204,6 +214,41 @@ class TestRecommender:
         assert "after 2 items, the last one 5" in capsys.readouterr().out
         assert "999" in wrong(["recommend", "numbers", "--history", "[3,999]"], capsys)
         assert "whole numbers" in wrong(["recommend", "numbers", "--history", "[3,x]"], capsys)
+
+    def test_keys_stay_as_they_are_typed(self, recommender: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        loaded = GenerativeRecommender.from_pretrained(recommender / "recommender")
+        keys = ["8", "010", "10", "12:30", "null", "a,b", *(f"a{row}" for row in range(6, NUM_ITEMS))]
+        ids = SemanticIds(loaded.ids.codes, loaded.ids.codebook_sizes, keys, collisions="append")
+        GenerativeRecommender(loaded.backbone, ids, max_history=6).save_pretrained("strings")
+        typed = {"[010]": "010", '["010"]': "010", "['8']": "8", "10": "10", "[12:30]": "12:30", "[8, null]": "null"}
+        for history, last in {**typed, '[8, "a,b"]': "a,b"}.items():
+            assert main(["recommend", "strings", "--history", history]) == 0
+            assert f"the last one {last!r}" in capsys.readouterr().out
+
+    def test_items_of_one_id_come_by_priority(self, recommender: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        loaded = GenerativeRecommender.from_pretrained(recommender / "recommender")
+        codes = loaded.ids.codes.clone()
+        codes[:] = codes[0]
+        ids = SemanticIds(codes, loaded.ids.codebook_sizes)
+        priority = torch.rand(NUM_ITEMS)
+        GenerativeRecommender(loaded.backbone, ids, max_history=6, priority=priority).save_pretrained("one")
+        for exact in ("false", "true"):
+            assert main(["recommend", "one", "--history", "[3]", "--exact", exact, "--k", str(NUM_ITEMS)]) == 0
+            lines = re.findall(r"^\W*\d+\W+(\d+) ", capsys.readouterr().out, flags=re.MULTILINE)
+            assert [int(row) for row in lines] == priority.argsort(descending=True).tolist()
+
+    def test_data_of_the_same_columns_elsewhere(self, shop: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        for folder in ("one", "two"):
+            shutil.copytree(shop, folder)
+            for name in ("items", "interactions"):
+                table = parquet.read_table(f"{folder}/{name}.parquet")
+                renamed = ["asin" if column == "item" else column for column in table.column_names]
+                parquet.write_table(table.rename_columns(renamed), f"{folder}/{name}.parquet")
+        Path("small.yaml").write_text(yaml.safe_dump(small()))
+        told = ["fit", "--config", "small.yaml", "--data.folder", "one", "--data.item", "asin", "--out", "out"]
+        assert main(told) == 0
+        assert main(["recommend", "out", "--user", "u3", "--data", "two"]) == 0
+        assert "after 6 items" in capsys.readouterr().out
 
     def test_rare_items_are_left_out(self, recommender: Path) -> None:
         config = str(recommender / "config.yaml")
@@ -281,6 +326,30 @@ class TestWrongInput:
         before = (run / "ids" / "ids.parquet").read_bytes()
         wrong(["semantic-ids", "add", str(run), "--data", "larger"], capsys)
         assert (run / "ids" / "ids.parquet").read_bytes() == before
+
+    def test_encode_from_nowhere_and_onto_its_own_input(
+        self, run: Path, shop: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        vectors = str(shutil.copy(shop / "item_embeddings.npy", "mine.npy"))
+        assert "has no tokenizer" in wrong(["semantic-ids", "encode", "nowhere", "--embeddings", vectors], capsys)
+        told = ["semantic-ids", "encode", str(run), "--embeddings", vectors, "--out", "./mine.npy"]
+        assert "another file" in wrong(told, capsys)
+        assert np.array_equal(np.load("mine.npy"), np.load(shop / "item_embeddings.npy"))
+
+    def test_nested_categories(self, shop: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        Path("nested").mkdir()
+        table = parquet.read_table(shop / "items.parquet").append_column("path", [[[["Beauty", "Hair"]]] * NUM_ITEMS])
+        parquet.write_table(table, "nested/items.parquet")
+        shutil.copy(shop / "item_embeddings.npy", "nested")
+        told = ["semantic-ids", "fit", "--data", "nested", "--categories", "path", "--out", "out", *KMEANS]
+        assert "flatten" in wrong(told, capsys)
+        assert not Path("out").exists()
+
+    def test_longer_histories_than_the_backbone_reads(self, shop: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        Path("small.yaml").write_text(yaml.safe_dump(small(batches={"batch_size": 16, "max_history": 30})))
+        told = ["fit", "--config", "small.yaml", "--data.folder", str(shop), "--out", "out"]
+        assert "max_items 31" in wrong(told, capsys)
+        assert not Path("out").exists()
 
     @pytest.mark.parametrize(
         ("told", "expected"),

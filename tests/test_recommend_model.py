@@ -126,6 +126,15 @@ def test_saved_and_loaded_it_scores_bitwise_the_same(kind: type[Backbone], tmp_p
         GenerativeRecommender.from_pretrained(tmp_path / "model")
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_longest_history_is_read(kind: type[Backbone]) -> None:
+    recommender = GenerativeRecommender(backbone(kind), catalogue(), max_history=20)
+    assert recommender.scores([[1] * 20]).isfinite().all()
+    if kind is TokenDecoder:  # alone it takes as many as it says, and the codes of the next item
+        longest = recommender.backbone.read(recommender.codes[torch.ones(1, 21, dtype=torch.int64)], torch.tensor([21]))
+        assert recommender.backbone.log_probs(longest, torch.tensor([[[1, 2]]])).isfinite().all()
+
+
 def test_says_what_does_not_fit() -> None:
     ids = catalogue()
     with pytest.raises(ValueError, match=r"sizes \[4, 5, 3\], got one for \[4, 5\]"):
@@ -135,6 +144,11 @@ def test_says_what_does_not_fit() -> None:
     recommender = GenerativeRecommender(backbone(DepthDecoder), ids)
     with pytest.raises(ValueError, match=r"rows in \[0, 20\), got 3 to 20"):
         recommender.recommend([[3, 20]])
+    with pytest.raises(ValueError, match=r"rows in \[0, 20\), got -1 to 5"):  # a list filled up with -1
+        recommender.scores([[3, -1, 5]])
+    for kind in (TokenDecoder, DepthDecoder):
+        with pytest.raises(ValueError, match=r"the 21 items of a history and the next one, got one of max_items 21"):
+            GenerativeRecommender(backbone(kind), ids, max_history=21)
     with pytest.raises(ValueError, match="k >= 1"):
         recommender.recommend([[3]], 0)
     with pytest.raises(ValueError, match="multiple of num_heads"):

@@ -104,6 +104,8 @@ def test_categories_against_scikit_learn(num_categories: int) -> None:
     assert math.isnan(ids.report([None] * 200)["level1/purity"])
     with pytest.raises(ValueError, match="expected categories of 200 items, got 3"):
         ids.report(["a", "b", "c"])
+    with pytest.raises(ValueError, match="flatten nested lists"):
+        ids.report([[["a", "b"]]] * 200)
 
 
 def test_several_categories_per_item() -> None:
@@ -146,6 +148,9 @@ def test_neighbours_against_a_plain_loop(k: int, monkeypatch: pytest.MonkeyPatch
     assert found[f"neighbours/prefix_recall@{k}"] == pytest.approx(loop_recall(shared, near))
     distance = torch.cdist(values, values, compute_mode="donot_use_mm_for_euclid_dist").numpy()
     assert found[f"neighbours/quantized_recall@{k}"] == pytest.approx(loop_recall(-distance, near))
+    appended = SemanticIds.assign(codes, (4, 2, 2), collisions="append")
+    again = appended.report(embeddings=x, reconstructions=values, num_neighbours=k)
+    assert again[f"neighbours/quantized_recall@{k}"] == pytest.approx(found[f"neighbours/quantized_recall@{k}"])
     assert found[f"neighbours/chance@{k}"] == pytest.approx(k / 89)
     given = ids.report(related=torch.from_numpy(near))
     assert given[f"related/prefix_recall@{k}"] == found[f"neighbours/prefix_recall@{k}"]

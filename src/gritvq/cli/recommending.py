@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import importlib
 import sys
 import time
@@ -169,7 +170,7 @@ def recommend_arguments(parser: Any) -> None:
     parser.add_argument("run", type=str, help="folder of a run of fit with a backbone, or the recommender itself")
     parser.add_argument("--user", type=str | None, default=None, help="key of a user of the run's data")
     parser.add_argument(
-        "--history", type=list[int | str] | None, default=None, help="[KEY,KEY,...]: items, oldest first"
+        "--history", type=str | None, default=None, help='[KEY,KEY,...]: items, oldest first; "quoted" with a comma'
     )
     parser.add_argument("--data", type=str | None, default=None, help="data folder; the run's own if not given")
     parser.add_argument("--k", type=int, default=10, help="items to recommend")
@@ -192,7 +193,7 @@ def recommend(parser: Any, config: Any) -> None:
     ids = recommender.ids
     items = _items_of(run, config.data, needed=config.user is not None)
     if config.history is not None:
-        history = ids.rows_of(_keys(config.history, ids.items))
+        history = ids.rows_of(_keys(_listed(config.history), ids.items))
         if not len(history):
             raise ValueError("expected at least one item in --history, got none")
     else:
@@ -211,7 +212,8 @@ def recommend(parser: Any, config: Any) -> None:
     scores = None
     if config.exact:
         exact = recommender.scores([rows])
-        found = top_items(exact, min(config.k, len(ids)))[0]
+        order = recommender.trie.rows.to(exact.device)  # items of one id by priority
+        found = order[top_items(exact[:, order], min(config.k, len(ids)))[0]]
         scores = exact[0, found]
     else:
         found = recommender.recommend([rows], config.k, beam=config.beam)[0]
@@ -235,13 +237,13 @@ def _items_of(run: Path, data: str | None, needed: bool) -> Any:
     """The data named, or that of the run; None where there is none and it is only for show."""
     import yaml
 
-    if data is not None:
-        return _data({"folder": data}, None)
     try:
         saved = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
-        settings, k_core = saved["data"], saved.get("k_core")
-    except (OSError, KeyError, TypeError, yaml.YAMLError):
-        return None
+        settings, k_core = dict(saved["data"]), saved.get("k_core")
+    except (OSError, KeyError, TypeError, ValueError, yaml.YAMLError):
+        return None if data is None else _data({"folder": data}, None)
+    if data is not None:
+        return _data({**settings, "folder": data}, k_core)
     try:
         return _data(settings, k_core)
     except ValueError:
@@ -255,6 +257,15 @@ def _data(settings: dict[str, Any], k_core: int | None) -> Any:
 
     items = read_item_data(**settings)
     return items if k_core is None else items.k_core(k_core)
+
+
+def _listed(text: str) -> list[str]:
+    """Keys as they were typed: [a, 007, "b, c"]."""
+    inside = text.strip()
+    if inside.startswith("[") and inside.endswith("]"):
+        inside = inside[1:-1].strip()
+    quote = "'" if inside.startswith("'") else '"'
+    return [key.strip() for key in next(csv.reader([inside], skipinitialspace=True, quotechar=quote), [])]
 
 
 def _keys(given: Sequence[int | str], known: Sequence[Any]) -> list[Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -92,11 +92,15 @@ def _last_level(tokenizer: Any, vectors: Any, collisions: str) -> dict[str, Any]
 
 
 def _categories(catalogue: Any, column: str | None) -> Sequence[Any] | None:
+    from gritvq.semantic_ids.report import category_numbers
+
     if column is None:
         return None
     if column not in catalogue.columns:
         raise ValueError(f"expected a column of {', '.join(catalogue.columns) or 'none'}, got {column!r}")
-    return catalogue.columns[column]
+    categories = catalogue.columns[column]
+    category_numbers(categories, len(categories))  # says what is no category before anything is made
+    return categories
 
 
 def _judge(ids: Any, categories: Sequence[Any] | None, vectors: Any, tokenizer: Any, out: Path) -> None:
@@ -106,7 +110,9 @@ def _judge(ids: Any, categories: Sequence[Any] | None, vectors: Any, tokenizer: 
 
     decoded = noisy = None
     if vectors is not None and tokenizer is not None:
-        decoded, noisy = tokenizer.decode(tokenizer.encode(vectors)), tokenizer.perturbed_codes(vectors)
+        decoded = tokenizer.decode(ids.codes[:, : len(tokenizer.codebook_sizes)])
+        # ids whose codes a policy chose are not what the tokenizer gives, with noise or without
+        noisy = tokenizer.perturbed_codes(vectors) if ids.collisions in ("append", "keep") else None
     numbers = ids.report(categories, vectors, reconstructions=decoded, perturbed=noisy)
     files = {"ids": out / _IDS, "all numbers": out / _REPORT}
     files |= {name: out / f"{name}.png" for name in ("usage", "collisions")}
@@ -173,14 +179,16 @@ def _fit(config: Any, parts: Callable[[], Any]) -> None:
     categories = _categories(catalogue, config.categories)
     tokenizer = parts().tokenizer
     vectors = _vectors(catalogue, config)
-    ids = make_ids(tokenizer, vectors, catalogue.keys, config.collisions, config.text_model)
+    ids = make_ids(tokenizer, vectors, catalogue.keys, config.collisions, _encoder(config, vectors))
     out = fresh_folder(config.out, config.overwrite)
     write_ids(out, tokenizer, ids)
     _judge(ids, categories, vectors, tokenizer, out)
 
 
-def make_ids(tokenizer: Any, vectors: Any, keys: Sequence[Any], collisions: Any, encoder: str | None = None) -> Any:
-    """Fit a tokenizer and give every item its id."""
+def make_ids(
+    tokenizer: Any, vectors: Any, keys: Sequence[Any], collisions: Any, encoder: Mapping[str, str] | None = None
+) -> Any:
+    """Fit a tokenizer and give every item its id; ``encoder`` says where the vectors come from."""
     from gritvq.semantic_ids import SemanticIds
 
     tokenizer.fit(vectors, progress=True)
@@ -189,7 +197,7 @@ def make_ids(tokenizer: Any, vectors: Any, keys: Sequence[Any], collisions: Any,
         tokenizer.codebook_sizes,
         keys,
         collisions=collisions,
-        fingerprint=_fingerprint(tokenizer, encoder, vectors),
+        fingerprint={**(encoder or _given(vectors)), "quantizer": tokenizer.fingerprint()},
         **_last_level(tokenizer, vectors, collisions),
     )
 
@@ -200,9 +208,27 @@ def write_ids(out: Path, tokenizer: Any, ids: Any) -> None:
     ids.save(out / _IDS)
 
 
-def _fingerprint(tokenizer: Any, encoder: str | None, vectors: Any) -> dict[str, str]:
-    given = f"given embeddings of {vectors.shape[1]} components"
-    return {"encoder": encoder or given, "quantizer": tokenizer.fingerprint()}
+def _given(vectors: Any) -> dict[str, str]:
+    return {"encoder": f"given embeddings of {vectors.shape[1]} components"}
+
+
+def _encoder(config: Any, vectors: Any) -> dict[str, str]:
+    """Where the vectors come from: what must be the same whenever items get ids."""
+    if config.text_model is None:
+        return _given(vectors)
+    return {"encoder": config.text_model, "fields": ", ".join(config.fields)}
+
+
+def _check_encoder(config: Any, vectors: Any, ids: Any) -> None:
+    """Refuse vectors that are known to come from elsewhere than those the ids were made of."""
+    made, found = ids.fingerprint, _encoder(config, vectors)
+    differing = [name for name, value in found.items() if made.get(name, value) != value]
+    if differing:
+        raise ValueError(
+            f"expected vectors of {', '.join(f'{name} {made[name]!r}' for name in differing)}, which the ids were made "
+            f"of, got {', '.join(repr(found[name]) for name in differing)}; give the same --text_model, --fields or "
+            "--embeddings as then"
+        )
 
 
 def _encode_arguments(parser: Any) -> None:
@@ -223,6 +249,10 @@ def _encode(config: Any, parts: Callable[[], Any]) -> None:
     out = Path(config.out)
     if out.suffix != ".npy":
         raise ValueError(f"expected a .npy file to write, got {out}")
+    if out.resolve() == Path(config.embeddings).resolve():
+        raise ValueError(
+            f"expected another file to write than the embeddings {config.embeddings}; choose another --out"
+        )
     tokenizer = _tokenizer(config.run)
     vectors = open_vectors(Path(config.embeddings))
     started = time.perf_counter()
@@ -259,7 +289,10 @@ def _report(config: Any, parts: Callable[[], Any]) -> None:
         rows = _rows_in(catalogue.keys, ids)
         catalogue = catalogue.select(rows)
         categories = _categories(catalogue, config.categories)
-        vectors = _vectors(catalogue, config) if catalogue.embeddings is not None or config.text_model else None
+        if catalogue.embeddings is not None or config.text_model:
+            vectors = _vectors(catalogue, config)
+            if tokenizer is not None:
+                _check_encoder(config, vectors, ids)
     elif config.categories is not None:
         raise ValueError("expected --data with the column of categories, got none")
     _judge(ids, categories, vectors, tokenizer, Path(config.out or (folder if tokenizer else "runs/report")))
@@ -300,10 +333,11 @@ def _add(config: Any, parts: Callable[[], Any]) -> None:
     if new:
         catalogue = catalogue.select(torch.tensor(new))
         vectors = _vectors(catalogue, config)
+        _check_encoder(config, vectors, ids)
         grown = ids.add(
             tokenizer.encode(vectors),
             catalogue.keys,
-            fingerprint=_fingerprint(tokenizer, config.text_model, vectors),
+            fingerprint={**ids.fingerprint, "quantizer": tokenizer.fingerprint()},
             **_last_level(tokenizer, vectors, ids.collisions),
         )
     out = folder / _IDS if config.out is None else Path(config.out)
@@ -318,7 +352,10 @@ def _add(config: Any, parts: Callable[[], Any]) -> None:
 def _tokenizer(run: str) -> Any:
     from gritvq.item_tokenizers import ItemTokenizer
 
-    return ItemTokenizer.from_pretrained(Path(run) / _TOKENIZER)
+    folder = Path(run) / _TOKENIZER
+    if not folder.is_dir():
+        raise ValueError(f"expected a folder written by semantic-ids fit, got {run}, which has no {_TOKENIZER} in it")
+    return ItemTokenizer.from_pretrained(folder)
 
 
 _JOBS: dict[str, tuple[Callable[[Any], None], Callable[[Any, Callable[[], Any]], None]]] = {

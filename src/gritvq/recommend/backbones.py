@@ -258,7 +258,7 @@ class TokenDecoder(_CausalDecoder):
         max_items: int = 21,
     ) -> None:
         super().__init__(codebook_sizes, dim, max_items)
-        positions = max_items * len(self.codebook_sizes) + 1
+        positions = (max_items + 1) * len(self.codebook_sizes)  # BOS, the items, all codes but one of the next
         self.model: Any = _gpt2(dim, num_layers, num_heads, hidden_dim, dropout, positions)
 
     def loss(self, codes: Int[Tensor, "B T Q"], lengths: Int[Tensor, " B"]) -> Float[Tensor, ""]:

@@ -39,7 +39,7 @@ class GenerativeRecommender(nn.Module):
         priority: (n,), such as each item's events in training.
 
     Raises:
-        ValueError: If the backbone was made for other codebook sizes, or a number is out of range.
+        ValueError: If the backbone was made for other codebook sizes or shorter histories, or a number is out of range.
 
     Example:
         >>> from gritvq.recommend import DepthDecoder
@@ -70,6 +70,12 @@ class GenerativeRecommender(nn.Module):
             )
         if max_history < 1 or beam < 1:
             raise ValueError(f"expected max_history >= 1 and beam >= 1, got {max_history} and {beam}")
+        longest = getattr(backbone, "max_items", max_history + 1)
+        if max_history >= longest:
+            raise ValueError(
+                f"expected a backbone for the {max_history} items of a history and the next one, got one of max_items "
+                f"{longest}; make it with max_items {max_history + 1}, or read shorter histories"
+            )
         self.backbone, self.ids, self.max_history, self.beam = backbone, ids, max_history, beam
         priority = torch.zeros(len(ids.codes)) if priority is None else priority.detach().cpu().float()
         self.trie = ids.trie(priority)
@@ -174,19 +180,24 @@ class GenerativeRecommender(nn.Module):
         return cls(backbone, ids, max_history=config["max_history"], beam=config["beam"], priority=priority).eval()
 
     def _read(self, histories: Histories | Sequence[Sequence[int]]) -> Context:
-        rows = Histories.of(histories).aligned(self.max_history).to(self.codes.device)
+        given = Histories.of(histories)
+        self._check_rows(given.items, least=0)
+        rows = given.aligned(self.max_history).to(self.codes.device)
         codes, counts = self._codes(rows)
         return self.backbone.read(codes, counts)
 
     def _codes(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Codes (B, T, Q), 0 where there is no item, and items per row."""
-        if rows.numel() and not -1 <= int(rows.amin()) <= int(rows.amax()) < self.num_items:
+        self._check_rows(rows, least=-1)
+        valid = rows >= 0
+        return self.codes[rows.clamp(min=0)] * valid[..., None], valid.sum(1)
+
+    def _check_rows(self, rows: Tensor, least: int) -> None:
+        if rows.numel() and not least <= int(rows.amin()) <= int(rows.amax()) < self.num_items:
             raise ValueError(
                 f"expected item rows in [0, {self.num_items}), got {int(rows.amin())} to {int(rows.amax())}; items "
                 "without an id get one with SemanticIds.add"
             )
-        valid = rows >= 0
-        return self.codes[rows.clamp(min=0)] * valid[..., None], valid.sum(1)
 
 
 def _read_priority(path: Path, num_items: int) -> Tensor:

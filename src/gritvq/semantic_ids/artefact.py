@@ -286,10 +286,11 @@ class SemanticIds:
     # --- saving and loading -------------------------------------------------------------------------------------------
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
-        """Write ``ids.parquet`` (columns ``item, c0, c1, ...``) and ``semantic_ids.json``; nothing half-written.
+        """Write ``ids.parquet`` (columns ``item, c0, c1, ...``) and ``semantic_ids.json``, neither of them by halves.
 
         The JSON holds the checksum of the Parquet file, so files of two artefacts are never taken for one. Existing
-        ids are replaced. Needs pyarrow (the extra ``items``).
+        ids are replaced once both files are written; a process that dies between the two replacements leaves files
+        that :meth:`load` refuses. Needs pyarrow (the extra ``items``).
 
         Raises:
             ValueError: If the path is a file, or a folder that holds something else, or pyarrow is missing.

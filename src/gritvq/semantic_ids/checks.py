@@ -33,8 +33,8 @@ def as_codes(codes: Any, num_columns: int) -> Int[Tensor, "n Q"]:
         found = codes.detach() if isinstance(codes, Tensor) else torch.as_tensor(np.asarray(codes))
     except (TypeError, ValueError) as error:
         raise ValueError(f"expected ids of integers (n, {num_columns}), got something else ({error})") from error
-    if found.numel() == 0 and found.ndim <= 2:
-        found = torch.zeros(0 if found.ndim < 2 else len(found), num_columns, dtype=torch.int64)
+    if found.ndim in (1, 2) and not len(found):
+        found = torch.zeros(0, num_columns, dtype=torch.int64)
     if found.ndim != 2 or found.shape[1] != num_columns:
         raise ValueError(
             f"expected ids (n, {num_columns}), one column per codebook size, got {tuple(found.shape)}; one id alone "

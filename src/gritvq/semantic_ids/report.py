@@ -81,7 +81,7 @@ def report(
     - ``neighbours/prefix_recall@10``: 1/(N k) sum_i sum_{j in E_k(i)} P(j), P(j) the chance that j is among the k other
       items that share the longest prefix with i, equal lengths drawn by lot
     - ``neighbours/quantized_recall@10``: with ``reconstructions``: likewise, for the k nearest other items by the
-      euclidean distance of their ids' reconstructions
+      euclidean distance of their ids' reconstructions, equal ones (before an appended token) drawn by lot
     - ``neighbours/chance@10``: k / (n - 1): what ids without meaning reach
     - ``related/prefix_recall@k``: with ``related``: the same for given neighbours, a mean over all that are given
     - ``related/embedding_recall@10``: with both: mean 1[j in E_k(i)] over the given neighbours j of the N items
@@ -111,7 +111,8 @@ def report(
         related: Rows of items that belong to each item, such as what is bought together; -1 is none.
         recoded: What the tokenizer gives once more, in another batch size, order or dtype; may have fewer columns than
             the ids, such as no appended token.
-        perturbed: S times the codes of all items with noise on their embeddings; may have fewer columns, too.
+        perturbed: S times the codes of all items with noise on their embeddings; may have fewer columns, too. Of little
+            use under policies that choose other codes than the tokenizer's, which count as changed.
         num_neighbours: k.
         num_queries: Items whose neighbours are compared.
 
@@ -163,7 +164,8 @@ def report(
         values = None if reconstructions is None else _checked_vectors("reconstructions", reconstructions, len(codes))
         given = None if related is None else rows
         found |= _cohesion(prefixes, F.normalize(vectors, dim=1))
-        found |= _neighbours(prefixes, vectors, values, given, num_neighbours, num_queries)
+        decoded = prefixes[-2] if ids.collisions == "append" else prefixes[-1]  # equal ids decode alike
+        found |= _neighbours(prefixes, decoded, vectors, values, given, num_neighbours, num_queries)
         if values is not None:
             found |= _errors(vectors, values)
     return found
@@ -225,7 +227,7 @@ def category_numbers(categories: Sequence[Any], num_items: int) -> tuple[np.ndar
     """Flat pairs (item row, category number) and the categories' names, in order of appearance.
 
     Raises:
-        ValueError: If there is not one entry per item.
+        ValueError: If there is not one entry per item, or one is no category.
     """
     if len(categories) != num_items:
         raise ValueError(f"expected categories of {num_items} items, got {len(categories)}")
@@ -233,7 +235,13 @@ def category_numbers(categories: Sequence[Any], num_items: int) -> tuple[np.ndar
     rows, columns = [], []
     for row, entry in enumerate(categories):
         several = isinstance(entry, (list, tuple, set, frozenset, np.ndarray))
-        for name in dict.fromkeys(entry if several else [entry]):
+        try:
+            names = dict.fromkeys(entry if several else [entry])
+        except TypeError as error:
+            raise ValueError(
+                f"expected per item a category or a list of them, got {entry!r} in row {row}; flatten nested lists"
+            ) from error
+        for name in names:
             if name is None or name == "" or name != name:
                 continue
             rows.append(row)
@@ -333,6 +341,7 @@ def _pair_sum(group: Int[Tensor, " n"], unit: Float[Tensor, "n D"]) -> tuple[flo
 
 def _neighbours(
     prefixes: list[RowTable],
+    decoded: RowTable,
     x: Float[Tensor, "n D"],
     values: Float[Tensor, "n D"] | None,
     related: Int[Tensor, "n r"] | None,
@@ -358,7 +367,7 @@ def _neighbours(
         f"neighbours/chance{name}": k / (n - 1),
     }
     if values is not None:
-        chance = _quantized_chance(prefixes[-1], values, queries, nearest)
+        chance = _quantized_chance(decoded, values, queries, nearest)
         found[f"neighbours/quantized_recall{name}"] = _mean_given(chance, nearest)
     if related is not None:
         hit = (related[queries][:, :, None] == nearest[:, None, :]).any(2)
