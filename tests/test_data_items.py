@@ -50,6 +50,10 @@ class TestHistories:
         histories = Histories.of([[1, 2], [], [3]])
         assert [each.tolist() for each in histories[torch.tensor([2, 0, 2])]] == [[3], [1, 2], [3]]
         assert [each.tolist() for each in histories[torch.tensor([False, True, True])]] == [[], [3]]
+        assert [each.tolist() for each in histories[[-1, -3]]] == [[3], [1, 2]] and histories[-1].tolist() == [3]
+        for outside in (3, -4):
+            with pytest.raises(IndexError):
+                histories[[outside]]
 
     def test_bad_offsets(self) -> None:
         for offsets in ([0, 3], [1, 2], [0, 2, 1, 2], []):
@@ -95,6 +99,14 @@ class TestOrder:
         without_times = Interactions.from_events([0, 0], [1, 1])
         assert without_times.histories[0].tolist() == [0, 0] and not without_times.notes
 
+    @pytest.mark.parametrize("unit", ["s", "D", "us"])
+    def test_dates_beyond_nanoseconds(self, unit: str) -> None:
+        days = np.array(["9999-12-31", "2020-01-01", "1500-01-01"], dtype=f"datetime64[{unit}]")
+        assert Interactions.from_events([0] * 3, [5, 6, 7], days).histories[0].tolist() == [2, 1, 0]
+        days[1] = "NaT"
+        with pytest.raises(ValueError, match="a time for every event, got 1 without"):
+            Interactions.from_events([0] * 3, [5, 6, 7], days)
+
     def test_a_file_sorted_by_key_is_noticed(self) -> None:
         generator = np.random.default_rng(0)
         rows = [(user, item, 0) for user in range(60) for item in generator.permutation(500)[:6].tolist()]
@@ -120,6 +132,7 @@ class TestKeys:
             ([1.5], [1], {}, "user keys that are all integers or all strings, got float64"),
             ([1], [None], {}, "item keys that are all integers or all strings, got object"),
             ([1, "a"], [1, 2], {}, "got both"),
+            ([1], [2**63], {}, r"integer item keys below 2\^63, got 9223372036854775808; use strings"),
             ([1], [1], {"times": [float("nan")]}, "1 without"),
             ([1], [1], {"times": ["May"]}, "times as numbers or dates"),
             ([1, 1], [5, 7], {"item_keys": [7, 8]}, "1 unknown ones such as 5"),
@@ -130,6 +143,9 @@ class TestKeys:
     def test_errors(self, users: list[Any], items: list[Any], settings: dict[str, Any], message: str) -> None:
         with pytest.raises(ValueError, match=message):
             Interactions.from_events(users, items, **settings)
+
+    def test_the_largest_integer(self) -> None:
+        assert Interactions.from_events([1], np.array([2**63 - 1], dtype=np.uint64)).item_keys == (2**63 - 1,)
 
     def test_unknown_items_of_a_history(self) -> None:
         with pytest.raises(ValueError, match="unknown ones such as 4"):
@@ -279,11 +295,87 @@ class TestFiles:
         np.save(tmp_path / "e.npy", np.array([[1.0, 2], [np.nan, 0]]))
         with pytest.raises(ValueError, match="NaN or infinity for item 2"):
             read_catalogue(path, embeddings=tmp_path / "e.npy").vectors()
-        (tmp_path / "e.npy").write_bytes(b"nonsense")
-        with pytest.raises(ValueError, match=r"expected a \.npy file"):
-            read_catalogue(path, embeddings=tmp_path / "e.npy")
+        np.savez(tmp_path / "e.npz", np.eye(2))
+        for content in (b"nonsense", b"", (tmp_path / "e.npz").read_bytes()):
+            (tmp_path / "e.npy").write_bytes(content)
+            with pytest.raises(ValueError, match=r"expected a \.npy file .* write it with numpy\.save"):
+                read_catalogue(path, embeddings=tmp_path / "e.npy")
         with pytest.raises(ValueError, match="expected item embeddings, got none"):
             read_catalogue(path).vectors()
+
+
+class TestCsv:
+    @pytest.mark.parametrize(
+        ("written", "keys"),
+        [
+            (["007", "8"], ("007", "8")),
+            (["-7", "0", " 8"], (-7, 0, 8)),
+            (["-0", "8"], ("-0", "8")),
+            (["0x1F", "8"], ("0x1F", "8")),
+            (["1.50", "2"], ("1.50", "2")),
+            (["9223372036854775807"], (2**63 - 1,)),
+            (["9223372036854775808"], ("9223372036854775808",)),
+            (["NA", "a"], ("NA", "a")),
+        ],
+    )
+    def test_keys_are_integers_only_if_nothing_is_lost(
+        self, tmp_path: Path, written: list[str], keys: tuple[Any, ...]
+    ) -> None:
+        path = tmp_path / "a.csv"
+        path.write_text("item,user\n" + "".join(f"{key},{key}\n" for key in written))
+        assert read_catalogue(path).keys == keys
+        got = read_interactions(path, item_keys=keys)
+        assert got.user_keys == tuple(sorted(keys))
+        assert [got.item_keys[i] for i in got.histories.items.tolist()] == sorted(keys)
+
+    @pytest.mark.parametrize("written", [["1", ""], ["NA", "1"], ["007", ""], ["1.0", ""]])
+    def test_missing_numbers_are_refused(self, tmp_path: Path, written: list[str]) -> None:
+        path = tmp_path / "a.csv"
+        path.write_text("item,title\n" + "".join(f"{key},x\n" for key in written))
+        with pytest.raises(ValueError, match=r"value of 'item' in every row of .*, got 1 without"):
+            read_catalogue(path)
+
+    def test_both_files_of_a_folder(self, tmp_path: Path) -> None:
+        (tmp_path / "items.csv").write_text("item,title\n007,a\n10,b\n")
+        (tmp_path / "interactions.csv").write_text("user,item\n1,10\n1,10\n")  # integers, but for the catalogue
+        got = read_item_data(tmp_path)
+        assert got.catalogue.keys == ("007", "10") and got.interactions.histories[0].tolist() == [1, 1]
+        assert got.interactions.user_keys == (1,)
+        (tmp_path / "items.csv").write_text("item,title\n7,a\n10,b\n")
+        (tmp_path / "interactions.csv").write_text("user,item\n1,007\n")
+        with pytest.raises(ValueError, match="integers as in the catalogue, got strings such as '007'"):
+            read_item_data(tmp_path)
+
+    def test_names_of_columns(self, tmp_path: Path) -> None:
+        path = tmp_path / "a.csv"
+        path.write_text("item,title,,\n1,a,,\n")
+        assert read_catalogue(path).columns == {"title": ["a"]}
+        path.write_text("item,title,title\n1,a,b\n")
+        with pytest.raises(ValueError, match=r"one column 'title' in .* got 2; rename or remove"):
+            read_catalogue(path)
+        path.write_text("user,item,item,x,x\n1,a,b,0,0\n")
+        with pytest.raises(ValueError, match=r"one column 'item' in .* got 2"):
+            read_interactions(path)
+        path.write_text("user,item,x,x\n1,a,0,0\n")  # what is not read may be there twice
+        assert read_interactions(path).item_keys == ("a",)
+
+    @pytest.mark.parametrize("text", ["item,title\n1,Café\n", "item,Café\n1,a\n", "item,title\n1,a\nCafé,b\n"])
+    def test_other_encodings_are_refused(self, tmp_path: Path, text: str) -> None:
+        path = tmp_path / "a.csv"
+        path.write_text(text, encoding="latin-1")
+        with pytest.raises(ValueError, match=r"text in UTF-8, got other bytes in .*; save the file as UTF-8"):
+            read_catalogue(path)
+        for encoding in ("utf-8", "utf-8-sig"):
+            path.write_text(text, encoding=encoding)
+            got = read_catalogue(path)
+            assert "Café" in (*got.keys, *got.columns, *got.columns.get("title", ()))
+
+    def test_long_files_with_line_breaks_in_cells(self, tmp_path: Path) -> None:
+        title = "a" * 300 + "\nb"
+        path = write(tmp_path / "a.csv", {"item": list(range(8000)), "title": [title] * 8000})
+        assert path.stat().st_size > 2 << 20  # more than two blocks
+        got = read_catalogue(path)
+        assert got.keys == tuple(range(8000)) and set(got.columns["title"]) == {title}
 
 
 class TestTexts:
@@ -296,6 +388,9 @@ class TestTexts:
             shelf.texts(("title", "price"))
         with pytest.raises(ValueError, match="expected a column of title, tags, price, got 'brand'"):
             shelf.texts(("brand",))
+        for fallback in (None, "title"):
+            with pytest.raises(ValueError, match="at least one field, got none"):
+                shelf.texts((), fallback=fallback)
 
     def test_embeddings_of_a_model_in_a_folder(self, tmp_path: Path) -> None:
         folder = tiny_encoder(tmp_path)

@@ -355,6 +355,16 @@ class TestProductKMeans:
         unpacked = np.stack([packed[:, 0] & 15, packed[:, 0] >> 4, packed[:, 1] & 15, packed[:, 1] >> 4], 1)
         assert torch.equal(tokenizer.encode(x), torch.from_numpy(unpacked.astype(np.int64)))
 
+    @pytest.mark.parametrize(("size", "count", "dim"), [(150, 200, 4), (40, 40, 4), (16, 16, 64), (1, 1, 4)])
+    def test_rotates_few_rows(self, size: int, count: int, dim: int) -> None:
+        """Fewer than the power of two that faiss counts its codes in, and fewer than components."""
+        pytest.importorskip("faiss")
+        x = torch.randn(count, dim, generator=seeded())
+        tokenizer = ProductKMeans(size, 2).fit(x)
+        torch.testing.assert_close(tokenizer.rotation @ tokenizer.rotation.T, torch.eye(dim), rtol=0, atol=1e-5)
+        error = (tokenizer.decode(tokenizer.encode(x)) - x).square().mean()
+        assert error < (0.1 if size < count else 1e-8)  # as many codes as rows: each is its own
+
     def test_refuses_parts_that_do_not_divide(self) -> None:
         with pytest.raises(ValueError, match="multiple of num_parts=5, got 12"):
             ProductKMeans(SIZE, 5, rotate=False).fit(blobs())
@@ -448,6 +458,11 @@ class TestAlignment:
             loss.check(21, quantizer)
         with pytest.raises(ValueError, match=r"nothing\.npy"):
             CollaborativeLoss(str(tmp_path / "nothing.npy")).check(20, quantizer)
+        np.savez(tmp_path / "cf.npz", vectors.numpy())
+        (tmp_path / "empty.npy").touch()
+        for name in ("cf.npz", "empty.npy"):
+            with pytest.raises(ValueError, match=rf"a \.npy file of numbers in .*{name}, got none .* numpy\.save"):
+                CollaborativeLoss(str(tmp_path / name)).check(20, quantizer)
 
     def test_diversity_loss_prefers_mates(self) -> None:
         quantizer = ResidualQuantizer([vq_vae(2, 8)])

@@ -46,6 +46,12 @@ class TestFloors:
         np.testing.assert_allclose(prior / prior.max(), counts / counts.max(), rtol=1e-6)
         np.testing.assert_allclose(got[:-1] - prior, weights, atol=1e-5)
 
+    def test_popularity_orders_large_equal_entries(self) -> None:
+        floor = CoOccurrence(Histories.of([[0, 1], [0, 2]] * 3000 + [[2]]), 3)
+        got = floor.scores(Histories.of([[0]]))[0]
+        assert got[1].item() == pytest.approx(3000 + 3000 / 6000 / 24, abs=1e-9)
+        assert (got[2] - got[1]).item() == pytest.approx(1 / 6000 / 24, rel=1e-6)
+
     def test_an_item_that_never_occurred_falls_back_to_popularity(self) -> None:
         floor = CoOccurrence(Histories.of([[0, 1], [2, 1]]), 4)
         assert top_items(floor.scores(Histories.of([[3]])), 4)[0, 0] == 1
@@ -161,6 +167,8 @@ class TestSASRec:
             SASRec(8, 7)
         with pytest.raises(ValueError, match="a split with 9 items, got 8"):
             SASRec(9, 8).fit(cyclic())
+        with pytest.raises(ValueError, match="max_epochs >= 1, got 0"):
+            SASRec(8, 8).fit(cyclic(), max_epochs=0)
         short = Interactions.from_events([0, 0, 0, 1], [0, 1, 2, 0]).split()
         with pytest.raises(ValueError, match="no pair to learn from"):
             SASRec(3, 8).fit(short)

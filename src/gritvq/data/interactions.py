@@ -72,7 +72,7 @@ class Histories:
             which = which.nonzero().squeeze(1)
         lengths = self.lengths[which]
         offsets = _offsets(lengths)
-        places = torch.arange(int(offsets[-1])) + (self.offsets[which] - offsets[:-1]).repeat_interleave(lengths)
+        places = torch.arange(int(offsets[-1])) + (self.offsets[:-1][which] - offsets[:-1]).repeat_interleave(lengths)
         return Histories(offsets, self.items[places])
 
     @property
@@ -440,6 +440,8 @@ def _keys(values: Any, name: str) -> np.ndarray[Any, Any]:
     if not len(array):
         array = array.astype(np.int64)
     if array.dtype.kind in "iu":
+        if array.dtype.kind == "u" and len(array) and int(array.max()) >= 2**63:
+            raise ValueError(f"expected integer {name} keys below 2^63, got {array.max()}; use strings.")
         return array.astype(np.int64)
     mixed = array.dtype.kind == "U" and isinstance(values, list | tuple) and not all(isinstance(v, str) for v in values)
     if array.dtype.kind != "U" or mixed:
@@ -455,7 +457,7 @@ def _times(values: Any) -> np.ndarray[Any, Any]:
     array = np.asarray(values)
     if array.dtype.kind == "M":
         missing = np.isnat(array)
-        array = array.astype("datetime64[ns]").astype(np.int64)
+        array = array.astype(np.int64)  # all in one unit, whichever; nanoseconds end in 2262
     elif array.dtype.kind in "iuf":
         missing = np.isnan(array) if array.dtype.kind == "f" else np.zeros(len(array), dtype=bool)
     else:

@@ -103,13 +103,15 @@ class Catalogue:
             fallback: Column to take where all fields are empty.
 
         Raises:
-            ValueError: If a column does not exist or an item has no text.
+            ValueError: If no field is named, a column does not exist or an item has no text.
 
         Example:
             >>> shelf = Catalogue((1, 2), {"title": ["Soap", " "], "brand": ["Acme", None], "kind": ["a", "b"]})
             >>> shelf.texts(("title", "brand"), fallback="kind")
             ['Soap; Acme', 'b']
         """
+        if not fields:
+            raise ValueError("expected at least one field, got none; name columns such as 'title'.")
         for name in (*fields, *([fallback] if fallback else [])):
             if name not in self.columns:
                 raise ValueError(f"expected a column of {', '.join(self.columns) or 'none'}, got {name!r}.")
@@ -162,6 +164,9 @@ def read_interactions(
 ) -> Interactions:
     """Reads events from a Parquet or CSV file, one row per event, in any order.
 
+    Keys of a CSV file are integers where every one is written as Python writes integers, else strings: ``007`` stays
+    ``"007"``. Items stay strings where ``item_keys`` are.
+
     Args:
         path: The file; ``.csv`` is read as CSV with a header, everything else as Parquet.
         user: Column of the user key, integers or strings.
@@ -177,7 +182,8 @@ def read_interactions(
     Raises:
         ValueError: If the file is missing or damaged, lacks a column, or its events are unusable.
     """
-    table = _read_table(Path(path))
+    text = item_keys is not None and len(item_keys) > 0 and isinstance(item_keys[0], str)
+    table = _read_table(Path(path), {user: False, item: text})
     columns = (order,) if isinstance(order, str) else order
     if columns is None:
         columns = [name for name in _ORDER if name in table.column_names]
@@ -190,6 +196,8 @@ def read_interactions(
 def read_catalogue(path: str | Path, *, item: str = "item", embeddings: str | Path | None = None) -> Catalogue:
     """Reads a catalogue from a Parquet or CSV file, one row per item, and its embeddings.
 
+    Keys of a CSV file are read as :func:`read_interactions` reads them. Columns without a name are left out.
+
     Args:
         path: The file; ``.csv`` is read as CSV with a header, everything else as Parquet.
         item: Column of the item key, integers or strings, each once.
@@ -198,9 +206,9 @@ def read_catalogue(path: str | Path, *, item: str = "item", embeddings: str | Pa
     Raises:
         ValueError: If a file is missing or damaged, a column is missing, keys repeat, or lengths differ.
     """
-    table = _read_table(Path(path))
+    table = _read_table(Path(path), {item: False})
     keys = unique_keys(_values(table, item, path))
-    columns = {name: table[name].to_pylist() for name in table.column_names if name != item}
+    columns = {name: _named(table, name, path).to_pylist() for name in table.column_names if name and name != item}
     return Catalogue(tuple(keys.tolist()), columns, None if embeddings is None else open_vectors(Path(embeddings)))
 
 
@@ -311,36 +319,85 @@ def open_vectors(path: Path) -> np.ndarray[Any, Any]:
         ValueError: If it cannot be read, or is no array of floats of two axes.
     """
     try:
-        vectors = np.load(path, mmap_mode="r", allow_pickle=False)
+        vectors = np.lib.format.open_memmap(path, mode="r")  # np.load would take archives too
     except (OSError, ValueError) as error:
         raise ValueError(
-            f"expected a .npy file of item embeddings, got {str(path)!r}, which is missing, damaged or holds objects."
+            f"expected a .npy file of item embeddings, got {str(path)!r}, which is missing, damaged, an archive or "
+            "holds objects; write it with numpy.save."
         ) from error
     if vectors.ndim != 2 or vectors.dtype.kind != "f":
         raise ValueError(f"expected embeddings (n, D) of floats in {str(path)!r}, got {vectors.shape} {vectors.dtype}.")
     return vectors
 
 
-def _read_table(path: Path) -> Any:
-    """A table of pyarrow."""
+def _read_table(path: Path, keys: Mapping[str, bool]) -> Any:
+    """A table of pyarrow; for keys of a CSV file the mapping says whether they stay strings."""
     path = path.expanduser()
     if not path.is_file():
         raise ValueError(f"expected a Parquet or CSV file, got {str(path)!r}, which does not exist.")
     pyarrow = _require("pyarrow")
     try:
         if path.suffix.lower() == ".csv":
-            return _require("pyarrow.csv").read_csv(path)
+            return _read_csv(path, keys)
         return _require("pyarrow.parquet").read_table(path)
     except (pyarrow.ArrowException, OSError) as error:
         raise ValueError(f"expected a Parquet or CSV file, got {str(path)!r}: {error}; replace it.") from error
 
 
-def _column(table: Any, name: str, path: str | Path) -> Any:
-    if name not in table.column_names:
+def _read_csv(path: Path, keys: Mapping[str, bool]) -> Any:
+    pyarrow, csv = _require("pyarrow"), _require("pyarrow.csv")
+    table = csv.read_csv(
+        path,
+        parse_options=csv.ParseOptions(newlines_in_values=True),
+        convert_options=csv.ConvertOptions(column_types={name: pyarrow.binary() for name in keys}),
+    )
+    try:
+        names = table.column_names
+        for place, name in enumerate(names):
+            if table.field(place).type == pyarrow.binary():  # a key, or what is no UTF-8
+                column = table.column(place).cast(pyarrow.string())
+                column = column if keys[name] else _integers(column)
+                table = table.set_column(place, name, column)
+    except (UnicodeDecodeError, pyarrow.ArrowInvalid) as error:
+        raise ValueError(
+            f"expected text in UTF-8, got other bytes in {str(path)!r}; save the file as UTF-8."
+        ) from error
+    return table
+
+
+def _integers(keys: Any) -> Any:
+    """Strings of pyarrow as integers if that loses nothing; what pyarrow takes for missing among numbers is null."""
+    pyarrow, compute = _require("pyarrow"), _require("pyarrow.compute")
+    missing = pyarrow.array(_require("pyarrow.csv").ConvertOptions().null_values)
+    known = compute.utf8_trim_whitespace(keys)
+    known = compute.if_else(compute.is_in(known, value_set=missing), pyarrow.scalar(None, pyarrow.string()), known)
+    if _cast(known, pyarrow.float64()) is None:
+        return keys
+    numbers = _cast(known, pyarrow.int64())
+    return known if numbers is None or not numbers.cast(pyarrow.string()).equals(known) else numbers
+
+
+def _cast(column: Any, kind: Any) -> Any:
+    """The column as another type of pyarrow, or None where a value does not fit."""
+    try:
+        return column.cast(kind)
+    except _require("pyarrow").ArrowInvalid:
+        return None
+
+
+def _named(table: Any, name: str, path: str | Path) -> Any:
+    count = table.column_names.count(name)
+    if not count:
         raise ValueError(
             f"expected a column {name!r} in {str(path)!r}, got {', '.join(table.column_names)}; name the right one."
         )
-    column = table[name]
+    if count > 1:
+        raise ValueError(f"expected one column {name!r} in {str(path)!r}, got {count}; rename or remove the others.")
+    return table[name]
+
+
+def _column(table: Any, name: str, path: str | Path) -> Any:
+    column = _named(table, name, path)
     if column.null_count:
         raise ValueError(
             f"expected a value of {name!r} in every row of {str(path)!r}, got {column.null_count} without; fill or "

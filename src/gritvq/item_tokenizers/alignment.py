@@ -72,9 +72,11 @@ class CollaborativeLoss(ItemLoss):
             ValueError: If the file is missing, or its shape or numbers do not fit.
         """
         try:
-            vectors = torch.from_numpy(np.load(Path(self.vectors)).astype(np.float32))
+            vectors = torch.from_numpy(np.array(np.lib.format.open_memmap(Path(self.vectors), mode="r"), np.float32))
         except (OSError, ValueError) as error:
-            raise ValueError(f"expected a .npy file of numbers in {self.vectors}, got none ({error})") from error
+            raise ValueError(
+                f"expected a .npy file of numbers in {self.vectors}, got none ({error}); write it with numpy.save"
+            ) from error
         if vectors.shape != (num_items, quantizer.dim) or not bool(torch.isfinite(vectors).all()):
             raise ValueError(
                 f"expected finite vectors ({num_items}, {quantizer.dim}) in {self.vectors}, one per item and as large "

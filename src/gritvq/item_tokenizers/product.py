@@ -138,10 +138,12 @@ def _rotation(x: Tensor, num_parts: int, codebook_size: int, seed: int) -> Float
             "expected faiss for a learned rotation, got none; install 'gritvq[search]' or take rotate=False"
         ) from error
     size = x.shape[1]
-    inner = faiss.ProductQuantizer(size, num_parts, max(1, (codebook_size - 1).bit_length()))
+    bits = min((codebook_size - 1).bit_length(), len(x).bit_length() - 1)  # faiss wants a row per centroid
+    inner = faiss.ProductQuantizer(size, num_parts, max(1, bits))
     inner.cp.seed = seed
     inner.cp.min_points_per_centroid = 1
     learner = faiss.OPQMatrix(size, num_parts)
     learner.pq, learner.verbose = inner, False
-    learner.train(x.cpu().numpy())
+    rows = x.repeat(-(-size // len(x)), 1)  # with fewer rows than components faiss writes beyond its memory
+    learner.train(rows.cpu().numpy())
     return torch.from_numpy(faiss.vector_to_array(learner.A).reshape(size, size).copy()).to(x)

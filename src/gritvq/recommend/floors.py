@@ -69,8 +69,9 @@ class CoOccurrence:
             raise ValueError(f"expected distance >= 1, got {distance}; 3 is usual.")
         check_histories(train, num_items)
         self.num_items = num_items
-        counts = torch.bincount(train.items, minlength=num_items).float()
-        # Entries are multiples of 1 / (2 lcm). Half of that keeps their order and is far above rounding in float32.
+        counts = torch.bincount(train.items, minlength=num_items).double()
+        # Entries are multiples of 1 / (2 lcm). Half of that keeps their order and is far above rounding in float64,
+        # where float32 would lose it beside large entries.
         step = 1 / (2 * math.lcm(*range(1, distance + 1)))
         self.prior = counts * (0.5 * step / counts.max().clamp_min(1))
         owner = torch.arange(len(train)).repeat_interleave(train.lengths)
@@ -79,11 +80,11 @@ class CoOccurrence:
             pair = owner[d:] == owner[:-d]
             first, second = train.items[:-d][pair], train.items[d:][pair]
             places += [torch.stack([first, second]), torch.stack([second, first])]
-            weights += [torch.full((len(first),), 1 / d), torch.full((len(first),), 0.5 / d)]
+            weights += [torch.full((len(first),), each, dtype=torch.float64) for each in (1 / d, 0.5 / d)]
         (first, second), each = torch.cat(places, 1), torch.cat(weights)
         entries, inverse = (first * num_items + second).unique(return_inverse=True)
         self._columns = entries % num_items
-        self._weights = torch.zeros(len(entries)).index_add_(0, inverse, each)
+        self._weights = torch.zeros(len(entries), dtype=torch.float64).index_add_(0, inverse, each)
         row = entries // num_items
         self._starts = torch.cat([torch.zeros(1, dtype=torch.int64), row.bincount(minlength=num_items).cumsum(0)])
 

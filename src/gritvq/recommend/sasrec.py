@@ -141,8 +141,11 @@ class SASRec(nn.Module):
             Per epoch ``epoch``, ``loss``, ``seconds`` since the start, and the validation metrics.
 
         Raises:
-            ValueError: If the split has another number of items, or no user has two training events.
+            ValueError: If ``max_epochs`` is below 1, the split has another number of items, or no user has two training
+                events.
         """
+        if max_epochs < 1:
+            raise ValueError(f"expected max_epochs >= 1, got {max_epochs}; 40 is usual.")
         if split.num_items != self.num_items:
             raise ValueError(f"expected a split with {self.num_items} items, got {split.num_items}.")
         users = (split.train.lengths > 1).nonzero().squeeze(1)
