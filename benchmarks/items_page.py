@@ -146,10 +146,11 @@ def next_item(folder: Path, images: Path) -> str:
         lines = []
         for (step,), runs in _grouped(curve, ("step",)).items():
             row = [step, f"{_mean(runs, 'minutes'):.1f}"]
+            seeds = len({run["seed"] for run in runs})
             for split, name in _SHOWN:
                 values = [float(run[name]) for run in runs if run["split"] == split]
-                row.append(_spread(values, ".4f") if values else "-")
-            lines.append([*row, str(len({run["seed"] for run in runs}))])
+                row.append(_spread(values, ".4f") if len(values) == seeds else "-")  # else measured for some seeds only
+            lines.append([*row, str(seeds)])
         whole = []
         for (method, level, beam), runs in _grouped(
             [row for row in results if int(row["users"]) == most], ("method", "level", "beam")
@@ -229,8 +230,8 @@ def recommender_picture(groups: Sequence[Sequence[Mapping[str, Any]]], path: Pat
         axis.plot(recall, [place] * len(runs), "o", color="#20638a", markersize=6, alpha=0.6)
         axis.plot([sum(recall) / len(recall)], [place], "|", color="#b03a2e", markersize=18, markeredgewidth=2)
     axis.set_yticks(range(len(groups)), [str(runs[0]["method"]) for runs in groups])
-    axis.invert_yaxis()
-    axis.set(xlabel="test Recall@10, items; dots are seeds, bars their mean", xlim=(0, None))
+    axis.set(xlabel="test Recall@10, items; dots are seeds, bars their mean")
+    axis.set(xlim=(0, None), ylim=(len(groups) - 0.5, -0.5))
     axis.grid(axis="x", alpha=0.25)
     save_figure(figure, path)
 
