@@ -76,6 +76,18 @@ def test_soft_is_the_plain_formula(metric: str, block: int, monkeypatch: pytest.
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.parametrize("make", [SoftAssignment, SampledAssignment])
+def test_cosine_gives_a_zero_vector_no_gradient(make: Callable[..., Assignment]) -> None:
+    x, codes = (part.float() for part in problem(12, 9, 4))
+    x[5] = 0
+    x.requires_grad_()
+    codes.requires_grad_()
+    _, q = make(metric="cosine")(x, codes)
+    of_x, of_codes = torch.autograd.grad(q.square().sum(), (x, codes))
+    assert not of_x[5].any() and bool(of_x[:5].any(1).all()) and bool(of_x[6:].any(1).all())
+    assert float(of_x.norm()) < 1e2 and float(of_codes.norm()) < 1e2
+
+
 def test_soft_gradients_survive_a_common_offset_in_single_precision() -> None:
     x, codes = problem(50, 20, 4)
     g = torch.randn_like(x)

@@ -20,7 +20,7 @@ import yaml
 from PIL import Image
 
 from gritvq import Tokenizer, msvq
-from gritvq.cli import main
+from gritvq.cli import contest_entries, main
 from gritvq.models import ImageDecoder, ImageEncoder
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -305,6 +305,52 @@ def test_compare(pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert Image.open("out/comparison.png").size[0] > 300
 
 
+class TestCompareInAFolder:
+    """Small runs of two presets, one result or more in ``out``."""
+
+    ARGUMENTS = ("compare", "--contest.dim", "6", "--contest.width", "8", "--contest.max_steps", "2", "--out", "out")
+
+    def compare(self, pictures: Path, *more: str) -> int:
+        data = ("--data.path", str(pictures), "--data.batch_size", "8", "--contest.split", "validation")
+        return main([*self.ARGUMENTS, "--codebook_sizes", "[16]", *data, *more])
+
+    def test_does_not_overwrite_unless_told(self, pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        assert self.compare(pictures, "--methods", "{grit_vq: {}}") == 0
+        before = Path("out/results.csv").read_text()
+        assert self.compare(pictures, "--methods", "{vq_vae: {}}") == 2
+        assert "--overwrite true" in capsys.readouterr().err and Path("out/results.csv").read_text() == before
+        assert self.compare(pictures, "--methods", "{vq_vae: {}}", "--overwrite", "true") == 0
+        assert Path("out/results.csv").read_text() != before
+
+    def test_a_failing_run_is_named_at_the_end(
+        self, pictures: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        from gritvq.training import compare
+
+        whole = compare.run_entry
+
+        def run_entry(contest: Any, entry: Any, *arguments: Any) -> dict[str, Any]:
+            if entry.method == "vq_vae":
+                raise ValueError("expected luck, got none")
+            return whole(contest, entry, *arguments)
+
+        monkeypatch.setattr(compare, "run_entry", run_entry)
+        assert self.compare(pictures, "--methods", "{vq_vae: {}, grit_vq: {}}") == 2
+        said = capsys.readouterr()
+        assert "vq_vae with 16 codes and seed 0 (ValueError: expected luck, got none)" in said.err
+        assert "grit_vq" in said.out and Path("out/comparison.png").exists()
+        assert "grit_vq" in Path("out/results.csv").read_text()
+        Path("out/results.csv").unlink()
+        assert self.compare(pictures, "--methods", "{vq_vae: {}}") == 2
+        assert not Path("out/results.csv").exists()
+
+    def test_equal_seeds_and_sizes_run_once(self) -> None:
+        entries = contest_entries({"vq_vae": {}, "fsq": {"codebook_size": 64}}, [32, 16, 32], [1, 0, 1])
+        found = [(entry.seed, entry.codebook_size, entry.method) for entry in entries]
+        one = [(32, "vq_vae"), (64, "fsq"), (16, "vq_vae")]
+        assert found == [(seed, *run) for seed in (1, 0) for run in one]
+
+
 def test_presets_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["presets"]) == 0
     said = capsys.readouterr().out
@@ -411,6 +457,28 @@ class TestWrongInput:
         np.savez("t.npz", **{"tokens/a.png": np.full((2, 2, 1), 4000), "size/a.png": np.array([8, 8])})
         said = self.refused(capsys, "decode", "t.npz", "--tokenizer", str(run / "tokenizer"), "--out", "back")
         assert "expected indices below (32,)" in said and "made with another tokenizer" in said
+
+    def test_the_second_picture_does_not_fit(self, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        good = {"tokens/a.png": np.zeros((2, 2, 1), int), "size/a.png": np.array([8, 8])}
+        arguments = ("decode", "t.npz", "--tokenizer", str(run / "tokenizer"), "--out", "back")
+        for tokens, size, message in (
+            (np.full((2, 2, 1), 4000), (8, 8), "expected indices below (32,)"),
+            (np.zeros((2, 2, 1), int), (8, 9), "expected tokens of a grid (2, 3) for b.png, of 8 x 9 pixels"),
+            (np.zeros((4, 1), int), (8, 8), "expected tokens of a grid (2, 2) for b.png"),
+        ):
+            np.savez("t.npz", **good, **{"tokens/b.png": tokens, "size/b.png": np.array(size)})
+            assert message in self.refused(capsys, *arguments)
+
+    def test_decode_leaves_files_alone_unless_told(self, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        Path("originals").mkdir()
+        picture(8, 8, 1).save("originals/a.png")
+        before, tokenizer = Path("originals/a.png").read_bytes(), str(run / "tokenizer")
+        assert main(["encode", "originals", "--tokenizer", tokenizer, "--out", "t.npz"]) == 0
+        arguments = ["decode", "t.npz", "--tokenizer", tokenizer, "--out", "originals"]
+        assert "originals, which holds a.png; choose another --out" in self.refused(capsys, *arguments)
+        assert Path("originals/a.png").read_bytes() == before
+        assert main([*arguments, "--overwrite", "true"]) == 0
+        assert Path("originals/a.png").read_bytes() != before
 
 
 def test_encode_leaves_out_sizes_that_a_layout_does_not_take(

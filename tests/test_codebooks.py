@@ -114,6 +114,24 @@ def test_affine_codes_are_written_exactly(structure: str) -> None:
     torch.testing.assert_close(book.codes(), vectors, rtol=1e-8, atol=1e-8)
 
 
+@pytest.mark.parametrize("make", [AffineCodebook, MLPCodebook])
+def test_codes_are_written_in_full_precision_under_autocast(make: type[Codebook]) -> None:
+    book, vectors = make(DIM, SIZE), torch.randn(SIZE, DIM)
+    with torch.no_grad():
+        for parameter in book.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert book.write(torch.arange(SIZE), vectors).all()
+    torch.testing.assert_close(book.codes(), vectors, rtol=0, atol=1e-5)
+
+
+def test_moments_are_matched_in_full_precision_under_autocast() -> None:
+    book, x = TransformerCodebook(DIM, SIZE), torch.randn(400, DIM) + 3
+    with torch.autocast("cpu", torch.bfloat16):
+        book.match_moments(x)
+    torch.testing.assert_close(book.codes().mean(0), x.mean(0), rtol=0, atol=1e-5)
+
+
 def test_a_singular_map_refuses_to_be_written() -> None:
     book = AffineCodebook(DIM, SIZE)
     torch.nn.init.zeros_(book.weight)

@@ -166,6 +166,16 @@ class TestKeptInEval:
         with torch.no_grad():
             assert not book.codes().is_inference() and len(calls) == 1
 
+    def test_parameters_that_take_the_place_of_others_are_seen(self, make: Callable[[int, int], Codebook]) -> None:
+        book = make(DIM, SIZE).eval()
+        owner, name = next((m, n) for m in book.modules() for n, p in m._parameters.items() if p is not None)
+        shape = getattr(owner, name).shape
+        with torch.no_grad():
+            for _ in range(20):  # memory that one gives back goes to the next, at the same address and version
+                setattr(owner, name, nn.Parameter(torch.randn(shape)))
+                assert torch.equal(book.codes(), book._materialize())
+                setattr(owner, name, None)
+
     def test_copies_carry_none(self, make: Callable[[int, int], Codebook]) -> None:
         book = make(DIM, SIZE).eval()
         file, empty = io.BytesIO(), io.BytesIO()

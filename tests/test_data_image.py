@@ -47,6 +47,21 @@ def png(pixels: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
+def png_of_16_bits(values: np.ndarray, transparent: int | None = None) -> bytes:
+    """What Pillow cannot write: grey (H, W), with a transparent value, or RGB (H, W, 3), big-endian."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    height, width = values.shape[:2]
+    colour = 2 if values.ndim == 3 else 0
+    content = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 16, colour, 0, 0, 0))
+    if transparent is not None:
+        content += chunk(b"tRNS", struct.pack(">H", transparent))
+    content += chunk(b"IDAT", zlib.compress(b"".join(b"\0" + row.tobytes() for row in values)))
+    return b"\x89PNG\r\n\x1a\n" + content + chunk(b"IEND", b"")
+
+
 def write_parquet(path: Path, contents: list[bytes | None], column: str = "image", struct_rows: bool = True) -> Path:
     rows = [{"bytes": content, "path": f"p{i}.png"} for i, content in enumerate(contents)] if struct_rows else contents
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -116,16 +131,14 @@ class TestToTensor:
     def test_dark_16_bit_pictures_stay_dark(self) -> None:
         assert to_tensor(Image.fromarray(np.full((2, 2), 200, dtype=np.uint16)), 1).max() == 1
 
+    def test_16_bit_grey_with_a_transparent_value(self) -> None:
+        values = np.array([[0, 1, 32768, 65535]], dtype=">u2")
+        with Image.open(io.BytesIO(png_of_16_bits(values, transparent=0))) as image:
+            assert to_tensor(image, 1).tolist() == [[[255, 0, 128, 255]]]
+
     def test_16_bit_rgb(self) -> None:
         values = np.array([[[0, 257, 32768], [65535, 60000, 1000]]], dtype=">u2")
-        raw = b"".join(b"\0" + row.tobytes() for row in values)
-
-        def chunk(kind: bytes, content: bytes) -> bytes:
-            return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
-
-        header = chunk(b"IHDR", struct.pack(">IIBBBBB", 2, 1, 16, 2, 0, 0, 0))
-        content = b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(raw)) + chunk(b"IEND", b"")
-        with Image.open(io.BytesIO(content)) as image:
+        with Image.open(io.BytesIO(png_of_16_bits(values))) as image:
             got = to_tensor(image, 3).permute(1, 2, 0).numpy()
         assert np.abs(got - values / 257.0).max() <= 1
 

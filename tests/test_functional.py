@@ -127,6 +127,15 @@ class TestKMeans:
         assert codes.shape == (k, 8) and bool((codes.norm(dim=1) > 1).all())
         assert float(torch.pdist(codes).min()) > 0
 
+    @pytest.mark.parametrize("metric", ["euclidean", "cosine"])
+    @pytest.mark.parametrize("n", [1, 5, 100])
+    def test_identical_rows_give_codes_apart(self, n: int, metric: F.Metric) -> None:
+        x = torch.tensor([[3.0, 4.0]]).expand(n, 2)
+        codes = F.kmeans(x, 16, generator=seeded(0), metric=metric)
+        assert codes.unique(dim=0).shape == (16, 2)
+        center = x[0] / 5 if metric == "cosine" else x[0]
+        assert float((codes - center).norm(dim=1).max()) < 0.1
+
     def test_fills_empty_clusters(self) -> None:
         x = torch.cat([torch.zeros(1000, 2) + 1e-3 * torch.randn(1000, 2), 10 + torch.randn(24, 2)])
         codes = F.kmeans(x, 64, num_iterations=20, generator=seeded(0))
@@ -167,6 +176,14 @@ def test_perplexity_and_usage_against_numpy(histogram: list[int]) -> None:
     assert float(F.usage(torch.tensor(histogram))) == pytest.approx((values > 0).mean())
 
 
+def test_perplexity_does_not_depend_on_the_scale_of_the_counts() -> None:
+    counts = torch.tensor([[1.0, 1.0, 0.0], [1.0, 3.0, 4.0], [0.0, 0.0, 0.0]])
+    p = np.array([1, 3, 4]) / 8
+    expected = torch.tensor([2.0, float(np.exp(-(p * np.log(p)).sum())), 0.0])
+    for scale in (1e-9, 0.1, 1.0, 1e4):
+        torch.testing.assert_close(F.perplexity(scale * counts), expected)
+
+
 @given(st.lists(st.integers(0, 6), max_size=40))
 @settings(max_examples=50, deadline=None)
 def test_counts_and_sums_against_numpy(indices: list[int]) -> None:
@@ -183,6 +200,34 @@ def test_squared_distance_against_differences() -> None:
     expected = (x.double()[:, None] - codes.double()).square().sum(-1)
     torch.testing.assert_close(F.squared_distance(x, codes).double(), expected, rtol=1e-4, atol=1e-4)
     assert F.squared_distance(x.double(), codes).dtype == torch.float64
+
+
+def test_half_precision_changes_no_distance() -> None:
+    x, codes = (30 + torch.randn(40, 16)).bfloat16(), (30 + torch.randn(64, 16)).bfloat16()
+    assert torch.equal(F.squared_distance(x, codes), F.squared_distance(x.float(), codes.float()))
+
+
+@pytest.mark.parametrize("metric", ["euclidean", "cosine"])
+def test_autocast_changes_no_distance(metric: F.Metric) -> None:
+    x, codes = torch.randn(40, 16), torch.randn(64, 16)
+    squared, nearest = F.squared_distance(x, codes), F.nearest_codes(x, codes, 5, metric)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = F.squared_distance(x, codes), F.nearest_codes(x, codes, 5, metric)
+    assert torch.equal(found[1], nearest)
+    assert torch.equal(found[0], squared)
+
+
+def test_unit_length_is_normalize_but_for_the_gradient_of_short_vectors() -> None:
+    x = torch.randn(5, 3, 4)
+    x[1, 1:] = torch.tensor([[0.0], [2e-7]])
+    x.requires_grad_()
+    unit, plain = F.to_unit_length(x), torch.nn.functional.normalize(x, dim=-1)
+    assert torch.equal(unit, plain)
+    g = torch.randn_like(x)
+    (found,), (expected,) = torch.autograd.grad(unit, x, g), torch.autograd.grad(plain, x, g)
+    assert float(expected[1, 1].norm()) > 1e11 and not found[1, 1:].any()
+    found[1, 1:] = expected[1, 1:]
+    assert torch.equal(found, expected)
 
 
 def test_effective_rank_and_bits() -> None:

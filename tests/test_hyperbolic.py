@@ -155,6 +155,15 @@ def test_nearest_ranks_by_logits() -> None:
         quantizer.nearest(x, 13)
 
 
+def test_nearest_is_the_same_under_autocast() -> None:
+    quantizer = HyperbolicQuantizer(4, 12)
+    x = torch.randn(500, 4)
+    expected = [quantizer.nearest(x, num) for num in (1, 5)]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = [quantizer.nearest(x, num) for num in (1, 5)]
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
 def test_parameters_stay_wide_and_folding_freezes_a_copy() -> None:
     quantizer = HyperbolicQuantizer(4, 12).bfloat16()
     assert all(p.dtype == torch.float32 for p in quantizer.parameters())

@@ -143,6 +143,25 @@ class TestEMA:
             quantizer.update_codebook()
         torch.testing.assert_close(codes_of(quantizer)[0], x.bfloat16().float().mean(0), rtol=0, atol=1e-2)
 
+    def test_statistics_are_float32_under_any_default(self) -> None:
+        torch.set_default_dtype(torch.bfloat16)
+        try:
+            quantizer = vq_vae_ema(2, 4, revival_interval=None).float()
+        finally:
+            torch.set_default_dtype(torch.float32)
+        quantizer(torch.randn(4000, 2))
+        assert quantizer.statistics.counts.dtype == torch.float32 and quantizer.statistics.counts.sum() == 4000
+
+    def test_training_goes_on_after_inference_mode(self) -> None:
+        quantizer, x = vq_vae_ema(DIM, SIZE), torch.randn(200, DIM)
+        state = quantizer.state_dict()
+        with torch.inference_mode():
+            quantizer.load_state_dict(state)
+            quantizer.initialize_codebook(x)
+            quantizer.update_codebook()
+        quantizer(x)
+        assert quantizer.statistics.counts.sum() == 200
+
     def test_no_gradient_reaches_its_table(self) -> None:
         quantizer = VectorQuantizer(FreeCodebook(DIM, SIZE), learning=[EMAUpdate(), CommitmentLoss()])
         assert quantizer.parameter_groups(1e-3) == []

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor
 
-from gritvq import BSQ, FSQ, LFQ
+from gritvq import BSQ, FSQ, LFQ, Quantizer
 from gritvq.functional import nearest_code
 
 
@@ -94,6 +95,16 @@ class TestBinary:
         unit = torch.nn.functional.normalize(x, dim=1)
         assert float((q - unit).norm(dim=1).max()) < math.sqrt(2 - 2 / math.sqrt(16))
 
+    def test_a_zero_vector_gets_no_gradient_and_leaves_the_others_theirs(self) -> None:
+        x, g = torch.randn(6, 8), torch.randn(6, 8)
+        x[2:4] = torch.tensor([[0.0], [1e-8]])
+        x.requires_grad_()
+        (found,) = torch.autograd.grad(BSQ(8)(x).quantized, x, g)
+        (expected,) = torch.autograd.grad(torch.nn.functional.normalize(x, dim=1), x, g)
+        assert not found[2:4].any() and float(expected[2].norm()) > 1e11
+        for rows in (slice(0, 2), slice(4, 6)):
+            assert torch.equal(found[rows], expected[rows])
+
     def test_gradient_is_that_of_the_unit_vector(self) -> None:
         x, g = torch.randn(5, 8, dtype=torch.float64, requires_grad=True), torch.randn(5, 8, dtype=torch.float64)
         quantizer = BSQ(8, entropy_weight=0.0, commitment_weight=0.0)
@@ -130,6 +141,19 @@ class TestFSQ:
         values = FSQ(levels)(x).quantized
         assert [values[:, i].unique().numel() for i in range(5)] == levels
 
+    @pytest.mark.parametrize("size", [1000, 1001, 1002, 1024, 4096, 65535])
+    def test_many_levels_stay_on_the_grid(self, size: int) -> None:
+        quantizer = FSQ([size, 8])
+        x = torch.cat([torch.linspace(-20, 20, 5000), torch.linspace(-0.5, 0.5, 5000)])
+        x = torch.stack([x, x.flip(0)], 1)
+        quantized, indices, _ = quantizer(x)
+        digits = torch.cat([indices % size, indices // size], 1)
+        assert digits.amin(0).tolist() == [0, 0] and digits.amax(0).tolist() == [size - 1, 7]
+        half = torch.tensor([size // 2, 4])
+        assert torch.equal(quantized, (digits - half) / half)
+        assert torch.equal(quantizer.decode(indices), quantized)
+        assert torch.equal(quantizer.encode(x), indices)
+
     def test_half_precision_loses_no_code(self) -> None:
         quantizer = FSQ([8, 8, 8]).bfloat16()
         x = 2 * torch.randn(5000, 3)
@@ -139,3 +163,19 @@ class TestFSQ:
         for levels in ([], [1, 4], [4, 2.5]):
             with pytest.raises(ValueError, match="expected at least one level count, each an integer >= 2"):
                 FSQ(levels)
+
+
+@pytest.mark.parametrize("make", [lambda: FSQ([8, 5, 3]), lambda: LFQ(6), lambda: BSQ(6)], ids=["fsq", "lfq", "bsq"])
+def test_constants_survive_the_way_over_the_meta_device(make: Callable[[], Quantizer]) -> None:
+    expected = make()
+    with torch.device("meta"):
+        found = make()
+    found.to_empty(device="cpu")
+    found.load_state_dict(expected.state_dict())
+    for (name, buffer), own in zip(found.named_buffers(), expected.buffers(), strict=True):
+        assert torch.equal(buffer, own), name
+    x = torch.randn(200, expected.dim)
+    output = found(x)
+    assert torch.equal(output.indices, expected(x).indices)
+    assert torch.equal(found.decode(output.indices), expected(x).quantized)
+    assert not found.state_dict() and len(list(found.buffers())) == 2

@@ -66,6 +66,26 @@ def test_channels_are_counted_apart() -> None:
         metric.update(torch.zeros(5, 1, dtype=torch.int64))
 
 
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.uint8])
+def test_small_types_are_in_range(dtype: torch.dtype) -> None:
+    metric = CodebookUsage((256,))
+    metric.update(torch.tensor([[3], [255]], dtype=dtype))
+    assert metric.num_tokens == 2 and metric.counts[0][[3, 255]].tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32])
+def test_an_index_out_of_range_is_refused_and_nothing_counted(dtype: torch.dtype) -> None:
+    metric = CodebookUsage((4, 2**30))
+    metric.update(torch.tensor([[3, 200]], dtype=dtype))
+    for wrong in ([[0, 0], [4, 1]], [[-2, 0], [1, 1]], [[0, 0], [1, -5]]):
+        with pytest.raises(ValueError, match=r"expected indices below \(4, 1073741824\) and -1 .*, got [4-]"):
+            metric.update(torch.tensor(wrong, dtype=dtype))
+    assert metric.num_tokens == 1 and metric.counts[0].tolist() == [0, 0, 0, 1]
+    assert metric.counts[1].indices().tolist() == [[200]]
+    with pytest.raises(ValueError, match="got 1073741824"):
+        metric.update(torch.tensor([[0, 2**30]]))
+
+
 @pytest.mark.parametrize("size", [2**24 + 1, 2**40, 2**63])
 def test_large_codebooks_are_counted_by_what_is_seen(size: int) -> None:
     indices = torch.randint(0, 50, (3000, 2))

@@ -16,6 +16,7 @@ from gritvq import (
     LFQ,
     EMAUpdate,
     FreeCodebook,
+    HierarchicalQuantizer,
     MahalanobisRadius,
     MultiScaleQuantizer,
     NearestAssignment,
@@ -26,12 +27,17 @@ from gritvq import (
     QuantizerOutput,
     RadialSurrogate,
     ResidualQuantizer,
+    SampledAssignment,
     StochasticQuantizer,
     VariationalLatent,
     VectorQuantizer,
+    build,
+    describe,
     gm_vq,
     grit_vq,
     rq,
+    rsq_vae,
+    sq_vae,
     vq_vae,
 )
 from zoo import DIM, SIZE
@@ -176,6 +182,21 @@ def test_levels_that_are_differentiable_themselves_have_the_gradient_of_their_su
     output.quantized.sum().backward()  # straight-through, once
     assert torch.equal(output.quantized, mixtures.decode(output.indices))
     assert x.grad is not None and bool((x.grad == 1).all())
+
+
+@pytest.mark.parametrize("wide", [False, True])
+@pytest.mark.parametrize("training", [False, True])
+def test_sampled_codes_are_summed_as_decoded_whatever_the_type(training: bool, wide: bool) -> None:
+    assignment = SampledAssignment(straight_through=True)
+    quantizer = ResidualQuantizer([VectorQuantizer(FreeCodebook(DIM, SIZE), assignment) for _ in range(3)])
+    quantizer.to(torch.float64 if wide else torch.float32).train(training)
+    for dtype in (torch.float32, torch.float64):
+        x = torch.randn(200, DIM, dtype=dtype, requires_grad=True)
+        output = quantizer(x)
+        assert quantizer.exact == "always" and output.quantized.dtype == dtype
+        assert torch.equal(output.quantized, quantizer.decode(output.indices).to(dtype))
+        output.quantized.sum().backward()
+        assert x.grad is not None and x.grad.any()
 
 
 class Differentiable(Quantizer):
@@ -343,8 +364,69 @@ class TestProduct:
         assert torch.equal(output.indices, torch.cat([a.indices for a in alone], -1))
         torch.testing.assert_close(output.loss, alone[0].loss + alone[1].loss)
 
+    def test_bits_are_those_of_the_parts(self) -> None:
+        levels = [HierarchicalQuantizer([vq_vae(2, 16), vq_vae(2, 64)], 2) for _ in range(2)]
+        assert levels[0].bits((8, 8)) == 16 * 4 + 64 * 6 == 448
+        assert ProductQuantizer(levels).bits((8, 8)) == 2 * 448 and ProductQuantizer(levels).bits((3, 8, 8)) == 6 * 448
+        parts = [rq(2, 16, num_levels=3), vq_vae(2, 64)]
+        assert ProductQuantizer(parts).bits((5,)) == 5 * (3 * 4 + 6)
+        assert ProductQuantizer(parts, split="tokens").bits((3, 8)) == 3 * 4 * (3 * 4 + 6)
+
+    def test_soft_parts_of_which_only_some_fold_to_hard_ones(self) -> None:
+        def soft(variance: Any = "scalar") -> Quantizer:
+            return StochasticQuantizer(FreeCodebook(2, SIZE), variance=variance)
+
+        for quantizer, shape in (
+            (ProductQuantizer([soft(), soft("channel")]), (50, 6)),
+            (ProductQuantizer([rsq_vae(2, SIZE), sq_vae(2, SIZE)]), (50, 4)),
+            (ResidualQuantizer([sq_vae(2, SIZE), rsq_vae(2, SIZE)]), (50, 2)),
+            (HierarchicalQuantizer([soft(), soft("channel")], 2), (3, 4, 4, 2)),
+        ):
+            folded, x = quantizer.eval().fold(), torch.randn(*shape)
+            output = folded(x)
+            assert torch.equal(output.indices, quantizer(x).indices)
+            assert torch.equal(output.quantized, quantizer(x).quantized)
+            assert torch.equal(output.quantized, folded.decode(output.indices))
+            assert not folded.training and not any(p.requires_grad for p in folded.parameters())
+            assert all(p.requires_grad for p in quantizer.parameters())
+            rebuilt = build(describe(folded))
+            rebuilt.load_state_dict(folded.state_dict())
+            assert torch.equal(rebuilt.eval()(x).quantized, output.quantized)
+        both = ProductQuantizer([soft(), soft()]).fold()
+        assert all(type(part) is VectorQuantizer for part in both.quantizers)  # type: ignore[union-attr]
+
 
 class TestProjected:
+    @pytest.mark.parametrize("kind", ["tokens", "channels", "multi-scale", "tokens side by side", "twice", "latent"])
+    def test_masked_positions_get_no_bias(self, kind: str) -> None:
+        def tokens() -> ProductQuantizer:
+            return ProductQuantizer([vq_vae(2, 8), vq_vae(2, 8)], split="tokens")
+
+        def multi_scale() -> Quantizer:
+            return MultiScaleQuantizer(VectorQuantizer(FreeCodebook(2, 8), learning=[]), [1, 2, 4])
+
+        inner: Quantizer
+        if kind == "multi-scale":
+            inner, mask = ProductQuantizer([multi_scale(), multi_scale()]), torch.rand(3, 4, 4) < 0.5
+        else:
+            mask = torch.tensor([[True, True, True, False], [False, True, False, False], [False] * 4])
+            if kind == "tokens":
+                inner = tokens()
+            elif kind == "channels":
+                inner = ProductQuantizer([vq_vae(2, 8), vq_vae(2, 8)])
+            elif kind == "tokens side by side":
+                inner = ProductQuantizer([tokens(), tokens()])
+            elif kind == "twice":
+                inner = ProjectedQuantizer(tokens(), 3)
+            else:
+                inner = VariationalLatent(tokens())
+        quantizer = ProjectedQuantizer(inner, 4).eval()
+        torch.nn.init.constant_(quantizer.project_out.bias, 5.0)
+        output = quantizer(torch.randn(*mask.shape, 4), mask)
+        values = quantizer.decode(output.indices)
+        assert torch.equal(values, output.quantized)
+        assert not values[~mask].any() and bool(values[mask].any(-1).all())
+
     def test_maps_get_their_gradients(self) -> None:
         quantizer = ProjectedQuantizer(FSQ([5, 5, 5]), DIM)
         quantizer(torch.randn(30, DIM)).quantized.square().sum().backward()

@@ -28,6 +28,7 @@ from gritvq import (
     ResidualQuantizer,
     VectorQuantizer,
     grit_vq,
+    sq_vae,
     vq_vae,
 )
 from gritvq.functional import bits_per_sample
@@ -410,6 +411,29 @@ class TestHierarchical:
         assert torch.equal(output.indices[:, 4:, 1] >= 0, mask.flatten(1))
         assert bool((output.quantized[~mask] == 0).all()) and bool((output.indices[2] == -1).all())
         assert torch.equal(quantizer.decode(output.indices), output.quantized)
+
+    @pytest.mark.parametrize("mask_kind", ["none", "one per cell", "random", "nothing"])
+    def test_losses_in_nats_count_per_real_vector_of_the_finest_level(self, mask_kind: str) -> None:
+        levels = [sq_vae(DIM, SIZE) for _ in range(3)]
+        quantizer, x, mask = HierarchicalQuantizer(levels, DIM), torch.randn(3, 8, 8, DIM), torch.ones(3, 8, 8) > 0
+        if mask_kind == "one per cell":
+            mask[:, 1::2], mask[:, :, 1::2] = False, False
+        elif mask_kind != "none":
+            mask = torch.rand(3, 8, 8) < (0.2 if mask_kind == "random" else 0.0)
+        alone: list[dict[str, Tensor]] = []
+        for level in levels:
+            level.register_forward_hook(lambda _, arguments, output: alone.append(output.losses))
+        losses = quantizer(x, mask).losses
+        assert len(losses) == 6 and len(alone) == 3
+        for level, own in enumerate(alone):
+            cells = F.max_pool2d(mask.float(), 4 >> level).sum()
+            share = 0.25 ** (2 - level) if mask_kind == "none" else float(cells / mask.sum().clamp_min(1))
+            assert mask_kind != "one per cell" or share == (0.25, 1, 1)[level]
+            for name, loss in own.items():
+                if mask_kind == "none":
+                    assert torch.equal(losses[f"{level}/{name}"], share * loss)
+                torch.testing.assert_close(losses[f"{level}/{name}"], share * loss)
+                assert bool(loss == 0) == (mask_kind == "nothing")
 
     def test_levels_that_take_more_than_they_return(self) -> None:
         quantizer, x = HierarchicalQuantizer([Wide(), Wide()], DIM), torch.randn(2, 4, 4, DIM, requires_grad=True)

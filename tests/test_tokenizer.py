@@ -19,6 +19,7 @@ from gritvq import (
     FreeCodebook,
     HierarchicalQuantizer,
     MultiScaleQuantizer,
+    NearestAssignment,
     ProductQuantizer,
     ProjectedQuantizer,
     Quantizer,
@@ -162,11 +163,24 @@ def test_saving_again_replaces_and_saving_elsewhere_is_refused(tmp_path: Path) -
     assert torch.equal(Tokenizer.from_pretrained(tmp_path / "t").encode(images), second.encode(images))
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.tex").write_text("words")
-    with pytest.raises(ValueError, match="expected a new folder or one that holds a tokenizer"):
+    with pytest.raises(ValueError, match="expected a new folder or one that holds a gritvq tokenizer"):
         first.save_pretrained(tmp_path / "thesis")
     with pytest.raises(ValueError, match="expected a new folder"):
         first.save_pretrained(tmp_path / "thesis" / "chapter.tex")
     assert [p.name for p in (tmp_path / "thesis").iterdir()] == ["chapter.tex"]
+
+
+@pytest.mark.parametrize(
+    "config",
+    ['{"model_type": "llama"}', '{"format": "gritvq", "format_version": 1, "backbone": {}}', '{"format": "gritvq", '],
+)
+def test_saving_leaves_models_of_other_kinds_alone(config: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(config)
+    (tmp_path / "model.safetensors").write_bytes(b"theirs")
+    with pytest.raises(ValueError, match="expected a new folder or one that holds a gritvq tokenizer"):
+        small().save_pretrained(tmp_path)
+    assert (tmp_path / "config.json").read_text() == config
+    assert (tmp_path / "model.safetensors").read_bytes() == b"theirs"
 
 
 def test_a_failing_save_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -190,6 +204,10 @@ def test_replaced_parts_are_saved_as_they_are(tmp_path: Path) -> None:
     quantizer.surrogate = RotationTrick()
     rebuilt = build(describe(quantizer))
     assert isinstance(rebuilt, VectorQuantizer) and type(rebuilt.surrogate) is RotationTrick
+    quantizer = VectorQuantizer(FreeCodebook(4, 8))  # its assignment is the default
+    quantizer.assignment = NearestAssignment("cosine")
+    rebuilt = build(describe(quantizer))
+    assert isinstance(rebuilt, VectorQuantizer) and rebuilt.assignment.metric == "cosine"
 
 
 def test_encode_leaves_every_part_in_its_mode() -> None:

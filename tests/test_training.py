@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+import functools
 import logging
 import math
 from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +45,7 @@ from gritvq.training.callbacks import collapse_advice
 from gritvq.training.compare import (
     Contest,
     Entry,
+    FailedRuns,
     comparison_rows,
     mean_colour_row,
     read_results,
@@ -53,7 +56,7 @@ from gritvq.training.compare import (
 from gritvq.training.losses import ReconstructionObjective
 from gritvq.training.pictures import comparison_plot
 from gritvq.training.runs import prepare, token_statistics
-from gritvq.training.tokens import TokenizedImage, read_tokens, write_tokens
+from gritvq.training.tokens import TokenizedImage, picture_paths, read_tokens, write_tokens
 from zoo import PRESETS
 
 DIM, SIZE = 6, 32
@@ -385,6 +388,46 @@ class TestCompare:
         result = run_entry(contest, Entry("variational", variational, SIZE, 0), lambda: data_from(pictures))
         assert math.isfinite(result["psnr"]) and result["bits_per_token"] == 5
 
+    @pytest.mark.parametrize("jobs", [1, 2])
+    def test_a_failing_run_leaves_the_others(self, pictures: str, jobs: int) -> None:
+        contest = Contest(dim=DIM, width=8, num_blocks=1, max_steps=2, split="validation")
+        entries = [Entry("bad", vq_vae, 0, 3), Entry("ours", grit_vq, SIZE, 0), Entry("plain", vq_vae, SIZE, 1)]
+        results = []
+        with pytest.raises(FailedRuns, match=r"all 3 runs to finish, got 1 .* bad with 0 codes and seed 3 \(Val"):
+            for result in run_contest(contest, entries, functools.partial(data_from, pictures), jobs=jobs):
+                results.append(result["method"])
+        assert sorted(results) == ["ours", "plain"]
+
+    @pytest.mark.parametrize("interrupted", [True, False])
+    def test_ctrl_c_cancels_what_waits(self, interrupted: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+        asked: list[dict[str, Any]] = []
+
+        class Pool:
+            """Finishes every run at once, or ends it by Ctrl-C."""
+
+            def __init__(self, *_: Any, **__: Any) -> None: ...
+
+            def submit(self, *_: Any) -> Future[Any]:
+                future: Future[Any] = Future()
+                if interrupted:
+                    future.set_exception(KeyboardInterrupt())
+                else:
+                    future.set_result({})
+                return future
+
+            def shutdown(self, **settings: Any) -> None:
+                asked.append(settings)
+
+        monkeypatch.setattr("gritvq.training.compare.ProcessPoolExecutor", Pool)
+        runs = run_contest(Contest(), [Entry("ours", grit_vq, SIZE, seed) for seed in range(3)], list, jobs=2)  # type: ignore[arg-type]
+        if interrupted:
+            with pytest.raises(KeyboardInterrupt):
+                list(runs)
+        else:
+            next(runs)
+            runs.close()  # type: ignore[attr-defined]
+        assert asked == [{"cancel_futures": True}]
+
     def test_bad_entries(self) -> None:
         with pytest.raises(ValueError, match=r"expected settings that grit_vq takes \(radius, .*got speed"):
             Entry("x", grit_vq, 8, 0, {"speed": 3})
@@ -418,6 +461,24 @@ class TestFiles:
             read_tokens(tmp_path / f"t{ending}")
         with pytest.raises(ValueError, match="which does not exist; make one with 'gritvq encode'"):
             read_tokens(tmp_path / f"none{ending}")
+
+    def test_an_array_alone_and_damaged_bytes(self, tmp_path: Path) -> None:
+        with (tmp_path / "array.npz").open("wb") as file:
+            np.save(file, np.zeros((2, 2, 1), int))
+        whole = write_tokens(tmp_path / "t.npz", [TokenizedImage("a.png", (8, 8), torch.zeros(2, 2, 1).long())])
+        content = bytearray(whole.read_bytes())
+        start = 30 + sum(int.from_bytes(content[at : at + 2], "little") for at in (26, 28))  # after the first header
+        content[start : start + 8] = b"\xff" * 8
+        (tmp_path / "damaged.npz").write_bytes(content)
+        for name in ("array", "damaged"):
+            with pytest.raises(ValueError, match="expected tokens written by 'gritvq encode'"):
+                read_tokens(tmp_path / f"{name}.npz")
+
+    def test_every_picture_has_its_own_path(self) -> None:
+        names = ["a.png", "a.jpg", "a.jpg.png"]
+        assert [str(path) for path in picture_paths(names)] == ["a.png.png", "a.jpg.png", "a.jpg.png.png"]
+        for others in (names[::-1], ["b", "b.png", "b.png.png"], ["c.png", "c.png", "c.png"]):
+            assert len(set(picture_paths(others))) == 3
 
     def test_other_endings(self, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=r"expected a file name ending in \.npz or \.parquet, got 't\.csv'"):

@@ -61,6 +61,17 @@ class TestRelaxedChoice:
         torch.testing.assert_close(of_logits, expected[0])
         torch.testing.assert_close(of_values, F.one_hot(y.argmax(1), 5).double().T @ weight)
 
+    def test_a_second_derivative_is_refused(self) -> None:
+        logits, values = torch.randn(4, 3, requires_grad=True), torch.randn(3, 2)
+        for made in (
+            relaxed_choice(logits, values).square(),
+            relaxed_choice(logits, values, hard=True),
+            negative_entropy(logits),  # what comes back from a sum is constant; its derivative is not
+        ):
+            with pytest.raises(RuntimeError, match="expected a backward pass without create_graph"):
+                torch.autograd.grad(made.sum(), logits, create_graph=True)
+            assert torch.autograd.grad(made.sum(), logits)[0].any()
+
     def test_hard_choices_are_samples_of_the_softmax(self) -> None:
         logits = torch.tensor([0.0, 1.0, -1.0, 2.0])
         drawn = relaxed_choice(logits.expand(40000, 4), torch.arange(4.0)[:, None], hard=True)
@@ -217,6 +228,16 @@ class TestStochastic:
         quantizer.update_codebook()
         hard = torch.cdist(quantizer(x).quantized.detach(), codes).amin(1).mean()
         assert soft > 0.2 and hard < 0.01
+
+    def test_vmf_gives_a_zero_vector_no_gradient(self) -> None:
+        quantizer = StochasticQuantizer(table(3, 8), distribution="vmf")
+        x = torch.randn(20, 3)
+        x[4] = 0
+        x.requires_grad_()
+        output = quantizer(x)
+        (output.quantized.square().sum() + output.quantized.sum() + output.loss).backward()
+        assert x.grad is not None and not x.grad[4].any() and bool(x.grad[:4].any(1).all())
+        assert float(x.grad.norm()) < 1e3
 
     def test_learned_scalars_stay_wide(self) -> None:
         for quantizer in (StochasticQuantizer(table(3, 8)), ResidualStochasticQuantizer([table(3, 8)])):

@@ -16,6 +16,8 @@ from gritvq import (
     DistributionConsistencyLoss,
     FreeCodebook,
     MahalanobisRadius,
+    MultiScaleQuantizer,
+    ProductQuantizer,
     ProjectedQuantizer,
     Quantizer,
     RadialSurrogate,
@@ -206,6 +208,17 @@ class TestLatent:
         alone.initialize_codebook(torch.cat([x[:3, :D], x[4:, :D]]))
         assert torch.equal(latent.quantizer.codebook.codes(), alone.codebook.codes())
         assert torch.equal(latent.surrogate.surrogate.radius.metric, alone.surrogate.radius.metric)
+
+    def test_inner_quantizers_with_a_layout(self) -> None:
+        levels = MultiScaleQuantizer(plain(), [1, 2, 4])
+        products = ProductQuantizer([plain(), plain()], split="tokens")
+        for inner, mask in ((levels, torch.rand(2, 4, 4) < 0.5), (products, torch.rand(2, 6) < 0.5)):
+            latent = VariationalLatent(inner)
+            for training in (True, False):
+                output = latent.train(training)(gaussian(*mask.shape), mask)
+                assert torch.equal(latent.decode(output.indices), output.quantized)
+                assert not output.quantized[~mask].any() and bool(output.quantized[mask].any(-1).all())
+            assert latent.bits(tuple(mask.shape)) == inner.bits(tuple(mask.shape))
 
     def test_what_does_not_fit_is_refused(self) -> None:
         for inner in (fsq(D, K), ProjectedQuantizer(plain(), 6), BSQ(D)):

@@ -36,6 +36,7 @@ __all__ = [
     "rotate_to",
     "sample_rows",
     "squared_distance",
+    "to_unit_length",
     "usage",
     "wide",
 ]
@@ -54,6 +55,21 @@ def wide(x: Tensor) -> Tensor:
         torch.float32
     """
     return x if x.dtype in (torch.float32, torch.float64) else x.float()
+
+
+def to_unit_length(x: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch D"]:
+    """Divide by the length; a vector shorter than 1e-6, whose direction is noise, gets no gradient.
+
+    The values are those of ``torch.nn.functional.normalize``, whose gradient is up to 1e12 times the one handed to it.
+
+    Example:
+        >>> to_unit_length(torch.tensor([[3.0, 4.0], [0.0, 0.0]]))
+        tensor([[0.6000, 0.8000],
+                [0.0000, 0.0000]])
+    """
+    unit = F.normalize(x, dim=-1)
+    short = torch.linalg.vector_norm(x.detach(), dim=-1, keepdim=True) < 1e-6
+    return torch.where(short, unit.detach(), unit)
 
 
 def nearest_code(
@@ -154,12 +170,13 @@ def nearest_codes(
     """
     if not 1 <= num_codes <= len(codes):
         raise ValueError(f"expected num_codes in 1 .. {len(codes)}, got {num_codes}")
-    x, codes, bias, center = _prepared(x.detach(), codes.detach(), metric == "cosine")
-    found = [x.new_empty(0, num_codes, dtype=torch.int64)]
-    for rows in x.split(max(1, _BLOCK_ENTRIES // len(codes))) if len(x) else ():
-        scores = torch.addmm(bias, rows.to(codes.dtype) - center, codes.T, alpha=-1)
-        found.append(scores.topk(num_codes, largest=False).indices)
-    return torch.cat(found)
+    with torch.autocast(x.device.type, enabled=False):
+        x, codes, bias, center = _prepared(x.detach(), codes.detach(), metric == "cosine")
+        found = [x.new_empty(0, num_codes, dtype=torch.int64)]
+        for rows in x.split(max(1, _BLOCK_ENTRIES // len(codes))) if len(x) else ():
+            scores = torch.addmm(bias, rows.to(codes.dtype) - center, codes.T, alpha=-1)
+            found.append(scores.topk(num_codes, largest=False).indices)
+        return torch.cat(found)
 
 
 def _prepared(x: Tensor, codes: Tensor, cosine: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -226,10 +243,11 @@ def squared_distance(x: Float[Tensor, "N D"], codes: Float[Tensor, "K D"]) -> Fl
         >>> squared_distance(torch.tensor([[3.0, 4.0]]), torch.zeros(1, 2))
         tensor([[25.]])
     """
-    dtype = torch.promote_types(x.dtype, codes.dtype)
-    center = central_code(codes.detach()).to(dtype)
-    x, codes = x.to(dtype) - center, codes.to(dtype) - center
-    return ((x * x).sum(1, keepdim=True) + (codes * codes).sum(1) - 2 * x @ codes.T).clamp_min(0)
+    with torch.autocast(x.device.type, enabled=False):
+        dtype = torch.promote_types(wide(x).dtype, codes.dtype)
+        center = central_code(codes.detach()).to(dtype)
+        x, codes = x.to(dtype) - center, codes.to(dtype) - center
+        return ((x * x).sum(1, keepdim=True) + (codes * codes).sum(1) - 2 * x @ codes.T).clamp_min(0)
 
 
 def rotate_to(x: Float[Tensor, "N D"], q: Float[Tensor, "N D"], g: Float[Tensor, "N D"]) -> Float[Tensor, "N D"]:
@@ -341,7 +359,7 @@ def perplexity(counts: Float[Tensor, "*levels K"]) -> Float[Tensor, "*levels"]:
     """
     counts = counts.double()
     total = counts.sum(-1, keepdim=True)
-    p = counts / total.clamp_min(1)
+    p = counts / torch.where(total > 0, total, 1.0)
     entropy = -torch.xlogy(p, p).sum(-1)
     return torch.where(total.squeeze(-1) > 0, entropy.exp(), 0.0).float()
 
@@ -461,6 +479,8 @@ def kmeans(
     x = x[torch.isfinite(x).all(1)]
     if metric == "cosine":
         x = F.normalize(x, dim=1)
+    if bool((x == x[:1]).all()):  # one row many times is one row: there is no spread to split a cluster by
+        x = x[:1]
     codes = sample_rows(x, codebook_size, generator)
     if len(x) <= codebook_size:
         return F.normalize(codes, dim=1) if metric == "cosine" else codes

@@ -158,15 +158,16 @@ class HyperbolicQuantizer(Quantizer):
         size = self.codebook_sizes[0]
         if not 1 <= num_codes <= size:
             raise ValueError(f"expected num_codes in 1 .. {size}, got {num_codes}")
-        planes = self._planes()
+        with torch.autocast(y.device.type, enabled=False):
+            planes = self._planes()
 
-        def block(rows: Tensor) -> tuple[Tensor, ...]:
-            scores = self._scores(rows, planes)
-            return (scores.argmax(1, keepdim=True) if num_codes == 1 else scores.topk(num_codes).indices,)
+            def block(rows: Tensor) -> tuple[Tensor, ...]:
+                scores = self._scores(rows, planes)
+                return (scores.argmax(1, keepdim=True) if num_codes == 1 else scores.topk(num_codes).indices,)
 
-        points = self._points(wide(y).reshape(-1, self.dim))
-        found = block(points) if torch.compiler.is_exporting() else over_blocks(block, [points], size)
-        return found[0].view(*y.shape[:-1], num_codes)
+            points = self._points(wide(y).reshape(-1, self.dim))
+            found = block(points) if torch.compiler.is_exporting() else over_blocks(block, [points], size)
+            return found[0].view(*y.shape[:-1], num_codes)
 
     def fold(self) -> HyperbolicQuantizer:
         """A frozen copy: the choice is by logits, so it needs the hyperplanes and not only a table."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from gritvq.base import Quantizer, QuantizerOutput, Surrogate, differentiable_sum
-from gritvq.functional import wide
+from gritvq.functional import to_unit_length, wide
 from gritvq.surrogates import StraightThrough
 
 __all__ = ["BSQ", "FSQ", "LFQ"]
@@ -30,6 +30,7 @@ class _Grid(Quantizer):
         surrogate: Gradient rule through the rounding.
     """
 
+    counts: Tensor
     weights: Tensor
 
     def __init__(self, levels: Sequence[int], surrogate: Surrogate) -> None:
@@ -46,8 +47,13 @@ class _Grid(Quantizer):
         self.dim, self.codebook_sizes = len(levels), (size,)
         self.exact = surrogate.exact
         self.surrogate = surrogate
-        weights = [math.prod(levels[:i]) for i in range(len(levels))]
-        self.register_buffer("weights", torch.tensor(weights, dtype=torch.int64), persistent=False)
+        self._write_constants(None)
+
+    def _write_constants(self, device: torch.device | None) -> None:
+        """Level counts and weights of the digits: integers, which no conversion to half precision can round."""
+        weights = [math.prod(self.levels[:i]) for i in range(self.dim)]
+        for name, value in (("counts", self.levels), ("weights", weights)):
+            self.register_buffer(name, torch.tensor(value, dtype=torch.int64, device=device), persistent=False)
 
     @abstractmethod
     def digits(self, y: Float[Tensor, "*batch D"]) -> Int[Tensor, "*batch D"]:
@@ -73,13 +79,17 @@ class _Grid(Quantizer):
 
     def lookup(self, indices: Int[Tensor, "*batch 1"]) -> Float[Tensor, "*batch D"]:
         """Values from the digits of the index; zeros for -1."""
-        levels = torch.tensor(self.levels, device=indices.device)
-        values = self.values(indices.clamp_min(0) // self.weights % levels)
+        values = self.values(indices.clamp_min(0) // self.weights % self.counts)
         return torch.where(indices < 0, 0, values)
 
     def fold(self) -> _Grid:
         """The same grid without training parts."""
         return self._plain().eval()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> _Grid:
+        super()._apply(fn, recurse)
+        self._write_constants(self.weights.device)  # no state dict holds them, and `to_empty` leaves them undefined
+        return self
 
     @abstractmethod
     def _plain(self) -> _Grid:
@@ -110,12 +120,8 @@ class FSQ(_Grid):
         Mentzer et al., "Finite Scalar Quantization: VQ-VAE Made Simple", ICLR 2024, arXiv 2309.15505, section 3.
     """
 
-    counts: Tensor
-
     def __init__(self, levels: Sequence[int]) -> None:
         super().__init__(levels, StraightThrough())
-        # Integers, which no conversion of the model to half precision can round; the constants follow from them.
-        self.register_buffer("counts", torch.tensor(self.levels, dtype=torch.int64), persistent=False)
 
     def before(self, x: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch D"]:
         """The bounded value, scaled as the codes are; float32 or wider."""
@@ -127,9 +133,9 @@ class FSQ(_Grid):
             return (torch.tanh(x + torch.atanh(offset / scale)) * scale - offset) / (self.counts // 2)
 
     def digits(self, y: Float[Tensor, "*batch D"]) -> Int[Tensor, "*batch D"]:
-        """Rounded to the grid."""
+        """Rounded to the grid; from 1001 levels on the widened bound reaches beyond its ends."""
         half = self.counts // 2
-        return (y * half).round().long() + half
+        return ((y * half).round().long() + half).clamp_min(0).minimum(self.counts - 1)
 
     def values(self, digits: Int[Tensor, "*batch D"]) -> Float[Tensor, "*batch D"]:
         """``(digit - floor(L/2)) / floor(L/2)``."""
@@ -276,9 +282,9 @@ class BSQ(_Binary):
         super().__init__(dim, 1 / math.sqrt(max(1, dim)), entropy_weight, balance, temperature, commitment_weight)
 
     def before(self, x: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch D"]:
-        """The vector at unit length, float32."""
+        """The vector at unit length, float32 or wider."""
         with torch.autocast(x.device.type, enabled=False):
-            return F.normalize(wide(x), dim=-1)
+            return to_unit_length(wide(x))
 
     def _plain(self) -> BSQ:
         return BSQ(self.dim, entropy_weight=0.0, commitment_weight=0.0)

@@ -41,7 +41,7 @@ class CodebookUsage:
         counts: Counts of every channel on this process (K,), int64; sparse where the codebook is large.
 
     Raises:
-        ValueError: If a codebook has no code.
+        ValueError: If a codebook has no code, or an index to count is out of range.
 
     Example:
         >>> metric = CodebookUsage((4,))
@@ -69,6 +69,13 @@ class CodebookUsage:
             raise ValueError(
                 f"expected indices with {len(self.codebook_sizes)} channels last, got {tuple(indices.shape)}; use "
                 "unsqueeze(-1)"
+            )
+        largest = torch.tensor([size - 1 for size in self.codebook_sizes], device=indices.device)
+        wrong = (indices < 0) & (indices != -1) | (indices > largest)
+        if bool(wrong.any()):
+            raise ValueError(
+                f"expected indices below {self.codebook_sizes} and -1 for masked ones, got {int(indices[wrong][0])}; "
+                "pass the codebook sizes of the quantizer that made them"
             )
         for channel, size in enumerate(self.codebook_sizes):
             index = indices[..., channel].reshape(-1)

@@ -136,6 +136,7 @@ class _RelaxedChoice(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        _refuse_second_derivatives()
         y, values, *index = ctx.saved_tensors
         slope = gradient @ values.T
         slope = (slope - (slope * y).sum(1, keepdim=True)).mul_(y).div_(ctx.temperature)
@@ -170,7 +171,17 @@ class _NegativeEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        _refuse_second_derivatives()
         logits, largest, likeliest, total = ctx.saved_tensors
         log_p = (logits - largest[:, None]).add_(likeliest[:, None])
         p = log_p.exp()
         return log_p.sub_(total[:, None]).mul_(gradient[:, None]).mul_(p)
+
+
+def _refuse_second_derivatives() -> None:
+    """What is kept for the backward passes above counts as constant, which `once_differentiable` does not notice."""
+    if torch.is_grad_enabled():
+        raise RuntimeError(
+            "expected a backward pass without create_graph through a relaxed choice or its entropy, got one with it; "
+            "take first derivatives only, or detach what the quantizer gets and returns"
+        )

@@ -43,7 +43,7 @@ def write_folder(
     replaced.
 
     Args:
-        folder: New, empty, or written by this function.
+        folder: New, empty, or written by this function for the same kind.
         kind: What it is, the key in ``config.json``.
         component: What to write.
         extra: More plain values for ``config.json``.
@@ -52,10 +52,13 @@ def write_folder(
         ValueError: If the path is a file, or a folder that holds something else.
     """
     folder = Path(folder)
-    if folder.exists():
-        holds_other = folder.is_dir() and any(folder.iterdir()) and not (folder / CONFIG).exists()
-        if not folder.is_dir() or holds_other:
-            raise ValueError(f"expected a new folder or one that holds a tokenizer, got {folder}; choose another name")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        try:
+            read_config(folder, kind)
+        except ValueError as error:
+            raise ValueError(
+                f"expected a new folder or one that holds a gritvq {kind}, got {folder}; choose another name"
+            ) from error
     config = {"format": "gritvq", "format_version": FORMAT_VERSION, kind: describe(component), **(extra or {})}
     folder.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))

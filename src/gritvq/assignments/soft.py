@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from gritvq.base import Assignment, Schedule, scheduled
-from gritvq.functional import Metric, nearest_code, squared_distance, wide
+from gritvq.functional import Metric, nearest_code, squared_distance, to_unit_length, wide
 
 __all__ = ["SampledAssignment", "SoftAssignment"]
 
@@ -192,7 +192,7 @@ def _mixture(
         x, values = x.to(dtype), codes.to(dtype)
         keys = values
         if metric == "cosine":
-            x, keys = F.normalize(x, dim=1), F.normalize(keys, dim=1)
+            x, keys = to_unit_length(x), to_unit_length(keys)
         loudness = torch.zeros_like(sharpness) if loudness is None else loudness
         if torch.compiler.is_exporting() and seed is None:  # an exported program carries plain operators only
             weights = torch.softmax(-squared_distance(x, keys) * sharpness, dim=1)

@@ -80,7 +80,7 @@ def describe(component: Component) -> dict[str, Any]:
             f"expected a constructor with named arguments, got *args or **kwargs in {where}; spell them out so that "
             "it can be saved"
         )
-    for name in arguments:  # a part that was replaced after construction is described as it is now
+    for name in inspect.signature(cls.__init__).parameters:  # a replaced part is described as it is now
         current = getattr(component, name, None)
         if isinstance(current, (Component, nn.ModuleList)):
             arguments[name] = current

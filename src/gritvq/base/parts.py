@@ -81,7 +81,8 @@ class Codebook(Component, ABC):
             raise ValueError(f"expected initialization 'normal', 'samples' or 'kmeans', got {initialization!r}")
         self.dim, self.codebook_size = dim, codebook_size
         self.lr_scale, self.normalize, self.initialization = float(lr_scale), normalize, initialization
-        self._kept: tuple[list[tuple[int, int]], Tensor, int] | None = None  # state, codes, their version
+        # State, codes, their version; and the tensors themselves, so that no other can take their place in memory.
+        self._kept: tuple[list[tuple[int, int]], Tensor, int, list[Tensor]] | None = None
 
     @abstractmethod
     def table(self) -> Float[Tensor, "K D"]:
@@ -98,7 +99,7 @@ class Codebook(Component, ABC):
         if self._kept is None or self._kept[0] != state or self._kept[1]._version != self._kept[2]:
             with torch.inference_mode(False), torch.no_grad():
                 codes = self._materialize()
-            self._kept = (state, codes, codes._version)
+            self._kept = (state, codes, codes._version, [tensor.detach() for tensor in tensors])
         return self._kept[1]
 
     def _materialize(self) -> Float[Tensor, "K D"]:

@@ -82,7 +82,8 @@ class CodeStatistics(nn.Module):
     """Everything that learning after the step works from; the one owner of these numbers.
 
     Float32 tensors that are no buffers: neither ``.bfloat16()`` nor a parallel wrapper's broadcast touches them. They
-    move with the device and are saved through the module's extra state.
+    move with the device and are saved through the module's extra state. Those that replace others are made outside of
+    inference mode, where the next training step could not write into them.
 
     Attributes:
         counts: Vectors per code since the last update (K,).
@@ -109,12 +110,13 @@ class CodeStatistics(nn.Module):
         super().__init__()
         num_sums = codebook_size if "sums" in needs else 0
         num_samples = min(codebook_size, num_samples) if "samples" in needs else 0
-        self.counts = torch.zeros(codebook_size)
-        self.sums = torch.zeros(num_sums, dim)
-        self.samples = torch.zeros(num_samples, dim)
-        self.keys = torch.full((num_samples,), -1.0)
-        self.ema_counts = torch.zeros(codebook_size)
-        self.window_counts = torch.zeros(codebook_size)
+        own = torch.float32  # whatever the default type is
+        self.counts = torch.zeros(codebook_size, dtype=own)
+        self.sums = torch.zeros(num_sums, dim, dtype=own)
+        self.samples = torch.zeros(num_samples, dim, dtype=own)
+        self.keys = torch.full((num_samples,), -1.0, dtype=own)
+        self.ema_counts = torch.zeros(codebook_size, dtype=own)
+        self.window_counts = torch.zeros(codebook_size, dtype=own)
         self.pending = torch.zeros(2, dtype=torch.int64)
         self.step = 0
 
@@ -124,6 +126,7 @@ class CodeStatistics(nn.Module):
             self.counts, self.sums, self.samples, self.keys, self.pending, x.detach(), indices.detach(), valid.detach()
         )
 
+    @torch.inference_mode(False)
     def begin_update(self) -> None:
         """Make the statistics those of all ranks together; called once per update, on every rank."""
         self.counts = all_reduce_sum(self.counts)
@@ -131,6 +134,7 @@ class CodeStatistics(nn.Module):
         self.window_counts = self.window_counts + self.counts
         self.step += 1
 
+    @torch.inference_mode(False)
     def end_update(self) -> None:
         """Start the next interval."""
         self.counts = torch.zeros_like(self.counts)
@@ -142,6 +146,7 @@ class CodeStatistics(nn.Module):
         keys, order = all_gather_rows(self.keys).sort(descending=True, stable=True)
         return all_gather_rows(self.samples)[order][keys >= 0]
 
+    @torch.inference_mode(False)
     def clear_samples(self) -> None:
         """Forget the sampled vectors."""
         self.keys = torch.full_like(self.keys, -1.0)
@@ -153,6 +158,7 @@ class CodeStatistics(nn.Module):
         if len(self.sums):
             self.sums[rows] = 0
 
+    @torch.inference_mode(False)
     def reset(self) -> None:
         """Forget everything but the number of updates, because the codebook was filled anew."""
         for name in ("counts", "sums", "ema_counts", "window_counts"):
@@ -169,6 +175,7 @@ class CodeStatistics(nn.Module):
         """All tensors and the step, for ``state_dict``."""
         return {**{name: getattr(self, name) for name in self._NAMES}, "step": self.step}
 
+    @torch.inference_mode(False)
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Restore what :meth:`get_extra_state` gave."""
         for name in self._NAMES:

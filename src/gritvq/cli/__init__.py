@@ -42,6 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     verbs = parser.add_subcommands(title="verbs", metavar="VERB", dest="verb")
     jobs: dict[str, tuple[Any, Verb]] = {}
     known = dict(_VERBS)
+    known["fit"] = functools.partial(fitting.fit_arguments, words=words[1:]), fitting.fit
     if words[:1] == ["fit"] and recommending.trains_recommender(words):
         known["fit"] = recommending.fit_recommender_arguments, recommending.fit_recommender
     for name, (describe_arguments, job) in known.items():

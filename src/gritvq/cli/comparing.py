@@ -36,6 +36,7 @@ def compare_arguments(parser: Any) -> None:
     parser.add_argument(
         "--out", type=str, default="runs/compare", help="folder for the table, the numbers and the plot"
     )
+    parser.add_argument("--overwrite", type=bool, default=False, help="whether existing results may be replaced")
 
 
 def compare(parser: Any, config: Any) -> None:
@@ -46,6 +47,7 @@ def compare(parser: Any, config: Any) -> None:
     from gritvq.training import pictures
     from gritvq.training.compare import (
         COMPARISON_COLUMNS,
+        FailedRuns,
         comparison_rows,
         describe_contest,
         mean_colour_row,
@@ -53,26 +55,40 @@ def compare(parser: Any, config: Any) -> None:
         write_results,
     )
 
+    out = Path(config.out)
+    numbers = out / "results.csv"
+    if numbers.exists() and not config.overwrite:
+        raise ValueError(
+            f"expected a folder without results, got {out}, which holds {numbers.name}; choose another --out, or "
+            "replace them with --overwrite true"
+        )
     contest = parser.instantiate(config).contest
     entries = contest_entries(config.methods, config.codebook_sizes, config.seeds)
     for entry in entries:
         entry.quantizer(contest.dim)  # what does not fit is said before anything runs
     make_data = functools.partial(ImageData, **arguments_of(config.data))
     make_data().setup("fit")
-    out = Path(config.out)
     results = [mean_colour_row(contest, make_data)]
     about = {"contest": describe_contest(contest), "data": str(config.data.path)}
     runs = run_contest(contest, entries, make_data, jobs=config.jobs)
-    for result in track(runs, total=len(entries), description="comparing", console=console()):
-        results.append(result)
-        write_results(out / "results.csv", results, about)
+    failure = None
+    try:
+        for result in track(runs, total=len(entries), description="comparing", console=console()):
+            results.append(result)
+            write_results(numbers, results, about)
+    except FailedRuns as error:
+        if len(results) == 1:  # the floor alone
+            raise
+        failure = error
     pictures.comparison_plot(results, out / "comparison.png")
     table("comparison", COMPARISON_COLUMNS, comparison_rows(results))
-    list_files({"plot": out / "comparison.png", "numbers": out / "results.csv"})
+    list_files({"plot": out / "comparison.png", "numbers": numbers})
+    if failure is not None:
+        raise failure
 
 
 def contest_entries(methods: Mapping[str, Any], sizes: Sequence[int], seeds: Sequence[int]) -> list[Any]:
-    """Every method at every size and seed; a method whose settings name a ``codebook_size`` runs at that one alone.
+    """Every method at every size and seed, once; one whose settings name a ``codebook_size`` runs at that alone.
 
     Raises:
         ValueError: For an unknown preset or setting, or where nothing is left to run.
@@ -80,8 +96,8 @@ def contest_entries(methods: Mapping[str, Any], sizes: Sequence[int], seeds: Seq
     from gritvq.training.compare import Entry
 
     entries = []
-    for seed in seeds:
-        for place, size in enumerate(sizes):
+    for seed in dict.fromkeys(seeds):
+        for place, size in enumerate(dict.fromkeys(sizes)):
             for name, settings in methods.items():
                 settings = dict(settings or {})
                 preset = settings.pop("preset", name)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import itertools
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +34,10 @@ def demo(parser: Any, config: Any) -> None:
     from gritvq.training import TokenizerTask, TrainingPlan
     from gritvq.training.runs import prepare
 
+    if (Path(config.out) / "config.yaml").exists():
+        raise ValueError(
+            f"expected a new folder or that of a demo, got {config.out}, a run of fit; choose another --out"
+        )
     plan = TrainingPlan(max_steps=config.steps, seed=config.seed, validate_every=0, checkpoint_every=0)
     prepare(config.seed)
     quantizer = presets.grit_vq(16, config.codebook_size)
@@ -39,8 +46,19 @@ def demo(parser: Any, config: Any) -> None:
     _fit_and_report(task, data, plan, fresh_folder(config.out, overwrite=True), None)
 
 
-def fit_arguments(parser: Any) -> None:
-    """Tokenizer, data, task and plan, straight from their constructors."""
+_PARTS: dict[str, tuple[str, dict[str, int]]] = {
+    "encoder": ("gritvq.models.ImageEncoder", {"dim": 16}),
+    "quantizer": ("gritvq.grit_vq", {"dim": 16, "codebook_size": 4096}),
+    "decoder": ("gritvq.models.ImageDecoder", {"dim": 16}),
+}
+
+
+def fit_arguments(parser: Any, words: Sequence[str] = ()) -> None:
+    """Tokenizer, data, task and plan, straight from their constructors.
+
+    A parser that knows another class for a part than the one that ``words`` name would hand its settings on to that
+    class wherever they have the same name. So the defaults are those of the classes that are named.
+    """
     from gritvq.data import ImageData
     from gritvq.tokenizer import Tokenizer
     from gritvq.training import TokenizerTask, TrainingPlan
@@ -55,19 +73,59 @@ def fit_arguments(parser: Any) -> None:
         "--resume", type=str | None, default=None, help="checkpoint to go on from, or 'last' for the run's own"
     )
     parser.add_argument("--overwrite", type=bool, default=False, help="whether an existing run may be replaced")
-    parser.set_defaults(
-        {
-            "tokenizer.encoder": {"class_path": "gritvq.models.ImageEncoder", "init_args": {"dim": 16}},
-            "tokenizer.quantizer": {"class_path": "gritvq.grit_vq", "init_args": {"dim": 16, "codebook_size": 4096}},
-            "tokenizer.decoder": {"class_path": "gritvq.models.ImageDecoder", "init_args": {"dim": 16}},
-        }
-    )
+    named = _named_parts(words)
+    for part, (default, sizes) in _PARTS.items():
+        path = named.get(part, default)
+        wanted = _required(path)
+        if wanted is not None:
+            given = {name: size for name, size in sizes.items() if name in wanted}
+            parser.set_defaults({f"tokenizer.{part}": {"class_path": path, "init_args": given}})
+
+
+def _named_parts(words: Sequence[str]) -> dict[str, str]:
+    """The class that the arguments of ``fit`` give each part of the tokenizer in the end."""
+    import yaml
+
+    named: dict[str, str] = {}
+
+    def note(part: str, value: Any) -> None:
+        value = value.get("class_path") if isinstance(value, dict) else value
+        if part in _PARTS and isinstance(value, str):
+            named[part] = value
+
+    for place, word in enumerate(words):
+        name, equals, value = word.partition("=")
+        value = value if equals else "".join(words[place + 1 : place + 2])
+        try:
+            if name in ("--config", "--tokenizer"):
+                content = yaml.safe_load(Path(value).read_text(encoding="utf-8"))
+                parts = content.get("tokenizer", {}) if name == "--config" else content
+                for part, each in parts.items():
+                    note(part, each)
+            elif name.startswith("--tokenizer."):
+                part, _, rest = name.removeprefix("--tokenizer.").partition(".")
+                if rest in ("", "class_path"):
+                    note(part, yaml.safe_load(value))
+        except (OSError, ValueError, AttributeError, yaml.YAMLError):
+            continue  # the parser says what is wrong with it
+    return named
+
+
+def _required(path: str) -> list[str] | None:
+    """Names of the arguments that a class or function has to be given; None if there is no such class."""
+    module, _, name = path.rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError):
+        return None
+    parameters = inspect.signature(found).parameters.items()
+    return [name for name, parameter in parameters if parameter.default is inspect.Parameter.empty]
 
 
 def fit(parser: Any, config: Any) -> None:
     """Train a tokenizer."""
     from gritvq.training import TokenizerTask
-    from gritvq.training.runs import check_checkpoint, prepare
+    from gritvq.training.runs import check_checkpoint, check_plan, prepare
 
     place = place_of(config)
     prepare(config.plan.seed)
@@ -76,8 +134,20 @@ def fit(parser: Any, config: Any) -> None:
     task = TokenizerTask(parts.tokenizer, **arguments_of(parts.task))
     if place.resume is not None:
         check_checkpoint(task, place.resume)
+    check_plan(parts.plan)
+    _check_picture(task.tokenizer, parts.data.shape)
     open_run(parser, config, place)
     _fit_and_report(task, parts.data, parts.plan, place.out, place.resume)
+
+
+def _check_picture(tokenizer: Any, shape: tuple[int, int, int]) -> None:
+    """Refuse pictures that the tokenizer cannot take, before an old run makes way."""
+    import torch
+
+    from gritvq.base import evaluating
+
+    with torch.no_grad(), torch.random.fork_rng(), evaluating(tokenizer):
+        tokenizer(torch.zeros(1, *shape))
 
 
 def _fit_and_report(task: Any, data: Any, plan: Any, out: Path, resume: str | None) -> None:

@@ -158,6 +158,7 @@ def decode_arguments(parser: Any) -> None:
     parser.add_argument("tokens", type=str, help="file written by encode: .npz or .parquet")
     parser.add_argument("--tokenizer", type=str, required=True, help="tokenizer folder or Hub name")
     parser.add_argument("--out", type=str, default="decoded", help="folder for the PNG files")
+    parser.add_argument("--overwrite", type=bool, default=False, help="whether existing files may be replaced")
 
 
 def decode(parser: Any, config: Any) -> None:
@@ -171,9 +172,31 @@ def decode(parser: Any, config: Any) -> None:
     items = read_tokens(config.tokens)
     out = Path(config.out)
     paths = picture_paths([item.name for item in items])
+    taken = [path for path in paths if (out / path).exists()]
+    if taken and not config.overwrite:
+        raise ValueError(
+            f"expected a folder without the pictures to write, got {out}, which holds {taken[0]}"
+            f"{' and others' if len(taken) > 1 else ''}; choose another --out, or replace files with --overwrite true"
+        )
+    for item in items:
+        _check_tokens(tokenizer, item)
     for item, path in zip(track(items, description="decoding", console=console(), transient=True), paths, strict=True):
         save_png(tokenizer.decode(item.tokens, item.size), out / path)
     report("decoded", [("pictures", f"{len(items):,}")], {"pictures": out})
+
+
+def _check_tokens(tokenizer: Any, item: Any) -> None:
+    """Say what does not fit before any picture is written."""
+    import torch
+
+    with torch.no_grad():
+        grid = tuple(tokenizer.quantizer.decode(item.tokens[None]).shape[1:-1])
+    expected = tuple(-(-side // tokenizer.factor) for side in item.size)
+    if grid != expected:
+        raise ValueError(
+            f"expected tokens of a grid {expected} for {item.name}, of {item.size[0]} x {item.size[1]} pixels, got "
+            f"{grid}; were they made with another tokenizer?"
+        )
 
 
 def export_arguments(parser: Any) -> None:

@@ -74,7 +74,7 @@ def fit_recommender(parser: Any, config: Any) -> None:
     from gritvq.models import num_parameters
     from gritvq.recommend import GenerativeRecommender, Popularity
     from gritvq.training import RecommenderTask, TrainingPlan, train
-    from gritvq.training.runs import check_checkpoint, prepare
+    from gritvq.training.runs import check_checkpoint, check_plan, prepare
 
     place = place_of(config)
     if config.num_test is not None and config.num_test < 1:
@@ -104,6 +104,7 @@ def fit_recommender(parser: Any, config: Any) -> None:
     plan = TrainingPlan(**arguments_of(config.plan))
     if place.resume is not None:
         check_checkpoint(task, place.resume)
+    check_plan(plan)
     folder = str(Path(config.data.folder).expanduser().resolve())  # where `recommend` looks for users
     open_run(parser, config, place, {"data.folder": folder})
     if tokenizer is not None:

@@ -76,7 +76,7 @@ def open_run(parser: Any, config: Any, place: Place, changes: Mapping[str, str] 
     for name, value in (changes or {}).items():
         saved[name] = value
     with replacing(place.out / "config.yaml") as scratch:
-        scratch.write_text(parser.dump(saved, skip_validation=True), encoding="utf-8")
+        scratch.write_text(parser.dump(saved, skip_validation=True, skip_none=False), encoding="utf-8")
 
 
 def check_folder(path: str, overwrite: bool, instead: str = "") -> Path:

@@ -122,8 +122,9 @@ class _TransformedCodebook(Codebook):
     def write(self, rows: Int[Tensor, " M"], vectors: Float[Tensor, "M D"]) -> Bool[Tensor, " M"]:
         """Solve ``T(c) = v`` for each row; rows without a solution within 1 % of the vector's length are left alone."""
         vectors = vectors.to(self.base)
-        solved = self.solve(vectors)
-        error = (self.transform(solved) - vectors).norm(dim=1)
+        with torch.autocast(self._device_type(), enabled=False):
+            solved = self.solve(vectors)
+            error = (self.transform(solved) - vectors).norm(dim=1)
         good = torch.isfinite(solved).all(1) & (error <= 0.01 * vectors.norm(dim=1).clamp_min(1e-6))
         self.base[rows[good]] = solved[good]
         return good

@@ -49,7 +49,8 @@ class _SequenceCodebook(Codebook):
         Where the codes do not differ (the zero start of a bridge), or the data do not, the scale is 1 and only the mean
         is matched. Moments are those before normalisation.
         """
-        own, data = self.mapped(), wide(x)
+        with torch.autocast(self._device_type(), enabled=False):
+            own, data = self.mapped(), wide(x)
         (own_std, own_mean), (std, mean) = (torch.std_mean(each, dim=0, correction=0) for each in (own, data))
         apart = (own_std > 1e-5 * own_mean.abs()) & (own_std > 0) & (std > 0)
         scale = torch.where(apart, std / torch.where(apart, own_std, 1), 1)

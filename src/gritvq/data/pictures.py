@@ -80,6 +80,8 @@ def to_tensor(image: Image.Image, channels: int = 3) -> UInt8[Tensor, "C H W"]:
     image = ImageOps.exif_transpose(image)
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         values = np.nan_to_num(np.asarray(image, dtype=np.float64))
+        if isinstance(image.info.get("transparency"), int):
+            values[values == image.info["transparency"]] = 65535  # a PNG names one value that is transparent
         whites = (1.0, 255.0, 65535.0) if image.mode == "F" else (65535.0,)
         white = next((white for white in whites if values.max() <= white), values.max())
         image = Image.fromarray((values * (255 / white)).round().clip(0, 255).astype(np.uint8))

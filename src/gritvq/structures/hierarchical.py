@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from gritvq.base import Quantizer, QuantizerOutput, evaluating, least_exact
 from gritvq.functional import bits_per_sample, wide
 from gritvq.structures.pyramid import Pyramid, convolve, pooled_mask
+from gritvq.structures.stack import folded_parts
 
 __all__ = ["HierarchicalQuantizer"]
 
@@ -180,16 +181,16 @@ class HierarchicalQuantizer(Pyramid):
             channels = len(part.codebook_sizes)
             after = len(self.codebook_sizes) - before - channels
             tokens.append(F.pad(output.indices.flatten(1, 2), (before, after), value=-1))
-            losses.update({f"{level}/{name}": self._share(level) * loss for name, loss in output.losses.items()})
+            losses.update({f"{level}/{name}": loss * self._share(seen, valid) for name, loss in output.losses.items()})
             before += channels
         indices = torch.cat(tokens, 1)
         return QuantizerOutput(state.view(*batch, *state.shape[1:]), indices.view(*batch, *indices.shape[1:]), losses)
 
-    def _share(self, level: int) -> float:
+    def _share(self, seen: Bool[Tensor, "B h h"], valid: Bool[Tensor, "B H H"]) -> Tensor | float:
         """What a level's losses count for: 1, but for nats per vector its vectors per vector of the finest level."""
         if self.objective not in ("arelbo", "albo"):
             return 1.0
-        return 0.25 ** (len(self.quantizers) - 1 - level)
+        return seen.sum() / valid.sum().clamp_min(1)
 
     def lookup(self, indices: Int[Tensor, "*batch T Q"]) -> Float[Tensor, "*batch H H D"]:
         """The top-down pass again, from the codes alone."""
@@ -226,11 +227,7 @@ class HierarchicalQuantizer(Pyramid):
 
     def fold(self) -> HierarchicalQuantizer:
         """The same networks around the folded levels; a level that appears several times is folded once."""
-        plain: dict[Quantizer, Quantizer] = {}
-        for part in self._parts():
-            if part not in plain:
-                plain[part] = part.fold()
-        folded = HierarchicalQuantizer([plain[part] for part in self._parts()], self.dim, width=self.width)
+        folded = HierarchicalQuantizer(folded_parts(self._parts()), self.dim, width=self.width)
         folded.down, folded.up = copy.deepcopy(self.down), copy.deepcopy(self.up)
         folded.combine = copy.deepcopy(self.combine)
         return folded.requires_grad_(False).eval()

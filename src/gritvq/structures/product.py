@@ -10,12 +10,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from gritvq.base import Quantizer, QuantizerOutput
-from gritvq.structures.stack import Stack, value_of
+from gritvq.structures.stack import Hiding, Stack, hide, value_of
 
 __all__ = ["ProductQuantizer"]
 
 
-class ProductQuantizer(Stack):
+class ProductQuantizer(Hiding, Stack):
     """Product quantization: the components are split among several quantizers, the values are concatenated.
 
     With ``split="tokens"`` it is not a vector's components that are split but the tokens of a sequence: axis -2 falls
@@ -96,6 +96,12 @@ class ProductQuantizer(Stack):
             )
         return (*batch[:-1], batch[-1] // num)
 
+    def bits(self, batch: tuple[int, ...]) -> float:
+        """Sum of the parts' bits."""
+        tokens = self.token_shape(batch)
+        own = batch if self.split == "channels" else tokens
+        return sum(part.bits(own) for part in self._parts())
+
     def _shares(self, x: Tensor) -> list[Tensor]:
         """What each part gets of the vectors."""
         if self.split == "channels":
@@ -124,8 +130,16 @@ class ProductQuantizer(Stack):
         pairs = zip(self._parts(), self._channels(indices), strict=True)
         return self._joined([value_of(part, own) for part, own in pairs])
 
-    def _hide(self, values: Tensor, missing: Tensor) -> Tensor:
-        return values if self.layout else super()._hide(values, missing)  # with a layout the parts have done it
+    def _hide_by(self, values: Float[Tensor, "*batch D"], indices: Int[Tensor, "*tokens Q"]) -> Tensor:
+        if not self.layout:
+            return self._hide(values, (indices < 0).all(-1))
+        pairs = list(zip(self._parts(), self._channels(indices), strict=True))
+        if self.split == "tokens":
+            chunks = values.chunk(len(pairs), -2)
+            return torch.cat([hide(part, chunk, own) for (part, own), chunk in zip(pairs, chunks, strict=True)], -2)
+        ones = torch.ones_like(values[..., :1])
+        shown = torch.stack([hide(part, ones, own) for part, own in pairs]).amax(0) > 0
+        return torch.where(shown, values, 0)
 
     def initialize_codebook(self, x: Float[Tensor, "*batch D"], generator: torch.Generator | None = None) -> None:
         """Fit each part to its share; a part that appears several times to the first of them."""

@@ -11,11 +11,12 @@ from torch import Tensor, nn
 
 from gritvq.base import Quantizer, QuantizerOutput
 from gritvq.functional import wide
+from gritvq.structures.stack import Hiding, hide
 
 __all__ = ["ProjectedQuantizer"]
 
 
-class ProjectedQuantizer(Quantizer):
+class ProjectedQuantizer(Hiding):
     """A quantizer in a space of another size: a linear map in front of it and one behind.
 
     ``value = W_out Q(W_in x + b_in) + b_out``, in float32 also under autocast. The maps get their gradients through the
@@ -75,8 +76,8 @@ class ProjectedQuantizer(Quantizer):
         """The inner quantizer's."""
         return self.quantizer.bits(batch)
 
-    def _hide(self, values: Tensor, missing: Tensor) -> Tensor:
-        return self.quantizer._hide(values, missing)
+    def _hide_by(self, values: Float[Tensor, "*batch D"], indices: Int[Tensor, "*tokens Q"]) -> Tensor:
+        return hide(self.quantizer, values, indices)
 
     def initialize_codebook(self, x: Float[Tensor, "*batch D"], generator: torch.Generator | None = None) -> None:
         """Fit the inner codes to the projected data."""

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gritvq.base import Quantizer, QuantizerOutput, evaluating
 from gritvq.functional import wide
-from gritvq.structures.stack import Stack, check_hard_part, drawn_depths, value_of
+from gritvq.structures.stack import Stack, check_hard_part, code_type, drawn_depths, value_of
 
 __all__ = ["ResidualQuantizer"]
 
@@ -88,8 +88,8 @@ class ResidualQuantizer(Stack):
                 rest = torch.where(own.unsqueeze(-1), rest, 0)
             output = part.quantize(part.before(rest), own)
             value = part.after(output.quantized)
-            if self.surrogate is None and not self.training:
-                value = value.to(total.dtype)  # summed as decode does, whatever the input's type
+            if self.surrogate is None and (part.exact == "always" or not self.training):
+                value = value.to(code_type(part))  # summed as decode does, whatever the input's type
             total = total + torch.where(own.unsqueeze(-1), value, 0)
             channels.append(output.indices)
             losses.update({f"{level}/{name}": loss for name, loss in output.losses.items()})

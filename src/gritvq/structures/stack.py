@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from abc import abstractmethod
 from collections.abc import Sequence
+from functools import reduce
 from typing import cast
 
 import torch
@@ -13,12 +14,70 @@ from torch import Tensor, nn
 
 from gritvq.base import Codebook, Quantizer, describe, least_exact
 
-__all__ = ["Stack", "check_hard_part", "drawn_depths", "has_trained_maps", "value_of"]
+__all__ = [
+    "Hiding",
+    "Stack",
+    "check_hard_part",
+    "code_type",
+    "drawn_depths",
+    "folded_parts",
+    "has_trained_maps",
+    "hide",
+    "value_of",
+]
+
+
+class Hiding(Quantizer):
+    """A quantizer whose index channels say, each for itself, which positions are masked."""
+
+    def decode(self, indices: Int[Tensor, "*tokens Q"]) -> Float[Tensor, "*batch D"]:
+        """Values of indices; zeros where the index channels of a position are -1."""
+        return self._hide_by(super().decode(indices), indices)
+
+    @abstractmethod
+    def _hide_by(self, values: Float[Tensor, "*batch D"], indices: Int[Tensor, "*tokens Q"]) -> Tensor:
+        """Zeros at masked positions, in any vectors that were made of the values of these indices."""
+
+    def _hide(self, values: Tensor, missing: Tensor) -> Tensor:
+        return values if self.layout else super()._hide(values, missing)  # `missing` says too little under a layout
+
+
+def hide(part: Quantizer, values: Float[Tensor, "*batch D"], indices: Int[Tensor, "*tokens Q"]) -> Tensor:
+    """Zeros where a part's indices say that a position is masked."""
+    if isinstance(part, Hiding):
+        return part._hide_by(values, indices)
+    inner = getattr(part, "quantizer", None)
+    if part.layout and isinstance(inner, Hiding) and inner.layout == part.layout:  # what is around leaves tokens alone
+        return inner._hide_by(values, indices)
+    return part._hide(values, (indices < 0).all(-1))
 
 
 def value_of(part: Quantizer, indices: Int[Tensor, "*tokens Q"]) -> Float[Tensor, "*batch D"]:
     """What a part's indices stand for outside of it; zeros where all channels are -1."""
-    return part._hide(part.after(part.lookup(indices)), (indices < 0).all(-1))
+    return hide(part, part.after(part.lookup(indices)), indices)
+
+
+def code_type(part: Quantizer) -> torch.dtype:
+    """Type of a part's values when they are decoded: float32, or wider where its parameters are."""
+    return reduce(torch.promote_types, (p.dtype for p in part.parameters()), torch.float32)
+
+
+def folded_parts(parts: Sequence[Quantizer]) -> list[Quantizer]:
+    """The folded parts; one that appears several times is folded once.
+
+    Where only some would become hard quantizers, whose surrogate or objective the others lack, those stay what they
+    are, as frozen copies.
+    """
+    folded = {part: part.fold() for part in dict.fromkeys(parts)}
+    if len({_kind(part) for part in folded.values()}) > 1:
+        for part in folded:
+            if _kind(folded[part]) != _kind(part):
+                folded[part] = copy.deepcopy(part).requires_grad_(False).eval()
+    return [folded[part] for part in parts]
+
+
+def _kind(part: Quantizer) -> tuple[bool, str]:
+    return part.surrogate is None, part.objective
 
 
 def has_trained_maps(part: Quantizer) -> bool:
@@ -92,11 +151,7 @@ class Stack(Quantizer):
 
     def fold(self) -> Quantizer:
         """The same structure of folded parts; one that appears several times is folded once."""
-        folded: dict[Quantizer, Quantizer] = {}
-        for part in self._parts():
-            if part not in folded:
-                folded[part] = part.fold()
-        return self._rebuilt([folded[part] for part in self._parts()]).eval()
+        return self._rebuilt(folded_parts(self._parts())).eval()
 
     @abstractmethod
     def _rebuilt(self, quantizers: Sequence[Quantizer]) -> Quantizer:

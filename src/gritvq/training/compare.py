@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import csv
+import functools
 import inspect
+import logging
 import multiprocessing
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,7 @@ __all__ = [
     "COMPARISON_COLUMNS",
     "Contest",
     "Entry",
+    "FailedRuns",
     "comparison_rows",
     "describe_contest",
     "mean_colour_row",
@@ -36,6 +39,8 @@ __all__ = [
     "run_entry",
     "write_results",
 ]
+
+log = logging.getLogger("gritvq")
 
 UNITS = {"psnr": "dB", "psnr_per_image": "dB", "usage": "share", "seconds_per_step": "s", "perplexity": "codes"}
 
@@ -109,6 +114,10 @@ class Entry:
             raise ValueError(
                 f"expected settings that fit {self.method}, got {dict(self.settings)} ({error})"
             ) from error
+
+
+class FailedRuns(ValueError):
+    """Says which runs of a contest failed, when all others are done."""
 
 
 def run_entry(
@@ -193,22 +202,51 @@ def run_contest(
 ) -> Iterator[dict[str, Any]]:
     """Run entries and yield each result as it is ready; with several jobs one process and one thread each.
 
+    A run that fails does not end the others.
+
     Args:
         contest: The common budget.
         entries: What to run.
         make_data: Builds the data module; must be picklable for several jobs.
         jobs: Runs at once.
+
+    Raises:
+        FailedRuns: At the end, if runs failed.
     """
     if jobs < 1:
         raise ValueError(f"expected jobs >= 1, got {jobs}")
+    failed: list[str] = []
+    for entry, outcome in _outcomes(contest, entries, make_data, jobs):
+        try:
+            result = outcome()
+        except Exception as error:  # kept as text: its traceback would hold the run's memory
+            name = f"{entry.method} with {entry.codebook_size} codes and seed {entry.seed}"
+            failed.append(f"{name} ({type(error).__name__}: {error})")
+            log.warning("%s failed", name, exc_info=not isinstance(error, (ValueError, BrokenExecutor)))
+        else:
+            yield result
+    if failed:
+        raise FailedRuns(
+            f"expected all {len(entries)} runs to finish, got {len(failed)} that failed: {'; '.join(failed)}; correct "
+            "or leave out these"
+        )
+
+
+def _outcomes(
+    contest: Contest, entries: Sequence[Entry], make_data: Callable[[], LightningDataModule], jobs: int
+) -> Iterator[tuple[Entry, Callable[[], dict[str, Any]]]]:
+    """Every entry and what returns its result or raises its error; what still waits is cancelled when closed."""
     if jobs == 1:
         for entry in entries:
-            yield run_entry(contest, entry, make_data)
+            yield entry, functools.partial(run_entry, contest, entry, make_data)
         return
-    with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
-        futures = [pool.submit(run_entry, contest, entry, make_data, 1) for entry in entries]
+    pool = ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn"))
+    try:
+        futures = {pool.submit(run_entry, contest, entry, make_data, 1): entry for entry in entries}
         for future in as_completed(futures):
-            yield future.result()
+            yield futures[future], future.result
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 IDENTITY = ("method", "preset", "settings", "codebook_size", "seed")

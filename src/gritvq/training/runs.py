@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import torch
 from lightning import Callback, LightningDataModule, Trainer, seed_everything
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from torch import Tensor
@@ -144,6 +145,29 @@ def train(
     if folder is not None and trainer.is_global_zero:
         task.write_model(folder)
     return trainer
+
+
+def check_plan(plan: TrainingPlan) -> None:
+    """Say before anything is written that this machine cannot follow a plan.
+
+    Raises:
+        ValueError: If it lacks the accelerator or the devices.
+    """
+    try:
+        Trainer(
+            accelerator=plan.accelerator,
+            devices=plan.devices,
+            precision=plan.precision,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+    except (MisconfigurationException, ImportError, ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"expected an accelerator, devices and a precision that this machine has, got {plan.accelerator!r}, "
+            f"{plan.devices} and {plan.precision!r} ({error}); try --plan.accelerator auto"
+        ) from error
 
 
 def check_checkpoint(task: Task, path: str | Path) -> None:

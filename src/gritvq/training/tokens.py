@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -128,7 +129,16 @@ def read_tokens(path: str | os.PathLike[str]) -> list[TokenizedImage]:
         raise ValueError(f"expected a token file, got {path}, which does not exist; make one with 'gritvq encode'")
     try:
         return _read_npz(path) if path.suffix == ".npz" else _read_parquet(path)
-    except (KeyError, OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
+    except (
+        AttributeError,
+        KeyError,
+        OSError,
+        EOFError,
+        TypeError,
+        ValueError,
+        zipfile.BadZipFile,
+        zlib.error,
+    ) as error:
         raise ValueError(
             f"expected tokens written by 'gritvq encode' in {path}, got something else or a damaged file"
         ) from error
@@ -174,6 +184,8 @@ def save_png(image: Float[Tensor, "C H W"], path: str | os.PathLike[str]) -> Pat
 def picture_paths(names: Sequence[str]) -> list[Path]:
     """Where decoded pictures go below the output folder: the name with a ``.png`` ending, each path once.
 
+    Where a name is taken by one before it, another ``.png`` follows.
+
     Raises:
         ValueError: If a name would lead out of the folder.
 
@@ -182,11 +194,14 @@ def picture_paths(names: Sequence[str]) -> list[Path]:
         ['a.png', 'b.jpg.png', 'b.png.png']
     """
     stems = Counter(Path(name).with_suffix("") for name in names)
-    paths = []
+    paths: dict[Path, None] = {}
     for name in names:
         path = Path(name)
         if path.is_absolute() or ".." in path.parts or not path.name:
             raise ValueError(f"expected picture names below the folder, got {name!r}; the token file was tampered with")
         single = stems[path.with_suffix("")] == 1
-        paths.append(path.with_suffix(".png") if single else path.with_name(path.name + ".png"))
-    return paths
+        path = path.with_suffix(".png") if single else path.with_name(path.name + ".png")
+        while path in paths:
+            path = path.with_name(path.name + ".png")
+        paths[path] = None
+    return list(paths)

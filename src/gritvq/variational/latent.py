@@ -213,6 +213,13 @@ class VariationalLatent(Quantizer):
         """The inner quantizer's."""
         return self.quantizer.token_shape(batch)
 
+    def bits(self, batch: tuple[int, ...]) -> float:
+        """The inner quantizer's."""
+        return self.quantizer.bits(batch)
+
+    def _hide(self, values: Tensor, missing: Tensor) -> Tensor:
+        return self.quantizer._hide(values, missing)
+
     def initialize_codebook(self, x: Float[Tensor, "*batch 2D"], generator: torch.Generator | None = None) -> None:
         """Fit the inner codes to the means; the surrogate sees them too."""
         self._check_input(x, None)

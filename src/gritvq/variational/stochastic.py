@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from gritvq.assignments import NearestAssignment
 from gritvq.base import Codebook, Quantizer, QuantizerOutput, Schedule, keeping_precision, scheduled
 from gritvq.codebooks import FreeCodebook
-from gritvq.functional import nearest_code, nearest_codes, wide
+from gritvq.functional import nearest_code, nearest_codes, to_unit_length, wide
 from gritvq.relaxations import centered, gaussian_factors, negative_entropy, over_blocks, relaxed_choice
 from gritvq.vector_quantizer import VectorQuantizer
 
@@ -113,14 +113,14 @@ class StochasticQuantizer(Quantizer):
     def codes(self) -> Float[Tensor, "K D"]:
         """The codebook's codes, at unit length for vMF."""
         codes = self.codebook.codes()
-        return F.normalize(codes, dim=1) if self.distribution == "vmf" else codes
+        return to_unit_length(codes) if self.distribution == "vmf" else codes
 
     def quantize(self, x: Float[Tensor, "*batch C"], valid: Bool[Tensor, "*batch"]) -> QuantizerOutput:
         """A relaxed sample and its losses in training, the most probable code in eval."""
         with torch.autocast(x.device.type, enabled=False):
             x = wide(x)
             z, extra = x[..., : self.dim], x[..., self.dim :]
-            z = F.normalize(z, dim=-1) if self.distribution == "vmf" else z
+            z = to_unit_length(z) if self.distribution == "vmf" else z
             flat, codes = z.reshape(-1, self.dim), self.codes()
             variance = self._variances(extra, valid)
             indices = self._most_probable(flat, codes, variance)

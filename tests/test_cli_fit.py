@@ -1,0 +1,142 @@
+"""What ``fit`` and ``demo`` make of a configuration, and what they leave alone."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import json
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from gritvq.cli import _parser_class, fitting, main
+
+CONFIGS = sorted(
+    path for kind in ("methods", "image") for path in (Path(__file__).parents[1] / "configs" / kind).iterdir()
+)
+
+
+@pytest.fixture(autouse=True)
+def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
+    with warnings.catch_warnings():
+        yield
+
+
+def parsed(*words: str) -> Any:
+    """The quantizer that arguments of ``fit`` ask for."""
+    parser = _parser_class()()
+    fitting.fit_arguments(parser, words)
+    return parser.parse_args(list(words)).tokenizer.quantizer
+
+
+def defaults(path: str) -> dict[str, Any]:
+    module, _, name = path.rpartition(".")
+    found = inspect.signature(getattr(importlib.import_module(module), name)).parameters.items()
+    return {key: parameter.default for key, parameter in found if parameter.default is not inspect.Parameter.empty}
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=[path.stem for path in CONFIGS])
+def test_a_configuration_gives_what_it_says_and_the_presets_defaults(path: Path) -> None:
+    said = yaml.safe_load(path.read_text())["tokenizer"]["quantizer"]
+    found = parsed("--config", str(path))
+    assert found.class_path == said["class_path"]
+    given = {name: tuple(value) if isinstance(value, list) else value for name, value in found.init_args.items()}
+    expected = {**defaults(said["class_path"]), **said["init_args"]}
+    assert {name: given[name] for name in expected} == expected
+
+
+@pytest.mark.parametrize(
+    ("words", "path", "expected"),
+    [
+        (["--tokenizer.quantizer", "gritvq.vq_vae"], "gritvq.vq_vae", {"dim": 16, "codebook_size": 4096}),
+        (["--tokenizer.quantizer=gritvq.rotation_vq"], "gritvq.rotation_vq", {"dim": 16, "codebook_size": 4096}),
+        (["--tokenizer.quantizer.codebook_size", "64"], "gritvq.grit_vq", {"codebook_size": 64}),
+        (["--tokenizer.quantizer.class_path", "gritvq.diveq"], "gritvq.diveq", {}),
+        (["--config", "vq.yaml", "--tokenizer.quantizer", "gritvq.rotation_vq"], "gritvq.rotation_vq", {"dim": 8}),
+        (["--tokenizer", "tokenizer.yaml"], "gritvq.vq_vae", {"dim": 8, "codebook_size": 32}),
+        ([], "gritvq.grit_vq", {"dim": 16, "codebook_size": 4096}),
+    ],
+)
+def test_another_class_brings_its_own_defaults(words: list[str], path: str, expected: dict[str, Any]) -> None:
+    part = {"quantizer": {"class_path": "gritvq.vq_vae", "init_args": {"dim": 8, "codebook_size": 32}}}
+    Path("vq.yaml").write_text(yaml.safe_dump({"tokenizer": part}))
+    Path("tokenizer.yaml").write_text(yaml.safe_dump(part))
+    found = parsed(*words)
+    wanted = {**defaults(path), **expected}
+    assert found.class_path == path and {name: found.init_args[name] for name in wanted} == wanted
+
+
+def small(*words: str, out: str = "run") -> list[str]:
+    """Two steps of something small."""
+    if not Path("pictures").exists():
+        Path("pictures").mkdir()
+        for number in range(24):
+            colours = np.random.default_rng(number).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+            Image.fromarray(colours).save(f"pictures/{number:02}.png")
+    parts: dict[str, Any] = {
+        "encoder": {"class_path": "gritvq.models.ImageEncoder", "init_args": {"dim": 4, "width": 8}},
+        "quantizer": {
+            "class_path": "gritvq.ns_vq",
+            "init_args": {"dim": 4, "codebook_size": 8, "halving_interval": None},
+        },
+        "decoder": {"class_path": "gritvq.models.ImageDecoder", "init_args": {"dim": 4, "width": 8}},
+    }
+    content = {"tokenizer": parts, "data": {"path": "pictures", "batch_size": 4}, "plan": {"max_steps": 2}}
+    Path("small.yaml").write_text(yaml.safe_dump(content))
+    return ["fit", "--config", "small.yaml", "--plan.accelerator", "cpu", "--out", out, *words]
+
+
+def wrong(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    try:
+        code = main(words)
+    except SystemExit as stop:
+        code = stop.code if isinstance(stop.code, int) else -1
+    said = capsys.readouterr().err
+    assert code == 2 and "error: " in said and "Traceback" not in said
+    return said
+
+
+def test_settings_of_none_are_written_down() -> None:
+    assert main(small()) == 0
+    assert main(["fit", "--config", "run/config.yaml", "--out", "again"]) == 0
+    configs = [json.loads(Path(f"{run}/tokenizer/config.json").read_text()) for run in ("run", "again")]
+    assert configs[0] == configs[1]
+    name = "tokenizer/model.safetensors"
+    assert Path("run", name).read_bytes() == Path("again", name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--data.channels", "1"], "channels"),
+        (["--data.size", "18", "--tokenizer.quantizer", "gritvq.msvq"], "18"),
+        (["--plan.accelerator", "nonsense"], "nonsense"),
+        (["--plan.accelerator", "tpu"], "tpu"),
+    ],
+)
+def test_a_run_stays_where_the_next_cannot_be(
+    words: list[str], expected: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(small()) == 0
+    before = {path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file()}
+    capsys.readouterr()
+    assert expected in wrong(small("--overwrite", "true", *words), capsys)
+    assert {path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file()} == before
+    wrong(small(*words, out="other"), capsys)
+    assert not Path("other").exists()
+
+
+def test_a_demo_replaces_no_run_of_fit(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(small()) == 0
+    before = Path("run/tokenizer/model.safetensors").read_bytes()
+    capsys.readouterr()
+    assert "run of fit" in wrong(["demo", "--out", "run", "--steps", "2"], capsys)
+    assert Path("run/tokenizer/model.safetensors").read_bytes() == before
