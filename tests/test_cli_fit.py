@@ -140,3 +140,14 @@ def test_a_demo_replaces_no_run_of_fit(capsys: pytest.CaptureFixture[str]) -> No
     capsys.readouterr()
     assert "run of fit" in wrong(["demo", "--out", "run", "--steps", "2"], capsys)
     assert Path("run/tokenizer/model.safetensors").read_bytes() == before
+
+
+def test_a_run_goes_on_with_the_rates_it_began_with(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(small("--task.betas", "[0.8,0.9]")) == 0
+    capsys.readouterr()
+    before = Path("run/config.yaml").read_bytes()
+    more = ["--plan.max_steps", "3", "--resume", "last"]
+    for rates in (["--task.betas", "[0.8,0.9]", "--task.lr", "0.5"], ["--task.weight_decay", "0.3"], []):
+        assert "as the run began with" in wrong(small(*rates, *more), capsys)
+        assert Path("run/config.yaml").read_bytes() == before
+    assert main(small("--task.betas", "[0.8,0.9]", *more)) == 0

@@ -13,7 +13,7 @@ from typing import Any
 
 from gritvq import presets
 from gritvq.cli.printing import arguments_of, number_rows, report
-from gritvq.cli.runs import fresh_folder, open_run, place_of
+from gritvq.cli.runs import check_rates, fresh_folder, open_run, place_of
 
 __all__ = ["demo", "demo_arguments", "fit", "fit_arguments"]
 
@@ -128,6 +128,7 @@ def fit(parser: Any, config: Any) -> None:
     from gritvq.training.runs import check_checkpoint, check_plan, prepare
 
     place = place_of(config)
+    check_rates(config, place)
     prepare(config.plan.seed)
     parts = parser.instantiate(config)
     parts.data.setup("fit")

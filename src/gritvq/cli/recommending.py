@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from gritvq.cli.printing import arguments_of, report, table
-from gritvq.cli.runs import open_run, place_of
+from gritvq.cli.runs import check_rates, open_run, place_of
 from gritvq.cli.semantic import make_ids, tokenizer_arguments, write_ids
 
 __all__ = ["fit_recommender", "fit_recommender_arguments", "recommend", "recommend_arguments", "trains_recommender"]
@@ -77,6 +77,7 @@ def fit_recommender(parser: Any, config: Any) -> None:
     from gritvq.training.runs import check_checkpoint, check_plan, prepare
 
     place = place_of(config)
+    check_rates(config, place)
     if config.num_test is not None and config.num_test < 1:
         raise ValueError(f"expected num_test >= 1, got {config.num_test}")
     given = None if config.ids is None else Path(config.ids).resolve()

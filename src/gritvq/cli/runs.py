@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-__all__ = ["Place", "check_folder", "fresh_folder", "open_run", "place_of"]
+__all__ = ["Place", "check_folder", "check_rates", "fresh_folder", "open_run", "place_of"]
 
 
 class Place(NamedTuple):
@@ -53,6 +53,28 @@ def place_of(config: Any) -> Place:
     if place.fresh:
         check_folder(config.out, config.overwrite, _INSTEAD)
     return place
+
+
+def check_rates(config: Any, place: Place) -> None:
+    """Refuse rates that a checkpoint would silently overrule.
+
+    Raises:
+        ValueError: If the run went on with other rates than it began with.
+    """
+    import yaml
+
+    path = place.out / "config.yaml"
+    if not place.goes_on or not path.is_file():
+        return
+    began = yaml.safe_load(path.read_text(encoding="utf-8")).get("task", {})
+    for name in ("lr", "betas", "weight_decay"):
+        wanted = config.task.get(name)
+        wanted = list(wanted) if isinstance(wanted, tuple) else wanted
+        if name in began and began[name] != wanted:
+            raise ValueError(
+                f"expected --task.{name} {began[name]} as the run began with, since the optimizer goes on with it, got "
+                f"{wanted}; leave it, or start another run"
+            )
 
 
 def open_run(parser: Any, config: Any, place: Place, changes: Mapping[str, str] | None = None) -> None:
