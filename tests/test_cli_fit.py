@@ -16,6 +16,7 @@ import yaml
 from PIL import Image
 
 from gritvq.cli import _parser_class, fitting, main
+from program import wrong
 
 CONFIGS = sorted(
     path for kind in ("methods", "image") for path in (Path(__file__).parents[1] / "configs" / kind).iterdir()
@@ -92,16 +93,6 @@ def small(*words: str, out: str = "run") -> list[str]:
     content = {"tokenizer": parts, "data": {"path": "pictures", "batch_size": 4}, "plan": {"max_steps": 2}}
     Path("small.yaml").write_text(yaml.safe_dump(content))
     return ["fit", "--config", "small.yaml", "--plan.accelerator", "cpu", "--out", out, *words]
-
-
-def wrong(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
-    try:
-        code = main(words)
-    except SystemExit as stop:
-        code = stop.code if isinstance(stop.code, int) else -1
-    said = capsys.readouterr().err
-    assert code == 2 and "error: " in said and "Traceback" not in said
-    return said
 
 
 def test_settings_of_none_are_written_down() -> None:

@@ -23,6 +23,7 @@ from gritvq.data.items import embed_texts
 from gritvq.item_tokenizers import ItemTokenizer
 from gritvq.recommend import GenerativeRecommender
 from gritvq.semantic_ids import SemanticIds
+from program import wrong
 from test_data_items import tiny_encoder
 
 NUM_ITEMS, NUM_USERS = 60, 50
@@ -268,17 +269,6 @@ class TestRecommender:
         ]
         assert last[0].keys() == last[1].keys()
         assert all(torch.equal(last[0][name], last[1][name]) for name in last[0])
-
-
-def wrong(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
-    """What the program says about wrong input; one message, exit code 2."""
-    try:
-        code = main(arguments)
-    except SystemExit as stop:
-        code = stop.code if isinstance(stop.code, int) else -1
-    said = capsys.readouterr().err
-    assert code == 2 and "error: " in said and "Traceback" not in said
-    return said
 
 
 class TestWrongInput:
