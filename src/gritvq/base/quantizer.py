@@ -160,11 +160,11 @@ class Quantizer(Component, ABC):
                     f"expected indices below {self.codebook_sizes} and -1 for masked ones, got "
                     f"{int(indices[wrong][0])}; were they made with another tokenizer?"
                 )
-        missing = (indices < 0).all(-1)
-        return self._hide(self.after(self.lookup(indices)), missing)
+        return self._hide(self.after(self.lookup(indices)), indices)
 
-    def _hide(self, values: Tensor, missing: Tensor) -> Tensor:
-        return torch.where(missing.unsqueeze(-1), 0, values)
+    def _hide(self, values: Float[Tensor, "*batch D"], indices: Int[Tensor, "*tokens Q"]) -> Tensor:
+        """Zeros at masked positions, in any vectors that were made of the values of these indices."""
+        return torch.where((indices < 0).all(-1, keepdim=True), 0, values)
 
     def token_shape(self, batch: tuple[int, ...]) -> tuple[int, ...]:
         """Leading shape of the indices for inputs of leading shape ``batch``.

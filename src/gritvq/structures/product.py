@@ -10,12 +10,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from gritvq.base import Quantizer, QuantizerOutput
-from gritvq.structures.stack import Hiding, Stack, hide, value_of
+from gritvq.structures.stack import Stack, value_of
 
 __all__ = ["ProductQuantizer"]
 
 
-class ProductQuantizer(Hiding, Stack):
+class ProductQuantizer(Stack):
     """Product quantization: the components are split among several quantizers, the values are concatenated.
 
     With ``split="tokens"`` it is not a vector's components that are split but the tokens of a sequence: axis -2 falls
@@ -130,15 +130,15 @@ class ProductQuantizer(Hiding, Stack):
         pairs = zip(self._parts(), self._channels(indices), strict=True)
         return self._joined([value_of(part, own) for part, own in pairs])
 
-    def _hide_by(self, values: Float[Tensor, "*batch D"], indices: Int[Tensor, "*tokens Q"]) -> Tensor:
+    def _hide(self, values: Float[Tensor, "*batch D"], indices: Int[Tensor, "*tokens Q"]) -> Tensor:
         if not self.layout:
-            return self._hide(values, (indices < 0).all(-1))
+            return super()._hide(values, indices)
         pairs = list(zip(self._parts(), self._channels(indices), strict=True))
         if self.split == "tokens":
             chunks = values.chunk(len(pairs), -2)
-            return torch.cat([hide(part, chunk, own) for (part, own), chunk in zip(pairs, chunks, strict=True)], -2)
+            return torch.cat([part._hide(chunk, own) for (part, own), chunk in zip(pairs, chunks, strict=True)], -2)
         ones = torch.ones_like(values[..., :1])
-        shown = torch.stack([hide(part, ones, own) for part, own in pairs]).amax(0) > 0
+        shown = torch.stack([part._hide(ones, own) for part, own in pairs]).amax(0) > 0
         return torch.where(shown, values, 0)
 
     def initialize_codebook(self, x: Float[Tensor, "*batch D"], generator: torch.Generator | None = None) -> None:

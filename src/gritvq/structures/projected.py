@@ -11,12 +11,11 @@ from torch import Tensor, nn
 
 from gritvq.base import Quantizer, QuantizerOutput
 from gritvq.functional import wide
-from gritvq.structures.stack import Hiding, hide
 
 __all__ = ["ProjectedQuantizer"]
 
 
-class ProjectedQuantizer(Hiding):
+class ProjectedQuantizer(Quantizer):
     """A quantizer in a space of another size: a linear map in front of it and one behind.
 
     ``value = W_out Q(W_in x + b_in) + b_out``, in float32 also under autocast. The maps get their gradients through the
@@ -76,8 +75,8 @@ class ProjectedQuantizer(Hiding):
         """The inner quantizer's."""
         return self.quantizer.bits(batch)
 
-    def _hide_by(self, values: Float[Tensor, "*batch D"], indices: Int[Tensor, "*tokens Q"]) -> Tensor:
-        return hide(self.quantizer, values, indices)
+    def _hide(self, values: Float[Tensor, "*batch D"], indices: Int[Tensor, "*tokens Q"]) -> Tensor:
+        return self.quantizer._hide(values, indices)
 
     def initialize_codebook(self, x: Float[Tensor, "*batch D"], generator: torch.Generator | None = None) -> None:
         """Fit the inner codes to the projected data."""

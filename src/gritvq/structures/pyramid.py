@@ -39,8 +39,9 @@ class Pyramid(Quantizer):
         parts = indices.split([side**2 for side in sides], dim=1)
         return [part.unflatten(1, (side, side)) for part, side in zip(parts, sides, strict=True)]
 
-    def _hide(self, values: Tensor, missing: Tensor) -> Tensor:
+    def _hide(self, values: Float[Tensor, "*batch D"], indices: Int[Tensor, "*tokens Q"]) -> Tensor:
         """Zeros where the finest level that a sample has says -1 about a position."""
+        missing = (indices < 0).all(-1)
         sides = self._sides(missing.shape[-1])
         full = self._full_side(sides)
         there = ~missing.reshape(-1, missing.shape[-1])

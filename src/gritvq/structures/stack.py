@@ -15,46 +15,19 @@ from torch import Tensor, nn
 from gritvq.base import Codebook, Quantizer, describe, least_exact
 
 __all__ = [
-    "Hiding",
     "Stack",
     "check_hard_part",
     "code_type",
     "drawn_depths",
     "folded_parts",
     "has_trained_maps",
-    "hide",
     "value_of",
 ]
 
 
-class Hiding(Quantizer):
-    """A quantizer whose index channels say, each for itself, which positions are masked."""
-
-    def decode(self, indices: Int[Tensor, "*tokens Q"]) -> Float[Tensor, "*batch D"]:
-        """Values of indices; zeros where the index channels of a position are -1."""
-        return self._hide_by(super().decode(indices), indices)
-
-    @abstractmethod
-    def _hide_by(self, values: Float[Tensor, "*batch D"], indices: Int[Tensor, "*tokens Q"]) -> Tensor:
-        """Zeros at masked positions, in any vectors that were made of the values of these indices."""
-
-    def _hide(self, values: Tensor, missing: Tensor) -> Tensor:
-        return values if self.layout else super()._hide(values, missing)  # `missing` says too little under a layout
-
-
-def hide(part: Quantizer, values: Float[Tensor, "*batch D"], indices: Int[Tensor, "*tokens Q"]) -> Tensor:
-    """Zeros where a part's indices say that a position is masked."""
-    if isinstance(part, Hiding):
-        return part._hide_by(values, indices)
-    inner = getattr(part, "quantizer", None)
-    if part.layout and isinstance(inner, Hiding) and inner.layout == part.layout:  # what is around leaves tokens alone
-        return inner._hide_by(values, indices)
-    return part._hide(values, (indices < 0).all(-1))
-
-
 def value_of(part: Quantizer, indices: Int[Tensor, "*tokens Q"]) -> Float[Tensor, "*batch D"]:
     """What a part's indices stand for outside of it; zeros where all channels are -1."""
-    return hide(part, part.after(part.lookup(indices)), indices)
+    return part._hide(part.after(part.lookup(indices)), indices)
 
 
 def code_type(part: Quantizer) -> torch.dtype:

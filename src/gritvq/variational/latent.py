@@ -217,8 +217,8 @@ class VariationalLatent(Quantizer):
         """The inner quantizer's."""
         return self.quantizer.bits(batch)
 
-    def _hide(self, values: Tensor, missing: Tensor) -> Tensor:
-        return self.quantizer._hide(values, missing)
+    def _hide(self, values: Float[Tensor, "*batch D"], indices: Int[Tensor, "*tokens Q"]) -> Tensor:
+        return self.quantizer._hide(values, indices)
 
     def initialize_codebook(self, x: Float[Tensor, "*batch 2D"], generator: torch.Generator | None = None) -> None:
         """Fit the inner codes to the means; the surrogate sees them too."""
