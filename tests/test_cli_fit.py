@@ -107,7 +107,8 @@ def test_settings_of_none_are_written_down() -> None:
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (["--data.channels", "1"], "channels"),
+        (["--data.channels", "1"], "expected data.channels=3 as the tokenizer's encoder has, got 1; make them equal"),
+        (["--tokenizer.decoder.factor", "2"], "expected the decoder to have factor=4 as the encoder has, got 2"),
         (["--data.size", "18", "--tokenizer.quantizer", "gritvq.msvq"], "18"),
         (["--plan.accelerator", "nonsense"], "nonsense"),
         (["--plan.accelerator", "tpu"], "tpu"),

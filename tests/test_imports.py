@@ -35,7 +35,7 @@ ALLOWED: dict[str, set[str]] = {
     "models": PARTS,
     "export": {"base"},
     "saving": {"base"},
-    "tokenizer": PARTS | {"models", "export", "saving"},
+    "tokenizer": PARTS | {"models", "export", "saving", "data"},
     "item_tokenizers": PARTS
     | {"saving", "assignments", "learning", "structures", "variational", "vector_quantizer", "presets"},
     "data": set(),

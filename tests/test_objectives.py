@@ -36,7 +36,7 @@ class _Constant(Component):
 
 
 class _Gray(Component):
-    dim = 3
+    dim, factor, channels = 3, 4, 3
 
     def forward(self, values: Tensor) -> Tensor:
         blocks = values.mean(-1)[:, None].detach() * 0 + 0.5

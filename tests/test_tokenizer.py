@@ -8,8 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from gritvq import (
@@ -78,6 +80,48 @@ def test_bytes_and_floats_agree() -> None:
     tokenizer, pixels = small(), torch.randint(0, 256, (2, 3, 8, 8), dtype=torch.uint8)
     assert torch.equal(tokenizer.encode(pixels), tokenizer.encode(pixels.float() / 255))
     assert torch.equal(tokenizer.encode(pixels), tokenizer.encode(pixels.double() / 255))
+
+
+class TestPicturesOfOtherKinds:
+    """Pillow pictures, arrays and lists give the tokens of the tensors they stand for."""
+
+    pixels = np.random.default_rng(0).integers(0, 256, (9, 14, 3), dtype=np.uint8)
+
+    def test_one_picture(self) -> None:
+        tokenizer = small()
+        expected = tokenizer.encode(torch.from_numpy(self.pixels).permute(2, 0, 1))
+        assert expected.shape == (3, 4, 1)
+        assert torch.equal(tokenizer.encode(self.pixels), expected)
+        assert torch.equal(tokenizer.encode(Image.fromarray(self.pixels)), expected)
+        opaque = np.concatenate([self.pixels, np.full((9, 14, 1), 255, np.uint8)], 2)
+        assert torch.equal(tokenizer.encode(opaque), expected)
+
+    def test_colours_are_brought_to_the_tokenizers(self) -> None:
+        grey = self.pixels[..., 0]
+        three, one = small(), small(channels=1)
+        assert torch.equal(three.encode(grey), three.encode(torch.from_numpy(grey).expand(3, -1, -1)))
+        assert torch.equal(one.encode(Image.fromarray(grey)), one.encode(torch.from_numpy(grey)[None]))
+
+    def test_a_list_of_different_sizes(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("gritvq.tokenizer._PIXELS_AT_ONCE", 200)
+        tokenizer = small()
+        images: list[Any] = [torch.rand(3, 8, 8), self.pixels, torch.rand(3, 9, 14), *torch.rand(4, 3, 8, 8)]
+        tokens = tokenizer.encode(images)
+        assert [tuple(each.shape) for each in tokens] == [(2, 2, 1), (3, 4, 1), (3, 4, 1), *[(2, 2, 1)] * 4]
+        assert all(torch.equal(each, tokenizer.encode(image)) for each, image in zip(tokens, images, strict=True))
+        assert tokenizer.encode([]) == []
+
+    def test_what_is_no_picture(self) -> None:
+        tokenizer = small()
+        wrong: list[tuple[Any, str]] = [
+            (self.pixels / 255, r"got an array \(9, 14, 3\) of float64; of several pictures make a list"),
+            (self.pixels.transpose(2, 0, 1), r"got an array \(3, 9, 14\) of uint8"),
+            (Path("a.png"), "got PosixPath"),
+            ([torch.rand(2, 3, 8, 8)], r"expected single images in the list, got \(2, 3, 8, 8\)"),
+        ]
+        for images, message in wrong:
+            with pytest.raises(ValueError, match=message):
+                tokenizer.encode(images)
 
 
 @each_preset
@@ -357,6 +401,21 @@ class TestBadInput:
             Tokenizer(ImageEncoder(6, width=8), grit_vq(5, 8), ImageDecoder(5, width=8))
         with pytest.raises(ValueError, match="expected the decoder to have dim=5"):
             Tokenizer(ImageEncoder(5, width=8), grit_vq(5, 8), ImageDecoder(6, width=8))
+
+    @pytest.mark.parametrize(("setting", "one", "other"), [("factor", 4, 8), ("factor", 8, 4), ("channels", 1, 3)])
+    def test_parts_whose_pictures_differ(self, setting: str, one: int, other: int) -> None:
+        encoder = ImageEncoder(5, width=8, **{setting: one})
+        message = f"expected the decoder to have {setting}={one} as the encoder has, got {other}; make them equal"
+        with pytest.raises(ValueError, match=message):
+            Tokenizer(encoder, grit_vq(5, 8), ImageDecoder(5, width=8, **{setting: other}))
+        same = ImageDecoder(5, width=8, **{setting: one})
+        assert getattr(Tokenizer(encoder, grit_vq(5, 8), same), setting) == one
+
+    def test_parts_that_do_not_say_what_they_are(self) -> None:
+        part = ImageDecoder(5, width=8)
+        del part.factor
+        with pytest.raises(ValueError, match=r"expected the decoder to have dim, .* got ImageDecoder without factor"):
+            Tokenizer(ImageEncoder(5, width=8), grit_vq(5, 8), part)
 
 
 class TestDescriptions:

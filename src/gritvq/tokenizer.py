@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, overload
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
@@ -17,7 +18,14 @@ from gritvq.base import Component, Quantizer, QuantizerOutput, build, evaluating
 from gritvq.export import DecoderProgram, EncoderProgram, Format, Program, write_programs
 from gritvq.saving import FORMAT_VERSION, load_weights, local_folder, read_config, write_folder
 
+if TYPE_CHECKING:
+    from PIL import Image
+
+    Picture: TypeAlias = Image.Image | np.ndarray
+
 __all__ = ["FORMAT_VERSION", "Tokenizer", "TokenizerOutput"]
+
+_PIXELS_AT_ONCE = 2**22  # of a list's pictures of equal size; memory grows with it
 
 
 class TokenizerOutput(NamedTuple):
@@ -40,10 +48,11 @@ class Tokenizer(Component):
     Args:
         encoder: Maps images (B, C, H, W) in [0, 1] to latents (B, h, w, D); has ``factor`` and ``channels``.
         quantizer: Maps latents to codes; ``input_dim`` equals the encoder's ``dim``.
-        decoder: Maps quantized latents back to images.
+        decoder: Maps quantized latents back to images; its ``dim`` is the quantizer's, its ``factor`` and ``channels``
+            are the encoder's.
 
     Raises:
-        ValueError: If the dimensions do not fit.
+        ValueError: If the parts do not fit together.
 
     Example:
         >>> from gritvq import grit_vq
@@ -56,14 +65,7 @@ class Tokenizer(Component):
 
     def __init__(self, encoder: Component, quantizer: Quantizer, decoder: Component) -> None:
         super().__init__()
-        for name, got, wanted in (
-            ("the encoder", encoder.dim, quantizer.input_dim),
-            ("the decoder", decoder.dim, quantizer.dim),
-        ):
-            if got != wanted:
-                raise ValueError(
-                    f"expected {name} to have dim={wanted} as the quantizer has, got {got}; make them equal"
-                )
+        _check_parts(encoder, quantizer, decoder)
         if len(quantizer.layout) > 2:
             raise ValueError(
                 f"expected a quantizer of vectors, sequences or grids, got {type(quantizer).__name__} with the layout "
@@ -117,21 +119,42 @@ class Tokenizer(Component):
                 ) from error
         return self.encoder(batch)
 
+    @overload
+    def encode(self, images: Tensor | Picture) -> Int[Tensor, "B *tokens Q"]: ...
+
+    @overload
+    def encode(self, images: Sequence[Tensor | Picture]) -> list[Int[Tensor, "*tokens Q"]]: ...
+
     @torch.no_grad()
-    def encode(self, images: Tensor) -> Int[Tensor, "B *tokens Q"]:
+    def encode(
+        self, images: Tensor | Picture | Sequence[Tensor | Picture]
+    ) -> Int[Tensor, "B *tokens Q"] | list[Int[Tensor, "*tokens Q"]]:
         """Tokens of images, of any size unless the quantizer has a layout.
 
         Args:
-            images: (B, C, H, W) or (C, H, W): uint8, or floating in [0, 1]. Sides that are no multiple of ``factor``
-                are extended by repeating the border.
+            images: (B, C, H, W) or (C, H, W): uint8, or floating in [0, 1]; or one picture as Pillow opens it or as an
+                array (H, W), (H, W, 3) or (H, W, 4) of uint8, which are brought to the tokenizer's ``channels``; or a
+                list of single ones of any sizes. Sides that are no multiple of ``factor`` are extended by repeating the
+                border.
 
         Returns:
             Indices (B, ceil(H / factor), ceil(W / factor), Q), int64, without B for a single image. A quantizer that
-            makes sequences of a grid (multi-scale, hierarchical) gives (B, T, Q).
+            makes sequences of a grid (multi-scale, hierarchical) gives (B, T, Q). For a list, a list of each one's.
 
         Raises:
             ValueError: If shape, type or values do not fit.
+
+        Example:
+            >>> from PIL import Image
+            >>> from gritvq import vq_vae
+            >>> from gritvq.models import ImageDecoder, ImageEncoder
+            >>> tokenizer = Tokenizer(ImageEncoder(4, width=8), vq_vae(4, 16), ImageDecoder(4, width=8))
+            >>> [tokens.shape for tokens in tokenizer.encode([Image.new("RGB", (32, 16)), Image.new("L", (8, 8))])]
+            [torch.Size([4, 8, 1]), torch.Size([2, 2, 1])]
         """
+        if isinstance(images, Sequence):
+            return self._encode_each(images)
+        images = self._as_tensor(images)
         batch = self._as_batch(images)
         with evaluating(self):
             tokens = self.quantizer.encode(self.latents(batch))
@@ -277,6 +300,45 @@ class Tokenizer(Component):
     def _dtype(self) -> torch.dtype:
         return next(self.decoder.parameters()).dtype
 
+    def _encode_each(self, images: Sequence[Tensor | Picture]) -> list[Tensor]:
+        """Those of equal size and type together."""
+        pictures = [self._as_tensor(image) for image in images]
+        alike: dict[Any, list[int]] = {}
+        for number, picture in enumerate(pictures):
+            if picture.ndim != 3:
+                raise ValueError(
+                    f"expected single images in the list, got {tuple(picture.shape)}; a batch (B, C, H, W) needs no "
+                    "list around it"
+                )
+            alike.setdefault((picture.shape, picture.dtype, picture.device), []).append(number)
+        tokens: dict[int, Tensor] = {}
+        for (shape, _, _), numbers in alike.items():
+            at_once = max(1, _PIXELS_AT_ONCE // max(1, shape[1:].numel()))
+            for start in range(0, len(numbers), at_once):
+                part = numbers[start : start + at_once]
+                tokens |= zip(part, self.encode(torch.stack([pictures[number] for number in part])), strict=True)
+        return [tokens[number] for number in range(len(pictures))]
+
+    def _as_tensor(self, image: Tensor | Picture) -> Tensor:
+        """A tensor as it is; any other picture as bytes of the tokenizer's channels."""
+        if isinstance(image, Tensor):
+            return image
+        from PIL import Image
+
+        from gritvq.data.pictures import to_tensor
+
+        got = type(image).__name__
+        if isinstance(image, np.ndarray):
+            got = f"an array {image.shape} of {image.dtype}"
+            if image.dtype == np.uint8 and (image.ndim == 2 or (image.ndim == 3 and image.shape[2] in (3, 4))):
+                image = Image.fromarray(image)
+        if not isinstance(image, Image.Image):
+            raise ValueError(
+                f"expected a tensor, a Pillow picture or an array (H, W), (H, W, 3) or (H, W, 4) of uint8, got {got}; "
+                "of several pictures make a list"
+            )
+        return to_tensor(image, self.channels)
+
     def _as_batch(self, images: Tensor) -> Tensor:
         if images.ndim not in (3, 4) or images.shape[-3] != self.channels or 0 in images.shape[-2:]:
             raise ValueError(
@@ -298,3 +360,24 @@ class Tokenizer(Component):
     def _pad(self, images: Tensor) -> Tensor:
         extra_h, extra_w = (-images.shape[-2] % self.factor, -images.shape[-1] % self.factor)
         return F.pad(images, (0, extra_w, 0, extra_h), mode="replicate") if extra_h or extra_w else images
+
+
+def _check_parts(encoder: Component, quantizer: Quantizer, decoder: Component) -> None:
+    """Compare what the parts say of themselves; running them would not tell, since too large a picture is cropped."""
+    for name, part in (("encoder", encoder), ("decoder", decoder)):
+        missing = [setting for setting in ("dim", "factor", "channels") if getattr(part, setting, None) is None]
+        if missing:
+            raise ValueError(
+                f"expected the {name} to have dim, factor and channels, got {type(part).__name__} without "
+                f"{' and '.join(missing)}; set them as attributes in its constructor"
+            )
+    for name, setting, got, other, wanted in (
+        ("encoder", "dim", encoder.dim, "quantizer", quantizer.input_dim),
+        ("decoder", "dim", decoder.dim, "quantizer", quantizer.dim),
+        ("decoder", "factor", decoder.factor, "encoder", encoder.factor),
+        ("decoder", "channels", decoder.channels, "encoder", encoder.channels),
+    ):
+        if got != wanted:
+            raise ValueError(
+                f"expected the {name} to have {setting}={wanted} as the {other} has, got {got}; make them equal"
+            )

@@ -147,6 +147,11 @@ def _check_picture(tokenizer: Any, shape: tuple[int, int, int]) -> None:
 
     from gritvq.base import evaluating
 
+    if shape[0] != tokenizer.channels:
+        raise ValueError(
+            f"expected data.channels={tokenizer.channels} as the tokenizer's encoder has, got {shape[0]}; make them "
+            "equal"
+        )
     with torch.no_grad(), torch.random.fork_rng(), evaluating(tokenizer):
         tokenizer(torch.zeros(1, *shape))
 
