@@ -1,9 +1,8 @@
-"""What codebooks keep: no graph of K rows in training, made once in eval; same values and gradients either way."""
+"""What codebooks keep: no graph of K rows in training, and no codes that could become stale."""
 
 from __future__ import annotations
 
 import copy
-import io
 from collections.abc import Callable
 from typing import Any
 
@@ -11,9 +10,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from gritvq import AffineCodebook, Codebook, MLPCodebook, VectorQuantizer
+from gritvq import AffineCodebook, MLPCodebook, VectorQuantizer
 from gritvq.codebooks import recomputed
-from zoo import CODEBOOKS, DIM, SIZE
+from test_contract import data, made
+from zoo import DIM, QUANTIZERS, SIZE
 
 ROW_MAPS: dict[str, Callable[[], Any]] = {
     "mlp": lambda: MLPCodebook(DIM, SIZE),
@@ -24,7 +24,6 @@ ROW_MAPS: dict[str, Callable[[], Any]] = {
     "unit length": lambda: AffineCodebook(DIM, SIZE, normalize=True),
 }
 row_maps = pytest.mark.parametrize("make", ROW_MAPS.values(), ids=ROW_MAPS.keys())
-each = pytest.mark.parametrize("make", CODEBOOKS.values(), ids=CODEBOOKS.keys())
 
 
 def shaken(book: Any) -> Any:
@@ -97,93 +96,75 @@ def test_parameters_swapped_in_from_outside_get_the_gradient() -> None:
     assert all(value.grad is not None for value in swapped.values()) and book.weight.grad is None
 
 
-def counted(book: Codebook, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Counts how often the table is made."""
-    calls: list[int] = []
-    table = type(book).table
-
-    def spy(self: Codebook) -> Tensor:
-        calls.append(1)
-        return table(self)
-
-    monkeypatch.setattr(type(book), "table", spy)
-    return calls
+def by_data(module: nn.Module, values: dict[str, Tensor]) -> None:
+    for name, tensor in tensors(module).items():
+        tensor.data.copy_(values[name])
 
 
-@each
-class TestKeptInEval:
-    def test_made_once_and_again_after_every_change(
-        self, make: Callable[[int, int], Codebook], monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        book = make(DIM, SIZE).eval()
-        state = {k: v.clone() for k, v in book.state_dict().items() if isinstance(v, Tensor)}
-        calls = counted(book, monkeypatch)
-        changes: list[Callable[[], Any]] = [
-            lambda: shaken(book),
-            lambda: book.load_state_dict(state, strict=False),
-            lambda: nn.utils.vector_to_parameters(
-                torch.randn(sum(p.numel() for p in book.parameters())), book.parameters()
-            ),
-            lambda: [p.data.mul_(0.5) for p in book.parameters()] and book.eval(),
-            lambda: book.double(),
-        ]
-        with torch.no_grad():
-            for change in changes:
-                book.codes()
-                made = len(calls)
-                assert book.codes() is book.codes() and len(calls) == made
-                change()
-                codes = book.codes()
-                assert len(calls) == made + 1
-                assert torch.equal(codes, copy.deepcopy(book).codes())
+def by_numpy(module: nn.Module, values: dict[str, Tensor]) -> None:
+    for name, tensor in tensors(module).items():
+        tensor.detach().numpy()[...] = values[name].numpy()
 
-    def test_not_while_training_or_with_gradients(
-        self, make: Callable[[int, int], Codebook], monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        book = make(DIM, SIZE)
-        calls = counted(book, monkeypatch)
-        with torch.no_grad():
-            book.codes(), book.codes()
-        book.eval().codes(), book.codes()
-        assert len(calls) == 4
 
-    def test_an_edit_of_the_result_is_no_edit_of_the_codes(self, make: Callable[[int, int], Codebook]) -> None:
-        book = make(DIM, SIZE).eval()
-        with torch.no_grad():
-            before = book.codes().clone()
-            if book.codes().data_ptr() in {p.data_ptr() for p in book.parameters()}:
-                return  # a plain table is its own parameter
-            book.codes().zero_()
-            assert torch.equal(book.codes(), before)
+def by_foreach(module: nn.Module, values: dict[str, Tensor]) -> None:
+    own = tensors(module)
+    torch._foreach_copy_([tensor.data for tensor in own.values()], [values[name] for name in own])
 
-    def test_inference_mode_keeps_them_for_others(
-        self, make: Callable[[int, int], Codebook], monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        book = make(DIM, SIZE).eval()
-        calls = counted(book, monkeypatch)
-        with torch.inference_mode():
-            book.codes()
-        with torch.no_grad():
-            assert not book.codes().is_inference() and len(calls) == 1
 
-    def test_parameters_that_take_the_place_of_others_are_seen(self, make: Callable[[int, int], Codebook]) -> None:
-        book = make(DIM, SIZE).eval()
-        owner, name = next((m, n) for m in book.modules() for n, p in m._parameters.items() if p is not None)
-        shape = getattr(owner, name).shape
-        with torch.no_grad():
-            for _ in range(20):  # memory that one gives back goes to the next, at the same address and version
-                setattr(owner, name, nn.Parameter(torch.randn(shape)))
-                assert torch.equal(book.codes(), book._materialize())
-                setattr(owner, name, None)
+def in_place(module: nn.Module, values: dict[str, Tensor]) -> None:
+    with torch.no_grad():
+        for name, tensor in tensors(module).items():
+            tensor.copy_(values[name])
 
-    def test_copies_carry_none(self, make: Callable[[int, int], Codebook]) -> None:
-        book = make(DIM, SIZE).eval()
-        file, empty = io.BytesIO(), io.BytesIO()
-        torch.save(book, empty)
-        with torch.no_grad():
-            book.codes()
-        torch.save(book, file)
-        assert file.getbuffer().nbytes == empty.getbuffer().nbytes
+
+def by_assignment_of_data(module: nn.Module, values: dict[str, Tensor]) -> None:
+    for name, tensor in tensors(module).items():
+        tensor.data = values[name].clone()
+
+
+def by_state_dict(module: nn.Module, values: dict[str, Tensor]) -> None:
+    module.load_state_dict(values, strict=False)
+
+
+def by_new_parameters(module: nn.Module, values: dict[str, Tensor]) -> None:
+    for name in tensors(module):
+        owner, _, own = name.rpartition(".")
+        part, new = module.get_submodule(owner), values[name].clone()
+        setattr(part, own, nn.Parameter(new) if own in part._parameters else new)
+
+
+WAYS = [by_data, by_numpy, by_foreach, in_place, by_assignment_of_data, by_state_dict, by_new_parameters]
+CASES = [  # every quantizer by the commonest way, every kind of codebook by all
+    pytest.param(make, write, id=f"{name}-{write.__name__}")
+    for name, make in QUANTIZERS.items()
+    for write in (WAYS if name.startswith("codebook-") else [by_data])
+]
+
+
+def tensors(module: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers, also those that no state dict holds; shared ones under each of their names."""
+    return {
+        **dict(module.named_parameters(remove_duplicate=False)),
+        **dict(module.named_buffers(remove_duplicate=False)),
+    }
+
+
+@pytest.mark.parametrize(("make", "write"), CASES)
+def test_weights_swapped_in_eval_are_used_at_once(
+    make: Callable[[int, int], Any], write: Callable[[nn.Module, dict[str, Tensor]], None]
+) -> None:
+    """As averages of weights enter a model for validation: nothing may be left of the old ones, whatever the way."""
+    quantizer, other = (made(make, seed).eval() for seed in (1, 2))
+    x = data(quantizer, 40)
+    new = {name: tensor.detach().clone() for name, tensor in tensors(other).items()}
+    with torch.no_grad():
+        wanted, old = other(x), quantizer(x)
+        quantizer.decode(old.indices)
+        write(quantizer, new)
+        found = quantizer(x)
+        assert torch.equal(found.indices, wanted.indices) and torch.equal(found.quantized, wanted.quantized)
+        assert torch.equal(quantizer.decode(wanted.indices), other.decode(wanted.indices))
+        assert torch.equal(quantizer.encode(x), wanted.indices)
 
 
 def test_a_model_built_in_inference_mode_works() -> None:

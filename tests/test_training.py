@@ -23,6 +23,7 @@ from gritvq import (
     EMAUpdate,
     FreeCodebook,
     HierarchicalQuantizer,
+    MLPCodebook,
     MultiScaleQuantizer,
     ProductQuantizer,
     ProjectedQuantizer,
@@ -267,6 +268,23 @@ def test_whole_runs_of_all_kinds_of_tokens(
     items = [TokenizedImage(str(n), (16, 16), tokens) for n, tokens in enumerate(found)]
     again = read_tokens(write_tokens(tmp_path / "t.parquet", items))
     assert all(torch.equal(item.tokens, tokens) for item, tokens in zip(again, found, strict=True))
+
+
+def test_a_measurement_makes_the_codes_once_and_gives_the_same_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    tokenizer = Tokenizer(ImageEncoder(DIM, width=8), grit_vq(DIM, 32), ImageDecoder(DIM, width=8)).eval()
+    batches = [torch.rand(2, 3, 16, 16) for _ in range(5)]
+    made: list[int] = []
+    table = MLPCodebook.table
+    monkeypatch.setattr(MLPCodebook, "table", lambda self: made.append(1) or table(self))
+    numbers, counts = evaluate(tokenizer, batches)
+    assert len(made) == 1
+    with torch.no_grad():
+        outputs = [tokenizer(images) for images in batches]
+    error = torch.cat([(o.reconstruction - images).square() for o, images in zip(outputs, batches, strict=True)]).mean()
+    assert numbers["mse"] == pytest.approx(float(error))
+    indices = torch.cat([o.quantization.indices.flatten() for o in outputs])
+    assert counts.tolist() == indices.bincount(minlength=32).tolist()
 
 
 class TestMessages:

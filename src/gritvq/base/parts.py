@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -43,9 +43,8 @@ class Codebook(Component, ABC):
     A codebook stays in float32 (or wider) whatever ``.bfloat16()`` or ``.half()`` is called on the model around it:
     increments of a moving average, or of a small learning rate, would round away.
 
-    In eval mode and without gradients the codes are made once and kept until a parameter changes, by its version
-    counter, or ``train()`` or ``eval()`` is called. Writing through ``parameter.data`` leaves that counter alone: call
-    ``eval()`` after it.
+    The codes are made anew at every call, so they are those of the parameters as they are, whatever way these were
+    written. :meth:`Quantizer.fold` is the fast form: it makes them once.
 
     Attributes:
         dim: Size D of a code.
@@ -81,39 +80,16 @@ class Codebook(Component, ABC):
             raise ValueError(f"expected initialization 'normal', 'samples' or 'kmeans', got {initialization!r}")
         self.dim, self.codebook_size = dim, codebook_size
         self.lr_scale, self.normalize, self.initialization = float(lr_scale), normalize, initialization
-        # State, codes, their version; and the tensors themselves, so that no other can take their place in memory.
-        self._kept: tuple[list[tuple[int, int]], Tensor, int, list[Tensor]] | None = None
 
     @abstractmethod
     def table(self) -> Float[Tensor, "K D"]:
         """The codes before normalisation, differentiable in the parameters; called outside autocast."""
 
     def codes(self) -> Float[Tensor, "K D"]:
-        """Materialise all codes once: what forward, decode and fold all read."""
-        if self.training or torch.is_grad_enabled() or torch.compiler.is_compiling():
-            return self._materialize()
-        tensors = (*self.parameters(), *self.buffers())
-        if any(tensor.is_inference() for tensor in tensors):  # these do not count their changes
-            return self._materialize()
-        state = [(tensor.data_ptr(), tensor._version) for tensor in tensors]
-        if self._kept is None or self._kept[0] != state or self._kept[1]._version != self._kept[2]:
-            with torch.inference_mode(False), torch.no_grad():
-                codes = self._materialize()
-            self._kept = (state, codes, codes._version, [tensor.detach() for tensor in tensors])
-        return self._kept[1]
-
-    def _materialize(self) -> Float[Tensor, "K D"]:
+        """Materialize all codes: what forward, decode and fold all read."""
         with torch.autocast(self._device_type(), enabled=False):
             codes = wide(self.table())
             return F.normalize(codes, dim=1) if self.normalize else codes
-
-    def train(self, mode: bool = True) -> Codebook:
-        """Switch the mode, and forget kept codes."""
-        self._kept = None
-        return super().train(mode)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_kept": None}
 
     def forward(self) -> Float[Tensor, "K D"]:
         """Same as :meth:`codes`."""
@@ -191,7 +167,6 @@ class Codebook(Component, ABC):
         return next(self.parameters(), next(self.buffers(), torch.empty(0))).device.type
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Codebook:
-        self._kept = None
         return super()._apply(keeping_precision(fn), recurse)
 
     def extra_repr(self) -> str:

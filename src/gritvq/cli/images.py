@@ -112,7 +112,7 @@ def encode(parser: Any, config: Any) -> None:
     from gritvq.training.tokens import TokenizedImage, check_token_path, write_tokens
 
     check_token_path(config.out)
-    tokenizer = Tokenizer.from_pretrained(config.tokenizer)
+    tokenizer = Tokenizer.from_pretrained(config.tokenizer).fold()  # the codes made once for all pictures
     total = len(find_images(config.images))
     pictures = read_images(config.images, channels=tokenizer.channels, strict=config.strict)
     done: list[TokenizedImage] = []
@@ -168,7 +168,7 @@ def decode(parser: Any, config: Any) -> None:
     from gritvq.tokenizer import Tokenizer
     from gritvq.training.tokens import picture_paths, read_tokens, save_png
 
-    tokenizer = Tokenizer.from_pretrained(config.tokenizer)
+    tokenizer = Tokenizer.from_pretrained(config.tokenizer).fold()  # the codes made once for all pictures
     items = read_tokens(config.tokens)
     out = Path(config.out)
     paths = picture_paths([item.name for item in items])

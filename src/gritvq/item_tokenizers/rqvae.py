@@ -198,8 +198,9 @@ class RQVAE(ItemTokenizer):
     def _encoder(self) -> Callable[[Float[Tensor, "n D"]], Int[Tensor, "n L"]]:
         """Float32, and float64 where rounding may decide."""
         found = level_tables(self.quantizer)
-        if found is None:
-            return self._encode_widely
+        if found is None:  # all of it in float64
+            encoder, folded = copy.deepcopy(self.encoder).double(), copy.deepcopy(self.quantizer).double().fold()
+            return lambda x: folded.encode(encoder(x.double()))
         tables = [CodeTable(table) for table in found]
 
         def encode(x: Tensor) -> Tensor:
@@ -211,11 +212,6 @@ class RQVAE(ItemTokenizer):
             return codes
 
         return encode
-
-    def _encode_widely(self, x: Tensor) -> Tensor:
-        """All of it in float64."""
-        latents = copy.deepcopy(self.encoder).double()(x.double())
-        return copy.deepcopy(self.quantizer).double().encode(latents)
 
     def _decode(self, codes: Int[Tensor, "n L"]) -> Float[Tensor, "n D"]:
         values = self.quantizer.decode(codes)

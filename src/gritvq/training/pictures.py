@@ -104,7 +104,8 @@ def codebook_picture(
     if len(codes) == 0:
         codes = torch.zeros(1, dtype=torch.int64)
     factor = tokenizer.factor
-    fields = (tokenizer.decode(constant_tokens(tokenizer.quantizer, part)).cpu() for part in codes.split(256))
+    folded = tokenizer.fold()  # the codes made once
+    fields = (folded.decode(constant_tokens(folded.quantizer, part)).cpu() for part in codes.split(256))
     patches = torch.cat([_centre(field, factor) for field in fields])
     patches = patches[patches.mean((1, 2, 3)).argsort()]
     columns = math.ceil(math.sqrt(len(patches)))

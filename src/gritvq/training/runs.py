@@ -219,9 +219,10 @@ def evaluate(
     used, error = CodebookUsage(tokenizer.quantizer.codebook_sizes), ReconstructionError()
     pixels = 0
     with evaluating(tokenizer):
+        folded = Tokenizer(tokenizer.encoder, tokenizer.quantizer.fold(), tokenizer.decoder)  # the codes made once
         for images in batches:
             images = images.to(device)
-            output = tokenizer(images)
+            output = folded(images)
             used.update(output.quantization.indices)
             error.update(output.reconstruction.float(), images)
             pixels += images.shape[0] * images.shape[-2] * images.shape[-1]
@@ -244,7 +245,8 @@ def token_statistics(tokenizer: Tokenizer) -> dict[str, float]:
     positions, vectors, bits = math.prod(quantizer.token_shape(grid)), math.prod(grid), quantizer.bits(grid)
     size = min(quantizer.codebook_sizes[0], 4096 if quantizer.layout else 65536)
     if quantizer.layout:
-        fields = [quantizer.decode(constant_tokens(quantizer, part)) for part in torch.arange(size).split(64)]
+        folded = quantizer.fold()  # the codes made once
+        fields = [folded.decode(constant_tokens(folded, part)) for part in torch.arange(size).split(64)]
         values = torch.cat([field[:, field.shape[1] // 2, field.shape[2] // 2] for field in fields])
     else:
         codes = torch.zeros(size, len(quantizer.codebook_sizes), dtype=torch.int64)
