@@ -9,7 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from gritvq.data.image import ImageData, find_images, read_images, to_tensor
+    from gritvq.data.image import ImageData
     from gritvq.data.items import (
         Catalogue,
         Histories,
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         read_interactions,
         read_item_data,
     )
+    from gritvq.data.pictures import Picture, Pictures, find_images, open_pictures, read_images, to_tensor
 
 __all__ = [
     "Catalogue",
@@ -28,19 +29,23 @@ __all__ = [
     "ImageData",
     "Interactions",
     "ItemData",
+    "Picture",
+    "Pictures",
     "Split",
     "embed_texts",
     "find_images",
+    "open_pictures",
     "read_catalogue",
     "read_images",
     "read_interactions",
     "read_item_data",
     "to_tensor",
 ]
-_IMAGES = {"ImageData", "find_images", "read_images", "to_tensor"}
+_PICTURES = {"Picture", "Pictures", "find_images", "open_pictures", "read_images", "to_tensor"}
 
 
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"gritvq.data.{'image' if name in _IMAGES else 'items'}"), name)
+    module = "image" if name == "ImageData" else "pictures" if name in _PICTURES else "items"
+    return getattr(importlib.import_module(f"gritvq.data.{module}"), name)

@@ -1,19 +1,16 @@
-"""Reading pictures: one decoder for every kind, and those of folders, Parquet files and Hub data sets by number.
+"""Pictures of every kind, one way to open them: `open_pictures`.
 
-Pictures stay compressed until one is asked for.
+Pictures stay compressed where they are until one is asked for.
 """
 
 from __future__ import annotations
 
-import importlib
-import io
+import importlib.util
 import logging
-from bisect import bisect_right
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from itertools import accumulate
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -21,21 +18,36 @@ from jaxtyping import UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from gritvq.data.sources import (
+    Blocks,
+    Source,
+    find_files,
+    open_files,
+    open_hub,
+    open_memory,
+    open_parquet,
+    open_tables,
+    read_footer,
+)
+from gritvq.data.splits import SPLITS, looks_held_out, split_of
+
 __all__ = [
+    "Picture",
     "Pictures",
-    "Source",
+    "Splits",
     "check_channels",
     "decode",
-    "find_files",
     "find_images",
-    "open_files",
-    "open_hub",
-    "open_parquet",
+    "find_splits",
+    "open_photographs",
+    "open_pictures",
     "read_images",
     "to_tensor",
 ]
 
 _logger = logging.getLogger(__name__)
+
+ALL = "all"  # the split of data in which no name says one
 
 _SUFFIXES = [
     ".png",
@@ -53,6 +65,19 @@ _SUFFIXES = [
     ".jp2",
     ".avif",
 ]
+
+# Color photographs inside the scikit-image wheel, each with the top left corner of a square that training never sees.
+# motorcycle_right.png shows the scene of motorcycle_left.png, so it would show training what is held out.
+HELD_OUT_SIZE = 160
+PHOTOGRAPHS = {
+    "astronaut.png": (16, 144),
+    "chelsea.png": (40, 90),
+    "coffee.png": (170, 290),
+    "rocket.jpg": (130, 250),
+    "motorcycle_left.png": (220, 300),
+    "hubble_deep_field.jpg": (330, 360),
+    "ihc.png": (240, 220),
+}
 
 
 def to_tensor(image: Image.Image, channels: int = 3) -> UInt8[Tensor, "C H W"]:
@@ -85,13 +110,20 @@ def to_tensor(image: Image.Image, channels: int = 3) -> UInt8[Tensor, "C H W"]:
         whites = (1.0, 255.0, 65535.0) if image.mode == "F" else (65535.0,)
         white = next((white for white in whites if values.max() <= white), values.max())
         image = Image.fromarray((values * (255 / white)).round().clip(0, 255).astype(np.uint8))
-    if image.has_transparency_data:
+    if _is_transparent(image):
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
     elif image.mode not in ("1", "L", "RGB"):
         image = image.convert("RGB")
     pixels = torch.from_numpy(np.array(image.convert("L" if channels == 1 else "RGB")))
     return (pixels[None] if channels == 1 else pixels.permute(2, 0, 1)).contiguous()
+
+
+def _is_transparent(image: Image.Image) -> bool:
+    """Whether a picture has transparent places; Pillow says so itself from version 10.1 on."""
+    if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
+        return True
+    return image.mode == "P" and image.palette is not None and image.palette.mode.endswith("A")
 
 
 def find_images(path: str | Path) -> list[Path]:
@@ -137,69 +169,294 @@ def read_images(
     """
     files, folder = find_images(path), Path(path).expanduser()
     check_channels(channels)
-    strict = strict or folder.is_file()
-
-    def read() -> Iterator[tuple[str, Tensor]]:
-        for file in files:
-            tensor = decode(partial(Image.open, file), partial(str, file), channels, strict)
-            if tensor is not None:
-                yield (file.name if file == folder else file.relative_to(folder).as_posix()), tensor
-
-    return read()
+    root = folder if folder.is_dir() else folder.parent
+    pictures = Pictures(open_files(files, root), channels, strict=strict or folder.is_file())
+    return ((picture.name, picture.pixels) for picture in pictures)
 
 
-class Source(NamedTuple):
-    """Pictures by number, still compressed.
+class Picture(NamedTuple):
+    """A whole picture.
 
     Attributes:
-        length: How many there are.
-        open: Number to Pillow image.
-        name: Number to what a message calls it.
+        name: What no other picture of the data is called, with forward slashes: the path below the folder, or a
+            table's name and the row.
+        pixels: Bytes (C, H, W) of any size.
+        label: What the column of labels says, or None.
     """
 
-    length: int
-    open: Callable[[int], Image.Image]
-    name: Callable[[int], str]
+    name: str
+    pixels: UInt8[Tensor, "C H W"]
+    label: Any = None
 
 
 class Pictures:
-    """Decoded pictures of a source by index; in the place of an unreadable one stands the next readable one.
+    """Whole pictures of any size by index, decoded when they are asked for.
+
+    Iterating leaves out what is unreadable and logs it by name, once.
 
     Args:
         source: Where they come from.
-        numbers: Which of them.
         channels: 1 for grey or 3 for RGB.
-        strict: Whether an unreadable picture is an error; otherwise it is logged by name, once.
+        numbers: Which of them, in which order; None for all.
+        strict: Whether an unreadable picture is an error when iterating.
+        origin: What `describe` says of where they are from.
+
+    Example:
+        >>> pictures = open_pictures("photographs")
+        >>> len(pictures), pictures[0].name, tuple(pictures[0].pixels.shape)
+        (7, 'astronaut.png', (3, 512, 512))
     """
 
-    def __init__(self, source: Source, numbers: range, channels: int, strict: bool) -> None:
-        self.source, self.numbers, self.channels, self.strict = source, numbers, channels, strict
+    def __init__(
+        self,
+        source: Source,
+        channels: int = 3,
+        *,
+        numbers: Sequence[int] | None = None,
+        strict: bool = False,
+        origin: dict[str, Any] | None = None,
+    ) -> None:
+        self.source, self.channels, self.strict, self.origin = source, channels, strict, origin or {}
+        self.numbers = range(len(source)) if numbers is None else numbers
         self._broken: set[int] = set()
 
     def __len__(self) -> int:
         return len(self.numbers)
 
-    def __iter__(self) -> Iterator[Tensor]:
-        return (self[index] for index in range(len(self)))
+    def __getitem__(self, index: int) -> Picture:
+        """Picture ``index``; a ValueError where it is unreadable."""
+        number = self.numbers[index]
+        pixels = self._decode(number, strict=True)
+        assert pixels is not None
+        return Picture(self.source.name(number), pixels, self.source.label(number))
 
-    def __getitem__(self, index: int) -> UInt8[Tensor, "C H W"]:
+    def __iter__(self) -> Iterator[Picture]:
+        for number in self.numbers:
+            pixels = self._decode(number, self.strict)
+            if pixels is not None:
+                yield Picture(self.source.name(number), pixels, self.source.label(number))
+
+    def readable(self, index: int) -> UInt8[Tensor, "C H W"]:
+        """Picture ``index``, or in the place of an unreadable one the next readable one."""
         for step in range(len(self)):
-            number = self.numbers[(index + step) % len(self)]
-            if number not in self._broken:
-                opener, name = partial(self.source.open, number), partial(self.source.name, number)
-                picture = decode(opener, name, self.channels, self.strict)
-                if picture is not None:
-                    return picture
-                self._broken.add(number)
+            pixels = self._decode(self.numbers[(index + step) % len(self)], self.strict)
+            if pixels is not None:
+                return pixels
         raise ValueError(
             f"expected a readable picture, got {len(self)} unreadable ones; the log names them, replace these files."
         )
 
-    def hold_out(self, count: int) -> tuple[Pictures, Pictures]:
-        """All but the last ``count`` pictures, and these."""
-        parts = self.numbers[:-count], self.numbers[-count:]
-        first, last = (Pictures(self.source, part, self.channels, self.strict) for part in parts)
-        return first, last
+    def part(self, numbers: Sequence[int]) -> Pictures:
+        """Others of the same source."""
+        return Pictures(self.source, self.channels, numbers=numbers, strict=self.strict, origin=self.origin)
+
+    def batches(self, batch_size: int = 64, max_pixels: int = 2**22) -> Iterator[tuple[list[Picture], Tensor]]:
+        """Whole pictures, neighbours of equal size together; in order, without the unreadable ones.
+
+        Args:
+            batch_size: Pictures per batch, at most.
+            max_pixels: Pixels per batch, at most; a larger picture is alone.
+
+        Returns:
+            An iterator of pictures and of their float32 values (B, C, H, W) in [0, 1].
+        """
+
+        def joined(batch: list[Picture]) -> tuple[list[Picture], Tensor]:
+            return batch, torch.stack([picture.pixels for picture in batch]).float().div_(255)
+
+        batch: list[Picture] = []
+        for picture in self:
+            shape = picture.pixels.shape
+            room = min(batch_size, max_pixels // (shape[1] * shape[2]))
+            if batch and (batch[0].pixels.shape != shape or len(batch) >= room):
+                yield joined(batch)
+                batch = []
+            batch.append(picture)
+        if batch:
+            yield joined(batch)
+
+    def blocks(self) -> Blocks | None:
+        """Indices that can only be read together; None where pictures are read one by one, in any order."""
+        blocks, numbers = self.source.blocks(), self.numbers
+        if blocks is None or not isinstance(numbers, range):
+            return None
+        cut = [range(max(block.start, numbers.start), min(block.stop, numbers.stop)) for block in blocks.ranges]
+        own = [range(block.start - numbers.start, block.stop - numbers.start) for block in cut if block]
+        return Blocks(own, blocks.held)
+
+    def describe(self) -> dict[str, Any]:
+        """Which data these are, and how many: plain values for tables and JSON."""
+        return {**self.origin, "pictures": len(self)}
+
+    def _decode(self, number: int, strict: bool) -> UInt8[Tensor, "C H W"] | None:
+        if number in self._broken and not strict:
+            return None
+        opener, place = partial(self.source.open, number), partial(self.source.place, number)
+        pixels = decode(opener, place, self.channels, strict)
+        if pixels is None:
+            self._broken.add(number)
+        return pixels
+
+
+def open_pictures(
+    path: str | Path | Sequence[Image.Image | Tensor | np.ndarray],
+    *,
+    channels: int = 3,
+    split: str | None = None,
+    column: str = "image",
+    label: str = "label",
+    strict: bool = False,
+) -> Pictures:
+    """Opens pictures of every kind, whole and in the order of their names; nothing is decoded yet.
+
+    Args:
+        path: A picture; a folder of pictures, with its subfolders; a Parquet file, or a folder of them; the name of a
+            data set on the Hugging Face Hub; ``"photographs"`` for those bundled with scikit-image; or a sequence of
+            Pillow images, of bytes (C, H, W) as tensors or of bytes (H, W) or (H, W, C) as arrays.
+        channels: 1 for grey or 3 for RGB.
+        split: ``"train"``, ``"validation"``, ``"test"``; ``"held_out"`` for the validation pictures, else the test
+            pictures; None for all. Where no name says a split, the data stand alone and every split is all of them.
+            Of the photographs the validation and test pictures are the squares that training never sees.
+        column: Column of the pictures in Parquet files and Hub data sets.
+        label: Column of the labels there; it may be absent.
+        strict: Whether an unreadable picture is an error when iterating, otherwise it is left out and logged by name.
+            A single picture that is unreadable is always an error.
+
+    Raises:
+        ValueError: If nothing is found, it cannot be read, or it has other splits than the one asked for.
+    """
+    check_channels(channels)
+    if split not in (*SPLITS, "held_out", None):
+        raise ValueError(f"expected split to be train, validation, test, held_out or None, got {split!r}; choose one.")
+    if not isinstance(path, str | Path):
+        origin = {"data": "pictures in memory", "splits": {ALL: {"no name of a split": len(path)}}}
+        return Pictures(open_memory(path), channels, strict=strict, origin=origin)
+    if str(path) == "photographs":
+        if split == "train":
+            raise ValueError(
+                "expected split to be validation, test, held_out or None for 'photographs', got 'train', which is all "
+                "but a square of each; crops of it come from ImageData('photographs')."
+            )
+        return open_photographs(channels, held_out=split is not None)
+    splits = find_splits(path, column=column, label=label)
+    chosen = list(splits.names)
+    if split is not None and chosen != [ALL]:
+        wanted = ("validation", "test") if split == "held_out" else (split,)
+        chosen = [name for name in wanted if name in splits.names][:1]
+        if not chosen:
+            raise ValueError(
+                f"expected {' or '.join(wanted)} pictures in {str(path)!r}, got {', '.join(splits.names)}; choose one "
+                "of these splits, or rename the folders or files."
+            )
+    return splits.open(chosen, channels, strict or splits.is_picture)
+
+
+class Splits:
+    """The pictures of a path by split, and what says so.
+
+    Args:
+        path: Where they are.
+        items: What the split is taken from (a split and the word that says it, or None), a file or table, and the
+            number of its pictures; in the order of their names.
+        build: Files or tables to a source.
+        is_picture: Whether the path is one single picture.
+
+    Attributes:
+        in_files: Whether every picture is a file of its own.
+        doubtful: Names of training pictures, or of what holds them, that look held out: one for every picture.
+        said: For each split the names that say so, with the number of pictures. Where a name says a split, pictures
+            without such a name are for training; where none does, the one split is ``"all"``.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        items: Sequence[tuple[tuple[str, str] | None, Any, int]],
+        build: Callable[[list[Any]], Source],
+        is_picture: bool = False,
+    ) -> None:
+        self.path, self.build, self.is_picture = path, build, is_picture
+        self.in_files = all(isinstance(item, Path) for _, item, _ in items)
+        rest = "train" if any(said for said, _, _ in items) else ALL
+        self.said: dict[str, dict[str, int]] = {}
+        self.items: list[tuple[str, Any]] = []
+        self.doubtful: list[str] = []
+        for said, item, count in items:
+            split, word = said or (rest, "no name of a split")
+            name = said[1] if said else item.name if self.in_files else ""
+            if split in ("train", ALL) and looks_held_out([name]):
+                self.doubtful += [name] * count
+            words = self.said.setdefault(split, {})
+            words[word] = words.get(word, 0) + count
+            self.items.append((split, item))
+
+    @property
+    def names(self) -> list[str]:
+        """The splits that are there."""
+        return [name for name in (*SPLITS, ALL) if name in self.said]
+
+    def open(self, names: Sequence[str], channels: int, strict: bool = False) -> Pictures:
+        """The pictures of these splits, in the order of their names."""
+        source = self.build([item for split, item in self.items if split in names])
+        said = {name: self.said[name] for name in names}
+        return Pictures(source, channels, strict=strict, origin={"data": self.path, "splits": said})
+
+
+def find_splits(path: str | Path, *, column: str = "image", label: str = "label") -> Splits:
+    """Looks what is at a path, a picture, folder, Parquet file or Hub name, and which names of splits are there.
+
+    Args:
+        path: As in `open_pictures`.
+        column: Column of the pictures in tables.
+        label: Column of the labels in tables; it may be absent.
+
+    Raises:
+        ValueError: If nothing is found, or it cannot be read.
+    """
+    name, path = str(path), Path(path).expanduser()
+    if not path.exists():
+        if path.suffix or path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
+            raise ValueError(
+                f"expected an existing file or folder, got {name!r}, which does not exist; correct the path."
+            )
+        hub = open_hub(name, column, label)
+        known = {split: table for split, table in hub.items() if split_of([split])} or hub
+        return Splits(
+            name, [(split_of([split]), (split, table), len(table)) for split, table in known.items()], open_tables
+        )
+    root = path if path.is_dir() else path.parent
+    tables = find_files(path, {".parquet"}) if path.is_dir() else [path] if path.suffix == ".parquet" else []
+    if tables:
+        items: list[tuple[tuple[str, str] | None, Any, int]] = []
+        for table in tables:
+            below = table.relative_to(root).with_suffix("")
+            footer = read_footer(table, below.as_posix(), column, label)
+            items.append((split_of(below.parts) if path.is_dir() else None, footer, footer.length))
+        return Splits(name, items, open_parquet)
+    files = find_images(path)
+    named = [(split_of(file.relative_to(root).parts[:-1]), file, 1) for file in files]
+    return Splits(name, named, partial(open_files, root=root), is_picture=path.is_file())
+
+
+def open_photographs(channels: int, held_out: bool = False) -> Pictures:
+    """The photographs in the order of `PHOTOGRAPHS`, whole, or the square of each that training never sees.
+
+    Raises:
+        ValueError: If scikit-image, which they come with, is not installed.
+    """
+    spec = importlib.util.find_spec("skimage")
+    if spec is None or spec.origin is None:
+        raise ValueError("expected scikit-image for 'photographs', got none; pip install 'gritvq[images]'.")
+    folder = Path(spec.origin).parent / "data"
+    origin = {"data": "photographs", "splits": {"validation" if held_out else ALL: {"photographs": len(PHOTOGRAPHS)}}}
+    whole = Pictures(open_files([folder / name for name in PHOTOGRAPHS], folder), channels, strict=True, origin=origin)
+    if not held_out:
+        return whole
+    squares = [
+        picture.pixels[:, top : top + HELD_OUT_SIZE, left : left + HELD_OUT_SIZE]
+        for picture, (top, left) in zip(whole, PHOTOGRAPHS.values(), strict=True)
+    ]
+    return Pictures(open_memory(squares, list(PHOTOGRAPHS)), channels, strict=True, origin=origin)
 
 
 def decode(
@@ -221,131 +478,7 @@ def decode(
         return None
 
 
-def open_files(files: Sequence[Path]) -> Source:
-    """The pictures of these files."""
-    return Source(len(files), lambda number: Image.open(files[number]), lambda number: str(files[number]))
-
-
-def open_parquet(files: Sequence[Path], column: str) -> Source:
-    """The pictures in one column of Parquet files, one file after the other.
-
-    Args:
-        files: At least one file.
-        column: A column of ``{"bytes": ..., "path": ...}``, as Hugging Face ``datasets`` writes it, or of bytes.
-
-    Raises:
-        ValueError: If a file is damaged or lacks the column.
-    """
-    pyarrow, parquet = _require("pyarrow"), _require("pyarrow.parquet")
-    parts: list[tuple[str, _Rows]] = []
-    for file in files:
-        try:
-            schema = parquet.read_schema(file)
-            kind: Any = schema.field(column).type if column in schema.names else pyarrow.null()
-            if pyarrow.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
-                kind = kind.field("bytes").type
-            if pyarrow.types.is_binary(kind) or pyarrow.types.is_large_binary(kind):
-                rows = parquet.read_table(file, columns=[column])[column]
-            else:
-                rows = None
-        except (pyarrow.ArrowException, OSError) as error:
-            raise ValueError(f"expected a Parquet file, got {str(file)!r}: {error}; replace or remove it.") from error
-        if rows is None:
-            raise _wrong_column(column, schema.names, repr(str(file)))
-        parts.append((str(file), rows))
-    return _rows(parts)
-
-
-def open_hub(name: str, column: str) -> dict[str, Source]:
-    """The pictures in one column of every split of a data set on the Hugging Face Hub.
-
-    Raises:
-        ValueError: If the data set cannot be loaded or lacks the column.
-    """
-    datasets = _require("datasets")
-    try:
-        loaded = datasets.load_dataset(name)
-    except Exception as error:  # network, authentication, naming and script errors share no class
-        raise ValueError(
-            f"expected 'photographs', an existing path or a data set on the Hub, got {name!r}: {error}; correct the "
-            "name, or download it to a folder."
-        ) from error
-    sources = {}
-    for split, rows in loaded.items():
-        if column not in rows.column_names or not isinstance(rows.features[column], datasets.Image):
-            raise _wrong_column(column, rows.column_names, f"{name!r} on the Hub")
-        undecoded = rows.select_columns([column]).cast_column(column, datasets.Image(decode=False))
-        sources[split] = _rows([(f"{name} {split}", _Column(undecoded, column))])
-    return sources
-
-
-class _Rows(Protocol):
-    """What `_rows` needs of a column."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int, /) -> Any: ...
-
-
-class _Column:
-    """One column of a Hub data set, row by row."""
-
-    def __init__(self, rows: Any, column: str) -> None:
-        self.rows, self.column = rows, column
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int, /) -> Any:
-        return self.rows[index][self.column]
-
-
-def _rows(parts: Sequence[tuple[str, _Rows]]) -> Source:
-    """Rows ``{"bytes": ..., "path": ...}`` or bytes (or Arrow scalars of these), part after part."""
-    ends = list(accumulate(len(rows) for _, rows in parts))
-
-    def locate(number: int) -> tuple[str, int, dict[str, Any]]:
-        part = bisect_right(ends, number)
-        name, rows = parts[part]
-        place = number - (ends[part - 1] if part else 0)
-        row = rows[place]
-        value = row if isinstance(row, dict) else row.as_py()
-        return name, place, value if isinstance(value, dict) else {"bytes": value}
-
-    def opener(number: int) -> Image.Image:
-        content = locate(number)[2]["bytes"]
-        if content is None:
-            raise ValueError("the row holds no bytes")
-        return Image.open(io.BytesIO(content))
-
-    def name(number: int) -> str:
-        part, place, value = locate(number)
-        return f"{part} row {place}" + (f" ({value['path']})" if value.get("path") else "")
-
-    return Source(ends[-1], opener, name)
-
-
-def find_files(folder: Path, suffixes: Collection[str]) -> list[Path]:
-    """All files below a folder with one of these suffixes, sorted; nothing hidden."""
-    found = (file for file in folder.rglob("*") if file.suffix.lower() in suffixes and file.is_file())
-    return sorted(file for file in found if not any(part.startswith(".") for part in file.relative_to(folder).parts))
-
-
 def check_channels(channels: int) -> None:
     """Raises a ValueError unless there is a conversion to this number of channels."""
     if channels not in (1, 3):
         raise ValueError(f"expected channels to be 1 (grey) or 3 (RGB), got {channels}; choose one of these.")
-
-
-def _wrong_column(column: str, names: Sequence[str], where: str) -> ValueError:
-    return ValueError(
-        f"expected a column of pictures {column!r} in {where}, got {', '.join(names)}; name the right one with "
-        "`column`."
-    )
-
-
-def _require(module: str) -> Any:
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise ValueError(f"expected the package {module}, got none; pip install 'gritvq[images]'.") from error

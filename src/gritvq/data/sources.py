@@ -1,0 +1,406 @@
+"""Where pictures lie: files of a folder, rows of Parquet files or of a Hub data set, objects in memory.
+
+A source gives out compressed pictures by number and reads nothing before it is asked.
+"""
+
+from __future__ import annotations
+
+import importlib
+import io
+import logging
+import os
+from abc import ABC, abstractmethod
+from bisect import bisect_right
+from collections import OrderedDict
+from collections.abc import Collection, Mapping, Sequence
+from itertools import accumulate
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+__all__ = [
+    "Blocks",
+    "Footer",
+    "Source",
+    "Table",
+    "find_files",
+    "open_files",
+    "open_hub",
+    "open_memory",
+    "open_parquet",
+    "open_tables",
+    "read_footer",
+]
+
+_logger = logging.getLogger(__name__)
+
+_SMALL = 128 * 2**20  # bytes; the pictures of a split of at most this size stay in memory once they were read
+_WINDOW = 64 * 2**20  # bytes of a larger split that stay in memory
+
+
+class Source(ABC):
+    """Pictures by number, still compressed."""
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def open(self, number: int) -> Image.Image:
+        """The picture, not yet decoded."""
+
+    @abstractmethod
+    def name(self, number: int) -> str:
+        """A name that no other picture of the source has, with forward slashes; names sort as the numbers do."""
+
+    @abstractmethod
+    def place(self, number: int) -> str:
+        """What a message calls it."""
+
+    def label(self, number: int) -> Any:
+        """Its label, or None."""
+        return None
+
+    def blocks(self) -> Blocks | None:
+        """What can only be read together; None where pictures are read one by one, in any order."""
+        return None
+
+
+class Blocks(NamedTuple):
+    """Ranges of pictures that are read together, and how many of these fit into memory at a time."""
+
+    ranges: Sequence[range]
+    held: int
+
+
+def open_files(files: Sequence[Path], root: Path) -> Source:
+    """The pictures of files, named by their places below ``root``."""
+    return _Files(files, root)
+
+
+class _Files(Source):
+    """Pictures in files of their own."""
+
+    def __init__(self, files: Sequence[Path], root: Path) -> None:
+        self.files, self.root = files, root
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def open(self, number: int) -> Image.Image:
+        return Image.open(self.files[number])
+
+    def name(self, number: int) -> str:
+        return self.files[number].relative_to(self.root).as_posix()
+
+    def place(self, number: int) -> str:
+        return str(self.files[number])
+
+
+def open_memory(pictures: Sequence[Image.Image | Tensor | np.ndarray], names: Sequence[str] = ()) -> Source:
+    """Pillow images, bytes (C, H, W) as tensors, or bytes (H, W) or (H, W, C) as arrays."""
+    return _Memory(pictures, names)
+
+
+class _Memory(Source):
+    """Pictures that are there already."""
+
+    def __init__(self, pictures: Sequence[Image.Image | Tensor | np.ndarray], names: Sequence[str] = ()) -> None:
+        self.pictures, self.names = pictures, names
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def open(self, number: int) -> Image.Image:
+        picture = self.pictures[number]
+        if isinstance(picture, Tensor):
+            picture = picture.cpu().permute(1, 2, 0).numpy()
+            picture = picture[..., 0] if picture.shape[2] == 1 else picture
+        return Image.fromarray(picture) if isinstance(picture, np.ndarray) else picture.copy()
+
+    def name(self, number: int) -> str:
+        return self.names[number] if self.names else _padded(number, len(self))
+
+    def place(self, number: int) -> str:
+        return f"picture {self.name(number)}"
+
+
+class Table(Protocol):
+    """Pictures and labels by row, how many there are, and what a message calls the table."""
+
+    place: str
+
+    def __len__(self) -> int: ...
+
+    def row(self, row: int) -> tuple[Any, Any]:
+        """The picture, as ``{"bytes": ..., "path": ...}`` or bytes, and its label or None."""
+        ...
+
+
+def open_tables(tables: Sequence[tuple[str, Table]]) -> Source:
+    """The pictures of tables with names, one table after the other."""
+    return _Rows(tables)
+
+
+class _Rows(Source):
+    """Pictures in tables, one table after the other."""
+
+    def __init__(self, tables: Sequence[tuple[str, Table]], blocks: Blocks | None = None) -> None:
+        self.tables, self._blocks = tables, blocks
+        self.ends = list(accumulate(len(table) for _, table in tables))
+
+    def __len__(self) -> int:
+        return self.ends[-1]
+
+    def open(self, number: int) -> Image.Image:
+        content = self._content(number)["bytes"]
+        if content is None:
+            raise ValueError("the row holds no bytes")
+        return Image.open(io.BytesIO(content))
+
+    def name(self, number: int) -> str:
+        name, table, row = self._locate(number)
+        return f"{name}/{_padded(row, len(table))}"
+
+    def place(self, number: int) -> str:
+        _, table, row = self._locate(number)
+        try:
+            path = self._content(number).get("path")
+        except ValueError:
+            path = None
+        return f"{table.place} row {row}" + (f" ({path})" if path else "")
+
+    def label(self, number: int) -> Any:
+        _, table, row = self._locate(number)
+        return table.row(row)[1]
+
+    def blocks(self) -> Blocks | None:
+        return self._blocks
+
+    def _content(self, number: int) -> Mapping[str, Any]:
+        _, table, row = self._locate(number)
+        value = table.row(row)[0]
+        return value if isinstance(value, dict) else {"bytes": value}
+
+    def _locate(self, number: int) -> tuple[str, Table, int]:
+        part = bisect_right(self.ends, number)
+        return *self.tables[part], number - (self.ends[part - 1] if part else 0)
+
+
+class Footer(NamedTuple):
+    """What is known of a Parquet file before a picture is read.
+
+    Attributes:
+        file: The file.
+        name: Its name in the names of its pictures.
+        columns: Column of the pictures and, where it is there, of the labels.
+        length: Number of rows.
+        firsts: First row of every row group.
+        sizes: Bytes of the pictures in every row group.
+    """
+
+    file: Path
+    name: str
+    columns: list[str]
+    length: int
+    firsts: list[int]
+    sizes: list[int]
+
+
+def read_footer(file: Path, name: str, column: str, label: str) -> Footer:
+    """Looks into a Parquet file without reading a picture.
+
+    Args:
+        file: The file.
+        name: What it is called in the names of its pictures.
+        column: A column of ``{"bytes": ..., "path": ...}``, as Hugging Face ``datasets`` writes it, or of bytes.
+        label: Column of the labels; it may be absent.
+
+    Raises:
+        ValueError: If the file is damaged or lacks the column.
+    """
+    pyarrow, parquet = _require("pyarrow"), _require("pyarrow.parquet")
+    try:
+        with parquet.ParquetFile(file) as opened:
+            schema, metadata = opened.schema_arrow, opened.metadata
+    except (pyarrow.ArrowException, OSError) as error:
+        raise ValueError(f"expected a Parquet file, got {str(file)!r}: {error}; replace or remove it.") from error
+    kind: Any = schema.field(column).type if column in schema.names else pyarrow.null()
+    if pyarrow.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
+        kind = kind.field("bytes").type
+    if not (pyarrow.types.is_binary(kind) or pyarrow.types.is_large_binary(kind)):
+        raise _wrong_column(column, schema.names, repr(str(file)))
+    columns = [column, label] if label in schema.names and label != column else [column]
+    firsts, sizes, first = [], [], 0
+    for number in range(metadata.num_row_groups):
+        group = metadata.row_group(number)
+        leaves = [group.column(leaf) for leaf in range(group.num_columns)]
+        firsts.append(first)
+        sizes.append(sum(x.total_uncompressed_size for x in leaves if x.path_in_schema.split(".")[0] == column))
+        first += group.num_rows
+    return Footer(file, name, columns, metadata.num_rows, firsts, sizes)
+
+
+def open_parquet(footers: Sequence[Footer]) -> Source:
+    """The pictures of Parquet files, one file after the other, read by row group.
+
+    The groups of at most 128 MB of pictures stay in memory once they were read, of more pictures the 64 MB that were
+    used last, and always one group, whatever its size.
+    """
+    ranges, begin = [], 0
+    for footer in footers:
+        ends = [*footer.firsts[1:], footer.length]
+        ranges += [range(begin + first, begin + end) for first, end in zip(footer.firsts, ends, strict=True)]
+        begin += footer.length
+    sizes = [size for footer in footers for size in footer.sizes]
+    cache = _Cache(len(sizes) if sum(sizes) <= _SMALL else max(1, _WINDOW // max(sizes)))
+    tables = [(footer.name, _ParquetTable(footer, cache)) for footer in footers]
+    return _Rows(tables, Blocks(ranges, cache.held) if cache.held < len(sizes) else None)
+
+
+class _Cache:
+    """The ``held`` row groups that were used last."""
+
+    def __init__(self, held: int) -> None:
+        self.held = held
+        self.groups: OrderedDict[tuple[Path, int], Any] = OrderedDict()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"held": self.held, "groups": OrderedDict()}  # another process reads for itself
+
+    def get(self, footer: Footer, group: int) -> Any:
+        """The table of a row group."""
+        key = (footer.file, group)
+        if key not in self.groups:
+            while len(self.groups) >= self.held:
+                self.groups.popitem(last=False)
+            pyarrow = _require("pyarrow")
+            try:
+                with _require("pyarrow.parquet").ParquetFile(footer.file) as opened:
+                    self.groups[key] = opened.read_row_group(group, columns=footer.columns, use_threads=False)
+            except (pyarrow.ArrowException, OSError) as error:
+                raise ValueError(f"its row group cannot be read: {error}") from error
+        self.groups.move_to_end(key)
+        return self.groups[key]
+
+
+class _ParquetTable:
+    """The rows of a Parquet file."""
+
+    def __init__(self, footer: Footer, cache: _Cache) -> None:
+        self.footer, self.cache, self.place = footer, cache, str(footer.file)
+
+    def __len__(self) -> int:
+        return self.footer.length
+
+    def row(self, row: int) -> tuple[Any, Any]:
+        group = bisect_right(self.footer.firsts, row) - 1
+        table = self.cache.get(self.footer, group)
+        values = [table[name][row - self.footer.firsts[group]].as_py() for name in self.footer.columns]
+        return values[0], values[1] if len(values) > 1 else None
+
+
+def open_hub(name: str, column: str, label: str) -> dict[str, Table]:
+    """The splits of a data set on the Hugging Face Hub, by the Hub's names.
+
+    Raises:
+        ValueError: If the data set cannot be loaded or lacks the column.
+    """
+    datasets = _require("datasets")
+    try:
+        loaded = datasets.load_dataset(name)
+    except Exception as error:  # network, authentication, naming and script errors share no class
+        raise ValueError(
+            f"expected 'photographs', an existing path or a data set on the Hub, got {name!r}: {error}; correct the "
+            "name, or download it to a folder."
+        ) from error
+    splits: dict[str, Table] = {}
+    for split, rows in loaded.items():
+        if column not in rows.column_names or not isinstance(rows.features[column], datasets.Image):
+            raise _wrong_column(column, rows.column_names, f"{name!r} on the Hub")
+        columns = [column, label] if label in rows.column_names and label != column else [column]
+        undecoded = rows.select_columns(columns).cast_column(column, datasets.Image(decode=False))
+        splits[split] = _HubTable(undecoded, columns, f"{name} {split}")
+    return splits
+
+
+class _HubTable:
+    """The rows of one split of a Hub data set."""
+
+    def __init__(self, rows: Any, columns: Sequence[str], place: str) -> None:
+        self.rows, self.columns, self.place = rows, columns, place
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def row(self, row: int) -> tuple[Any, Any]:
+        values = self.rows[row]
+        return values[self.columns[0]], values[self.columns[1]] if len(self.columns) > 1 else None
+
+
+def find_files(folder: Path, suffixes: Collection[str]) -> list[Path]:
+    """All regular files below a folder with one of these suffixes, sorted; nothing hidden.
+
+    Links are followed. What can be reached in several ways is found once, where possible not through a link.
+    """
+    found: list[Path] = []
+    folders, files = [(folder, os.path.realpath(folder))], []
+    seen = {folders[0][1]}
+    linked: list[Path] = []
+    real_files: set[str] = set()
+    while folders or linked:
+        if not folders:  # only then what is linked, so that a folder goes by its own name
+            link = linked.pop(0)
+            real = os.path.realpath(link)
+            if real in seen:
+                continue
+            seen.add(real)
+            folders.append((link, real))
+        place, real = folders.pop()
+        try:
+            entries = sorted(os.scandir(place), key=lambda entry: entry.name)
+        except OSError as error:
+            _logger.warning("left out a folder that cannot be read: %s", error)
+            continue
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            path = place / entry.name
+            if entry.is_dir():
+                if entry.is_symlink():
+                    linked.append(path)
+                elif (inside := os.path.join(real, entry.name)) not in seen:
+                    seen.add(inside)
+                    folders.append((path, inside))
+            elif path.suffix.lower() in suffixes and entry.is_file():
+                if entry.is_symlink():
+                    files.append(path)
+                else:
+                    real_files.add(os.path.join(real, entry.name))
+                    found.append(path)
+    for path in sorted(files):
+        if (real := os.path.realpath(path)) not in real_files:
+            real_files.add(real)
+            found.append(path)
+    return sorted(found)
+
+
+def _require(module: str) -> Any:
+    """An optional package, or a ValueError that says how to install it."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ValueError(f"expected the package {module}, got none; pip install 'gritvq[images]'.") from error
+
+
+def _padded(number: int, length: int) -> str:
+    return f"{number:0{len(str(max(0, length - 1)))}}"
+
+
+def _wrong_column(column: str, names: Sequence[str], where: str) -> ValueError:
+    return ValueError(
+        f"expected a column of pictures {column!r} in {where}, got {', '.join(names)}; name the right one with "
+        "`column`."
+    )
