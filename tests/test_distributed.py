@@ -36,22 +36,25 @@ def latents(num: int = 120) -> Tensor:
     return 3 + torch.randn(num, DIM, generator=torch.Generator().manual_seed(1))
 
 
-def _child(rank: int, job: Job, folder: str, cuts: tuple[int, ...]) -> None:
+def _child(rank: int, job: Job, folder: str, cuts: tuple[int, ...], backends: tuple[str, ...]) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo",
-        init_method=f"file://{folder}/store",
-        rank=rank,
-        world_size=2,
-        timeout=datetime.timedelta(seconds=60),
-    )
-    torch.manual_seed(0)
-    torch.save(job(latents()[cuts[rank] : cuts[rank + 1]]), f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
+    for number, backend in enumerate(backends):
+        dist.init_process_group(
+            backend,
+            init_method=f"file://{folder}/store{number}",
+            rank=rank,
+            world_size=2,
+            timeout=datetime.timedelta(seconds=60),
+        )
+        torch.manual_seed(0)
+        torch.save(job(latents()[cuts[rank] : cuts[rank + 1]]), f"{folder}/{rank}.pt")
+        dist.destroy_process_group()
 
 
-def on_two(job: Job, tmp_path: Path, cuts: tuple[int, ...] = (0, 60, 120)) -> tuple[dict[str, Tensor], ...]:
-    mp.spawn(_child, (job, str(tmp_path), cuts), nprocs=2)
+def on_two(
+    job: Job, tmp_path: Path, cuts: tuple[int, ...] = (0, 60, 120), backends: tuple[str, ...] = ("gloo",)
+) -> tuple[dict[str, Tensor], ...]:
+    mp.spawn(_child, (job, str(tmp_path), cuts, backends), nprocs=2)
     return torch.load(tmp_path / "0.pt"), torch.load(tmp_path / "1.pt")
 
 
@@ -131,6 +134,18 @@ def measured_sparsely(x: Tensor) -> dict[str, Tensor]:
     }
 
 
+def without_parallel_wrapper(x: Tensor) -> dict[str, Tensor]:
+    """Every collective there is, and none of PyTorch's own."""
+    jobs: dict[str, Job] = {
+        "average": moving_average,
+        "start": initialization,
+        "measured": measured,
+        "sparse": measured_sparsely,
+    }
+    found = {f"{name}/{key}": value for name, job in jobs.items() for key, value in job(x).items()}
+    return {**found, "entropy": entropy(x)["loss"]}
+
+
 def one_side_masked(x: Tensor) -> dict[str, Tensor]:
     quantizer = VectorQuantizer(FreeCodebook(DIM, SIZE), learning=[EMAUpdate(0.9), DeadCodeRevival(1)])
     keep = not dist.is_initialized() or dist.get_rank() == 0
@@ -145,6 +160,15 @@ def test_two_processes_equal_one(job: Job, tmp_path: Path) -> None:
     expected = on_one(job)
     for found in on_two(job, tmp_path):
         assert found.keys() == expected.keys() and expected
+        for name in expected:
+            torch.testing.assert_close(found[name], expected[name], rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_groups_that_serve_gpus_alone_take_tensors_of_the_cpu(tmp_path: Path) -> None:
+    """As NCCL's, after `fit` has moved the model to the CPU; and again in a second group after the first is gone."""
+    expected = on_one(without_parallel_wrapper)
+    for found in on_two(without_parallel_wrapper, tmp_path, backends=("cuda:gloo", "cuda:gloo")):
+        assert found.keys() == expected.keys()
         for name in expected:
             torch.testing.assert_close(found[name], expected[name], rtol=1e-4, atol=1e-5, msg=name)
 

@@ -31,7 +31,7 @@ ALLOWED: dict[str, set[str]] = {
     "presets": PARTS
     | {"lookup_free", "structures", "codebooks", "assignments", "surrogates", "learning", "vector_quantizer"}
     | {"variational", "hyperbolic"},
-    "metrics": {"functional"},
+    "metrics": PARTS,
     "models": PARTS,
     "export": {"base"},
     "saving": {"base"},

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from gritvq.base import Quantizer, QuantizerOutput, Surrogate, differentiable_sum
+from gritvq.base import Quantizer, QuantizerOutput, Surrogate, all_reduce_sum
 from gritvq.functional import to_unit_length, wide
 from gritvq.surrogates import StraightThrough
 
@@ -198,7 +198,7 @@ class _Binary(_Grid):
             logits = 4 * self.value / self.temperature * y
             each = (_binary_entropy(logits) * weight).sum()
             mean = (torch.sigmoid(logits) * weight).reshape(-1, self.dim).sum(0)
-            total, each, mean = differentiable_sum(total), differentiable_sum(each), differentiable_sum(mean)
+            total, each, mean = all_reduce_sum(total), all_reduce_sum(each), all_reduce_sum(mean)
             total = total.clamp_min(1)
             mean = mean / total
             batch = -(mean * mean.clamp_min(1e-20).log() + (1 - mean) * (1 - mean).clamp_min(1e-20).log()).sum()

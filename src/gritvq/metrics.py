@@ -7,25 +7,17 @@ every token once.
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
-import torch.distributed as dist
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from gritvq.base import all_gather_rows, all_reduce_sum
 from gritvq.functional import perplexity
 
 __all__ = ["CodebookUsage", "ReconstructionError"]
 
 _LARGEST_DENSE = 2**24  # codes up to which one number is kept for each
-
-
-def _reduced(x: Tensor) -> Tensor:
-    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-        x = x.clone()
-        dist.all_reduce(x)
-    return x
 
 
 class CodebookUsage:
@@ -95,7 +87,7 @@ class CodebookUsage:
 
     def histograms(self) -> list[Tensor]:
         """Counts of every channel over all processes (K,), sparse where the codebook is large."""
-        return [_reduced_sparse(counts) if counts.is_sparse else _reduced(counts) for counts in self.counts]
+        return [_summed(counts) for counts in self.counts]
 
     def compute(self) -> dict[str, float]:
         """Over all processes: mean ``usage`` and ``perplexity`` of the channels, ``dead_codes`` in all, ``tokens``."""
@@ -107,7 +99,7 @@ class CodebookUsage:
             "usage": sum(n / size for n, size in zip(used, self.codebook_sizes, strict=True)) / num,
             "perplexity": sum(float(perplexity(c)) for c in counts) / num,
             "dead_codes": float(sum(size - n for n, size in zip(used, self.codebook_sizes, strict=True))),
-            "tokens": float(_reduced(self._positions)),
+            "tokens": float(all_reduce_sum(self._positions)),
         }
 
     def bits_per_token(self) -> float:
@@ -115,7 +107,7 @@ class CodebookUsage:
 
         Equal to :func:`gritvq.functional.bits_per_token` where every position has a code in every channel.
         """
-        positions = float(_reduced(self._positions))
+        positions = float(all_reduce_sum(self._positions))
         if positions == 0:
             return math.nan
         shares = [float(_seen_counts(counts).sum()) / positions for counts in self.histograms()]
@@ -138,12 +130,11 @@ def _sparse_sum(*each: Tensor) -> Tensor:
     return _sparse(codes, counts, each[0].shape[0])
 
 
-def _reduced_sparse(counts: Tensor) -> Tensor:
-    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
-        return counts
-    gathered: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(gathered, (counts.indices()[0].cpu(), counts.values().cpu()))
-    return _sparse_sum(*(_sparse(codes, values, counts.shape[0]) for codes, values in gathered))
+def _summed(counts: Tensor) -> Tensor:
+    """Counts over all processes."""
+    if not counts.is_sparse:
+        return all_reduce_sum(counts)
+    return _sparse(all_gather_rows(counts.indices()[0]), all_gather_rows(counts.values()), counts.shape[0])
 
 
 def _seen_counts(counts: Tensor) -> Tensor:
@@ -183,7 +174,7 @@ class ReconstructionError:
 
     def compute(self) -> dict[str, float]:
         """``mse``, ``psnr`` and ``psnr_per_image`` (decibels) over all processes; NaN where nothing was counted."""
-        total, psnr, pixels, images = _reduced(self.sums).tolist()
+        total, psnr, pixels, images = all_reduce_sum(self.sums).tolist()
         if images == 0:
             return {"mse": math.nan, "psnr": math.nan, "psnr_per_image": math.nan}
         mse = total / pixels

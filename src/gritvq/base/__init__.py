@@ -1,6 +1,6 @@
 """The interfaces: a quantizer, its result, its four kinds of parts, and the statistics that learning works from."""
 
-from gritvq.base.collectives import all_gather_rows, all_reduce_sum, differentiable_sum
+from gritvq.base.collectives import all_gather_rows, all_reduce_sum
 from gritvq.base.component import Component, build, describe, evaluating
 from gritvq.base.parts import (
     Assignment,
@@ -33,7 +33,6 @@ __all__ = [
     "all_reduce_sum",
     "build",
     "describe",
-    "differentiable_sum",
     "evaluating",
     "keeping_precision",
     "least_exact",

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from gritvq.base import Context, LearningRule, Schedule, differentiable_sum, scheduled
+from gritvq.base import Context, LearningRule, Schedule, all_reduce_sum, scheduled
 from gritvq.functional import squared_distance, wide
 from gritvq.learning.losses import check_weight
 
@@ -98,9 +98,9 @@ class DriftLoss(LearningRule):
 def _variance(x: Float[Tensor, "N D"], valid: Bool[Tensor, " N"]) -> Float[Tensor, ""]:
     """Variance of the valid rows of all processes, mean over components; 0 where there is none."""
     weight = valid.to(x.dtype)[:, None]
-    total = differentiable_sum(weight.sum()).clamp_min(1)
-    mean = differentiable_sum((weight * x).sum(0)) / total
-    return differentiable_sum((weight * (x - mean).square()).sum()) / (total * x.shape[1])
+    total = all_reduce_sum(weight.sum()).clamp_min(1)
+    mean = all_reduce_sum((weight * x).sum(0)) / total
+    return all_reduce_sum((weight * (x - mean).square()).sum()) / (total * x.shape[1])
 
 
 @torch.library.custom_op("gritvq::kernel_sums", mutates_args=())

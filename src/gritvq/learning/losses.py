@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from gritvq.base import Context, LearningRule, differentiable_sum
+from gritvq.base import Context, LearningRule, all_reduce_sum
 from gritvq.functional import squared_distance
 
 __all__ = ["CodebookLoss", "CommitmentLoss", "EntropyLoss", "OrthogonalityLoss"]
@@ -118,7 +118,7 @@ class EntropyLoss(LearningRule):
             entropy, probability = checkpoint(self._block, rows, weight, context.codes, use_reentrant=False)
             each, mean = each + entropy, mean + probability
         total = valid.sum()
-        total, each, mean = differentiable_sum(total), differentiable_sum(each), differentiable_sum(mean)
+        total, each, mean = all_reduce_sum(total), all_reduce_sum(each), all_reduce_sum(mean)
         total = total.clamp_min(1)
         mean = mean / total
         batch = -(mean * (mean + 1e-20).log()).sum()

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from gritvq.base import Component, Quantizer, differentiable_sum, keeping_precision
+from gritvq.base import Component, Quantizer, all_reduce_sum, keeping_precision
 from gritvq.tokenizer import Tokenizer, TokenizerOutput
 from gritvq.variational import VariationalLatent
 
@@ -121,7 +121,7 @@ class ElboObjective(Objective):
     def reconstruction(self, error: Float[Tensor, "B C H W"]) -> Float[Tensor, ""]:
         """The reconstruction term per pixel component, from squared errors."""
         if self.likelihood == "arelbo":  # the logarithm of a batch mean is that of all processes
-            total, count = differentiable_sum(error.sum()), differentiable_sum(error.new_tensor(error.numel()))
+            total, count = all_reduce_sum(error.sum()), all_reduce_sum(error.new_tensor(error.numel()))
             return 0.5 * (total / count).clamp_min(1e-12).log()
         if self.log_variance is None:
             return error.mean() / (2 * self.variance)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from gritvq.base import Codebook, Quantizer, QuantizerOutput, Schedule, differentiable_sum
+from gritvq.base import Codebook, Quantizer, QuantizerOutput, Schedule, all_reduce_sum
 from gritvq.functional import nearest_code, nearest_codes, wide
 from gritvq.relaxations import centered, gaussian_factors, negative_entropy, over_blocks, relaxed_choice
 from gritvq.variational.stochastic import (
@@ -144,7 +144,7 @@ class GaussianMixtureQuantizer(Quantizer):
         """KL from the uniform distribution, of the batch's mean or of single vectors."""
         if self.regularizer == "sample":
             return masked_mean(extra + math.log(codebook_size), weight)
-        total, mass = differentiable_sum(weight.sum()), differentiable_sum(extra.sum(0))
+        total, mass = all_reduce_sum(weight.sum()), all_reduce_sum(extra.sum(0))
         mean = mass / total.clamp_min(1)
         return (mean * (mean * codebook_size + 1e-20).log()).sum()
 
