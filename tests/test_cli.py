@@ -22,6 +22,8 @@ from PIL import Image
 from gritvq import Tokenizer, msvq
 from gritvq.cli import contest_entries, main
 from gritvq.models import ImageDecoder, ImageEncoder
+from gritvq.training.tokens import TokenizedImage, read_tokens, write_tokens
+from program import wrong
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 
@@ -451,7 +453,7 @@ class TestWrongInput:
         said = self.refused(capsys, "export", tokenizer, "--size", "[10, 12]")
         assert "expected a size (H, W) of multiples of 4, got (10, 12)" in said
         Path("file").write_text("mine")
-        assert "got the file file; choose another name" in self.refused(capsys, "export", tokenizer, "--out", "file")
+        assert "got the file file; choose another --out" in self.refused(capsys, "export", tokenizer, "--out", "file")
 
     def test_tokens_of_another_tokenizer(self, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
         np.savez("t.npz", **{"tokens/a.png": np.full((2, 2, 1), 4000), "size/a.png": np.array([8, 8])})
@@ -479,6 +481,72 @@ class TestWrongInput:
         assert Path("originals/a.png").read_bytes() == before
         assert main([*arguments, "--overwrite", "true"]) == 0
         assert Path("originals/a.png").read_bytes() != before
+
+
+class TestWhatIsThereStays:
+    """Verbs on pictures replace files only when told, and write below their output folder only."""
+
+    def test_results_are_replaced_when_told(
+        self, run: Path, pictures: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        tokenizer = str(run / "tokenizer")
+        for verb, name in (("validate", "metrics.json"), ("inspect", "codebook.png"), ("export", "decoder.pt2")):
+            Path(verb).mkdir()
+            Path(verb, name).write_bytes(b"another tokenizer's")
+            more = ["--format", "torch"] if verb == "export" else ["--data.path", str(pictures)]
+            arguments = [verb, tokenizer, "--out", verb, *more]
+            assert f"got {verb}, which holds {name}; choose another --out" in wrong(arguments, capsys)
+            assert [path.read_bytes() for path in Path(verb).iterdir()] == [b"another tokenizer's"]
+            if verb != "export":  # which is slow
+                assert main([*arguments, "--overwrite", "true"]) == 0
+                assert Path(verb, name).read_bytes() != b"another tokenizer's"
+
+    def test_encode_asks_too(self, run: Path, odd: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        Path("mine.npz").write_bytes(b"a thesis")
+        arguments = ["encode", str(odd), "--tokenizer", str(run / "tokenizer"), "--out", "mine.npz"]
+        assert "which holds mine.npz; choose another --out" in wrong(arguments, capsys)
+        assert Path("mine.npz").read_bytes() == b"a thesis"
+        assert main([*arguments, "--overwrite", "true"]) == 0 and len(read_tokens("mine.npz")) == 4
+
+    @pytest.fixture
+    def tokens(self, run: Path) -> list[str]:
+        """Arguments that decode the pictures a.png, a.png/b and deep/c.png."""
+        names = ("a.png", "a.png/b", "deep/c.png")
+        items = [TokenizedImage(name, (8, 8), torch.zeros(2, 2, 1, dtype=torch.int64)) for name in names]
+        write_tokens("t.parquet", items)
+        return ["decode", "t.parquet", "--tokenizer", str(run / "tokenizer"), "--out", "back"]
+
+    def test_a_picture_called_like_a_folder(self, tokens: list[str]) -> None:
+        assert main(tokens) == 0
+        found = sorted(str(path.relative_to("back")) for path in Path("back").rglob("*") if path.is_file())
+        assert found == ["a.png.png", "a.png/b.png", "deep/c.png"]
+
+    @pytest.mark.parametrize("overwrite", ["false", "true"])
+    def test_no_way_out_through_links(
+        self, tokens: list[str], overwrite: str, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        Path("elsewhere").mkdir()
+        Path("back").mkdir()
+        Path("back/deep").symlink_to(Path("elsewhere").resolve())
+        assert "got back/deep, a link to " in wrong([*tokens, "--overwrite", overwrite], capsys)
+        assert not list(Path("elsewhere").iterdir()) and len(list(Path("back").iterdir())) == 1
+        Path("back/deep").unlink()
+        Path("link").symlink_to("elsewhere")  # the output folder itself may be one
+        assert main([*tokens[:-1], "link"]) == 0 and Path("elsewhere/deep/c.png").is_file()
+
+    def test_links_and_folders_in_a_pictures_place(self, tokens: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+        Path("back").mkdir()
+        Path("back/a.png.png").symlink_to(Path("outside.png").resolve())  # to nothing yet
+        assert "which holds a.png.png" in wrong(tokens, capsys)
+        assert main([*tokens, "--overwrite", "true"]) == 0
+        assert not Path("outside.png").exists() and not Path("back/a.png.png").is_symlink()
+        Path("back/deep/c.png").unlink()
+        Path("back/deep/c.png").mkdir()
+        assert "got a folder of that name" in wrong([*tokens, "--overwrite", "true"], capsys)
+        Path("back/deep/c.png").rmdir()
+        Path("back/deep").rmdir()
+        Path("back/deep").write_text("a file")
+        assert "expected a folder back/deep to write into" in wrong([*tokens, "--overwrite", "true"], capsys)
 
 
 def test_encode_leaves_out_sizes_that_a_layout_does_not_take(

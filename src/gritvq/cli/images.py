@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import warnings
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +35,17 @@ def measure_arguments(parser: Any, out: str) -> None:
         "--split", type=str, default="validation", choices=["validation", "test"], help="images to measure on"
     )
     parser.add_argument("--out", type=str, default=out, help="folder for pictures and numbers")
+    _overwrite_argument(parser)
 
 
-def _measure(parser: Any, config: Any) -> tuple[Any, dict[str, float], Any, Any, Path]:
+def _overwrite_argument(parser: Any) -> None:
+    parser.add_argument("--overwrite", type=bool, default=False, help="whether existing files may be replaced")
+
+
+_MEASURED = ("metrics.json", "reconstructions.png", "usage.png")
+
+
+def _measure(parser: Any, config: Any, files: Sequence[str]) -> tuple[Any, dict[str, float], Any, Any, Path]:
     from rich.progress import track
 
     from gritvq.files import write_json
@@ -43,6 +53,7 @@ def _measure(parser: Any, config: Any) -> tuple[Any, dict[str, float], Any, Any,
     from gritvq.training import evaluate, pictures
     from gritvq.training.runs import prepare
 
+    _check_places(Path(config.out), files, config.overwrite)
     prepare(0)
     tokenizer = Tokenizer.from_pretrained(config.tokenizer)
     data = parser.instantiate(config).data
@@ -59,7 +70,7 @@ def _measure(parser: Any, config: Any) -> tuple[Any, dict[str, float], Any, Any,
 
 def validate(parser: Any, config: Any) -> None:
     """Measure a tokenizer on images: PSNR, usage, perplexity."""
-    _, numbers, _, _, out = _measure(parser, config)
+    _, numbers, _, _, out = _measure(parser, config, _MEASURED)
     report(
         f"{config.split} images of {config.data.path}",
         number_rows(numbers),
@@ -76,7 +87,7 @@ def inspect(parser: Any, config: Any) -> None:
     from gritvq.training import pictures
     from gritvq.training.runs import token_statistics
 
-    tokenizer, numbers, counts, _, out = _measure(parser, config)
+    tokenizer, numbers, counts, _, out = _measure(parser, config, [*_MEASURED, "codebook.png"])
     pictures.codebook_picture(tokenizer, out / "codebook.png", counts)
     own = token_statistics(tokenizer)
     report(
@@ -92,6 +103,43 @@ def inspect(parser: Any, config: Any) -> None:
     )
 
 
+def _check_places(out: Path, paths: Iterable[str | Path], overwrite: bool) -> None:
+    """Say before any work that files cannot be written below a folder.
+
+    Raises:
+        ValueError: If the folder is a file, one of them is there and may not be replaced or is no file, or the way to
+            it is no folder or leads through a link out of ``out``.
+    """
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"expected a folder, got the file {out}; choose another --out")
+    whole = out.resolve()
+    taken: list[str | Path] = []
+    checked: set[Path] = set()
+    for path in paths:
+        place = out / path
+        if place.is_dir() and not place.is_symlink():
+            raise ValueError(f"expected to write the file {place}, got a folder of that name; choose another --out")
+        if os.path.lexists(place):
+            taken.append(path)
+        for folder in Path(path).parents:
+            inside = out / folder
+            if folder in checked or not os.path.lexists(inside):
+                continue
+            checked.add(folder)
+            if not inside.is_dir():
+                raise ValueError(f"expected a folder {inside} to write into, got something else; choose another --out")
+            if not inside.resolve().is_relative_to(whole):
+                raise ValueError(
+                    f"expected folders inside of {out}, got {inside}, a link to {inside.resolve()}; remove the link or "
+                    "choose another --out"
+                )
+    if taken and not overwrite:
+        raise ValueError(
+            f"expected a folder without the files to write, got {out}, which holds {taken[0]}"
+            f"{' and others' if len(taken) > 1 else ''}; choose another --out, or replace files with --overwrite true"
+        )
+
+
 def encode_arguments(parser: Any) -> None:
     """Pictures and where their tokens go."""
     parser.add_argument(
@@ -100,6 +148,7 @@ def encode_arguments(parser: Any) -> None:
     parser.add_argument("--tokenizer", type=str, required=True, help="tokenizer folder or Hub name")
     parser.add_argument("--out", type=str, default="tokens.npz", help="file to write: .npz or .parquet")
     parser.add_argument("--strict", type=bool, default=False, help="whether a broken file ends the run")
+    _overwrite_argument(parser)
 
 
 def encode(parser: Any, config: Any) -> None:
@@ -111,7 +160,8 @@ def encode(parser: Any, config: Any) -> None:
     from gritvq.tokenizer import Tokenizer
     from gritvq.training.tokens import TokenizedImage, check_token_path, write_tokens
 
-    check_token_path(config.out)
+    out = check_token_path(config.out)
+    _check_places(out.parent, [out.name], config.overwrite)
     tokenizer = Tokenizer.from_pretrained(config.tokenizer).fold()  # the codes made once for all pictures
     total = len(find_images(config.images))
     pictures = read_images(config.images, channels=tokenizer.channels, strict=config.strict)
@@ -127,7 +177,7 @@ def encode(parser: Any, config: Any) -> None:
         done.append(TokenizedImage(name, (image.shape[1], image.shape[2]), tokens.cpu()))
     if not done:
         raise ValueError(f"expected at least one readable picture in {config.images}, got none; nothing was written")
-    write_tokens(config.out, done)
+    write_tokens(out, done)
     _warn_of_tokens(tokenizer.quantizer)
     used = CodebookUsage(tokenizer.quantizer.codebook_sizes)
     for item in done:
@@ -142,7 +192,7 @@ def encode(parser: Any, config: Any) -> None:
             ("bits per token", f"{bits:.2f}"),
             ("bits per pixel", f"{bits * num_tokens / pixels:.3f}"),
         ],
-        {"tokens": Path(config.out)},
+        {"tokens": out},
     )
 
 
@@ -158,7 +208,7 @@ def decode_arguments(parser: Any) -> None:
     parser.add_argument("tokens", type=str, help="file written by encode: .npz or .parquet")
     parser.add_argument("--tokenizer", type=str, required=True, help="tokenizer folder or Hub name")
     parser.add_argument("--out", type=str, default="decoded", help="folder for the PNG files")
-    parser.add_argument("--overwrite", type=bool, default=False, help="whether existing files may be replaced")
+    _overwrite_argument(parser)
 
 
 def decode(parser: Any, config: Any) -> None:
@@ -172,12 +222,7 @@ def decode(parser: Any, config: Any) -> None:
     items = read_tokens(config.tokens)
     out = Path(config.out)
     paths = picture_paths([item.name for item in items])
-    taken = [path for path in paths if (out / path).exists()]
-    if taken and not config.overwrite:
-        raise ValueError(
-            f"expected a folder without the pictures to write, got {out}, which holds {taken[0]}"
-            f"{' and others' if len(taken) > 1 else ''}; choose another --out, or replace files with --overwrite true"
-        )
+    _check_places(out, paths, config.overwrite)
     for item in items:
         _check_tokens(tokenizer, item)
     for item, path in zip(track(items, description="decoding", console=console(), transient=True), paths, strict=True):
@@ -203,6 +248,7 @@ def export_arguments(parser: Any) -> None:
     """A tokenizer, and the form of its programs."""
     parser.add_argument("tokenizer", type=str, help="tokenizer folder or Hub name")
     parser.add_argument("--out", type=str, default="exported", help="folder for the two files")
+    _overwrite_argument(parser)
     parser.add_argument("--format", type=str, default="onnx", choices=["onnx", "torch"], help=".onnx or .pt2 files")
     parser.add_argument("--size", type=tuple[int, int], default=None, help="[H,W] of all images; any if not given")
 
@@ -214,6 +260,8 @@ def export(parser: Any, config: Any) -> None:
     from gritvq.export import load_program
     from gritvq.tokenizer import Tokenizer
 
+    ending = "onnx" if config.format == "onnx" else "pt2"
+    _check_places(Path(config.out), [f"{name}.{ending}" for name in ("encoder", "decoder")], config.overwrite)
     tokenizer = Tokenizer.from_pretrained(config.tokenizer)
     _warn_of_tokens(tokenizer.quantizer)
     encoder, decoder = tokenizer.export(config.out, config.format, size=config.size)

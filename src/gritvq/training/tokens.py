@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import os
-import zipfile
-import zlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -27,6 +25,8 @@ __all__ = [
     "save_png",
     "write_tokens",
 ]
+
+_LONGEST_NAME = 200  # bytes of a file's name: most systems take 255, endings and scratch files need some
 
 
 class TokenizedImage(NamedTuple):
@@ -126,49 +126,46 @@ def read_tokens(path: str | os.PathLike[str]) -> list[TokenizedImage]:
     """
     path = check_token_path(path)
     if not path.is_file():
-        raise ValueError(f"expected a token file, got {path}, which does not exist; make one with 'gritvq encode'")
+        there = "no regular file" if path.exists() else "which does not exist"
+        raise ValueError(f"expected a token file, got {path}, {there}; make one with 'gritvq encode'")
     try:
-        return _read_npz(path) if path.suffix == ".npz" else _read_parquet(path)
-    except (
-        AttributeError,
-        KeyError,
-        OSError,
-        EOFError,
-        TypeError,
-        ValueError,
-        zipfile.BadZipFile,
-        zlib.error,
-    ) as error:
+        rows = _npz_rows(path) if path.suffix == ".npz" else _parquet_rows(path)
+        return [_tokenized(*row) for row in rows]
+    except Exception as error:  # on damaged files NumPy, zipfile and pyarrow raise nearly everything
         raise ValueError(
-            f"expected tokens written by 'gritvq encode' in {path}, got something else or a damaged file"
+            f"expected tokens written by 'gritvq encode' in {path}, got something else or a damaged file "
+            f"({type(error).__name__}: {error}); make it again"
         ) from error
 
 
-def _read_npz(path: Path) -> list[TokenizedImage]:
+def _npz_rows(path: Path) -> Iterator[tuple[Any, Any, Any]]:
+    """Name, size and tokens of every picture, as they are in the file."""
     with np.load(path, allow_pickle=False) as file:
         names = [key.removeprefix("tokens/") for key in file.files if key.startswith("tokens/")]
         if not names:
-            raise KeyError("tokens/")
-        items = []
+            raise ValueError("no arrays called tokens/NAME")
         for name in names:
-            height, width = (int(side) for side in file[f"size/{name}"])
-            items.append(TokenizedImage(name, (height, width), torch.from_numpy(file[f"tokens/{name}"])))
-        return items
+            yield name, file[f"size/{name}"].tolist(), file[f"tokens/{name}"]
 
 
-def _read_parquet(path: Path) -> list[TokenizedImage]:
+def _parquet_rows(path: Path) -> Iterator[tuple[Any, Any, Any]]:
+    """Name, size and tokens of every picture, as they are in the file."""
     import pyarrow.parquet as parquet
 
-    return [
-        TokenizedImage(
-            row["name"],
-            (row["height"], row["width"]),
-            torch.tensor(row["tokens"], dtype=torch.int64).view(
-                *(side for side in (row["token_height"], row["token_width"]) if side is not None), row["channels"]
-            ),
+    for row in parquet.read_table(path).to_pylist():
+        sides = [side for side in (row["token_height"], row["token_width"]) if side is not None]
+        yield row["name"], (row["height"], row["width"]), np.array(row["tokens"]).reshape(*sides, row["channels"])
+
+
+def _tokenized(name: Any, size: Any, tokens: Any) -> TokenizedImage:
+    sides = [side for side in size if isinstance(side, int) and side > 0]
+    if not isinstance(name, str) or len(size) != 2 or len(sides) != 2:
+        raise ValueError(f"expected a name and a size (height, width) in pixels, got {name!r} and {size!r}")
+    if tokens.ndim not in (2, 3) or not np.issubdtype(tokens.dtype, np.integer) or not tokens.size:
+        raise ValueError(
+            f"expected integers (h, w, Q) or (T, Q) for {name!r}, got an array {tokens.shape} of {tokens.dtype}"
         )
-        for row in parquet.read_table(path).to_pylist()
-    ]
+    return TokenizedImage(name, (sides[0], sides[1]), torch.from_numpy(tokens.astype(np.int64)))
 
 
 def save_png(image: Float[Tensor, "C H W"], path: str | os.PathLike[str]) -> Path:
@@ -184,24 +181,31 @@ def save_png(image: Float[Tensor, "C H W"], path: str | os.PathLike[str]) -> Pat
 def picture_paths(names: Sequence[str]) -> list[Path]:
     """Where decoded pictures go below the output folder: the name with a ``.png`` ending, each path once.
 
-    Where a name is taken by one before it, another ``.png`` follows.
+    Where a name is taken by one before it, or by a folder of others, another ``.png`` follows.
 
     Raises:
-        ValueError: If a name would lead out of the folder.
+        ValueError: If a name would lead out of the folder, or can be no file.
 
     Example:
         >>> [str(path) for path in picture_paths(["a.jpg", "b.jpg", "b.png"])]
         ['a.png', 'b.jpg.png', 'b.png.png']
+        >>> [str(path) for path in picture_paths(["a.png", "a.png/b"])]
+        ['a.png.png', 'a.png/b.png']
     """
-    stems = Counter(Path(name).with_suffix("") for name in names)
+    stems = Counter(Path(name).with_suffix("") for name in names if Path(name).name)
+    folders = {folder for name in names for folder in Path(name).parents}
     paths: dict[Path, None] = {}
     for name in names:
         path = Path(name)
         if path.is_absolute() or ".." in path.parts or not path.name:
             raise ValueError(f"expected picture names below the folder, got {name!r}; the token file was tampered with")
+        if "\0" in name or max(len(os.fsencode(part)) for part in path.parts) > _LONGEST_NAME:
+            raise ValueError(
+                f"expected picture names of at most {_LONGEST_NAME} bytes without zeros, got {name[:80]!r}; rename it"
+            )
         single = stems[path.with_suffix("")] == 1
         path = path.with_suffix(".png") if single else path.with_name(path.name + ".png")
-        while path in paths:
+        while path in paths or path in folders:
             path = path.with_name(path.name + ".png")
         paths[path] = None
     return list(paths)
