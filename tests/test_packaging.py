@@ -1,0 +1,53 @@
+"""What is declared for installation: every extra resolves with the constraints, and every lower bound is a true one."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+tomllib = pytest.importorskip("tomllib", reason="Python 3.10 cannot read pyproject.toml by itself")
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+EXTRAS = PROJECT["optional-dependencies"]
+PINS = {
+    canonicalize_name(name): version
+    for name, version in re.findall(r"^([\w.-]+)==(\S+)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
+}
+
+
+@pytest.mark.parametrize("extra", ["", *EXTRAS])
+def test_what_an_extra_names_is_pinned_within_its_range(extra: str) -> None:
+    """A package without a pin is another one next month; a pin outside the range is refused by pip."""
+    for line in EXTRAS[extra] if extra else PROJECT["dependencies"]:
+        requirement = Requirement(line)
+        if requirement.name != "gritvq":
+            version = PINS.get(canonicalize_name(requirement.name))
+            assert version is not None, f"{requirement.name} has no line in constraints.txt"
+            assert requirement.specifier.contains(version), f"{requirement} excludes {version} of constraints.txt"
+
+
+def test_every_extra_resolves_with_the_constraints() -> None:
+    """pip accepts all extras at once, with pins: so each alone, which needs a part of the same versions."""
+    names = ",".join(EXTRAS)
+    pip = [sys.executable, "-m", "pip", "install", "--dry-run", "--disable-pip-version-check", "--retries", "1"]
+    found = subprocess.run(
+        [*pip, "--quiet", "--constraint", "constraints.txt", f"--editable=.[{names}]"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    if "No matching distribution found" in found.stderr and "from versions: none" in found.stderr:
+        pytest.skip("no package index answers here")
+    assert found.returncode == 0, found.stderr[-2000:]
+
+
+def test_all_is_every_extra_that_users_choose_from() -> None:
+    """``all`` leaves out nothing but the tools for work on the project itself."""
+    named = {extra for line in EXTRAS["all"] for extra in Requirement(line).extras}
+    assert named == set(EXTRAS) - {"all", "bench", "dev"}
