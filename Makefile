@@ -6,7 +6,12 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 # A few tests run at once; one thread each is faster than several fighting.
 THREADS := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
-.PHONY: help demo test setup lint types docs tests soak clean
+# Other processors as far as one can play them: vector widths of PyTorch, code paths of MKL and oneDNN, threads.
+CAPABILITIES := ATEN_CPU_CAPABILITY=default ATEN_CPU_CAPABILITY=avx2,ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx512
+CAPABILITIES += MKL_CBWR=COMPATIBLE MKL_CBWR=AVX2 TEST_THREADS=2,OMP_NUM_THREADS=2,MKL_NUM_THREADS=2
+TESTS ?= tests
+
+.PHONY: help demo test setup lint types docs tests capabilities soak clean
 .DEFAULT_GOAL := help
 
 help:  ## say what there is
@@ -50,6 +55,12 @@ tests: $(VENV)/.installed-development  ## run the tests alone
 	@$(THREADS) $(BIN)/pytest -q -n 2 --durations=5
 
 test: lint types docs tests  ## lint, types, docs, all tests
+
+capabilities: $(VENV)/.installed-development  ## run the tests as on other processors (TESTS="files" for some)
+	@for settings in $(CAPABILITIES); do \
+		settings=$$(echo $$settings | tr , ' '); echo "==> pytest with $$settings"; \
+		env $(THREADS) $$settings $(BIN)/pytest -q -n 2 $(TESTS) || exit 1; \
+	done
 
 soak: $(VENV)/.installed-development  ## run the tests that take long
 	@echo "==> pytest -m soak"

@@ -4,24 +4,59 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 # Without a GPU the Triton kernels run in Triton's interpreter, which must be chosen before anything imports Triton (the
 # compiler of PyTorch does). Compilation for the CPU is not affected.
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
-torch.set_num_threads(1)  # for fixtures of whole modules, which come before those of a test
+THREADS = int(os.environ.get("TEST_THREADS", "1"))  # 2 in `make capabilities`
+torch.set_num_threads(THREADS)  # for fixtures of whole modules, which come before those of a test
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data" / "images"
 
 
 @pytest.fixture(autouse=True)
 def _same_every_time() -> None:
-    torch.set_num_threads(1)
+    torch.set_num_threads(THREADS)
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def other_lapack(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Decompositions as correct as the real ones, with other signs and, for equal values, another basis."""
+    eigh, svd, qr = torch.linalg.eigh, torch.linalg.svd, torch.linalg.qr
+    generator = torch.Generator().manual_seed(1)
+
+    def turns(values: Tensor) -> Tensor:
+        """Block-diagonal, orthogonal: a random rotation for every run of equal values; the sign for one alone."""
+        equal = (values[1:] - values[:-1]).abs() <= 1e-12 * values.abs().max()
+        sizes = torch.unique_consecutive(torch.cat([equal.new_zeros(1), ~equal]).cumsum(0), return_counts=True)[1]
+        blocks = [qr(torch.randn(n, n, generator=generator, dtype=torch.float64)).Q for n in sizes.tolist()]
+        return -torch.block_diag(*blocks).to(values)
+
+    def other_eigh(matrix: Tensor, *args: Any, **settings: Any) -> Any:
+        values, vectors = eigh(matrix, *args, **settings)
+        return torch.return_types.linalg_eigh((values, vectors @ turns(values)))
+
+    def other_svd(matrix: Tensor, *args: Any, **settings: Any) -> Any:
+        left, values, right = svd(matrix, *args, **settings)
+        turn, size = turns(values), len(values)
+        left = torch.cat([left[:, :size] @ turn, left[:, size:]], 1)
+        return torch.return_types.linalg_svd((left, values, torch.cat([turn.T @ right[:size], right[size:]])))
+
+    def other_qr(matrix: Tensor, *args: Any, **settings: Any) -> Any:
+        q, r = qr(matrix, *args, **settings)
+        signs = 2.0 * torch.randint(2, (q.shape[-1],), generator=generator).to(q) - 1
+        return torch.return_types.linalg_qr((q * signs, signs[: r.shape[-2], None] * r))
+
+    for name, other in (("eigh", other_eigh), ("svd", other_svd), ("qr", other_qr)):
+        monkeypatch.setattr(torch.linalg, name, other)
 
 
 @pytest.fixture

@@ -20,7 +20,11 @@ def test_every_method_starts_from_the_same_codes_in_full_use(name: str) -> None:
     codes = drift.start(drift.METHODS["table"](2, 128), 0).codebook.codes()
     quantizer = drift.METHODS[name](2, 128)
     book: Codebook = drift.start(quantizer, 0).codebook
-    torch.testing.assert_close(book.codes(), codes, rtol=0, atol=2e-2)
+    # A regression ends below its error, not after so many steps: else rounding decides how near it comes. The largest
+    # distance is at most the root of their sum of squares; codes that can be written differ by rounding.
+    distance = (book.codes() - codes).detach().norm(dim=1)
+    assert float(distance.max()) <= (1e-4 if book.writes else math.sqrt(128 * drift.START_ERROR))
+    assert torch.pdist(codes).min() > 20 * math.sqrt(128 * drift.START_ERROR)
     latents = drift.cloud("expand", 0.0, 20_000, torch.Generator().manual_seed(7))
     assert drift.measured(quantizer, latents)["usage"] == 1.0
     settings = drift.grid(name)

@@ -135,8 +135,8 @@ def test_a_resumed_run_is_bitwise_the_uninterrupted_one(
     assert two and all(one[step] == value for step, value in two.items())
 
 
-def test_the_loss_curve_is_the_known_one() -> None:
-    """Golden values: whoever changes initialisation, data order, losses or the step changes them knowingly."""
+def short_run(max_steps: int) -> list[float]:
+    """Losses of a small run on the bundled photographs."""
     losses: list[float] = []
 
     class Recorded(TokenizerTask):
@@ -147,33 +147,47 @@ def test_the_loss_curve_is_the_known_one() -> None:
 
     prepare(0)
     tokenizer = Tokenizer(ImageEncoder(8, width=16), grit_vq(8, 128), ImageDecoder(8, width=16))
-    train(
-        Recorded(tokenizer, warmup_steps=5), ImageData("photographs", size=32, batch_size=4), plan(20), progress=False
-    )
-    assert losses == pytest.approx(GOLDEN, rel=2e-3)
+    data = ImageData("photographs", size=32, batch_size=4)
+    train(Recorded(tokenizer, warmup_steps=5), data, plan(max_steps), progress=False)
+    return losses
+
+
+def test_the_loss_curve_is_the_known_one() -> None:
+    """Golden values: whoever changes initialisation, data order, losses or the step changes them knowingly.
+
+    Rounding is all that differs between machines: 3e-7 at most in these 20 steps, over three vector widths, three code
+    paths of MKL, two of oneDNN, one and two threads. The tolerance leaves room for a vector between two codes that
+    rounding gives to the other one; what it has to find, another basis of the encoder's start, moves step 0 by 1e-2.
+    """
+    assert short_run(20) == pytest.approx(GOLDEN, rel=2e-3)
+
+
+@pytest.mark.usefixtures("other_lapack")
+def test_another_lapack_makes_no_other_run() -> None:
+    assert short_run(1) == pytest.approx(GOLDEN[:1], rel=1e-5)
 
 
 GOLDEN = [
-    0.49419,
-    0.25035,
-    0.26363,
-    0.36768,
-    0.30681,
-    0.26131,
-    0.12744,
-    0.20863,
-    0.21155,
-    0.12832,
-    0.17770,
-    0.10238,
-    0.11715,
-    0.12407,
-    0.12709,
-    0.15944,
-    0.08527,
-    0.17289,
-    0.07558,
-    0.11544,
+    0.4999721,
+    0.2499379,
+    0.2617229,
+    0.3584119,
+    0.3095896,
+    0.2663210,
+    0.1412731,
+    0.2230089,
+    0.1944203,
+    0.1414050,
+    0.1726852,
+    0.0983641,
+    0.1127302,
+    0.1339326,
+    0.1304257,
+    0.1591555,
+    0.0933087,
+    0.1470653,
+    0.0760358,
+    0.1172094,
 ]
 
 

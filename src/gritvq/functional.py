@@ -16,6 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from gritvq import kernels
+from gritvq.canonical import ranked
 from gritvq.kernels.blocked import search_rows
 
 __all__ = [
@@ -157,7 +158,7 @@ def nearest_residual(
 def nearest_codes(
     x: Float[Tensor, "N D"], codes: Float[Tensor, "K D"], num_codes: int, metric: Metric = "euclidean"
 ) -> Int[Tensor, "N n"]:
-    """Indices of the ``num_codes`` nearest codes of every vector, nearest first.
+    """Indices of the ``num_codes`` nearest codes of every vector, nearest first; ties go to the lowest index.
 
     Euclidean or cosine, as in :func:`nearest_code`. Memory beyond inputs and output is one block of 64 MB of scores.
 
@@ -175,7 +176,7 @@ def nearest_codes(
         found = [x.new_empty(0, num_codes, dtype=torch.int64)]
         for rows in x.split(max(1, _BLOCK_ENTRIES // len(codes))) if len(x) else ():
             scores = torch.addmm(bias, rows.to(codes.dtype) - center, codes.T, alpha=-1)
-            found.append(scores.topk(num_codes, largest=False).indices)
+            found.append(ranked(scores, num_codes, largest=False))
         return torch.cat(found)
 
 

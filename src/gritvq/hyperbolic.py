@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from gritvq.base import Quantizer, QuantizerOutput, Schedule, keeping_precision, scheduled
+from gritvq.canonical import ranked
 from gritvq.functional import wide
 from gritvq.relaxations import over_blocks, relaxed_choice
 
@@ -163,7 +164,7 @@ class HyperbolicQuantizer(Quantizer):
 
             def block(rows: Tensor) -> tuple[Tensor, ...]:
                 scores = self._scores(rows, planes)
-                return (scores.argmax(1, keepdim=True) if num_codes == 1 else scores.topk(num_codes).indices,)
+                return (scores.argmax(1, keepdim=True) if num_codes == 1 else ranked(scores, num_codes),)
 
             points = self._points(wide(y).reshape(-1, self.dim))
             found = block(points) if torch.compiler.is_exporting() else over_blocks(block, [points], size)

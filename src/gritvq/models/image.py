@@ -20,6 +20,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from gritvq.base import Component
+from gritvq.canonical import canonical_eigh
 
 _Layer = TypeVar("_Layer", bound=nn.Module)
 _GROUP = 8  # channels per normalisation group
@@ -185,7 +186,9 @@ def patch_prior(
         num_components: How many components at most; there are ``C f^2``.
 
     Returns:
-        Unit components, the most energetic first, and the standard deviation of the patch along each.
+        Unit components, the most energetic first, and the standard deviation of the patch along each. Symmetry makes
+        many equally energetic (two colour axes, mirrored patches); they are those of
+        :func:`~gritvq.canonical.canonical_eigh`, the same on every machine.
 
     Example:
         >>> basis, deviation = patch_prior(1, 2, 4)
@@ -197,8 +200,8 @@ def patch_prior(
         The isotropic first-order Markov model of Jain, "Fundamentals of Digital Image Processing", 1989.
     """
     place = torch.cartesian_prod(torch.arange(factor), torch.arange(factor)).double()
-    space_values, space = torch.linalg.eigh(0.95 ** torch.cdist(place, place))
-    color_values, color = torch.linalg.eigh(0.9 + 0.1 * torch.eye(channels, dtype=torch.float64))
+    space_values, space = canonical_eigh(0.95 ** torch.cdist(place, place))
+    color_values, color = canonical_eigh(0.9 + 0.1 * torch.eye(channels, dtype=torch.float64))
     values = 0.25 * torch.outer(color_values, space_values).flatten()
     order = values.argsort(descending=True, stable=True)[:num_components]
     basis = torch.einsum("dc,ps->csdp", color, space).reshape(-1, channels, factor, factor)

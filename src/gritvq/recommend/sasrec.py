@@ -189,5 +189,5 @@ def _batches(users: Tensor, lengths: Tensor, size: int, generator: torch.Generat
     order = users[torch.randperm(len(users), generator=generator)]
     parts: list[Tensor] = []
     for window in order.split(size * _WINDOW):
-        parts += window[lengths[window].argsort()].split(size)
+        parts += window[lengths[window].argsort(stable=True)].split(size)
     return [parts[i] for i in torch.randperm(len(parts), generator=generator).tolist()]

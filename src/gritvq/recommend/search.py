@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from gritvq.canonical import ranked
 from gritvq.recommend.backbones import Backbone, Context
 from gritvq.semantic_ids import PrefixTrie
 
@@ -55,9 +56,12 @@ def beam_search(backbone: Backbone, context: Context, trie: PrefixTrie, beam: in
     for level, size in enumerate(trie.codebook_sizes):
         totals = scores[..., None] + backbone.log_probs(context, prefixes)
         totals = totals.masked_fill(~trie.allowed(nodes, level), -math.inf).flatten(1)
-        scores, places = totals.topk(min(beam, totals.shape[1]))
+        places = ranked(totals, min(beam, totals.shape[1]))
+        scores = totals.gather(1, places)
         parents, codes = places // size, places % size
-        nodes, order = trie.step(nodes.gather(1, parents), codes).sort(dim=1)  # lexicographic within a level
+        nodes, order = trie.step(nodes.gather(1, parents), codes).sort(
+            dim=1, stable=True
+        )  # lexicographic within a level
         scores, again = scores.gather(1, order).sort(dim=1, descending=True, stable=True)
         order = order.gather(1, again)
         nodes = nodes.gather(1, again)

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from gritvq.canonical import ranked
 from gritvq.functional import code_sums
 from gritvq.semantic_ids.rows import RowTable
 
@@ -360,7 +361,7 @@ def _neighbours(
     for rows in queries.split(max(1, _BLOCK_ENTRIES // n)):
         similarity = unit[rows] @ unit.T
         similarity[torch.arange(len(rows)), rows] = -math.inf
-        near.append(similarity.topk(k).indices)
+        near.append(ranked(similarity, k))
     nearest = torch.cat(near)
     found = {
         f"neighbours/prefix_recall{name}": _mean_given(_prefix_chance(prefixes, queries, nearest), nearest),
@@ -412,7 +413,7 @@ def _quantized_chance(
         own = ids.group[some]
         distance = square - 2 * centers[own] @ centers.T
         distance[torch.arange(len(some)), own] = -math.inf  # its own id is nearest
-        nearest = distance.topk(min(k + 1, len(centers)), largest=False).indices
+        nearest = ranked(distance, min(k + 1, len(centers)), largest=False)
         size = ids.counts[nearest].double()
         size[:, 0] -= 1  # without itself
         share = ((k - (size.cumsum(1) - size)) / size.clamp_min(1)).clamp(0, 1)

@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from gritvq.base import Quantizer, QuantizerOutput, evaluating
+from gritvq.canonical import ranked
 from gritvq.functional import wide
 from gritvq.structures.stack import Stack, check_hard_part, code_type, drawn_depths, value_of
 
@@ -196,7 +197,8 @@ def _search(x: Tensor, parts: Sequence[Quantizer], beam: int) -> tuple[Tensor, T
         sums = (totals.unsqueeze(2) + value_of(part, near)).flatten(1, 2)
         longer = torch.cat([paths.unsqueeze(2).expand(-1, -1, count, -1), near], -1).flatten(1, 2)
         every = (x.unsqueeze(1) - sums).square().sum(-1)
-        errors, best = every.topk(min(beam, every.shape[1]), largest=False)
+        best = ranked(every, min(beam, every.shape[1]), largest=False)
+        errors = every.gather(1, best)
         totals = sums.gather(1, best.unsqueeze(-1).expand(-1, -1, sums.shape[-1]))
         paths = longer.gather(1, best.unsqueeze(-1).expand(-1, -1, longer.shape[-1]))
     least = errors.argmin(1)

@@ -107,7 +107,7 @@ def codebook_picture(
     folded = tokenizer.fold()  # the codes made once
     fields = (folded.decode(constant_tokens(folded.quantizer, part)).cpu() for part in codes.split(256))
     patches = torch.cat([_centre(field, factor) for field in fields])
-    patches = patches[patches.mean((1, 2, 3)).argsort()]
+    patches = patches[patches.mean((1, 2, 3)).argsort(stable=True)]
     columns = math.ceil(math.sqrt(len(patches)))
     rows = math.ceil(len(patches) / columns)
     mosaic = torch.ones(3, rows * (factor + 1), columns * (factor + 1))
