@@ -225,7 +225,7 @@ class ImageData(LightningDataModule):
         pictures = {name: splits.open([name], self.channels, self.strict) for name in splits.names}
         said = {name: ", ".join(words) for name, words in splits.said.items()}
         doubtful = splits.doubtful
-        if splits.names == [ALL] and looks_held_out([Path(self.path).stem]):
+        if not doubtful and splits.names == [ALL] and looks_held_out([Path(self.path).stem]):
             doubtful = [self.path] * len(pictures[ALL])
         key = ALL if ALL in pictures else "train"
         if key not in pictures:

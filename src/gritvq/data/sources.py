@@ -255,15 +255,15 @@ def open_parquet(footers: Sequence[Footer]) -> Source:
         ranges += [range(begin + first, begin + end) for first, end in zip(footer.firsts, ends, strict=True)]
         begin += footer.length
     sizes = [size for footer in footers for size in footer.sizes]
-    cache = _Cache(len(sizes) if sum(sizes) <= _SMALL else max(1, _WINDOW // max(sizes)))
+    cache = _Cache(None if sum(sizes) <= _SMALL else max(1, _WINDOW // max(sizes)))
     tables = [(footer.name, _ParquetTable(footer, cache)) for footer in footers]
-    return _Rows(tables, Blocks(ranges, cache.held) if cache.held < len(sizes) else None)
+    return _Rows(tables, Blocks(ranges, cache.held) if cache.held else None)
 
 
 class _Cache:
-    """The ``held`` row groups that were used last."""
+    """The ``held`` row groups that were used last, or all."""
 
-    def __init__(self, held: int) -> None:
+    def __init__(self, held: int | None) -> None:
         self.held = held
         self.groups: OrderedDict[tuple[Path, int], Any] = OrderedDict()
 
@@ -274,14 +274,16 @@ class _Cache:
         """The table of a row group."""
         key = (footer.file, group)
         if key not in self.groups:
-            while len(self.groups) >= self.held:
-                self.groups.popitem(last=False)
             pyarrow = _require("pyarrow")
+            while self.held and len(self.groups) >= self.held:
+                self.groups.popitem(last=False)
             try:
                 with _require("pyarrow.parquet").ParquetFile(footer.file) as opened:
                     self.groups[key] = opened.read_row_group(group, columns=footer.columns, use_threads=False)
             except (pyarrow.ArrowException, OSError) as error:
                 raise ValueError(f"its row group cannot be read: {error}") from error
+            if self.held:
+                pyarrow.default_memory_pool().release_unused()  # else the allocator keeps tens of MB of scratch memory
         self.groups.move_to_end(key)
         return self.groups[key]
 

@@ -10,7 +10,7 @@ __all__ = ["SPLITS", "looks_held_out", "split_of"]
 SPLITS = ("train", "validation", "test")
 _WORDS = {
     "train": ("train", "training", "trainset"),
-    "validation": ("val", "valid", "validation", "valset", "minival", "dev", "devel", "eval", "evaluation"),
+    "validation": ("val", "valid", "validation", "validate", "valset", "minival", "dev", "devel", "eval", "evaluation"),
     "test": ("test", "testing", "tests", "testset", "testdev", "holdout", "heldout"),
 }
 _SPLIT_OF = {word: split for split, words in _WORDS.items() for word in words}
