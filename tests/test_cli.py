@@ -19,6 +19,7 @@ import torch
 import yaml
 from PIL import Image
 
+import gritvq
 from gritvq import Tokenizer, msvq
 from gritvq.cli import contest_entries, main
 from gritvq.models import ImageDecoder, ImageEncoder
@@ -120,6 +121,13 @@ class TestFit:
         assert (Path("again/tokenizer/model.safetensors")).read_bytes() == (
             run / "tokenizer" / "model.safetensors"
         ).read_bytes()
+
+    def test_the_tokenizer_says_how_it_was_trained(self, run: Path, pictures: Path) -> None:
+        said = json.loads((run / "tokenizer" / "config.json").read_text())["training"]
+        assert (said["steps"], said["seed"], said["version"]) == (20, 0, gritvq.__version__)
+        assert said["data"]["path"] == str(pictures) and said["data"]["num_validation"] == 2000
+        counts = {split: found["pictures"] for split, found in said["data"]["splits"].items()}
+        assert counts == {"train": 36, "validation": 4, "test": 4}
 
     def test_resumes_bitwise(self, run: Path) -> None:
         checkpoint = run / "checkpoints" / "step-10.ckpt"

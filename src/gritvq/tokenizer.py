@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, overload
 
@@ -265,17 +265,21 @@ class Tokenizer(Component):
 
     # --- saving and loading -------------------------------------------------------------------------------------------
 
-    def save_pretrained(self, folder: str | os.PathLike[str]) -> Path:
+    def save_pretrained(self, folder: str | os.PathLike[str], training: Mapping[str, Any] | None = None) -> Path:
         """Write ``config.json`` (readable, format version) and ``model.safetensors``; no pickle, nothing half-written.
 
         The folder is written beside its final name and moved there when complete. An existing tokenizer is replaced;
         statistics of training (moving averages) are not part of it, a training checkpoint holds those. Levels that
         share one codebook are written each on its own, and share it no longer when loaded.
 
+        Args:
+            folder: New, empty, or with a tokenizer in it.
+            training: What to say of the training, plain values by name: ``training`` in ``config.json``.
+
         Raises:
             ValueError: If the path is a file, or a folder that holds something else than a tokenizer.
         """
-        return write_folder(folder, "tokenizer", self)
+        return write_folder(folder, "tokenizer", self, {} if training is None else {"training": dict(training)})
 
     @classmethod
     def from_pretrained(cls, source: str | os.PathLike[str], trusted: Iterable[str] = ()) -> Tokenizer:

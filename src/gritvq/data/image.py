@@ -175,6 +175,16 @@ class ImageData(LightningDataModule):
         splits = {key: {"pictures": len(part), "from": found.said[key]} for key, part in found.pictures.items()}
         return {"data": self.path, "splits": splits}
 
+    def settings(self) -> dict[str, Any]:
+        """The arguments that say which pictures these are and how they are split, as plain values.
+
+        Example:
+            >>> ImageData("photographs").settings()["num_validation"]
+            2000
+        """
+        names = ("path", "size", "channels", "column", "num_validation", "seed")
+        return {name: getattr(self, name) for name in names}
+
     def summary(self) -> str:
         """`describe` in one line.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,7 @@ class RecommenderTask(Task):
         """With a folder, one that keeps the best recommender."""
         return [] if folder is None else [BestRecommender(folder / "recommender")]
 
-    def write_model(self, folder: Path) -> None:
+    def write_model(self, folder: Path, training: Mapping[str, Any]) -> None:
         """Write ``recommender/`` unless validation chose one; the last one is in the last checkpoint anyway."""
         if not (folder / "recommender").exists():
             self.recommender.save_pretrained(folder / "recommender")

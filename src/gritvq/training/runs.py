@@ -15,6 +15,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from torch import Tensor
 
+import gritvq
 from gritvq.base import all_reduce_sum, evaluating
 from gritvq.functional import effective_rank
 from gritvq.metrics import CodebookUsage, ReconstructionError
@@ -143,7 +144,8 @@ def train(
     if folder is not None and not trainer.interrupted:
         trainer.save_checkpoint(folder / "checkpoints" / "last.ckpt")
     if folder is not None and trainer.is_global_zero:
-        task.write_model(folder)
+        said = {"version": gritvq.__version__, "steps": trainer.global_step, "seed": plan.seed}
+        task.write_model(folder, said)
     return trainer
 
 

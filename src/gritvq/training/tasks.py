@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -37,8 +37,13 @@ class Task(LightningModule, ABC):
         """
 
     @abstractmethod
-    def write_model(self, folder: Path) -> None:
-        """Write the model, as it is loaded again, somewhere in the folder of the run; called once at its end."""
+    def write_model(self, folder: Path, training: Mapping[str, Any]) -> None:
+        """Write the model, as it is loaded again, somewhere in the folder of the run; called once at its end.
+
+        Args:
+            folder: The run's.
+            training: What the model may say of the run: plain values by name.
+        """
 
 
 class TokenizerTask(Task):
@@ -100,9 +105,14 @@ class TokenizerTask(Task):
         needed: list[Callback] = [CodebookInitialization(), CodebookUpdate()]
         return needed if folder is None else [*needed, CollapseWarning(), Pictures(folder)]
 
-    def write_model(self, folder: Path) -> None:
-        """Write ``tokenizer/``."""
-        self.tokenizer.save_pretrained(folder / "tokenizer")
+    def write_model(self, folder: Path, training: Mapping[str, Any]) -> None:
+        """Write ``tokenizer/``; its ``config.json`` also says which pictures of an ``ImageData`` it has seen."""
+        from gritvq.data import ImageData
+
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        if isinstance(data, ImageData):
+            training = {**training, "data": {**data.settings(), "splits": data.describe()["splits"]}}
+        self.tokenizer.save_pretrained(folder / "tokenizer", training)
 
     def forward(self, images: Tensor) -> Tensor:
         """Reconstruct."""
