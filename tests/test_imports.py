@@ -34,8 +34,8 @@ ALLOWED: dict[str, set[str]] = {
     | {"variational", "hyperbolic"},
     "metrics": PARTS,
     "models": PARTS,
-    "export": {"base"},
-    "saving": {"base"},
+    "export": {"base", "files"},
+    "saving": {"base", "files"},
     "tokenizer": PARTS | {"models", "export", "saving", "data"},
     "item_tokenizers": PARTS
     | {"saving", "assignments", "learning", "structures", "variational", "vector_quantizer", "presets"},

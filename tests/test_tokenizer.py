@@ -283,20 +283,23 @@ class TestDamaged:
 
     def edit(self, folder: Path, **changes: Any) -> None:
         path = folder / "config.json"
-        path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+        config = {**json.loads(path.read_text()), **changes}
+        path.write_text(json.dumps({name: value for name, value in config.items() if name != "sha256"}))
 
     def test_missing(self, folder: Path) -> None:
         self.refused(folder / "nowhere", "expected a tokenizer folder or a Hub name")
         self.refused(folder / "config.json", "expected a tokenizer folder or a Hub name")
         (folder / "model.safetensors").unlink()
-        self.refused(folder, "expected weights in .*found none; copy the whole folder")
+        self.refused(folder, r"expected model\.safetensors in .*found none; copy the whole folder")
         (folder / "config.json").unlink()
         self.refused(folder, r"expected a tokenizer folder with config\.json, got .* without one")
 
     def test_half_a_file(self, folder: Path) -> None:
         weights = folder / "model.safetensors"
         weights.write_bytes(weights.read_bytes()[:-100])
-        self.refused(folder, r"expected readable weights in .*copy it again")
+        self.refused(folder, r"got one with another checksum; it is damaged .*copy the whole folder again")
+        self.edit(folder)  # as before there were checksums
+        self.refused(folder, r"expected readable tensors in .*copy it again")
         (folder / "config.json").write_text('{"format": "gritvq", ')
         self.refused(folder, r"expected readable JSON in .*copy it again")
 
@@ -304,21 +307,24 @@ class TestDamaged:
         self.edit(folder, format_version=99)
         self.refused(folder, r"expected format version 1 or older in .*, got 99; update gritvq")
         self.edit(folder, format="another")
-        self.refused(folder, "expected a gritvq tokenizer in .*got something else")
+        self.refused(folder, "expected a tokenizer folder of gritvq in .*got something else")
         (folder / "config.json").write_text("[1, 2]")
-        self.refused(folder, "expected a gritvq tokenizer in .*got something else")
+        self.refused(folder, "expected a tokenizer folder of gritvq in .*got something else")
         (folder / "config.json").write_text('{"format": "gritvq", "format_version": 1}')
         self.refused(folder, "expected the key 'tokenizer'")
 
     def test_weights_of_another_tokenizer(self, folder: Path) -> None:
         other = small(channels=1).save_pretrained(folder.parent / "other")
         shutil.copy(other / "model.safetensors", folder / "model.safetensors")
+        self.refused(folder, "another checksum; it is damaged or of another artefact")
+        self.edit(folder)
         self.refused(folder, "are not from the same tokenizer")
 
     def test_a_missing_tensor(self, folder: Path) -> None:
         tensors = load_file(folder / "model.safetensors")
         tensors.pop("quantizer.codebook.base")
         save_file(tensors, folder / "model.safetensors")
+        self.edit(folder)
         self.refused(folder, r"got others at quantizer\.codebook\.base")
 
     def test_classes_from_elsewhere_need_trust(self, folder: Path) -> None:

@@ -11,8 +11,6 @@ import contextlib
 import importlib
 import logging
 import os
-import shutil
-import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -22,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from gritvq.base import Quantizer
+from gritvq.files import place_of_file, replacing_files
 
 __all__ = ["DecoderProgram", "EncoderProgram", "Format", "Program", "load_program", "write_programs"]
 
@@ -105,6 +104,7 @@ def write_programs(
         ...     def forward(self, x: Tensor) -> Tensor:
         ...         return 2 * x
         >>> program = Program(Double(), torch.ones(3), {0: torch.export.Dim("size")}, ("x", "y"))
+        >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     path = write_programs(folder, {"double": program}, "torch")["double"]
         ...     path.name, load_program(path)(torch.arange(4.0))
@@ -118,20 +118,13 @@ def write_programs(
     if format == "onnx":
         _require("onnx"), _require("onnxscript")
     traced = {name: _traced(name, program) for name, program in programs.items()}
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
+    with replacing_files(folder) as scratch:  # weights of more than 2 GB lie beside an .onnx file
         for name, program in programs.items():
             path = scratch / (name + _SUFFIXES[format])
             if format == "onnx":
                 _converted(name, traced[name], program.names).save(path)
             else:
                 torch.export.save(traced[name], path)
-        folder.mkdir(exist_ok=True)
-        for path in sorted(scratch.iterdir()):  # weights of more than 2 GB lie beside an .onnx file
-            os.replace(path, folder / path.name)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
     return {name: folder / (name + _SUFFIXES[format]) for name in programs}
 
 
@@ -145,7 +138,7 @@ def load_program(path: str | os.PathLike[str]) -> Callable[[Tensor], Tensor]:
     Raises:
         ValueError: If there is no such file, it is damaged, its ending is another, or onnxruntime is missing.
     """
-    path = Path(path)
+    path = place_of_file(Path(path).parent, Path(path).name)
     if path.suffix not in _SUFFIXES.values() or not path.is_file():
         raise ValueError(f"expected an .onnx or .pt2 file as export writes it, got {path}; is it another name?")
     if path.suffix == ".onnx":

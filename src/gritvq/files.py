@@ -1,21 +1,51 @@
-"""Writing files so that a reader never sees half of one."""
+"""Writing files so that a reader sees the old ones or the new ones, never halves or a mixture.
+
+There is one order of writing. A single file is written under another name beside its place and renamed. An artefact of
+several files is written whole into a hidden folder inside its own, and that folder is renamed to ``.written``: from
+this moment on the new files count. Then they are moved to their places, one by one. A process may be killed at any
+point: readers ask :func:`place_of_file`, which prefers what ``.written`` still holds, and the next writer ends the
+moves and removes what was left over.
+
+There is one checksum, SHA-256. An artefact's readable file, such as ``config.json``, holds that of every other file and
+of itself.
+"""
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import json
 import os
-import tempfile
-from collections.abc import Iterator
+import secrets
+import shutil
+import socket
+import stat
+import time
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-__all__ = ["replacing", "write_json"]
+__all__ = [
+    "checked_file",
+    "holds_files",
+    "place_of_file",
+    "read_header",
+    "replacing",
+    "replacing_files",
+    "write_header",
+    "write_json",
+]
+
+_WRITTEN, _SCRATCH, _SUMS = ".written", ".writing-", "sha256"
+_ABANDONED = 86400.0  # seconds after which a scratch file of another machine has no owner any more
 
 
 @contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path beside ``path`` that takes its place when the block ends, and vanishes when it fails.
+
+    The file has the permissions that the umask leaves.
 
     Example:
         >>> import tempfile
@@ -27,15 +57,68 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
-    os.close(handle)
-    scratch = Path(name)
+    _sweep_once(path.parent, os.getpid())
+    scratch = path.parent / (_scratch_name() + path.suffix)
+    scratch.touch(exist_ok=False)
+    mode = stat.S_IMODE(scratch.stat().st_mode)
     try:
         yield scratch
-        scratch.chmod(0o644)
+        scratch.chmod(mode)  # some libraries make a new file, for themselves alone
+        _sync(scratch)
         os.replace(scratch, path)
     finally:
         scratch.unlink(missing_ok=True)
+
+
+@contextmanager
+def replacing_files(folder: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield an empty folder whose files take the places of those in ``folder`` when the block ends: all or none.
+
+    Other files there stay. Folders and files have the permissions that the umask leaves.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     with replacing_files(folder) as scratch:
+        ...         _ = (scratch / "a.txt").write_text("one"), (scratch / "b.txt").write_text("two")
+        ...     sorted(path.name for path in Path(folder).iterdir())
+        ['a.txt', 'b.txt']
+    """
+    folder = Path(folder)
+    new = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    for place in (folder, folder.absolute().parent):  # an artefact may hold another
+        _end_moves(place)
+    _sweep(folder)
+    scratch = folder / _scratch_name()
+    scratch.mkdir()
+    try:
+        yield scratch
+        (scratch / _WRITTEN).touch()
+        mode = stat.S_IMODE((scratch / _WRITTEN).stat().st_mode)
+        (scratch / _WRITTEN).unlink()
+        for path in _files_below(scratch):
+            path.chmod(mode)
+            _sync(path)
+        os.rename(scratch, folder / _WRITTEN)
+    except BaseException:
+        shutil.rmtree(scratch, ignore_errors=True)
+        if new and not any(folder.iterdir()):
+            folder.rmdir()
+        raise
+    _end_moves(folder)
+
+
+def place_of_file(folder: Path, name: str) -> Path:
+    """Where an artefact's file is: in its place, or on the way there if the writer was killed."""
+    folder = folder.absolute()
+    on_the_way = (folder / _WRITTEN / name, folder.parent / _WRITTEN / folder.name / name)
+    return next((path for path in on_the_way if path.exists()), folder / name)
+
+
+def holds_files(folder: Path) -> bool:
+    """Whether there is anything in a folder but what a killed writer left over."""
+    return any(not path.name.startswith(_SCRATCH) for path in folder.iterdir())
 
 
 def write_json(path: str | os.PathLike[str], content: Any) -> Path:
@@ -43,3 +126,164 @@ def write_json(path: str | os.PathLike[str], content: Any) -> Path:
     with replacing(path) as scratch:
         scratch.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     return Path(path)
+
+
+# --- artefacts --------------------------------------------------------------------------------------------------------
+
+
+def write_header(path: Path, content: Mapping[str, Any]) -> None:
+    """Write an artefact's readable file with the SHA-256 of all others in its folder and of its own content."""
+    sums = {other.relative_to(path.parent).as_posix(): _sum_of_file(other) for other in _files_below(path.parent)}
+    sealed = json.loads(json.dumps({**content, _SUMS: sums}))
+    sealed[_SUMS][path.name] = _sum_of_content(sealed, path.name)
+    path.write_text(json.dumps(sealed, indent=2) + "\n", encoding="utf-8")
+
+
+def read_header(folder: Path, name: str, what: str, form: str, newest: int) -> dict[str, Any]:
+    """Read an artefact's readable file and check it against its own checksum; old artefacts have none.
+
+    Args:
+        folder: The artefact.
+        name: The file's name.
+        what: What should be in the folder, in words.
+        form: What stands under ``format``.
+        newest: The largest ``format_version`` that can be read.
+
+    Raises:
+        ValueError: If it is missing, damaged, foreign or of a newer version.
+    """
+    path = place_of_file(folder, name)
+    if path.exists() and not path.is_file():  # a pipe would be waited for
+        raise ValueError(f"expected {what} with {name}, got {path}, which is no regular file; copy it again")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        own = _sums(content).get(name) if isinstance(content, dict) else None
+        changed = own is not None and own != _sum_of_content(content, name)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise ValueError(f"expected {what} with {name}, got {folder} without one") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"expected readable JSON in {path}, got a damaged file ({error}); copy it again") from error
+    version = content.get("format_version") if isinstance(content, dict) else None
+    if not isinstance(content, dict) or content.get("format") != form or not isinstance(version, int):
+        raise ValueError(f"expected {what} of gritvq in {path}, got something else; is it another library's?")
+    if version > newest:
+        raise ValueError(f"expected format version {newest} or older in {path}, got {version}; update gritvq")
+    if changed:
+        raise ValueError(
+            f"expected {path} as it was written, got a file that does not fit its checksum; it is damaged or was "
+            "edited, copy the folder again"
+        )
+    return content
+
+
+def checked_file(folder: Path, name: str, header: Mapping[str, Any]) -> Path:
+    """Where an artefact's file is, checked against what the readable file says.
+
+    Args:
+        folder: The artefact.
+        name: The file's path in it.
+        header: From :func:`read_header`; without checksums nothing is compared.
+
+    Raises:
+        ValueError: If the file is missing or another.
+    """
+    path = place_of_file(folder, name)
+    wanted = _sums(header).get(name)
+    if not path.is_file():
+        raise ValueError(f"expected {name} in {folder}, found none; copy the whole folder")
+    if wanted is not None and _sum_of_file(path) != wanted:
+        raise ValueError(
+            f"expected the {name} that was written with the other files of {folder}, got one with another checksum; it "
+            "is damaged or of another artefact, copy the whole folder again"
+        )
+    return path
+
+
+def _sums(header: Mapping[str, Any]) -> Mapping[str, Any]:
+    sums = header.get(_SUMS)
+    return sums if isinstance(sums, dict) else {}
+
+
+def _sum_of_content(header: Mapping[str, Any], name: str) -> str:
+    """Of everything but itself, whatever the spaces and the order."""
+    rest = {**header, _SUMS: {other: value for other, value in _sums(header).items() if other != name}}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+
+def _sum_of_file(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+# --- scratch files ----------------------------------------------------------------------------------------------------
+
+
+def _end_moves(folder: Path) -> None:
+    """Move files that count already to their places."""
+    written = folder / _WRITTEN
+    if not written.is_dir():
+        return
+    for path in _files_below(written):
+        place = folder / path.relative_to(written)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(path, place)
+    shutil.rmtree(written)
+
+
+def _files_below(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+@functools.cache
+def _machine() -> str:
+    return hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
+
+
+def _scratch_name() -> str:
+    return f"{_SCRATCH}{_machine()}-{os.getpid()}-{secrets.token_hex(4)}"
+
+
+@functools.lru_cache(maxsize=1024)
+def _sweep_once(folder: Path, process: int) -> None:
+    """A process that writes many files into a folder looks once for what others left there."""
+    _sweep(folder)
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what writers left that are no longer there."""
+    for path in folder.glob(f"{_SCRATCH}*"):
+        machine, process, *_ = [*path.name.removeprefix(_SCRATCH).split("-"), "", ""]
+        try:
+            abandoned = time.time() - path.stat().st_mtime > _ABANDONED
+        except OSError:  # its writer was quicker
+            continue
+        if abandoned or (machine == _machine() and process.isdigit() and not _runs(int(process))):
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+
+
+def _runs(process: int) -> bool:
+    """Whether there is such a process on this machine."""
+    if os.name != "posix":  # where asking would end it
+        return True
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True
+    return True
+
+
+def _sync(path: Path) -> None:
+    """Have the content on the disk before the name counts, for the case that the power fails."""
+    handle = os.open(path, os.O_RDWR)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

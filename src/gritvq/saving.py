@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
-import shutil
-import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +12,22 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from gritvq.base import Component, describe
+from gritvq.files import checked_file, holds_files, read_header, replacing_files, write_header
 
-__all__ = ["CONFIG", "FORMAT_VERSION", "WEIGHTS", "load_weights", "local_folder", "read_config", "write_folder"]
+__all__ = [
+    "CONFIG",
+    "FORMAT_VERSION",
+    "WEIGHTS",
+    "load_weights",
+    "local_folder",
+    "read_config",
+    "read_tensors",
+    "write_folder",
+]
 
 FORMAT_VERSION = 1
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
+_FORMAT = "gritvq"
 
 
 def tensors_of(component: Component) -> dict[str, Tensor]:
@@ -35,42 +43,41 @@ def tensors_of(component: Component) -> dict[str, Tensor]:
 
 
 def write_folder(
-    folder: str | os.PathLike[str], kind: str, component: Component, extra: Mapping[str, Any] | None = None
+    folder: str | os.PathLike[str],
+    kind: str,
+    component: Component,
+    extra: Mapping[str, Any] | None = None,
+    others: Mapping[str, Callable[[Path], object]] | None = None,
 ) -> Path:
     """Write a component's configuration and weights.
 
-    The folder is written beside its final name and moved there when complete. One that holds a component already is
-    replaced.
+    One that the folder holds already is replaced: whenever the process dies, the folder holds the old one or the new
+    one, see :mod:`gritvq.files`. ``config.json`` holds the SHA-256 of every file, itself included.
 
     Args:
         folder: New, empty, or written by this function for the same kind.
         kind: What it is, the key in ``config.json``.
         component: What to write.
         extra: More plain values for ``config.json``.
+        others: More files, or folders, by name: what writes them to a given path.
 
     Raises:
         ValueError: If the path is a file, or a folder that holds something else.
     """
     folder = Path(folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if folder.exists() and (not folder.is_dir() or holds_files(folder)):
         try:
             read_config(folder, kind)
         except ValueError as error:
             raise ValueError(
                 f"expected a new folder or one that holds a gritvq {kind}, got {folder}; choose another name"
             ) from error
-    config = {"format": "gritvq", "format_version": FORMAT_VERSION, kind: describe(component), **(extra or {})}
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
+    config = {"format": _FORMAT, "format_version": FORMAT_VERSION, kind: describe(component), **(extra or {})}
+    with replacing_files(folder) as scratch:
         save_file(tensors_of(component), scratch / WEIGHTS, metadata={"format": "pt"})
-        (scratch / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        scratch.chmod(0o755)
-        folder.mkdir(exist_ok=True)
-        for name in (WEIGHTS, CONFIG):
-            os.replace(scratch / name, folder / name)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        for name, write in (others or {}).items():
+            write(scratch / name)
+        write_header(scratch / CONFIG, config)
     return folder
 
 
@@ -107,46 +114,32 @@ def read_config(folder: Path, kind: str) -> dict[str, Any]:
     Raises:
         ValueError: If it is missing, damaged, foreign, of a newer version, or of another kind.
     """
-    path = folder / CONFIG
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ValueError(f"expected a tokenizer folder with {CONFIG}, got {folder} without one") from error
-    except (OSError, ValueError) as error:
-        raise ValueError(f"expected readable JSON in {path}, got a damaged file ({error}); copy it again") from error
-    version = config.get("format_version") if isinstance(config, dict) else None
-    if not isinstance(config, dict) or config.get("format") != "gritvq" or not isinstance(version, int):
-        raise ValueError(f"expected a gritvq tokenizer in {path}, got something else; is it another library's?")
-    if version > FORMAT_VERSION:
-        raise ValueError(f"expected format version {FORMAT_VERSION} or older in {path}, got {version}; update gritvq")
+    config = read_header(folder, CONFIG, "a tokenizer folder", _FORMAT, FORMAT_VERSION)
     if kind not in config:
-        raise ValueError(f"expected the key {kind!r} in {path}, got {sorted(config)}; the file is incomplete")
+        raise ValueError(f"expected the key {kind!r} in {folder / CONFIG}, got {sorted(config)}; it holds another kind")
     return config
 
 
-def read_weights(folder: Path) -> dict[str, Tensor]:
-    """All tensors of ``model.safetensors``.
+def read_tensors(folder: Path, name: str, config: Mapping[str, Any]) -> dict[str, Tensor]:
+    """All tensors of a safetensors file of an artefact, checked against the checksum in its ``config.json``.
 
     Raises:
         ValueError: If it is missing or damaged.
     """
+    path = checked_file(folder, name, config)
     try:
-        return load_file(folder / WEIGHTS)
-    except FileNotFoundError as error:
-        raise ValueError(f"expected weights in {folder / WEIGHTS}, found none; copy the whole folder") from error
-    except (SafetensorError, OSError) as error:
-        raise ValueError(
-            f"expected readable weights in {folder / WEIGHTS}, got a damaged file ({error}); copy it again"
-        ) from error
+        return load_file(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise ValueError(f"expected readable tensors in {path}, got a damaged file ({error}); copy it again") from error
 
 
-def load_weights(component: Component, folder: Path) -> None:
+def load_weights(component: Component, folder: Path, config: Mapping[str, Any]) -> None:
     """Give a rebuilt component the weights that were written with it.
 
     Raises:
         ValueError: If they are missing, damaged or another component's.
     """
-    tensors = read_weights(folder)
+    tensors = read_tensors(folder, WEIGHTS, config)
     expected = {k: v for k, v in component.state_dict().items() if isinstance(v, Tensor)}
     differing = sorted(
         k

@@ -268,9 +268,10 @@ class Tokenizer(Component):
     def save_pretrained(self, folder: str | os.PathLike[str], training: Mapping[str, Any] | None = None) -> Path:
         """Write ``config.json`` (readable, format version) and ``model.safetensors``; no pickle, nothing half-written.
 
-        The folder is written beside its final name and moved there when complete. An existing tokenizer is replaced;
-        statistics of training (moving averages) are not part of it, a training checkpoint holds those. Levels that
-        share one codebook are written each on its own, and share it no longer when loaded.
+        An existing tokenizer is replaced; if the process dies, the folder holds the old one or the new one, never a
+        mixture. ``config.json`` has the checksums that loading compares. Statistics of training (moving averages) are
+        not part of it, a training checkpoint holds those. Levels that share one codebook are written each on its own,
+        and share it no longer when loaded.
 
         Args:
             folder: New, empty, or with a tokenizer in it.
@@ -293,10 +294,11 @@ class Tokenizer(Component):
             ValueError: If there is no tokenizer, it is damaged, or written by a newer version.
         """
         folder = local_folder(source)
-        tokenizer = build(read_config(folder, "tokenizer")["tokenizer"], trusted)
+        config = read_config(folder, "tokenizer")
+        tokenizer = build(config["tokenizer"], trusted)
         if not isinstance(tokenizer, Tokenizer):
             raise ValueError(f"expected a tokenizer in {folder}, got {type(tokenizer).__name__}")
-        load_weights(tokenizer, folder)
+        load_weights(tokenizer, folder, config)
         return tokenizer.eval()
 
     # --- helpers ------------------------------------------------------------------------------------------------------

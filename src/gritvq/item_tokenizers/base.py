@@ -211,7 +211,7 @@ class ItemTokenizer(Component, ABC):
             raise ValueError(f"expected the size of an embedding as 'dim' in {folder / 'config.json'}, got {dim!r}")
         tokenizer._allocate(dim)
         tokenizer._dim = dim
-        load_weights(tokenizer, folder)
+        load_weights(tokenizer, folder, config)
         return tokenizer.eval()
 
     # --- what subclasses supply ---------------------------------------------------------------------------------------

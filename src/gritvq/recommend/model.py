@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from gritvq.base import build, evaluating
 from gritvq.data.interactions import Histories
 from gritvq.recommend.backbones import Backbone, Context
 from gritvq.recommend.search import Beams, beam_search, exact_scores
-from gritvq.saving import load_weights, read_config, write_folder
+from gritvq.saving import load_weights, read_config, read_tensors, write_folder
 from gritvq.semantic_ids import SemanticIds
 
 __all__ = ["GenerativeRecommender"]
@@ -143,10 +143,11 @@ class GenerativeRecommender(nn.Module):
             ValueError: If the path is a file, or a folder that holds something else.
         """
         extra = {"max_history": self.max_history, "beam": self.beam, "ids": _digest(self.ids)}
-        folder = write_folder(folder, _KIND, self.backbone, extra)
-        self.ids.save(folder / _IDS)
-        save_file({"priority": self.priority.cpu()}, folder / _PRIORITY)
-        return folder
+        others = {
+            _IDS: self.ids.save,
+            _PRIORITY: lambda path: save_file({"priority": self.priority.cpu().contiguous()}, path),
+        }
+        return write_folder(folder, _KIND, self.backbone, extra, others)
 
     @classmethod
     def from_pretrained(cls, folder: str | os.PathLike[str], ids: SemanticIds | None = None) -> GenerativeRecommender:
@@ -175,8 +176,8 @@ class GenerativeRecommender(nn.Module):
         backbone = build(config[_KIND])
         if not isinstance(backbone, Backbone):
             raise ValueError(f"expected a recommender's backbone in {folder}, got {type(backbone).__name__}")
-        load_weights(backbone, folder)
-        priority = _read_priority(folder / _PRIORITY, len(ids))
+        load_weights(backbone, folder, config)
+        priority = _read_priority(folder, config, len(ids))
         return cls(backbone, ids, max_history=config["max_history"], beam=config["beam"], priority=priority).eval()
 
     def _read(self, histories: Histories | Sequence[Sequence[int]]) -> Context:
@@ -200,15 +201,11 @@ class GenerativeRecommender(nn.Module):
             )
 
 
-def _read_priority(path: Path, num_items: int) -> Tensor:
-    try:
-        priority = load_file(path)["priority"]
-    except (OSError, SafetensorError, KeyError) as error:
-        raise ValueError(
-            f"expected the items' priority in {path}, got none or a damaged file; copy it again"
-        ) from error
-    if priority.shape != (num_items,):
-        raise ValueError(f"expected a priority of {num_items} items in {path}, got {tuple(priority.shape)}")
+def _read_priority(folder: Path, config: Mapping[str, Any], num_items: int) -> Tensor:
+    priority = read_tensors(folder, _PRIORITY, config).get("priority")
+    if priority is None or priority.shape != (num_items,):
+        found = "none" if priority is None else tuple(priority.shape)
+        raise ValueError(f"expected a priority of {num_items} items in {folder / _PRIORITY}, got {found}")
     return priority
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -15,7 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from gritvq.files import replacing
+from gritvq.files import checked_file, holds_files, place_of_file, read_header, replacing_files, write_header
 from gritvq.semantic_ids.checks import (
     Key,
     as_codes,
@@ -31,7 +29,7 @@ from gritvq.semantic_ids.trie import PrefixTrie
 
 __all__ = ["FORMAT_VERSION", "Key", "SemanticIds"]
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 1 had the checksum of the table alone
 _FORMAT, _TABLE, _HEADER = "gritvq-semantic-ids", "ids.parquet", "semantic_ids.json"
 
 
@@ -288,28 +286,27 @@ class SemanticIds:
     def save(self, folder: str | os.PathLike[str]) -> Path:
         """Write ``ids.parquet`` (columns ``item, c0, c1, ...``) and ``semantic_ids.json``, neither of them by halves.
 
-        The JSON holds the checksum of the Parquet file, so files of two artefacts are never taken for one. Existing
-        ids are replaced once both files are written; a process that dies between the two replacements leaves files
-        that :meth:`load` refuses. Needs pyarrow (the extra ``items``).
+        The JSON holds the checksums of both, so files of two artefacts are never taken for one. Existing ids are
+        replaced once both files are written: whenever the process dies, the folder holds the old ids or the new ones.
+        Needs pyarrow (the extra ``items``).
 
         Raises:
             ValueError: If the path is a file, or a folder that holds something else, or pyarrow is missing.
         """
         pyarrow, parquet = _pyarrow()
         folder = Path(folder)
-        holds_other = folder.is_dir() and any(folder.iterdir()) and not (folder / _HEADER).exists()
+        holds_other = folder.is_dir() and holds_files(folder) and not place_of_file(folder, _HEADER).exists()
         if holds_other or (folder.exists() and not folder.is_dir()):
             raise ValueError(f"expected a new folder or one that holds semantic ids, got {folder}; choose another name")
         key_type = pyarrow.int64() if isinstance(self._items[0], int) else pyarrow.string()
         columns = {"item": pyarrow.array(self._items, key_type)}
         for level, size in enumerate(self._sizes):
             columns[f"c{level}"] = self._codes[:, level].numpy().astype(np.min_scalar_type(size - 1))
-        with replacing(folder / _TABLE) as table, replacing(folder / _HEADER) as header:
-            parquet.write_table(pyarrow.table(columns), table, compression="zstd")
-            content = {"format": _FORMAT, "format_version": FORMAT_VERSION, **self._described()}
-            del content["items"]
-            content["sha256"] = _sha256(table)
-            header.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        content = {"format": _FORMAT, "format_version": FORMAT_VERSION, **self._described()}
+        del content["items"]
+        with replacing_files(folder) as scratch:
+            parquet.write_table(pyarrow.table(columns), scratch / _TABLE, compression="zstd")
+            write_header(scratch / _HEADER, content)
         return folder
 
     @classmethod
@@ -323,14 +320,7 @@ class SemanticIds:
         pyarrow, parquet = _pyarrow()
         folder = Path(folder)
         header = _read_header(folder)
-        path = folder / _TABLE
-        if not path.is_file():
-            raise ValueError(f"expected ids in {path}, found none; copy the whole folder")
-        if _sha256(path) != header["sha256"]:
-            raise ValueError(
-                f"expected the ids that {folder / _HEADER} describes, got others in {path}; the file is damaged or of "
-                "another artefact, copy the whole folder again"
-            )
+        path = checked_file(folder, _TABLE, header)
         names = ["item", *(f"c{level}" for level in range(len(header["codebook_sizes"])))]
         try:
             table = parquet.read_table(path, columns=names)
@@ -365,29 +355,14 @@ def _pyarrow() -> tuple[Any, Any]:
     return pyarrow, parquet
 
 
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
 def _read_header(folder: Path) -> dict[str, Any]:
-    path = folder / _HEADER
-    try:
-        header = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise ValueError(f"expected a folder of semantic ids with {_HEADER}, got {folder} without one") from error
-    except (OSError, ValueError) as error:
-        raise ValueError(f"expected readable JSON in {path}, got a damaged file ({error}); copy it again") from error
-    version = header.get("format_version") if isinstance(header, dict) else None
-    if not isinstance(header, dict) or header.get("format") != _FORMAT or not isinstance(version, int):
-        raise ValueError(f"expected semantic ids of gritvq in {path}, got something else; is it another library's?")
-    if version > FORMAT_VERSION:
-        raise ValueError(f"expected format version {FORMAT_VERSION} or older in {path}, got {version}; update gritvq")
-    kinds = {"codebook_sizes": list, "collisions": str, "fingerprint": dict, "sha256": str}
+    header = read_header(folder, _HEADER, "a folder of semantic ids", _FORMAT, FORMAT_VERSION)
+    if isinstance(header.get("sha256"), str):  # format version 1
+        header["sha256"] = {_TABLE: header["sha256"]}
+    kinds = {"codebook_sizes": list, "collisions": str, "fingerprint": dict, "sha256": dict}
     wrong = [name for name, kind in kinds.items() if not isinstance(header.get(name), kind)]
     if wrong:
-        raise ValueError(f"expected {', '.join(wrong)} in {path}, got {sorted(header)}; the file is incomplete")
+        raise ValueError(
+            f"expected {', '.join(wrong)} in {folder / _HEADER}, got {sorted(header)}; the file is incomplete"
+        )
     return header

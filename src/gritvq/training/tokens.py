@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,6 +28,7 @@ __all__ = [
 ]
 
 _LONGEST_NAME = 200  # bytes of a file's name: most systems take 255, endings and scratch files need some
+_SUM = "sha256"
 
 
 class TokenizedImage(NamedTuple):
@@ -86,12 +88,13 @@ def write_tokens(path: str | os.PathLike[str], items: Sequence[TokenizedImage]) 
 
     ``.npz`` holds ``tokens/NAME`` (h, w, Q) or (T, Q) and ``size/NAME`` (height, width) for every picture; ``.parquet``
     one row per picture with ``name, height, width, token_height, token_width, channels`` and the flat list ``tokens``.
-    For a sequence ``token_height`` is T and ``token_width`` is empty.
+    For a sequence ``token_height`` is T and ``token_width`` is empty. Both hold the SHA-256 of what they say, which
+    :func:`read_tokens` compares: ``.npz`` as ``sha256``, ``.parquet`` among the schema's metadata.
     """
     path = check_token_path(path)
     with replacing(path) as scratch:
         if path.suffix == ".npz":
-            arrays: dict[str, np.ndarray] = {}
+            arrays: dict[str, np.ndarray] = {_SUM: np.array(_sum(items))}
             for item in items:
                 arrays[f"tokens/{item.name}"] = item.tokens.numpy()
                 arrays[f"size/{item.name}"] = np.array(item.size)
@@ -112,7 +115,8 @@ def write_tokens(path: str | os.PathLike[str], items: Sequence[TokenizedImage]) 
                     ),
                     "channels": [item.tokens.shape[-1] for item in items],
                     "tokens": [item.tokens.flatten().numpy() for item in items],
-                }
+                },
+                metadata={_SUM: _sum(items)},
             )
             parquet.write_table(table, scratch)
     return path
@@ -129,8 +133,11 @@ def read_tokens(path: str | os.PathLike[str]) -> list[TokenizedImage]:
         there = "no regular file" if path.exists() else "which does not exist"
         raise ValueError(f"expected a token file, got {path}, {there}; make one with 'gritvq encode'")
     try:
-        rows = _npz_rows(path) if path.suffix == ".npz" else _parquet_rows(path)
-        return [_tokenized(*row) for row in rows]
+        rows, told = _npz_rows(path) if path.suffix == ".npz" else _parquet_rows(path)
+        items = [_tokenized(*row) for row in rows]
+        if told is not None and told != _sum(items):
+            raise ValueError("the checksum is that of others")
+        return items
     except Exception as error:  # on damaged files NumPy, zipfile and pyarrow raise nearly everything
         raise ValueError(
             f"expected tokens written by 'gritvq encode' in {path}, got something else or a damaged file "
@@ -138,23 +145,30 @@ def read_tokens(path: str | os.PathLike[str]) -> list[TokenizedImage]:
         ) from error
 
 
-def _npz_rows(path: Path) -> Iterator[tuple[Any, Any, Any]]:
-    """Name, size and tokens of every picture, as they are in the file."""
+_Rows = list[tuple[Any, Any, Any]]  # name, size and tokens of every picture, as they are in the file
+
+
+def _npz_rows(path: Path) -> tuple[_Rows, str | None]:
     with np.load(path, allow_pickle=False) as file:
         names = [key.removeprefix("tokens/") for key in file.files if key.startswith("tokens/")]
         if not names:
             raise ValueError("no arrays called tokens/NAME")
-        for name in names:
-            yield name, file[f"size/{name}"].tolist(), file[f"tokens/{name}"]
+        rows = [(name, file[f"size/{name}"].tolist(), file[f"tokens/{name}"]) for name in names]
+        return rows, str(file[_SUM]) if _SUM in file.files else None
 
 
-def _parquet_rows(path: Path) -> Iterator[tuple[Any, Any, Any]]:
-    """Name, size and tokens of every picture, as they are in the file."""
+def _parquet_rows(path: Path) -> tuple[_Rows, str | None]:
     import pyarrow.parquet as parquet
 
-    for row in parquet.read_table(path).to_pylist():
+    table = parquet.read_table(path)
+    table.validate(full=True)  # damaged files may hold places outside of them
+    told = (table.schema.metadata or {}).get(_SUM.encode())
+    rows = []
+    for row in table.to_pylist():
         sides = [side for side in (row["token_height"], row["token_width"]) if side is not None]
-        yield row["name"], (row["height"], row["width"]), np.array(row["tokens"]).reshape(*sides, row["channels"])
+        tokens = np.array(row["tokens"]).reshape(*sides, row["channels"])
+        rows.append((row["name"], (row["height"], row["width"]), tokens))
+    return rows, None if told is None else told.decode()
 
 
 def _tokenized(name: Any, size: Any, tokens: Any) -> TokenizedImage:
@@ -166,6 +180,15 @@ def _tokenized(name: Any, size: Any, tokens: Any) -> TokenizedImage:
             f"expected integers (h, w, Q) or (T, Q) for {name!r}, got an array {tokens.shape} of {tokens.dtype}"
         )
     return TokenizedImage(name, (sides[0], sides[1]), torch.from_numpy(tokens.astype(np.int64)))
+
+
+def _sum(items: Sequence[TokenizedImage]) -> str:
+    """SHA-256 of names, sizes and tokens."""
+    digest = hashlib.sha256()
+    for item in items:
+        digest.update(repr((item.name, *item.size, *item.tokens.shape)).encode())
+        digest.update(item.tokens.to(torch.int64).contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def save_png(image: Float[Tensor, "C H W"], path: str | os.PathLike[str]) -> Path:
