@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import logging
 from pathlib import Path
 from typing import Any
@@ -334,6 +335,37 @@ class TestCsv:
         path.write_text("item,title\n" + "".join(f"{key},x\n" for key in written))
         with pytest.raises(ValueError, match=r"value of 'item' in every row of .*, got 1 without"):
             read_catalogue(path)
+
+    @pytest.mark.parametrize(
+        "cells",
+        [
+            ["0306406152", "0198526636"],
+            ["1.10", "1.1", "2.50"],
+            ["12345678901234567890", "12345678901234567891"],
+            ["1e5", "100000", "1E5"],
+            ["true", "FALSE", "True"],
+            ["2020-01-02T03:04:05Z", "2020-01-02 03:04:05", "2020-01-02"],
+            ["12:30", "12:30:00"],
+            ["soap", "NA", "null", "", "nan", "#N/A"],
+            ["7", "", "NULL"],
+            [" 7", "7 ", "+7", "0x7"],
+        ],
+    )
+    def test_a_text_is_the_text(self, cells: list[str], tmp_path: Path) -> None:
+        path = tmp_path / "a.csv"
+        with path.open("w", newline="") as file:
+            csv.writer(file).writerows([("item", "title", "other"), *((f"k{i}", c, c) for i, c in enumerate(cells))])
+        got = read_catalogue(path)
+        assert got.columns == {"title": cells, "other": cells}
+
+    @pytest.mark.parametrize(
+        "times", [["10", "9", "1e1"], ["2020-01-10", "2020-01-09", "2020-01-10"], ["1", ".5", "1"]]
+    )
+    def test_times_are_numbers(self, times: list[str], tmp_path: Path) -> None:
+        path = tmp_path / "a.csv"
+        path.write_text("user,item,timestamp,size\n" + "".join(f"1,k{i},{t},1.10\n" for i, t in enumerate(times)))
+        got = read_interactions(path)
+        assert [got.item_keys[i] for i in got.histories[0].tolist()] == ["k1", "k0", "k2"]
 
     def test_both_files_of_a_folder(self, tmp_path: Path) -> None:
         (tmp_path / "items.csv").write_text("item,title\n007,a\n10,b\n")

@@ -6,6 +6,7 @@ by one call of :func:`read_item_data`. Text encoders never see interactions, so 
 
 from __future__ import annotations
 
+import csv
 import importlib
 import logging
 from collections.abc import Mapping, Sequence
@@ -165,7 +166,7 @@ def read_interactions(
     """Reads events from a Parquet or CSV file, one row per event, in any order.
 
     Keys of a CSV file are integers where every one is written as Python writes integers, else strings: ``007`` stays
-    ``"007"``. Items stay strings where ``item_keys`` are.
+    ``"007"``. Items stay strings where ``item_keys`` are. Only the columns of ``order`` are read as numbers or dates.
 
     Args:
         path: The file; ``.csv`` is read as CSV with a header, everything else as Parquet.
@@ -183,8 +184,8 @@ def read_interactions(
         ValueError: If the file is missing or damaged, lacks a column, or its events are unusable.
     """
     text = item_keys is not None and len(item_keys) > 0 and isinstance(item_keys[0], str)
-    table = _read_table(Path(path), {user: False, item: text})
     columns = (order,) if isinstance(order, str) else order
+    table = _read_table(Path(path), {user: False, item: text}, _ORDER if columns is None else columns)
     if columns is None:
         columns = [name for name in _ORDER if name in table.column_names]
     times = tuple(_numbers(table, name, path) for name in columns)
@@ -196,7 +197,9 @@ def read_interactions(
 def read_catalogue(path: str | Path, *, item: str = "item", embeddings: str | Path | None = None) -> Catalogue:
     """Reads a catalogue from a Parquet or CSV file, one row per item, and its embeddings.
 
-    Keys of a CSV file are read as :func:`read_interactions` reads them. Columns without a name are left out.
+    Keys of a CSV file are read as :func:`read_interactions` reads them. All other cells are texts exactly as they stand
+    there, also where they look like numbers, dates or truth values; an empty cell is the empty text. Columns without a
+    name are left out.
 
     Args:
         path: The file; ``.csv`` is read as CSV with a header, everything else as Parquet.
@@ -319,8 +322,10 @@ def open_vectors(path: Path) -> np.ndarray[Any, Any]:
         ValueError: If it cannot be read, or is no array of floats of two axes.
     """
     try:
+        if path.exists() and not path.is_file():  # a pipe would be waited for
+            raise OSError("no regular file")
         vectors = np.lib.format.open_memmap(path, mode="r")  # np.load would take archives too
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, OverflowError) as error:
         raise ValueError(
             f"expected a .npy file of item embeddings, got {str(path)!r}, which is missing, damaged, an archive or "
             "holds objects; write it with numpy.save."
@@ -330,35 +335,47 @@ def open_vectors(path: Path) -> np.ndarray[Any, Any]:
     return vectors
 
 
-def _read_table(path: Path, keys: Mapping[str, bool]) -> Any:
-    """A table of pyarrow; for keys of a CSV file the mapping says whether they stay strings."""
+def _read_table(path: Path, keys: Mapping[str, bool], numbers: Sequence[str] = ()) -> Any:
+    """A table of pyarrow.
+
+    Args:
+        path: The file.
+        keys: Columns of keys; for those of a CSV file, whether they stay strings.
+        numbers: Columns that are numbers or dates in a CSV file; all others are strings.
+    """
     path = path.expanduser()
     if not path.is_file():
         raise ValueError(f"expected a Parquet or CSV file, got {str(path)!r}, which does not exist.")
     pyarrow = _require("pyarrow")
     try:
         if path.suffix.lower() == ".csv":
-            return _read_csv(path, keys)
+            return _read_csv(path, keys, numbers)
         return _require("pyarrow.parquet").read_table(path)
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, OSError, csv.Error) as error:
         raise ValueError(f"expected a Parquet or CSV file, got {str(path)!r}: {error}; replace it.") from error
 
 
-def _read_csv(path: Path, keys: Mapping[str, bool]) -> Any:
-    pyarrow, csv = _require("pyarrow"), _require("pyarrow.csv")
-    table = csv.read_csv(
-        path,
-        parse_options=csv.ParseOptions(newlines_in_values=True),
-        convert_options=csv.ConvertOptions(column_types={name: pyarrow.binary() for name in keys}),
-    )
+def _read_csv(path: Path, keys: Mapping[str, bool], numbers: Sequence[str]) -> Any:
+    pyarrow, reader = _require("pyarrow"), _require("pyarrow.csv")
     try:
-        names = table.column_names
-        for place, name in enumerate(names):
-            if table.field(place).type == pyarrow.binary():  # a key, or what is no UTF-8
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            names = next((line for line in csv.reader(file) if line), [])
+        texts = set(names) - set(numbers) | keys.keys()
+        table = reader.read_csv(
+            path,
+            parse_options=reader.ParseOptions(newlines_in_values=True),
+            convert_options=reader.ConvertOptions(column_types={name: pyarrow.binary() for name in texts}),
+        )
+        for place, name in enumerate(table.column_names):
+            if name in texts:
                 column = table.column(place).cast(pyarrow.string())
-                column = column if keys[name] else _integers(column)
+                column = column if keys.get(name, True) else _integers(column)
                 table = table.set_column(place, name, column)
+            elif table.field(place).type == pyarrow.binary():  # what is no UTF-8
+                table.column(place).cast(pyarrow.string())
     except (UnicodeDecodeError, pyarrow.ArrowInvalid) as error:
+        if isinstance(error, pyarrow.ArrowInvalid) and "UTF8" not in str(error):
+            raise
         raise ValueError(
             f"expected text in UTF-8, got other bytes in {str(path)!r}; save the file as UTF-8."
         ) from error
