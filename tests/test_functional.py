@@ -237,3 +237,15 @@ def test_effective_rank_and_bits() -> None:
     assert F.effective_rank(torch.randn(20000, 8)) == pytest.approx(8.0, rel=1e-2)
     assert F.effective_rank(torch.ones(5, 3)) == 0
     assert F.bits_per_token((4096,)) == 12 and F.bits_per_token((8, 8, 2)) == 7
+
+
+def test_a_crowded_code_is_split_in_proportion_to_its_members_beyond_one() -> None:
+    generator, codes, counts = torch.Generator().manual_seed(0), torch.zeros(4, 1), torch.tensor([0, 2, 3, 6])
+    split = torch.zeros(4)
+    for _ in range(2000):
+        moved = F._split_crowded(codes, counts, torch.ones(1), generator)
+        assert torch.equal(moved.nonzero()[0], torch.tensor([0, 0]))  # the empty one goes beside it
+        split += (moved != 0)[:, 0]
+    share = torch.tensor([8.0, 1.0, 2.0, 5.0]) / 8
+    # Four standard errors of a share of 2000 draws.
+    torch.testing.assert_close(split / 2000, share, rtol=0, atol=4 * 0.5 / math.sqrt(2000))

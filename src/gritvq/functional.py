@@ -501,7 +501,9 @@ def _split_crowded(codes: Tensor, counts: Tensor, spread: Tensor, generator: tor
     num_moved = min(len(empty), int((donors > 0).sum()))
     if num_moved == 0:
         return codes
-    donor = torch.multinomial(donors.double(), num_moved, generator=generator).to(codes.device)
+    # As torch.multinomial without replacement, whose draws depend on the processor's maker: the largest of u^(1 / n).
+    draws = torch.rand(len(donors), generator=generator, dtype=torch.float64).log() / donors
+    donor = ranked(draws, num_moved).to(codes.device)
     step = 1e-2 * spread * torch.randn(num_moved, codes.shape[1], generator=generator).to(codes)
     codes = codes.clone()
     codes[empty[:num_moved]] = codes[donor] + step

@@ -153,7 +153,8 @@ class DiversityLoss(ItemLoss):
             itself = F.one_hot(own, len(codes)).bool()
             mates = (groups[own][:, None] == groups) & ~itself
             alone = ~mates.any(1)
-            mate = torch.multinomial((mates | (alone[:, None] & ~itself)).float(), 1).squeeze(1)
+            candidates = mates | (alone[:, None] & ~itself)
+            mate = torch.where(candidates, torch.rand(candidates.shape, device=own.device), -1).argmax(1)
             logits = (codes[own] @ codes.T).masked_fill(itself, -torch.inf)
             each = F.cross_entropy(logits, mate, reduction="none")
             losses.append(torch.where(alone, 0, each).mean())
