@@ -133,6 +133,7 @@ def test_schedule_moves_with_the_updates() -> None:
     sampled = SampledAssignment(LinearSchedule(1.0, 0.1, num_steps=1), scale=LinearSchedule(1.0, 2.0, num_steps=1))
     quantizer = VectorQuantizer(FreeCodebook(4, 8), sampled)
     assert quantizer.assignment.temperature() == 1.0
+    quantizer(x)
     quantizer.update_codebook()
     torch.testing.assert_close(sampled.temperature(), torch.tensor(0.1))
     assert sampled.scale() == 2.0

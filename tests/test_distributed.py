@@ -15,18 +15,32 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from gritvq import (
+    BSQ,
+    LFQ,
     CodebookUsage,
+    CodeStatistics,
     CommitmentLoss,
     DeadCodeRevival,
     DriftLoss,
     EMAUpdate,
     EntropyLoss,
     FreeCodebook,
+    HierarchicalQuantizer,
+    LinearSchedule,
+    MultiScaleQuantizer,
+    Quantizer,
     ReconstructionError,
+    RepresentationCoherenceLoss,
+    ResidualQuantizer,
+    StochasticQuantizer,
+    VariationalLatent,
     VectorQuantizer,
+    gm_vq,
     grit_vq,
+    vq_vae,
     vq_vae_ema,
 )
+from zoo import RULES
 
 DIM, SIZE = 4, 16
 Job = Callable[[Tensor], dict[str, Tensor]]
@@ -146,6 +160,75 @@ def without_parallel_wrapper(x: Tensor) -> dict[str, Tensor]:
     return {**found, "entropy": entropy(x)["loss"]}
 
 
+def grids(step: int) -> Tensor:
+    return 2 + torch.randn(30, 2, 2, DIM, generator=torch.Generator().manual_seed(step))
+
+
+def shares(scenario: str, step: int) -> tuple[Tensor, Tensor]:
+    """Vectors and mask of this process; of both together where there is one. In step 1 nobody has a valid vector."""
+    x = grids(step)
+    mask = torch.rand(x.shape[:-1], generator=torch.Generator().manual_seed(9)) < 0.7
+    cut = {"uneven": 8, "the first is empty": 0, "the second is masked": 15}[scenario]
+    mask[15 if scenario == "the second is masked" else 30 :] = False
+    mask &= step != 1
+    rows = slice(None) if not dist.is_initialized() else [slice(0, cut), slice(cut, 30)][dist.get_rank()]
+    return x[rows], mask[rows]
+
+
+SCENARIOS = ("uneven", "the first is empty", "the second is masked")
+# Those whose losses no chance decides; `wasserstein` is one problem per process.
+LEARNERS: dict[str, Callable[[], Quantizer]] = {
+    **{
+        name: (lambda make=make: VectorQuantizer(FreeCodebook(DIM, SIZE), learning=[make(DIM, SIZE)]))
+        for name, make in RULES.items()
+    },
+    "grit_vq": lambda: grit_vq(DIM, SIZE, revival_interval=2),
+    "vq_vae_ema": lambda: vq_vae_ema(DIM, SIZE, revival_interval=1),
+    "lfq": lambda: LFQ(DIM),
+    "bsq": lambda: BSQ(DIM),
+    "residual": lambda: ResidualQuantizer([vq_vae(DIM, SIZE), vq_vae_ema(DIM, SIZE, revival_interval=2)]),
+    "multiscale": lambda: MultiScaleQuantizer(VectorQuantizer(FreeCodebook(DIM, SIZE), learning=[EMAUpdate()]), [1, 2]),
+    "hierarchical": lambda: HierarchicalQuantizer([vq_vae(DIM, SIZE), vq_vae(DIM, SIZE)], DIM),
+    "mixture": lambda: gm_vq(DIM, SIZE),
+    "stochastic": lambda: StochasticQuantizer(FreeCodebook(DIM, SIZE), temperature=LinearSchedule(1, 0.5, num_steps=4)),
+    "variational": lambda: VariationalLatent(
+        vq_vae(DIM // 2, SIZE), choose_by="mean", coherence=RepresentationCoherenceLoss(), kl_weight=0.1
+    ),
+}
+DRAWN = {"stochastic": ("distance",)}
+
+
+def learning(_: Tensor) -> dict[str, Tensor]:
+    """Losses, gradients and what `update_codebook` makes of it, for everything that learns and all scenarios."""
+    found: dict[str, Tensor] = {}
+    for scenario in SCENARIOS:
+        for name, make in LEARNERS.items():
+            torch.manual_seed(0)
+            quantizer = make()
+            for step in range(4):
+                x, mask = shares(scenario, step)
+                x.requires_grad_()
+                output = quantizer(x, mask)
+                losses = {key: v for key, v in output.losses.items() if key not in DRAWN.get(name, ())}
+                where = f"{name}/{scenario}/step {step}"
+                found |= {f"{where}/mean/{key}": value.detach() for key, value in losses.items()}
+                quantizer.zero_grad()
+                sum(losses.values(), start=x.sum() * 0).backward()
+                assert x.grad is not None
+                found[f"{where}/rows"] = x.grad
+                for key, parameter in quantizer.named_parameters():
+                    grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+                    found[f"{where}/mean/gradient of {key}"] = grad.clone()
+                quantizer.update_codebook()
+                for key, module in quantizer.named_modules():
+                    if isinstance(module, CodeStatistics):
+                        for part in ("ema_counts", "window_counts", "num_seen", "step"):
+                            found[f"{where}/same/{key}.{part}"] = getattr(module, part).clone()
+                state = {**dict(quantizer.named_parameters()), **dict(quantizer.named_buffers())}
+                found |= {f"{where}/same/{key}": value.detach().clone() for key, value in state.items()}
+    return found
+
+
 def one_side_masked(x: Tensor) -> dict[str, Tensor]:
     quantizer = VectorQuantizer(FreeCodebook(DIM, SIZE), learning=[EMAUpdate(0.9), DeadCodeRevival(1)])
     keep = not dist.is_initialized() or dist.get_rank() == 0
@@ -171,6 +254,28 @@ def test_groups_that_serve_gpus_alone_take_tensors_of_the_cpu(tmp_path: Path) ->
         assert found.keys() == expected.keys()
         for name in expected:
             torch.testing.assert_close(found[name], expected[name], rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_uneven_empty_and_masked_shares_learn_as_the_joined_batch(tmp_path: Path) -> None:
+    expected = on_one(learning)
+    left, right = on_two(learning, tmp_path)
+    assert left.keys() == right.keys() == expected.keys()
+    for name, value in expected.items():
+        if "/rows" in name:
+            found = torch.cat([left[name], right[name]]) / 2
+        elif "/mean/" in name:
+            found = (left[name] + right[name]) / 2
+        else:
+            assert torch.equal(left[name], right[name]), name
+            found = left[name]
+        if name.startswith("wasserstein/uneven") and name.endswith("/mean/wasserstein"):
+            assert found >= value - 1e-5, name  # a mixture of clouds costs no more than the mixture of their costs
+        elif not name.startswith("wasserstein") or "uneven" not in name or "/same/" in name or "weights_kl" in name:
+            torch.testing.assert_close(found, value, rtol=1e-4, atol=1e-6, msg=name)
+        if "/step 1/" in name and "/same/" not in name:
+            assert not value.any() and not found.any(), name
+        elif "/step 1/" in name:
+            assert torch.equal(value, expected[name.replace("/step 1/", "/step 0/")]), name
 
 
 def test_uneven_and_empty_shares(tmp_path: Path) -> None:

@@ -242,6 +242,46 @@ class TestRevival:
             with pytest.raises(ValueError, match="expected interval >= 1"):
                 DeadCodeRevival(bad)
 
+    def test_steps_without_a_vector_do_not_bring_the_look_nearer(self) -> None:
+        quantizer, x = self.drifted(FreeCodebook(DIM, SIZE), DeadCodeRevival(3), EMAUpdate(0.0))
+        assert quantizer.statistics is not None
+        looks: list[int] = []
+        for update in range(14):
+            before = codes_of(quantizer)
+            empty = update in (1, 4, 5, 6, 7)
+            quantizer(x[: 5 + update], torch.zeros(5 + update, dtype=torch.bool) if empty else None)
+            quantizer.update_codebook()
+            if not quantizer.statistics.window_counts.any():
+                looks.append(update)
+            assert not empty or torch.equal(codes_of(quantizer), before)
+        assert looks == [3, 4, 5, 6, 7, 10, 13]  # after 3, 6 and 9 updates with vectors; nothing comes between
+        assert quantizer.statistics.step == 9
+
+    def test_masked_vectors_change_no_draw(self) -> None:
+        x = 8 + torch.randn(200, DIM)
+        mask = torch.rand(200) < 0.5
+        found = []
+        for arguments in ((x, mask), (x[mask], None)):
+            torch.manual_seed(0)
+            quantizer, _ = self.drifted(FreeCodebook(DIM, SIZE), DeadCodeRevival(1))
+            quantizer(*arguments)
+            quantizer.update_codebook()
+            found.append(codes_of(quantizer))
+        assert torch.equal(found[0], found[1])
+
+    def test_statistics_of_older_versions_load(self) -> None:
+        quantizer, x = self.drifted(FreeCodebook(DIM, SIZE), DeadCodeRevival(1))
+        assert quantizer.statistics is not None
+        old = quantizer.statistics.get_extra_state()
+        del old["num_seen"]
+        old |= {"step": 7, "pending": torch.tensor([1, 300]), "keys": torch.linspace(0, 0.9, SIZE)}
+        quantizer.statistics.set_extra_state(old)
+        assert quantizer.statistics.step == 7 and quantizer.statistics.num_seen == 300
+        quantizer(x)
+        quantizer.update_codebook()
+        assert quantizer.statistics.step == 8 and quantizer.statistics.num_seen == 300 + len(x)
+        assert float(torch.cdist(codes_of(quantizer), x).amin(1).median()) < 1e-3  # moved onto vectors of x, not 0
+
     def test_the_sample_is_uniform_over_everything_seen(self) -> None:
         quantizer = VectorQuantizer(FreeCodebook(1, 400), learning=[CodebookLoss(), DeadCodeRevival(10**6)])
         stream = torch.arange(20000.0)[:, None]

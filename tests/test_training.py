@@ -210,7 +210,7 @@ class TestCodebookCallbacks:
             train(task, data_from(pictures), plan(7, accumulate=accumulate), progress=False)
             quantizer: Any = task.tokenizer.quantizer
             assert quantizer.statistics.step == 7
-            assert int(quantizer.statistics.pending[1]) == 7 * accumulate * 8 * 16
+            assert quantizer.statistics.num_seen == 7 * accumulate * 8 * 16
 
     def test_codebooks_get_their_own_rate(self, pictures: str) -> None:
         task = task_for(grit_vq)

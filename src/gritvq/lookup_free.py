@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from gritvq.base import Quantizer, QuantizerOutput, Surrogate, all_reduce_sum
+from gritvq.base import Quantizer, QuantizerOutput, Surrogate, all_reduce_sum, joined_count, joined_mean
 from gritvq.functional import to_unit_length, wide
 from gritvq.surrogates import StraightThrough
 
@@ -190,16 +190,17 @@ class _Binary(_Grid):
         """``commitment`` and ``entropy``, where their weights are not zero."""
         losses: dict[str, Tensor] = {}
         weight = valid.to(y.dtype).unsqueeze(-1)
-        total = valid.sum()
+        if not self.commitment_weight and not self.entropy_weight:
+            return losses
+        total = joined_count(valid)
         if self.commitment_weight:
-            error = ((y - q).square() * weight).sum() / (total.clamp_min(1) * self.dim)
+            error = joined_mean(((y - q).square() * weight).sum() / self.dim, total)
             losses["commitment"] = self.commitment_weight * error
         if self.entropy_weight:
             logits = 4 * self.value / self.temperature * y
             each = (_binary_entropy(logits) * weight).sum()
             mean = (torch.sigmoid(logits) * weight).reshape(-1, self.dim).sum(0)
-            total, each, mean = all_reduce_sum(total), all_reduce_sum(each), all_reduce_sum(mean)
-            total = total.clamp_min(1)
+            total, each, mean = total.clamp_min(1), all_reduce_sum(each), all_reduce_sum(mean)
             mean = mean / total
             batch = -(mean * mean.clamp_min(1e-20).log() + (1 - mean) * (1 - mean).clamp_min(1e-20).log()).sum()
             losses["entropy"] = self.entropy_weight * (each / total - self.balance * batch)

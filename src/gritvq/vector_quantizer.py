@@ -20,6 +20,7 @@ from gritvq.base import (
     Quantizer,
     QuantizerOutput,
     Surrogate,
+    joined_place,
     least_exact,
 )
 from gritvq.codebooks import FreeCodebook
@@ -99,10 +100,11 @@ class VectorQuantizer(Quantizer):
             chosen, values = self.assignment(flat, codes)
             indices, q = chosen.view(x.shape[:-1]), values.view(x.shape)
             losses: dict[str, Tensor] = {}
-            if self.training:
+            if self.training and len(self.learning):
+                first, count = joined_place(valid)
                 if self.statistics is not None:
-                    self.statistics.accumulate(flat, chosen, valid.reshape(-1))
-                context = Context(x, q, indices, valid, codes)
+                    self.statistics.accumulate(flat, chosen, valid.reshape(-1), first, count)
+                context = Context(x, q, indices, valid, codes, count)
                 for rule in self._rules():
                     own = rule.loss(context)
                     if losses.keys() & own.keys():

@@ -1,6 +1,13 @@
 """The interfaces: a quantizer, its result, its four kinds of parts, and the statistics that learning works from."""
 
-from gritvq.base.collectives import all_gather_rows, all_reduce_sum
+from gritvq.base.collectives import (
+    all_gather_rows,
+    all_reduce_sum,
+    joined_count,
+    joined_mean,
+    joined_place,
+    masked_mean,
+)
 from gritvq.base.component import Component, build, describe, evaluating
 from gritvq.base.parts import (
     Assignment,
@@ -34,7 +41,11 @@ __all__ = [
     "build",
     "describe",
     "evaluating",
+    "joined_count",
+    "joined_mean",
+    "joined_place",
     "keeping_precision",
     "least_exact",
+    "masked_mean",
     "scheduled",
 ]

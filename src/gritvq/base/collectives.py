@@ -6,9 +6,10 @@ from weakref import WeakKeyDictionary
 
 import torch
 import torch.distributed as dist
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-__all__ = ["all_gather_rows", "all_reduce_sum"]
+__all__ = ["all_gather_rows", "all_reduce_sum", "joined_count", "joined_mean", "joined_place", "masked_mean"]
 
 # For each default group the one that carries tensors of the CPU where the default group cannot.
 _cpu_groups: WeakKeyDictionary[dist.ProcessGroup, dist.ProcessGroup] = WeakKeyDictionary()
@@ -86,3 +87,64 @@ def all_gather_rows(x: Tensor) -> Tensor:
     gathered = [torch.empty_like(padded) for _ in sizes]
     dist.all_gather(gathered, padded, group=group)
     return torch.cat([rows[: int(size)] for rows, size in zip(gathered, sizes, strict=True)]).to(x.device)
+
+
+def joined_count(valid: Bool[Tensor, "*batch"]) -> Int[Tensor, ""]:
+    """Number of valid vectors in the batches of all processes.
+
+    Example:
+        >>> joined_count(torch.tensor([True, False, True])).item()
+        2
+    """
+    return all_reduce_sum(valid.sum())
+
+
+def joined_place(valid: Bool[Tensor, "*batch"]) -> tuple[Int[Tensor, ""], Int[Tensor, ""]]:
+    """Place of this process's first valid vector among those of all, in the order of the ranks; and their number.
+
+    Example:
+        >>> [number.item() for number in joined_place(torch.tensor([True, False, True]))]
+        [0, 2]
+    """
+    own = valid.sum()
+    if not _distributed():
+        return torch.zeros_like(own), own
+    ranks = torch.arange(dist.get_world_size(), device=own.device)
+    counts = all_reduce_sum(torch.where(ranks == dist.get_rank(), own, 0))
+    return torch.where(ranks < dist.get_rank(), counts, 0).sum(), counts.sum()
+
+
+def joined_mean(total: Float[Tensor, ""], count: Int[Tensor, ""]) -> Float[Tensor, ""]:
+    """A sum over this process's vectors as its share of the mean over the joined batch: ``total * R / count``.
+
+    R is the number of processes, so that the average over them, which data parallelism takes of the gradients, is the
+    mean that one process would have with all vectors. A process without vectors gives 0, as all do if none has any.
+
+    Args:
+        total: Sum over the valid vectors of this process.
+        count: Valid vectors of all processes (:func:`joined_count`).
+
+    Example:
+        >>> joined_mean(torch.tensor(6.0), torch.tensor(3)).item()
+        2.0
+    """
+    count = count.clamp_min(1)
+    return total / (count / dist.get_world_size() if _distributed() else count)
+
+
+def masked_mean(
+    per_vector: Float[Tensor, "*batch"], valid: Bool[Tensor, "*batch"], count: Int[Tensor, ""] | None = None
+) -> Float[Tensor, ""]:
+    """Mean over the valid vectors of the joined batch, as :func:`joined_mean` shares it; 0 where there is none.
+
+    Args:
+        per_vector: One number per vector; what masked ones hold does not matter.
+        valid: True where a vector is real.
+        count: Valid vectors of all processes, if they are counted already.
+
+    Example:
+        >>> masked_mean(torch.tensor([1.0, 3.0, 9.0]), torch.tensor([True, True, False])).item()
+        2.0
+    """
+    total = torch.where(valid, per_vector, 0).sum()
+    return joined_mean(total, joined_count(valid) if count is None else count)

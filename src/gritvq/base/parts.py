@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from gritvq.base.collectives import joined_count, joined_mean, masked_mean
 from gritvq.base.component import Component
 from gritvq.base.statistics import CodeStatistics
 from gritvq.functional import Metric, kmeans, sample_rows, wide
@@ -220,6 +221,7 @@ class Context(NamedTuple):
     """What a learning rule sees of one forward pass; the leading shape of the input is kept.
 
     ``x`` carries the encoder's gradient, ``q`` and ``codes`` the codebook's; ``valid`` is False for masked rows.
+    ``count`` is the number of valid rows of all processes; left out, it is counted where it is needed.
     """
 
     x: Float[Tensor, "*batch D"]
@@ -227,11 +229,27 @@ class Context(NamedTuple):
     indices: Int[Tensor, "*batch"]
     valid: Bool[Tensor, "*batch"]
     codes: Float[Tensor, "K D"]
+    count: Int[Tensor, ""] | None = None
+
+    @property
+    def num_valid(self) -> Int[Tensor, ""]:
+        """Valid rows of all processes."""
+        return joined_count(self.valid) if self.count is None else self.count
 
     def mean(self, per_vector: Float[Tensor, "*batch"]) -> Float[Tensor, ""]:
-        """Mean of one number per vector over the valid rows; 0 where there is none."""
-        total = torch.where(self.valid, per_vector, 0).sum()
-        return total / self.valid.sum().clamp_min(1)
+        """Mean of one number per vector over the valid rows of all processes; 0 where there is none.
+
+        Every process gets its share, with which the average over the processes is that mean.
+        """
+        return masked_mean(per_vector, self.valid, self.num_valid)
+
+    def mean_of_total(self, total: Float[Tensor, ""]) -> Float[Tensor, ""]:
+        """The same from the sum over the valid rows of this process."""
+        return joined_mean(total, self.num_valid)
+
+    def of_codes(self, loss: Float[Tensor, ""]) -> Float[Tensor, ""]:
+        """A loss that depends on the codes alone: as it is; 0, without a gradient, where no process has a valid row."""
+        return torch.where(self.num_valid > 0, loss, 0)
 
 
 class LearningRule(Component, ABC):
@@ -241,16 +259,18 @@ class LearningRule(Component, ABC):
         trains_codes: Whether :meth:`loss` sends a gradient to the codes.
         writes_codes: What :meth:`update` overwrites: ``"table"`` (it owns all codes), ``"rows"`` (single ones) or None.
         needs: Statistics it reads: any of ``"sums"`` (per-code sums) and ``"samples"`` (recent vectors).
-        sees_codes_only: Whether :meth:`loss` depends on the codes alone, so that it is there without any vector, too.
     """
 
     trains_codes: bool = False
-    sees_codes_only: bool = False
     writes_codes: Literal["table", "rows"] | None = None
     needs: frozenset[str] = frozenset()
 
     def loss(self, context: Context) -> dict[str, Float[Tensor, ""]]:
-        """Weighted scalars by name; an empty dict for a rule that only updates."""
+        """Weighted scalars by name; an empty dict for a rule that only updates.
+
+        Their average over the processes must be the loss of the joined batch, and 0 where that has no valid row:
+        :meth:`Context.mean` and :meth:`Context.of_codes` see to both.
+        """
         return {}
 
     def update(self, codebook: Codebook, statistics: CodeStatistics) -> Int[Tensor, " M"] | None:

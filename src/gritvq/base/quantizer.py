@@ -123,6 +123,10 @@ class Quantizer(Component, ABC):
 
     def _leave(self, y: Tensor, valid: Tensor, dtype: torch.dtype) -> QuantizerOutput:
         """Everything after :meth:`before`."""
+        if self.training:
+            for module in self.modules():
+                if isinstance(module, Schedule):
+                    module.see(valid)
         hard, indices, losses = self.quantize(y, valid)
         z = self.after(hard if self.surrogate is None else self.surrogate(y, hard)).to(dtype)
         z = torch.where(valid.unsqueeze(-1), z, 0)
@@ -218,7 +222,8 @@ class Quantizer(Component, ABC):
     def update_codebook(self, optimizer: torch.optim.Optimizer | None = None) -> None:
         """Apply what the learning rules do after a step (moving average, revival). Call after ``optimizer.step()``.
 
-        Reaches every quantizer inside, a shared one once, and moves all schedules one step on.
+        Reaches every quantizer inside, a shared one once, and moves all schedules one step on. Where no process has had
+        a valid vector since the last update, nothing moves.
 
         Args:
             optimizer: If given, the moments of replaced codes are reset in it.

@@ -1,13 +1,19 @@
-"""Schedules: numbers that change as training goes on. Their clock is ``update_codebook``, once per optimizer step."""
+"""Schedules: numbers that change as training goes on.
+
+Their clock is ``update_codebook``, once per optimizer step. A step without a single vector, on any process, does not
+count.
+"""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
+from gritvq.base.collectives import all_reduce_sum
 from gritvq.base.component import Component
 
 __all__ = ["DecaySchedule", "LinearSchedule", "Schedule", "scheduled"]
@@ -25,6 +31,7 @@ class Schedule(Component, ABC):
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
+        self.started = torch.zeros((), dtype=torch.bool)  # no buffer: a parallel wrapper must not broadcast it
 
     @abstractmethod
     def at(self, step: Float[Tensor, ""]) -> Float[Tensor, ""]:
@@ -34,9 +41,19 @@ class Schedule(Component, ABC):
         """The value now, float32."""
         return self.at(self.step.float())
 
+    def see(self, valid: Bool[Tensor, "*batch"]) -> None:
+        """A training batch comes; called by the quantizer in forward."""
+        self.started.logical_or_(valid.any())
+
     def advance(self) -> None:
-        """One step on; called by ``update_codebook``."""
-        self.step.add_(1)
+        """One step on if a vector was seen since the last, on any process; called by ``update_codebook``."""
+        self.step.add_(all_reduce_sum(self.started.long()) > 0)
+        self.started.zero_()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Schedule:
+        super()._apply(fn, recurse)
+        self.started = self.started.to(self.step.device)
+        return self
 
 
 class DecaySchedule(Schedule):
@@ -52,6 +69,7 @@ class DecaySchedule(Schedule):
     Example:
         >>> schedule = DecaySchedule(1.0, factor=0.5, interval=10, floor=0.2)
         >>> for _ in range(10):
+        ...     schedule.see(torch.tensor([True]))
         ...     schedule.advance()
         >>> schedule().item()
         0.5

@@ -16,17 +16,22 @@ __all__ = ["CodeStatistics"]
 
 
 @torch.library.custom_op(
-    "gritvq::accumulate", mutates_args=("counts", "sums", "samples", "keys", "pending"), device_types=None
+    "gritvq::accumulate",
+    mutates_args=("counts", "sums", "samples", "keys", "num_seen", "pending"),
+    device_types=None,
 )
 def _accumulate(
     counts: Tensor,
     sums: Tensor,
     samples: Tensor,
     keys: Tensor,
+    num_seen: Tensor,
     pending: Tensor,
     x: Tensor,
     indices: Tensor,
     valid: Tensor,
+    first: Tensor,
+    count: Tensor,
 ) -> None:
     """Count, sum and sample one batch. An operator of its own, so that compiled graphs run exactly this code.
 
@@ -38,16 +43,18 @@ def _accumulate(
     counts.index_add_(0, indices, weight)
     if len(sums):
         sums.index_add_(0, indices, torch.where(weight[:, None] > 0, x, 0).to(sums.dtype))
-    if len(samples):
+    if len(samples) and len(x):
         # Reservoir by random keys: every vector seen draws a number, the largest ones stay. The numbers are a hash of
-        # the vector's place in the stream, so a resumed run draws the same ones.
-        place = torch.arange(len(x), device=x.device) + pending.to(x.device)[1]
-        key = torch.where(weight > 0, _hash_uniform(place), -1.0)
+        # the vector's place among the valid ones of all processes, so masks, ranks and resuming change no draw.
+        place = num_seen + first + valid.cumsum(0) - 1
+        key = torch.where(weight > 0, _scrambled(place), -1)
         kept, order = torch.cat([keys, key]).topk(len(keys))
-        samples.copy_(torch.cat([samples, torch.where(weight[:, None] > 0, x, 0).to(samples.dtype)])[order])
+        old, new = samples[order.clamp_max(len(keys) - 1)], x[(order - len(keys)).clamp_min(0)].to(samples.dtype)
+        chosen = torch.where((order < len(keys))[:, None], old, new)
+        samples.copy_(torch.where(kept[:, None] < 0, 0, chosen))
         keys.copy_(kept)
+    num_seen += count
     pending[0] += 1
-    pending[1] += len(x)
     if pending[0] == 256:
         warnings.warn(
             "256 training forward passes without update_codebook(): moving averages and dead-code revival do nothing. "
@@ -62,20 +69,24 @@ def _(
     sums: Tensor,
     samples: Tensor,
     keys: Tensor,
+    num_seen: Tensor,
     pending: Tensor,
     x: Tensor,
     indices: Tensor,
     valid: Tensor,
+    first: Tensor,
+    count: Tensor,
 ) -> None:
     return None
 
 
-def _hash_uniform(place: Int[Tensor, " N"]) -> Float[Tensor, " N"]:
-    """Map integers to numbers in [0, 1) that look independent (the finaliser of splitmix64)."""
+def _scrambled(place: Int[Tensor, " N"]) -> Int[Tensor, " N"]:
+    """Map integers one to one to numbers >= 0 that look independent (the finaliser of splitmix64, less one bit)."""
     z = place * -7046029254386353131
     z = (z ^ ((z >> 30) & 0x3FFFFFFFF)) * -4658895280553007687
     z = (z ^ ((z >> 27) & 0x1FFFFFFFFF)) * -7723592293110705685
-    return ((z ^ ((z >> 31) & 0x1FFFFFFFF)) & 0xFFFFFF).float() / (1 << 24)
+    z = z ^ ((z >> 31) & 0x1FFFFFFFF)
+    return (z & 0xFFFFFF) << 39 | (z >> 25) & 0x7FFFFFFFFF
 
 
 class CodeStatistics(nn.Module):
@@ -89,21 +100,24 @@ class CodeStatistics(nn.Module):
         counts: Vectors per code since the last update (K,).
         sums: Sum of those vectors (K, D); (0, D) if no rule needs it.
         samples: A uniform sample of the vectors seen since :meth:`clear_samples` (R, D).
-        keys: Sampling keys of those vectors, -1 where the slot is empty (R,).
+        keys: Sampling keys of those vectors (R,), int64, -1 where the slot is empty.
+        num_seen: Valid vectors ever seen, by all processes; int64.
         ema_counts: Moving average of ``counts`` (K,), kept by :class:`gritvq.EMAUpdate`.
         window_counts: Vectors per code since a rule last looked (K,), kept by :class:`gritvq.DeadCodeRevival`.
-        pending: Forward passes since the last update, and vectors ever seen (2,), int64 on the CPU.
-        step: Number of updates so far.
+        step: Number of updates so far that had a vector, on any process; int64.
+        pending: Forward passes since the last update (1,), int64 on the CPU.
     """
 
-    _NAMES = ("counts", "sums", "samples", "keys", "ema_counts", "window_counts", "pending")
+    _NAMES = ("counts", "sums", "samples", "keys", "num_seen", "ema_counts", "window_counts", "step", "pending")
 
     counts: Tensor
     sums: Tensor
     samples: Tensor
     keys: Tensor
+    num_seen: Tensor
     ema_counts: Tensor
     window_counts: Tensor
+    step: Tensor
     pending: Tensor
 
     def __init__(self, dim: int, codebook_size: int, needs: frozenset[str], num_samples: int = 16384) -> None:
@@ -114,17 +128,34 @@ class CodeStatistics(nn.Module):
         self.counts = torch.zeros(codebook_size, dtype=own)
         self.sums = torch.zeros(num_sums, dim, dtype=own)
         self.samples = torch.zeros(num_samples, dim, dtype=own)
-        self.keys = torch.full((num_samples,), -1.0, dtype=own)
+        self.keys = torch.full((num_samples,), -1)
+        self.num_seen = torch.zeros((), dtype=torch.int64)
         self.ema_counts = torch.zeros(codebook_size, dtype=own)
         self.window_counts = torch.zeros(codebook_size, dtype=own)
-        self.pending = torch.zeros(2, dtype=torch.int64)
-        self.step = 0
+        self.step = torch.zeros((), dtype=torch.int64)
+        self.pending = torch.zeros(1, dtype=torch.int64)
+        self._most = 0  # no fewer than `step`
+        self._known: int | None = 0  # `step` as it was read at this update, None if it was not
 
-    def accumulate(self, x: Float[Tensor, "N D"], indices: Int[Tensor, " N"], valid: Bool[Tensor, " N"]) -> None:
-        """Add one batch; rows that are invalid or not finite do not count."""
-        _accumulate(
-            self.counts, self.sums, self.samples, self.keys, self.pending, x.detach(), indices.detach(), valid.detach()
-        )
+    def accumulate(
+        self,
+        x: Float[Tensor, "N D"],
+        indices: Int[Tensor, " N"],
+        valid: Bool[Tensor, " N"],
+        first: Int[Tensor, ""],
+        count: Int[Tensor, ""],
+    ) -> None:
+        """Add one batch; rows that are invalid or not finite do not count.
+
+        Args:
+            x: Vectors.
+            indices: Their codes.
+            valid: True where a vector is real.
+            first: Place of the first valid one among those of all processes.
+            count: Valid vectors of all processes.
+        """
+        mutable = (self.counts, self.sums, self.samples, self.keys, self.num_seen, self.pending)
+        _accumulate(*mutable, x.detach(), indices.detach(), valid.detach(), first, count)
 
     @torch.inference_mode(False)
     def begin_update(self) -> None:
@@ -132,24 +163,36 @@ class CodeStatistics(nn.Module):
         self.counts = all_reduce_sum(self.counts)
         self.sums = all_reduce_sum(self.sums)
         self.window_counts = self.window_counts + self.counts
-        self.step += 1
+        self.step = self.step + self.counts.any()
+        self._most, self._known = (self._most if self._known is None else self._known) + 1, None
+
+    def due(self, interval: int) -> bool:
+        """Whether this update is one in ``interval``, those without a vector left out.
+
+        The number of updates is read from the device only where it may have come so far.
+        """
+        if self._most % interval:
+            return False
+        self._known = int(self.step)
+        return self._known == self._most
 
     @torch.inference_mode(False)
     def end_update(self) -> None:
         """Start the next interval."""
         self.counts = torch.zeros_like(self.counts)
         self.sums = torch.zeros_like(self.sums)
-        self.pending = self.pending * torch.tensor([0, 1])
+        self.pending = torch.zeros_like(self.pending)
 
     def gathered_samples(self) -> Float[Tensor, "M D"]:
-        """The sampled vectors of all ranks, in an order that every rank agrees on."""
-        keys, order = all_gather_rows(self.keys).sort(descending=True, stable=True)
+        """The sample of the vectors of all ranks, which one process would have drawn; in the order of the keys."""
+        keys, order = all_gather_rows(self.keys).topk(len(self.keys))
         return all_gather_rows(self.samples)[order][keys >= 0]
 
     @torch.inference_mode(False)
     def clear_samples(self) -> None:
         """Forget the sampled vectors."""
-        self.keys = torch.full_like(self.keys, -1.0)
+        self.keys = torch.full_like(self.keys, -1)
+        self.samples = torch.zeros_like(self.samples)
 
     def reset_rows(self, rows: Int[Tensor, " M"]) -> None:
         """Forget the past of replaced codes, so that a moving average does not pull them back."""
@@ -172,12 +215,15 @@ class CodeStatistics(nn.Module):
         return super()._apply(fn, recurse)
 
     def get_extra_state(self) -> dict[str, Any]:
-        """All tensors and the step, for ``state_dict``."""
-        return {**{name: getattr(self, name) for name in self._NAMES}, "step": self.step}
+        """All tensors, for ``state_dict``."""
+        return {name: getattr(self, name) for name in self._NAMES}
 
     @torch.inference_mode(False)
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Restore what :meth:`get_extra_state` gave."""
+        state = {**state, "step": torch.as_tensor(state["step"])}
+        if "num_seen" not in state:  # saved by a version in which every process counted for itself
+            state |= {"num_seen": state["pending"][1], "pending": state["pending"][:1]}
         for name in self._NAMES:
             old, new = getattr(self, name), state[name]
             if old.shape != new.shape:
@@ -186,4 +232,4 @@ class CodeStatistics(nn.Module):
                     "quantizer was built with other learning rules or another codebook size"
                 )
             setattr(self, name, new.to(old.device, old.dtype).clone())
-        self.step = int(state["step"])
+        self._most = self._known = int(self.step)

@@ -44,7 +44,6 @@ class DistributionConsistencyLoss(LearningRule):
     """
 
     trains_codes = True
-    sees_codes_only = True
 
     def __init__(self, weight: float = 0.1) -> None:
         super().__init__()
@@ -57,4 +56,5 @@ class DistributionConsistencyLoss(LearningRule):
         mean = codes.mean(0)
         values = torch.linalg.svdvals((codes - mean) / math.sqrt(max(1, size - 1)))
         missing = dim - len(values)
-        return {"distribution": self.weight * (mean.square().sum() + (values - 1).square().sum() + missing)}
+        distance = mean.square().sum() + (values - 1).square().sum() + missing
+        return {"distribution": self.weight * context.of_codes(distance)}

@@ -82,7 +82,7 @@ class DriftLoss(LearningRule):
         indices = context.indices.reshape(-1).clamp_min(0)
         temperature = torch.as_tensor(scheduled(self.temperature), dtype=x.dtype, device=x.device)
         if self.relative:
-            temperature = temperature * _variance(x, valid)
+            temperature = temperature * _variance(x, valid, context.num_valid)
         mass, offsets, spread = torch.ops.gritvq.kernel_sums(
             x, codes.detach(), indices, valid, temperature, self.strength * len(codes)
         )
@@ -92,13 +92,13 @@ class DriftLoss(LearningRule):
         others = spread + (mass[:, None] * step.square() - 2 * step * offsets).sum()
         chosen = (x - F.embedding(indices, codes)).square().mean(-1)
         total = torch.where(valid, chosen, 0).sum() + others / codes.shape[1]
-        return {"drift": self.weight * total / valid.sum().clamp_min(1)}
+        return {"drift": self.weight * context.mean_of_total(total)}
 
 
-def _variance(x: Float[Tensor, "N D"], valid: Bool[Tensor, " N"]) -> Float[Tensor, ""]:
+def _variance(x: Float[Tensor, "N D"], valid: Bool[Tensor, " N"], count: Int[Tensor, ""]) -> Float[Tensor, ""]:
     """Variance of the valid rows of all processes, mean over components; 0 where there is none."""
     weight = valid.to(x.dtype)[:, None]
-    total = all_reduce_sum(weight.sum()).clamp_min(1)
+    total = count.clamp_min(1)
     mean = all_reduce_sum((weight * x).sum(0)) / total
     return all_reduce_sum((weight * (x - mean).square()).sum()) / (total * x.shape[1])
 

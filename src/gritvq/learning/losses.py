@@ -117,9 +117,7 @@ class EntropyLoss(LearningRule):
         for rows, weight in zip(x.split(block), valid.to(x.dtype).split(block), strict=True):
             entropy, probability = checkpoint(self._block, rows, weight, context.codes, use_reentrant=False)
             each, mean = each + entropy, mean + probability
-        total = valid.sum()
-        total, each, mean = all_reduce_sum(total), all_reduce_sum(each), all_reduce_sum(mean)
-        total = total.clamp_min(1)
+        total, each, mean = context.num_valid.clamp_min(1), all_reduce_sum(each), all_reduce_sum(mean)
         mean = mean / total
         batch = -(mean * (mean + 1e-20).log()).sum()
         return {"entropy": self.weight * (each / total - self.balance * batch)}
@@ -149,7 +147,6 @@ class OrthogonalityLoss(LearningRule):
     """
 
     trains_codes = True
-    sees_codes_only = True
 
     def __init__(self, weight: float = 1.0) -> None:
         super().__init__()
@@ -159,4 +156,5 @@ class OrthogonalityLoss(LearningRule):
         """The weighted loss as ``orthogonality``."""
         unit = F.normalize(context.codes, dim=1)
         gram = unit.T @ unit
-        return {"orthogonality": self.weight * (gram.square().sum() - len(unit)) / len(unit) ** 2}
+        loss = (gram.square().sum() - len(unit)) / len(unit) ** 2
+        return {"orthogonality": self.weight * context.of_codes(loss)}

@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from gritvq.base import Context, LearningRule, keeping_precision
+from gritvq.base import Context, LearningRule, all_reduce_sum, joined_mean, keeping_precision
 from gritvq.functional import squared_distance, wide
 from gritvq.learning.losses import check_weight
 
@@ -29,7 +29,8 @@ class WassersteinLoss(LearningRule):
     The plan is found on the CPU in float64 by the network simplex of POT, in a time that grows faster than N K and
     leads a training step: on one thread about 0.2 s for 512 vectors and 512 codes, 1 s for 2048 codes. Therefore a
     larger batch enters as a random sample. Fewer vectors than codes make uniform use a soft pressure only. Each process
-    solves its own batch.
+    solves its own batch, and the losses are averaged over the processes by their numbers of vectors. That is never
+    less than the loss of the joined batch, and equal to it where one process has all vectors.
 
     With ``regularization`` the cost is entropic, ``min_P <P, C> + regularization * KL(P | mu nu^T)``, found by up to
     500 Sinkhorn iterations on the device of the latents (float64; stopped where the marginals are within 1e-6). It is
@@ -111,15 +112,14 @@ class WassersteinLoss(LearningRule):
 
     def loss(self, context: Context) -> dict[str, Float[Tensor, ""]]:
         """The weighted losses as ``wasserstein`` and, with learned weights, ``weights_kl``."""
-        x, valid = self._problems(context)
+        x, valid, num_vectors = self._problems(context)
         codes, size = wide(context.codes), len(context.codes)
         if self.codebook_size not in (None, size):
             raise ValueError(
                 f"expected {self.codebook_size} codes, got {size}; give the rule the codebook_size of its codebook"
             )
         present = valid.to(x.dtype)
-        total = present.sum(1, keepdim=True)
-        of_latents = present / total.clamp_min(1)
+        of_latents = present / present.sum(1, keepdim=True).clamp_min(1)
         cost = squared_distance(x.flatten(0, 1), codes).view(*x.shape[:2], size)
         if self.logits is None:
             log_pi = x.new_full((1, size), -math.log(size))
@@ -132,16 +132,21 @@ class WassersteinLoss(LearningRule):
         # The value with the gradients of the optimum: the plan with respect to the costs, the dual potential with
         # respect to the weights.
         each = value + (plan * (cost - cost.detach())).sum((1, 2)) + (potential * (pi - pi.detach())).sum(1)
-        solved = (total[:, 0] > 0).to(x.dtype)
-        num_solved = solved.sum().clamp_min(1)
-        losses = {"wasserstein": self.weight * (solved * each).sum() / num_solved}
+        # A problem counts on each process for its share of the vectors that the problem has on all.
+        of_all = all_reduce_sum(num_vectors)
+        share = num_vectors / of_all.clamp_min(1)
+        num_solved = (of_all > 0).sum()
+        losses = {"wasserstein": self.weight * joined_mean((share * each).sum(), num_solved)}
         if self.logits is not None:
             divergence = (log_pi.exp() * (log_pi + math.log(size))).sum(1)
-            losses["weights_kl"] = self.weights_penalty * (solved * divergence).sum() / num_solved
+            losses["weights_kl"] = self.weights_penalty * joined_mean((share * divergence).sum(), num_solved)
         return losses
 
-    def _problems(self, context: Context) -> tuple[Float[Tensor, "P M D"], Bool[Tensor, "P M"]]:
-        """Latents and their validity by problem, sampled where there are too many; masked ones are drawn last."""
+    def _problems(self, context: Context) -> tuple[Float[Tensor, "P M D"], Bool[Tensor, "P M"], Int[Tensor, " P"]]:
+        """Latents and their validity by problem, and how many are valid.
+
+        Sampled where there are too many; masked ones are drawn last.
+        """
         x, valid = wide(context.x), context.valid
         dim = x.shape[-1]
         if self.num_positions is None:
@@ -154,11 +159,12 @@ class WassersteinLoss(LearningRule):
                 )
             x = x.reshape(len(x), self.num_positions, dim).transpose(0, 1)
             valid = valid.reshape(len(valid), self.num_positions).T
+        num_vectors = valid.sum(1)
         if self.num_samples is not None and x.shape[1] > self.num_samples:
             keys = torch.where(valid, torch.rand(valid.shape, device=valid.device), -1)
             drawn = keys.topk(self.num_samples, dim=1).indices
             x, valid = x.gather(1, drawn.unsqueeze(-1).expand(-1, -1, dim)), valid.gather(1, drawn)
-        return x, valid
+        return x, valid, num_vectors
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> WassersteinLoss:
         return super()._apply(keeping_precision(fn), recurse)

@@ -19,7 +19,7 @@ class EMAUpdate(LearningRule):
     ``N_k <- decay N_k + (1 - decay) n_k`` and ``c_k <- c_k + (1 - decay) (s_k - n_k c_k) / N_k``. That is the usual
     ratio of two averages, written so that the code itself is the only copy: overwriting a code needs no second
     bookkeeping. ``N`` starts at 0, so a code's first update puts it at the mean of its vectors; a code without any
-    stays where it is.
+    stays where it is. An update without a single vector changes nothing.
 
     Args:
         decay: Share kept per update, in [0, 1). 0 is one step of Lloyd's k-means per update.
@@ -48,7 +48,8 @@ class EMAUpdate(LearningRule):
     def update(self, codebook: Codebook, statistics: CodeStatistics) -> None:
         """Move every code that has, or had, vectors."""
         counts, codes = statistics.counts, codebook.table()
-        statistics.ema_counts = self.decay * statistics.ema_counts + (1 - self.decay) * counts
+        moved = self.decay * statistics.ema_counts + (1 - self.decay) * counts
+        statistics.ema_counts = torch.where(counts.any(), moved, statistics.ema_counts)
         rows = (counts > 0).nonzero().squeeze(1)
         n, mass = counts[rows, None], statistics.ema_counts[rows, None]
         old = codes[rows]
@@ -61,7 +62,9 @@ class DeadCodeRevival(LearningRule):
     Every ``interval`` updates a code is dead if it got fewer than ``threshold`` times its fair share ``total / K`` of
     the vectors seen since the last look. Dead codes move to distinct vectors from a uniform sample of those seen; if
     there are fewer sampled vectors than dead codes the rest wait. Moving averages and optimizer moments of moved codes
-    are reset. Codebooks with a transform solve for the base row; rows that cannot be solved stay.
+    are reset. Codebooks with a transform solve for the base row; rows that cannot be solved stay. Updates without a
+    single vector do not count. With several processes the vectors are those that one would have drawn from the joined
+    batches.
 
     Args:
         interval: Updates between two looks.
@@ -90,7 +93,7 @@ class DeadCodeRevival(LearningRule):
 
     def update(self, codebook: Codebook, statistics: CodeStatistics) -> Int[Tensor, " M"] | None:
         """Revive at every ``interval``-th update; returns the moved rows."""
-        if statistics.step % self.interval:
+        if not statistics.due(self.interval):
             return None
         window = statistics.window_counts
         total = window.sum()

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from gritvq.base import Quantizer, QuantizerOutput, evaluating, least_exact
+from gritvq.base import Quantizer, QuantizerOutput, evaluating, joined_count, least_exact
 from gritvq.functional import bits_per_sample, wide
 from gritvq.structures.pyramid import Pyramid, convolve, pooled_mask
 from gritvq.structures.stack import folded_parts
@@ -190,7 +190,7 @@ class HierarchicalQuantizer(Pyramid):
         """What a level's losses count for: 1, but for nats per vector its vectors per vector of the finest level."""
         if self.objective not in ("arelbo", "albo"):
             return 1.0
-        return seen.sum() / valid.sum().clamp_min(1)
+        return joined_count(seen) / joined_count(valid).clamp_min(1)
 
     def lookup(self, indices: Int[Tensor, "*batch T Q"]) -> Float[Tensor, "*batch H H D"]:
         """The top-down pass again, from the codes alone."""

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from gritvq.base import Quantizer, QuantizerOutput, evaluating, least_exact
+from gritvq.base import Quantizer, QuantizerOutput, evaluating, joined_count, least_exact, masked_mean
 from gritvq.functional import wide
 from gritvq.structures.pyramid import Pyramid, convolve, pooled
 from gritvq.structures.stack import check_hard_part, drawn_depths, value_of
@@ -195,14 +195,16 @@ class MultiScaleQuantizer(Pyramid):
         self, losses: dict[str, Tensor], unit: dict[str, Tensor], x: Tensor, f: Tensor, own: Tensor
     ) -> None:
         """Add one level's share to the losses."""
-        num, count = len(self.sides), own.sum().clamp_min(1)
+        num = len(self.sides)
+        weighted = self.codebook_weight or self.commitment_weight
+        count = joined_count(own) if weighted else None
         terms = {f"unit/{name}": loss / num for name, loss in unit.items()}
         for name, weight, error in (
             ("codebook", self.codebook_weight / num, f - x.detach()),
             ("commitment", self.commitment_weight, f.detach() - x),
         ):
             if weight:
-                terms[name] = weight * torch.where(own, error.square().mean(-1), 0).sum() / count
+                terms[name] = weight * masked_mean(error.square().mean(-1), own, count)
         for name, term in terms.items():
             losses[name] = losses[name] + term if name in losses else term
 

@@ -10,16 +10,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from gritvq.base import Component, Quantizer, QuantizerOutput, Surrogate
+from gritvq.base import Component, Quantizer, QuantizerOutput, Surrogate, masked_mean
 from gritvq.functional import wide
 
 __all__ = ["RepresentationCoherenceLoss", "VariationalLatent"]
 
 _LOG_VARIANCE = (-30.0, 20.0)
-
-
-def _mean_of_valid(per_vector: Float[Tensor, "*batch"], valid: Bool[Tensor, "*batch"]) -> Float[Tensor, ""]:
-    return torch.where(valid, per_vector, 0).sum() / valid.sum().clamp_min(1)
 
 
 class RepresentationCoherenceLoss(Component):
@@ -68,7 +64,7 @@ class RepresentationCoherenceLoss(Component):
         """The weighted loss of means and log variances with their codes."""
         precision = (-(log_variance.detach() if self.detach_deviation else log_variance)).exp()
         each = 0.5 * (q - mean).square() * precision
-        return self.weight * _mean_of_valid(each.sum(-1) if self.reduction == "sum" else each.mean(-1), valid)
+        return self.weight * masked_mean(each.sum(-1) if self.reduction == "sum" else each.mean(-1), valid)
 
 
 class VariationalLatent(Quantizer):
@@ -190,7 +186,7 @@ class VariationalLatent(Quantizer):
                 own["coherence"] = self.coherence(mean, log_variance, output.quantized, valid)
             if self.kl_weight > 0:
                 divergence = 0.5 * (mean.square() + torch.expm1(log_variance) - log_variance).mean(-1)
-                own["kl"] = self.kl_weight * _mean_of_valid(divergence, valid)
+                own["kl"] = self.kl_weight * masked_mean(divergence, valid)
         return output._replace(losses={**output.losses, **own})
 
     def sample(

@@ -10,14 +10,13 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from gritvq.base import Codebook, Quantizer, QuantizerOutput, Schedule, all_reduce_sum
+from gritvq.base import Codebook, Quantizer, QuantizerOutput, Schedule, all_reduce_sum, joined_count, masked_mean
 from gritvq.functional import nearest_code, nearest_codes, wide
 from gritvq.relaxations import centered, gaussian_factors, negative_entropy, over_blocks, relaxed_choice
 from gritvq.variational.stochastic import (
     checked_temperature,
     clamped_temperature,
     look_up,
-    masked_mean,
     plain_table,
 )
 from gritvq.vector_quantizer import VectorQuantizer
@@ -135,17 +134,17 @@ class GaussianMixtureQuantizer(Quantizer):
         deviation = torch.where(spread > 0, torch.where(spread > 0, spread, 1.0).sqrt(), 0.0)
         rows = flat - (z - mean) + deviation * torch.randn_like(mean)
         squared = z.square().sum(1) - 2 * self.variance * expected  # sum_k q_k |z - c_k|^2
-        losses = {"latent": self.latent_weight * masked_mean(squared, weight)}
+        count = joined_count(weight)
+        losses = {"latent": self.latent_weight * masked_mean(squared, weight, count)}
         if self.regularizer is not None:
-            losses["balance"] = self.balance_weight * self._divergence(extra, weight, len(codes))
+            losses["balance"] = self.balance_weight * self._divergence(extra, weight, count, len(codes))
         return rows, losses
 
-    def _divergence(self, extra: Tensor, weight: Tensor, codebook_size: int) -> Tensor:
+    def _divergence(self, extra: Tensor, weight: Tensor, count: Tensor, codebook_size: int) -> Tensor:
         """KL from the uniform distribution, of the batch's mean or of single vectors."""
         if self.regularizer == "sample":
-            return masked_mean(extra + math.log(codebook_size), weight)
-        total, mass = all_reduce_sum(weight.sum()), all_reduce_sum(extra.sum(0))
-        mean = mass / total.clamp_min(1)
+            return masked_mean(extra + math.log(codebook_size), weight, count)
+        mean = all_reduce_sum(extra.sum(0)) / count.clamp_min(1)
         return (mean * (mean * codebook_size + 1e-20).log()).sum()
 
     def lookup(self, indices: Int[Tensor, "*batch 1"]) -> Float[Tensor, "*batch D"]:

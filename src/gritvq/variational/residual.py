@@ -10,14 +10,21 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from gritvq.base import Codebook, Quantizer, QuantizerOutput, Schedule, keeping_precision
+from gritvq.base import (
+    Codebook,
+    Quantizer,
+    QuantizerOutput,
+    Schedule,
+    joined_count,
+    keeping_precision,
+    masked_mean,
+)
 from gritvq.functional import nearest_code, wide
 from gritvq.relaxations import centered, gaussian_factors
 from gritvq.variational.stochastic import (
     checked_temperature,
     initial_log_variance,
     look_up,
-    masked_mean,
     plain_table,
     sample_codes,
 )
@@ -115,13 +122,13 @@ class ResidualStochasticQuantizer(Quantizer):
 
     def _sample(self, flat: Tensor, tables: list[Tensor], weight: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         variances = self.log_variances.clamp(-30, 30).exp()
-        rest, losses = flat, {}
+        rest, losses, count = flat, {}, joined_count(weight)
         for level, codes in enumerate(tables):
             factors, table = gaussian_factors(*centered(rest, codes), variances[level])
             rows, entropy = sample_codes(factors, table, codes, self.temperature)
-            losses[f"{level}/entropy"] = masked_mean(entropy, weight)
+            losses[f"{level}/entropy"] = masked_mean(entropy, weight, count)
             rest = rest - rows
-        losses["distance"] = masked_mean(0.5 * rest.square().sum(1) / variances.sum(), weight)
+        losses["distance"] = masked_mean(0.5 * rest.square().sum(1) / variances.sum(), weight, count)
         return flat - rest, losses
 
     def lookup(self, indices: Int[Tensor, "*batch L"]) -> Float[Tensor, "*batch D"]:

@@ -12,7 +12,16 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from gritvq.assignments import NearestAssignment
-from gritvq.base import Codebook, Quantizer, QuantizerOutput, Schedule, keeping_precision, scheduled
+from gritvq.base import (
+    Codebook,
+    Quantizer,
+    QuantizerOutput,
+    Schedule,
+    joined_count,
+    keeping_precision,
+    masked_mean,
+    scheduled,
+)
 from gritvq.codebooks import FreeCodebook
 from gritvq.functional import nearest_code, nearest_codes, to_unit_length, wide
 from gritvq.relaxations import centered, gaussian_factors, negative_entropy, over_blocks, relaxed_choice
@@ -128,8 +137,9 @@ class StochasticQuantizer(Quantizer):
             if self.training:
                 rows, entropy = self._sample(flat, codes, variance)
                 weight = valid.reshape(-1)
-                losses["entropy"] = masked_mean(entropy, weight)
-                losses["distance"] = masked_mean(self._distance(flat, rows, variance), weight)
+                count = joined_count(weight)
+                losses["entropy"] = masked_mean(entropy, weight, count)
+                losses["distance"] = masked_mean(self._distance(flat, rows, variance), weight, count)
                 value = rows.view(z.shape)
             else:
                 value = F.embedding(indices, codes).view(z.shape) + (z - z.detach())
@@ -223,11 +233,6 @@ def clamped_temperature(temperature: float | Schedule) -> float | Tensor:
     """The temperature now; a schedule that reaches 0 stays just above it."""
     now = scheduled(temperature)
     return now.clamp_min(1e-6) if isinstance(now, Tensor) else now
-
-
-def masked_mean(per_vector: Float[Tensor, " N"], weight: Bool[Tensor, " N"]) -> Float[Tensor, ""]:
-    """Mean over the valid vectors; 0 where there is none."""
-    return torch.where(weight, per_vector, 0).sum() / weight.sum().clamp_min(1)
 
 
 def sample_codes(
