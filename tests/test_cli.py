@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import logging
+import shutil
 import subprocess
 import sys
 import warnings
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as parquet
 import pytest
 import torch
@@ -20,11 +22,13 @@ import yaml
 from PIL import Image
 
 import gritvq
-from gritvq import Tokenizer, msvq
+from gritvq import Tokenizer, VectorQuantizer, msvq, vq_vae
 from gritvq.cli import contest_entries, main
+from gritvq.data import read_images
 from gritvq.models import ImageDecoder, ImageEncoder
 from gritvq.training.tokens import TokenizedImage, read_tokens, write_tokens
 from program import wrong
+from test_tokenizer import Own
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 
@@ -226,6 +230,46 @@ class TestEncodeDecode:
             assert rows["a.png"]["tokens"] == file["tokens/a.png"].flatten().tolist()
             assert (rows["a.png"]["height"], rows["a.png"]["width"]) == (37, 50)
 
+    def test_tables_with_labels(self, run: Path, odd: Path) -> None:
+        tokenizer, labels = str(run / "tokenizer"), ["cat", None, "dog", "cat"]
+        table_of(odd, Path("some.parquet"), labels)
+        for source, out in ((str(odd), "a.npz"), ("some.parquet", "b.npz"), ("some.parquet", "c.parquet")):
+            batch = [] if source == str(odd) else ["--batch_size", "1"]
+            assert main(["encode", source, "--tokenizer", tokenizer, "--out", out, *batch]) == 0
+        expected = read_tokens("a.npz")
+        for found in (read_tokens("b.npz"), read_tokens("c.parquet")):
+            assert [item.label for item in found] == labels
+            assert [item.name for item in found] == [f"some/{number}" for number in range(4)]
+            assert all(torch.equal(x.tokens, y.tokens) for x, y in zip(found, expected, strict=True))
+
+    def test_pictures_of_equal_size_are_encoded_together(
+        self, run: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        sizes: list[int] = []
+        whole = Tokenizer.encode
+
+        def encode(self: Tokenizer, images: torch.Tensor) -> torch.Tensor:
+            sizes.append(len(images))
+            return whole(self, images)
+
+        monkeypatch.setattr(Tokenizer, "encode", encode)
+        arguments = ["encode", str(pictures), "--tokenizer", str(run / "tokenizer"), "--out"]
+        assert main([*arguments, "a.npz", "--batch_size", "16"]) == 0 and sizes == [16, 16, 8]
+        assert main([*arguments, "b.npz", "--batch_size", "1"]) == 0
+        for x, y in zip(read_tokens("a.npz"), read_tokens("b.npz"), strict=True):
+            assert x.name == y.name and torch.equal(x.tokens, y.tokens)
+
+    def test_classes_of_other_modules_need_trust(self, odd: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        quantizer = VectorQuantizer(Own(4, 16))
+        Tokenizer(ImageEncoder(4, width=8), quantizer, ImageDecoder(4, width=8)).save_pretrained("own")
+        for verb in (
+            ["encode", str(odd), "--tokenizer", "own", "--out", "t.npz"],
+            ["decode", "t.npz", "--tokenizer", "own"],
+            ["validate", "own", "--data.path", str(odd), "--out", "numbers"],
+        ):
+            assert "pass trusted=['test_tokenizer']" in wrong(verb, capsys)
+            assert main([*verb, "--trusted", "[test_tokenizer]"]) == 0
+
     def test_broken_pictures(self, run: Path, odd: Path, capsys: pytest.CaptureFixture[str]) -> None:
         Path("some").mkdir()
         picture(8, 8, 0).save("some/good.png")
@@ -283,16 +327,76 @@ def test_module_passes_the_exit_code_on() -> None:
     assert done.returncode == 2 and "expected a tokenizer folder" in done.stderr
 
 
-def test_validate_and_inspect(run: Path, pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for verb in ("validate", "inspect"):
-        assert main([verb, str(run / "tokenizer"), "--data.path", str(pictures), "--out", verb]) == 0
-        said = capsys.readouterr().out
-        assert "PSNR" in said and "perplexity" in said
-        assert all(Path(path).exists() for path in lines(said).values())
-        assert json.loads(Path(f"{verb}/metrics.json").read_text()) == pytest.approx(
-            json.loads((run / "metrics.json").read_text()), rel=1e-5
-        )
-    assert "effective rank of the codes" in said and Path("inspect/codebook.png").exists()
+def numbers_of(folder: str | Path) -> dict[str, float]:
+    found = json.loads(Path(folder, "metrics.json").read_text())
+    return {name: value for name, value in found.items() if isinstance(value, float)}
+
+
+def table_of(pictures: Path, path: Path, labels: list[Any] | None = None) -> Path:
+    """A Parquet file as Hugging Face ``datasets`` writes it."""
+    rows = [{"bytes": file.read_bytes(), "path": None} for file in sorted(pictures.rglob("*.*")) if file.is_file()]
+    parquet.write_table(pa.table({"image": rows, **({} if labels is None else {"label": labels})}), path)
+    return path
+
+
+class TestMeasuring:
+    def test_what_the_verbs_say_and_leave(self, run: Path, pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        for verb, count in (("validate", 40), ("inspect", 4)):
+            more = ["--data.path", str(pictures)] if verb == "validate" else []
+            assert main([verb, str(run / "tokenizer"), "--out", verb, *more]) == 0
+            said = capsys.readouterr().out
+            for word in ("PSNR", "perplexity", "codes in use if drawn evenly", f"{count * 16:,}", pictures.name):
+                assert word in said
+            assert all(Path(path).exists() for path in lines(said).values())
+            assert numbers_of(verb)["pictures"] == count and numbers_of(verb)["tokens"] == count * 16
+        assert "effective rank of the codes" in said and Path("inspect/codebook.png").exists()
+        assert "the last 4 of train" in said  # of the tokenizer's own run, which measured the same
+        assert numbers_of("inspect") == pytest.approx(numbers_of(run), rel=1e-5)
+        assert json.loads(Path("inspect/metrics.json").read_text())["data"] == str(pictures)
+
+    def test_whole_pictures_of_any_size(self, run: Path, odd: Path) -> None:
+        assert main(["validate", str(run / "tokenizer"), "--data.path", str(odd), "--out", "whole"]) == 0
+        model, errors, tokens = Tokenizer.from_pretrained(run / "tokenizer"), [], 0
+        for _, pixels in read_images(odd):
+            with torch.no_grad():
+                output = model(pixels[None].float() / 255)
+            errors.append((output.reconstruction.clamp(0, 1) - pixels / 255).square().flatten())
+            tokens += output.quantization.indices.numel()
+        found = numbers_of("whole")
+        assert (found["pictures"], found["tokens"]) == (4, tokens) and tokens == 10 * 13 + 4 * 3 + 2 * 2 + 6 * 5
+        assert found["mse"] == pytest.approx(float(torch.cat(errors).mean()), rel=1e-5)
+        assert main(["validate", str(run / "tokenizer"), "--data.path", str(odd / "a.png"), "--out", "one"]) == 0
+        assert (numbers_of("one")["pictures"], numbers_of("one")["tokens"]) == (1, 130)
+
+    @pytest.mark.parametrize("split", [[], ["--split", "test"], ["--split", "all"]])
+    def test_a_test_set_alone(self, run: Path, odd: Path, split: list[str]) -> None:
+        shutil.copytree(odd, "alone/test")
+        data = {"folder": "alone", "table": str(table_of(odd, Path("test.parquet")))}
+        for out, path in data.items():
+            assert main(["validate", str(run / "tokenizer"), "--data.path", path, "--out", out, *split]) == 0
+        assert numbers_of("folder")["pictures"] == 4
+        assert numbers_of("folder") == pytest.approx(numbers_of("table"), rel=1e-5)
+
+    def test_data_of_tokenizers_that_moved_or_do_not_say(self, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        shutil.copytree(run / "tokenizer", "moved")  # its own config.json says what its data were
+        assert main(["validate", "moved", "--out", "first"]) == 0
+        Tokenizer.from_pretrained("moved").save_pretrained("plain/tokenizer")
+        arguments = ["validate", "plain/tokenizer", "--out", "second"]
+        assert "expected --data.path, since plain/tokenizer does not say" in wrong(arguments, capsys)
+        shutil.copy(run / "config.yaml", "plain")
+        assert main(arguments) == 0
+        assert numbers_of("first") == numbers_of("second") == pytest.approx(numbers_of(run), rel=1e-5)
+        content = yaml.safe_load(Path("plain/config.yaml").read_text())
+        for changed, message in (({"path": "./gone"}, "'./gone', which does not exist"), ({"x": 1}, "'x'")):
+            Path("plain/config.yaml").write_text(yaml.safe_dump({"data": {**content["data"], **changed}}))
+            assert message in wrong([*arguments, "--overwrite", "true"], capsys)
+        assert numbers_of("second") == numbers_of("first")
+
+    def test_the_tokenizer_says_how_many_channels(self, odd: Path) -> None:
+        shape: dict[str, Any] = {"channels": 1, "width": 8, "num_blocks": 1}
+        Tokenizer(ImageEncoder(4, **shape), vq_vae(4, 16), ImageDecoder(4, **shape)).save_pretrained("grey")
+        assert main(["validate", "grey", "--data.path", str(odd), "--out", "out"]) == 0
+        assert numbers_of("out")["pictures"] == 4
 
 
 def test_compare(pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -406,6 +510,8 @@ class TestWrongInput:
             (["encode", "empty", "--tokenizer", "empty"], "expected a tokenizer folder with config.json"),
             (["encode", "empty", "--tokenizer", "x", "--out", "t.csv"], "ending in .npz or .parquet"),
             (["decode", "t.npz", "--tokenizer", "empty"], "expected a tokenizer folder with config.json"),
+            (["encode", "empty", "--tokenizer", "x", "--device", "toaster"], "expected a device that this machine has"),
+            (["validate", "empty", "--device", "meta"], "expected a device that this machine has"),
             (["export", "empty"], "expected a tokenizer folder with config.json"),
             (["export", "empty", "--format", "keras"], "invalid choice: 'keras'"),
             (["export", "empty", "--size", "8"], "size"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -11,6 +12,7 @@ from skimage.metrics import peak_signal_noise_ratio
 
 from gritvq import CodebookUsage, ReconstructionError
 from gritvq.functional import bits_per_token
+from gritvq.metrics import uniform_usage
 
 
 def test_psnr_against_scikit_image() -> None:
@@ -54,6 +56,17 @@ def test_usage_over_a_whole_set() -> None:
     assert numbers["dead_codes"] == (counts == 0).sum() and numbers["tokens"] == 5000 == metric.num_tokens
     metric.reset()
     assert metric.num_tokens == 0 and metric.compute()["perplexity"] == 0
+
+
+@pytest.mark.parametrize(("size", "num"), [(3, 4), (2, 7), (5, 1), (4, 0), (1, 3), (1, 0)])
+def test_what_even_draws_would_use(size: int, num: int) -> None:
+    """The mean over all sequences of codes, written out."""
+    every = [len(set(draws)) / size for draws in itertools.product(range(size), repeat=num)]
+    assert uniform_usage(size, num) == pytest.approx(sum(every) / len(every))
+    assert uniform_usage(2**63, 2**20) == pytest.approx(2**-43)
+    metric = CodebookUsage((size, 2))
+    metric.update(torch.tensor([[0, -1]] * num, dtype=torch.int64).reshape(num, 2))
+    assert metric.compute()["uniform_usage"] == pytest.approx(sum(every) / len(every) / 2)
 
 
 def test_channels_are_counted_apart() -> None:

@@ -80,6 +80,15 @@ class TestDamagedFiles:
         refused(path)
 
 
+@pytest.mark.parametrize("ending", ["npz", "parquet"])
+@pytest.mark.parametrize("labels", [(3, None), ("a cat", "b"), (0.5, 2.0), (None, None)])
+def test_labels_stay_beside_their_tokens(labels: tuple[Any, Any], ending: str, tmp_path: Path) -> None:
+    items = [item._replace(label=label) for item, label in zip(ITEMS, labels, strict=True)]
+    again = read_tokens(write_tokens(tmp_path / f"t.{ending}", items))
+    assert [(item.name, item.label) for item in again] == list(zip(("a.png", "deep/b"), labels, strict=True))
+    assert all(torch.equal(item.tokens, own.tokens) for item, own in zip(again, ITEMS, strict=True))
+
+
 def test_zip_files_that_cannot_be_unpacked(tmp_path: Path) -> None:
     path = write_tokens(tmp_path / "t.npz", ITEMS)
     whole = path.read_bytes()

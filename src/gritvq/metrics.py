@@ -15,7 +15,7 @@ from torch import Tensor
 from gritvq.base import all_gather_rows, all_reduce_sum
 from gritvq.functional import perplexity
 
-__all__ = ["CodebookUsage", "ReconstructionError"]
+__all__ = ["CodebookUsage", "ReconstructionError", "uniform_usage"]
 
 _LARGEST_DENSE = 2**24  # codes up to which one number is kept for each
 
@@ -90,13 +90,21 @@ class CodebookUsage:
         return [_summed(counts) for counts in self.counts]
 
     def compute(self) -> dict[str, float]:
-        """Over all processes: mean ``usage`` and ``perplexity`` of the channels, ``dead_codes`` in all, ``tokens``."""
+        """Over all processes: mean ``usage`` and ``perplexity`` of the channels, ``dead_codes`` in all, ``tokens``.
+
+        ``uniform_usage`` is the mean usage that as many draws of equally likely codes would show
+        (:func:`uniform_usage`).
+        """
         histograms = self.histograms()
         counts = [_seen_counts(histogram) for histogram in histograms]
         used = [int((c > 0).sum()) for c in counts]
         num = len(counts)
         return {
             "usage": sum(n / size for n, size in zip(used, self.codebook_sizes, strict=True)) / num,
+            "uniform_usage": sum(
+                uniform_usage(size, int(c.sum())) for c, size in zip(counts, self.codebook_sizes, strict=True)
+            )
+            / num,
             "perplexity": sum(float(perplexity(c)) for c in counts) / num,
             "dead_codes": float(sum(size - n for n, size in zip(used, self.codebook_sizes, strict=True))),
             "tokens": float(all_reduce_sum(self._positions)),
@@ -112,6 +120,25 @@ class CodebookUsage:
             return math.nan
         shares = [float(_seen_counts(counts).sum()) / positions for counts in self.histograms()]
         return sum(share * math.log2(size) for share, size in zip(shares, self.codebook_sizes, strict=True))
+
+
+def uniform_usage(codebook_size: int, num_tokens: int) -> float:
+    r"""Share of the codes that so many draws of equally likely codes hit in the mean: ``1 - (1 - 1/K)^n``.
+
+    What a measured usage is to be compared with, since few tokens cannot show many codes. Tokens of a picture resemble
+    each other, so a healthy codebook may stay below it on few pictures.
+
+    Args:
+        codebook_size: Codes K, >= 1.
+        num_tokens: Draws n, >= 0.
+
+    Example:
+        >>> uniform_usage(4, 1), round(uniform_usage(4096, 4096), 3)
+        (0.25, 0.632)
+    """
+    if codebook_size == 1:
+        return float(num_tokens > 0)
+    return -math.expm1(num_tokens * math.log1p(-1 / codebook_size))
 
 
 def _no_counts(size: int) -> Tensor:

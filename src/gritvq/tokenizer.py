@@ -106,18 +106,26 @@ class Tokenizer(Component):
         Raises:
             ValueError: If the images' size does not fit the quantizer's layout.
         """
-        batch = self._pad(images)
-        height, width = batch.shape[-2] // self.factor, batch.shape[-1] // self.factor
-        if self.quantizer.layout:
-            try:
-                self.quantizer.token_shape((1, height, width))
-            except ValueError as error:
-                raise ValueError(
-                    f"expected images whose {height} x {width} tokens of {self.factor} x {self.factor} pixels fit the "
-                    f"layout {self.quantizer.layout} of {type(self.quantizer).__name__}, got {images.shape[-2]} x "
-                    f"{images.shape[-1]} pixels ({error}); resize or crop them"
-                ) from error
-        return self.encoder(batch)
+        self.check_size(images.shape[-2], images.shape[-1])
+        return self.encoder(self._pad(images))
+
+    def check_size(self, height: int, width: int) -> None:
+        """Say whether images of a size in pixels can be tokenized; any can unless the quantizer has a layout.
+
+        Raises:
+            ValueError: If it does not fit the quantizer's layout.
+        """
+        if not self.quantizer.layout:
+            return
+        grid = -(-height // self.factor), -(-width // self.factor)
+        try:
+            self.quantizer.token_shape((1, *grid))
+        except ValueError as error:
+            raise ValueError(
+                f"expected images whose {grid[0]} x {grid[1]} tokens of {self.factor} x {self.factor} pixels fit the "
+                f"layout {self.quantizer.layout} of {type(self.quantizer).__name__}, got {height} x {width} pixels "
+                f"({error}); resize or crop them"
+            ) from error
 
     @overload
     def encode(self, images: Tensor | Picture) -> Int[Tensor, "B *tokens Q"]: ...

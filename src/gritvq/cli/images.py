@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import os
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gritvq.base import Quantizer
 from gritvq.cli.printing import console, number_rows, report
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from gritvq.data import Picture, Pictures
+    from gritvq.tokenizer import Tokenizer
+    from gritvq.training.tokens import TokenizedImage
 
 __all__ = [
     "decode",
@@ -25,55 +34,189 @@ __all__ = [
 
 
 def measure_arguments(parser: Any, out: str) -> None:
-    """A tokenizer, and the images to measure it on."""
-    from gritvq.data import ImageData
-
+    """A tokenizer, and the pictures to measure it on."""
     parser.add_argument("tokenizer", type=str, help="tokenizer folder or Hub name")
     parser.add_argument("--config", action="config", help="YAML file with any of the arguments below")
-    parser.add_class_arguments(ImageData, "data")
     parser.add_argument(
-        "--split", type=str, default="validation", choices=["validation", "test"], help="images to measure on"
+        "--data.path",
+        type=str | None,
+        default=None,
+        help="picture, folder, Parquet file or folder, Hub data set or 'photographs'; if not given, what the "
+        "tokenizer's own run held out",
     )
+    parser.add_argument("--data.column", type=str, default="image", help="column of the pictures in tables")
+    parser.add_argument("--data.strict", type=bool, default=False, help="whether a broken picture ends the run")
+    _split_argument(parser, "held_out")
+    _machine_arguments(parser)
     parser.add_argument("--out", type=str, default=out, help="folder for pictures and numbers")
     _overwrite_argument(parser)
+
+
+def _split_argument(parser: Any, default: str) -> None:
+    parser.add_argument(
+        "--split",
+        type=str,
+        default=default,
+        choices=["held_out", "validation", "test", "train", "all"],
+        help="which pictures, where names say a split; held_out is validation, else test",
+    )
+
+
+def _machine_arguments(parser: Any) -> None:
+    """How the tokenizer runs."""
+    parser.add_argument("--batch_size", type=int, default=64, help="pictures of equal size per batch, at most")
+    _device_argument(parser)
+    _trusted_argument(parser)
+
+
+def _device_argument(parser: Any) -> None:
+    parser.add_argument("--device", type=str, default="auto", help="such as cpu or cuda:1; auto takes a GPU if any")
+
+
+def _trusted_argument(parser: Any) -> None:
+    parser.add_argument(
+        "--trusted", type=list[str], default=[], help="modules besides gritvq that the tokenizer's classes may be of"
+    )
 
 
 def _overwrite_argument(parser: Any) -> None:
     parser.add_argument("--overwrite", type=bool, default=False, help="whether existing files may be replaced")
 
 
+def _device(name: str) -> Any:
+    """The device of that name.
+
+    Raises:
+        ValueError: If this machine has none.
+    """
+    import torch
+
+    try:
+        device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+        torch.zeros(1, device=device).item()
+    except Exception as error:  # every kind of device has its own
+        raise ValueError(
+            f"expected a device that this machine has, got {name!r} ({str(error).splitlines()[0]}); try --device auto"
+        ) from error
+    return device
+
+
+def _batches(pictures: Pictures, batch_size: int, doing: str) -> Iterator[tuple[list[Picture], Tensor]]:
+    """Batches of whole pictures, with a bar on the error stream."""
+    from rich.progress import Progress
+
+    if batch_size < 1:
+        raise ValueError(f"expected batch_size >= 1, got {batch_size}")
+    with Progress(console=console(), transient=True) as progress:
+        bar = progress.add_task(doing, total=len(pictures))
+        for group, images in pictures.batches(batch_size):
+            yield group, images
+            progress.advance(bar, len(group))
+
+
+def _fits(tokenizer: Tokenizer, group: Sequence[Picture], strict: bool) -> bool:
+    """Whether pictures of one size fit the quantizer's layout; those that do not are named, or an error if strict."""
+    try:
+        tokenizer.check_size(*group[0].pixels.shape[1:])
+    except ValueError as error:
+        if strict:
+            raise
+        for picture in group:
+            warnings.warn(f"left out {picture.name}: {error}", stacklevel=1)
+        return False
+    return True
+
+
 _MEASURED = ("metrics.json", "reconstructions.png", "usage.png")
+_SHOWN = 16
 
 
-def _measure(parser: Any, config: Any, files: Sequence[str]) -> tuple[Any, dict[str, float], Any, Any, Path]:
-    from rich.progress import track
+def _measure(config: Any, files: Sequence[str]) -> tuple[Tokenizer, Tensor, list[tuple[str, str]], Path]:
+    """A tokenizer in numbers and pictures: itself, the counts of its codes, rows for a table, and the folder."""
+    import torch
 
     from gritvq.files import write_json
     from gritvq.tokenizer import Tokenizer
     from gritvq.training import evaluate, pictures
     from gritvq.training.runs import prepare
 
-    _check_places(Path(config.out), files, config.overwrite)
-    prepare(0)
-    tokenizer = Tokenizer.from_pretrained(config.tokenizer)
-    data = parser.instantiate(config).data
-    data.setup("fit")
-    loader = data.val_dataloader() if config.split == "validation" else data.test_dataloader()
-    numbers, counts = evaluate(tokenizer, track(loader, description="measuring", console=console(), transient=True))
     out = Path(config.out)
-    images = next(iter(loader))[:16]
-    pictures.reconstruction_grid(images, tokenizer(images).reconstruction.detach(), out / "reconstructions.png")
+    _check_places(out, files, config.overwrite)
+    device = _device(config.device)
+    prepare(0)
+    tokenizer = Tokenizer.from_pretrained(config.tokenizer, config.trusted).to(device)
+    measured, about = _pictures_to_measure(config, tokenizer.channels)
+    shown: list[Tensor] = []
+
+    def fitting() -> Iterator[Tensor]:
+        for group, images in _batches(measured, config.batch_size, "measuring"):
+            if _fits(tokenizer, group, config.data.strict):
+                shown.extend(image.clone() for image in images[: _SHOWN - len(shown)])
+                yield images
+
+    numbers, counts = evaluate(tokenizer, fitting(), device=device)
+    if not shown:
+        raise ValueError(f"expected at least one readable picture in {about['data']}, got none; nothing was written")
+    with torch.no_grad():
+        decoded = [tokenizer(image[None].to(device)).reconstruction[0] for image in shown]
+    pictures.reconstruction_grid(shown, decoded, out / "reconstructions.png")
     pictures.usage_plot(counts, out / "usage.png")
-    write_json(out / "metrics.json", numbers)
-    return tokenizer, numbers, counts, loader, out
+    write_json(out / "metrics.json", {**numbers, **about})
+    return tokenizer, counts, [*about.items(), *number_rows(numbers)], out
+
+
+def _pictures_to_measure(config: Any, channels: int) -> tuple[Pictures, dict[str, str]]:
+    """Whole pictures, and which these are: ``data`` and ``split``."""
+    from gritvq.data import ImageData, open_pictures
+
+    path = config.data.path
+    if path is not None:
+        split = None if config.split == "all" else config.split
+        reading = {"column": config.data.column, "strict": config.data.strict}
+        pictures = open_pictures(path, channels=channels, split=split, **reading)
+        said = pictures.describe()["splits"]
+        return pictures, {"data": path, "split": ", ".join(f"{key} ({', '.join(said[key])})" for key in said)}
+    settings = _own_data(config.tokenizer)
+    if settings is None:
+        raise ValueError(
+            f"expected --data.path, since {config.tokenizer} does not say on which pictures it was trained, got none"
+        )
+    split = "validation" if config.split == "held_out" else config.split
+    try:
+        data = ImageData(**{**settings, "channels": channels})
+        pictures, said = data.pictures(split), data.describe()["splits"]
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"expected {split} pictures of the data that {config.tokenizer} was trained on, got none ({error}); name "
+            "others with --data.path"
+        ) from error
+    return pictures, {"data": data.path, "split": f"{split} ({said[split]['from']}) of the tokenizer's own run"}
+
+
+def _own_data(tokenizer: str) -> dict[str, Any] | None:
+    """Settings of the data of a tokenizer's run, as its ``config.json`` or the run's ``config.yaml`` has them."""
+    import yaml
+
+    from gritvq.saving import read_config
+
+    folder = Path(tokenizer).resolve()
+    if not folder.is_dir():
+        return None
+    found = read_config(folder, "tokenizer").get("training", {}).get("data")
+    if found is None and (folder.parent / "config.yaml").is_file():  # beside tokenizers that do not say it themselves
+        try:
+            found = yaml.safe_load((folder.parent / "config.yaml").read_text(encoding="utf-8"))["data"]
+        except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError):
+            return None
+    return {key: value for key, value in found.items() if key != "splits"} if isinstance(found, dict) else None
 
 
 def validate(parser: Any, config: Any) -> None:
-    """Measure a tokenizer on images: PSNR, usage, perplexity."""
-    _, numbers, _, _, out = _measure(parser, config, _MEASURED)
+    """Measure a tokenizer on pictures, whole and each of them: PSNR, usage, perplexity."""
+    _, _, rows, out = _measure(config, _MEASURED)
     report(
-        f"{config.split} images of {config.data.path}",
-        number_rows(numbers),
+        config.tokenizer,
+        rows,
         {
             "originals and reconstructions": out / "reconstructions.png",
             "usage": out / "usage.png",
@@ -87,9 +230,9 @@ def inspect(parser: Any, config: Any) -> None:
     from gritvq.training import pictures
     from gritvq.training.runs import token_statistics
 
-    tokenizer, numbers, counts, _, out = _measure(parser, config, [*_MEASURED, "codebook.png"])
+    tokenizer, counts, rows, out = _measure(config, [*_MEASURED, "codebook.png"])
     pictures.codebook_picture(tokenizer, out / "codebook.png", counts)
-    own = token_statistics(tokenizer)
+    own = token_statistics(tokenizer.cpu())
     report(
         config.tokenizer,
         [
@@ -97,7 +240,7 @@ def inspect(parser: Any, config: Any) -> None:
             ("parameters", f"{own['parameters']:,.0f}"),
             ("effective rank of the codes", f"{own['effective_rank']:.1f} of {own['dim']:.0f}"),
             ("pixels per token", f"{own['pixels_per_token']:.0f}"),
-            *number_rows(numbers),
+            *rows,
         ],
         {"codebook": out / "codebook.png", "usage": out / "usage.png", "reconstructions": out / "reconstructions.png"},
     )
@@ -143,38 +286,46 @@ def _check_places(out: Path, paths: Iterable[str | Path], overwrite: bool) -> No
 def encode_arguments(parser: Any) -> None:
     """Pictures and where their tokens go."""
     parser.add_argument(
-        "images", type=str, help="picture or folder of pictures; of any sizes, unless the tokenizer wants one"
+        "images",
+        type=str,
+        help="picture, folder, Parquet file or folder, Hub data set or 'photographs'; of any sizes, unless the "
+        "tokenizer wants one",
     )
     parser.add_argument("--tokenizer", type=str, required=True, help="tokenizer folder or Hub name")
+    parser.add_argument("--column", type=str, default="image", help="column of the pictures in tables")
+    parser.add_argument("--label", type=str, default="label", help="column of labels there, kept beside the tokens")
+    _split_argument(parser, "all")
     parser.add_argument("--out", type=str, default="tokens.npz", help="file to write: .npz or .parquet")
-    parser.add_argument("--strict", type=bool, default=False, help="whether a broken file ends the run")
+    parser.add_argument("--strict", type=bool, default=False, help="whether a broken picture ends the run")
+    _machine_arguments(parser)
     _overwrite_argument(parser)
 
 
 def encode(parser: Any, config: Any) -> None:
     """Turn pictures into tokens."""
-    from rich.progress import track
-
-    from gritvq.data import find_images, read_images
+    from gritvq.data import open_pictures
     from gritvq.metrics import CodebookUsage
     from gritvq.tokenizer import Tokenizer
     from gritvq.training.tokens import TokenizedImage, check_token_path, write_tokens
 
     out = check_token_path(config.out)
     _check_places(out.parent, [out.name], config.overwrite)
-    tokenizer = Tokenizer.from_pretrained(config.tokenizer).fold()  # the codes made once for all pictures
-    total = len(find_images(config.images))
-    pictures = read_images(config.images, channels=tokenizer.channels, strict=config.strict)
+    device = _device(config.device)
+    tokenizer = Tokenizer.from_pretrained(config.tokenizer, config.trusted).fold().to(device)  # codes made once
+    pictures = open_pictures(
+        config.images,
+        channels=tokenizer.channels,
+        split=None if config.split == "all" else config.split,
+        column=config.column,
+        label=config.label,
+        strict=config.strict,
+    )
     done: list[TokenizedImage] = []
-    for name, image in track(pictures, total=total, description="encoding", console=console(), transient=True):
-        try:
-            tokens = tokenizer.encode(image)
-        except ValueError as error:  # a size that the quantizer's layout does not take
-            if config.strict:
-                raise
-            warnings.warn(f"left out {name}: {error}", stacklevel=1)
-            continue
-        done.append(TokenizedImage(name, (image.shape[1], image.shape[2]), tokens.cpu()))
+    for group, images in _batches(pictures, config.batch_size, "encoding"):
+        if _fits(tokenizer, group, config.strict):
+            for picture, tokens in zip(group, tokenizer.encode(images).cpu(), strict=True):
+                _, height, width = picture.pixels.shape
+                done.append(TokenizedImage(picture.name, (height, width), tokens, _plain(picture.label)))
     if not done:
         raise ValueError(f"expected at least one readable picture in {config.images}, got none; nothing was written")
     write_tokens(out, done)
@@ -187,13 +338,20 @@ def encode(parser: Any, config: Any) -> None:
     report(
         "encoded",
         [
-            ("pictures", f"{len(done):,} of {total:,}"),
+            ("data", config.images),
+            ("pictures", f"{len(done):,} of {len(pictures):,}"),
+            ("labels", f"{sum(item.label is not None for item in done):,}"),
             ("tokens", f"{num_tokens:,}"),
             ("bits per token", f"{bits:.2f}"),
             ("bits per pixel", f"{bits * num_tokens / pixels:.3f}"),
         ],
         {"tokens": out},
     )
+
+
+def _plain(label: Any) -> str | int | float | None:
+    """A label as a number or text."""
+    return label if label is None or isinstance(label, str | int | float) else json.dumps(label, default=str)
 
 
 def _warn_of_tokens(quantizer: Quantizer) -> None:
@@ -208,6 +366,8 @@ def decode_arguments(parser: Any) -> None:
     parser.add_argument("tokens", type=str, help="file written by encode: .npz or .parquet")
     parser.add_argument("--tokenizer", type=str, required=True, help="tokenizer folder or Hub name")
     parser.add_argument("--out", type=str, default="decoded", help="folder for the PNG files")
+    _device_argument(parser)
+    _trusted_argument(parser)
     _overwrite_argument(parser)
 
 
@@ -218,24 +378,25 @@ def decode(parser: Any, config: Any) -> None:
     from gritvq.tokenizer import Tokenizer
     from gritvq.training.tokens import picture_paths, read_tokens, save_png
 
-    tokenizer = Tokenizer.from_pretrained(config.tokenizer).fold()  # the codes made once for all pictures
+    device = _device(config.device)
+    tokenizer = Tokenizer.from_pretrained(config.tokenizer, config.trusted).fold().to(device)  # codes made once
     items = read_tokens(config.tokens)
     out = Path(config.out)
     paths = picture_paths([item.name for item in items])
     _check_places(out, paths, config.overwrite)
     for item in items:
-        _check_tokens(tokenizer, item)
+        _check_tokens(tokenizer, item, device)
     for item, path in zip(track(items, description="decoding", console=console(), transient=True), paths, strict=True):
         save_png(tokenizer.decode(item.tokens, item.size), out / path)
     report("decoded", [("pictures", f"{len(items):,}")], {"pictures": out})
 
 
-def _check_tokens(tokenizer: Any, item: Any) -> None:
+def _check_tokens(tokenizer: Tokenizer, item: TokenizedImage, device: torch.device) -> None:
     """Say what does not fit before any picture is written."""
     import torch
 
     with torch.no_grad():
-        grid = tuple(tokenizer.quantizer.decode(item.tokens[None]).shape[1:-1])
+        grid = tuple(tokenizer.quantizer.decode(item.tokens[None].to(device)).shape[1:-1])
     expected = tuple(-(-side // tokenizer.factor) for side in item.size)
     if grid != expected:
         raise ValueError(
@@ -251,6 +412,7 @@ def export_arguments(parser: Any) -> None:
     _overwrite_argument(parser)
     parser.add_argument("--format", type=str, default="onnx", choices=["onnx", "torch"], help=".onnx or .pt2 files")
     parser.add_argument("--size", type=tuple[int, int], default=None, help="[H,W] of all images; any if not given")
+    _trusted_argument(parser)
 
 
 def export(parser: Any, config: Any) -> None:
@@ -262,7 +424,7 @@ def export(parser: Any, config: Any) -> None:
 
     ending = "onnx" if config.format == "onnx" else "pt2"
     _check_places(Path(config.out), [f"{name}.{ending}" for name in ("encoder", "decoder")], config.overwrite)
-    tokenizer = Tokenizer.from_pretrained(config.tokenizer)
+    tokenizer = Tokenizer.from_pretrained(config.tokenizer, config.trusted)
     _warn_of_tokens(tokenizer.quantizer)
     encoder, decoder = tokenizer.export(config.out, config.format, size=config.size)
     height, width = config.size or (8 * tokenizer.factor, 8 * tokenizer.factor)

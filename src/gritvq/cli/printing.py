@@ -27,7 +27,9 @@ def number_rows(numbers: Mapping[str, float]) -> list[tuple[str, str]]:
     return [
         ("PSNR", f"{numbers['psnr']:.2f} dB ({numbers['psnr_per_image']:.2f} averaged over images)"),
         ("codes in use", f"{100 * numbers['usage']:.2f} % ({numbers['dead_codes']:.0f} dead)"),
+        ("codes in use if drawn evenly", f"{100 * numbers['uniform_usage']:.2f} %"),
         ("perplexity", f"{numbers['perplexity']:.0f}"),
+        ("pictures", f"{numbers['pictures']:,.0f}"),
         ("tokens counted", f"{numbers['tokens']:,.0f}"),
         ("bits per token", f"{numbers['bits_per_token']:.2f}"),
         ("bits per pixel", f"{numbers['bits_per_pixel']:.3f}"),

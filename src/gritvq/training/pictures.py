@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,16 +20,19 @@ __all__ = ["codebook_picture", "comparison_plot", "reconstruction_grid", "usage_
 
 
 def reconstruction_grid(
-    originals: Float[Tensor, "B C H W"], reconstructions: Float[Tensor, "B C H W"], path: str | Path
+    originals: Iterable[Float[Tensor, "C H W"]], reconstructions: Iterable[Float[Tensor, "C H W"]], path: str | Path
 ) -> Path:
     """Originals above their reconstructions, with the PSNR of each picture.
 
     Args:
-        originals: Pictures with values in [0, 1].
+        originals: Pictures with values in [0, 1], of any sizes.
         reconstructions: What the tokenizer made of them.
         path: PNG to write.
     """
-    images, decoded = (x.detach().float().cpu().clamp(0, 1) for x in (originals, reconstructions))
+    images, decoded = (
+        [picture.detach().float().cpu().clamp(0, 1) for picture in pictures]
+        for pictures in (originals, reconstructions)
+    )
     columns = min(8, len(images))
     bands = math.ceil(len(images) / columns)
     figure, axes = new_figure(1.45 * columns + 0.6, 3.15 * bands, 2 * bands, columns, squeeze=False)

@@ -213,13 +213,14 @@ def evaluate(
         device: Where to run.
 
     Returns:
-        Numbers by name (``psnr``, ``mse``, ``psnr_per_image``, ``usage``, ``perplexity``, ``dead_codes``, ``tokens``,
-        ``bits_per_token``, ``bits_per_pixel``) and the first channel's code counts (K,), sparse for large codebooks.
+        Numbers by name (``psnr``, ``mse``, ``psnr_per_image``, ``usage``, ``uniform_usage``, ``perplexity``,
+        ``dead_codes``, ``pictures``, ``tokens``, ``bits_per_token``, ``bits_per_pixel``) and the first channel's code
+        counts (K,), sparse for large codebooks.
         Bits are those of the tokens there are, so a channel that is open at some positions counts less.
     """
     tokenizer = tokenizer.to(device)
     used, error = CodebookUsage(tokenizer.quantizer.codebook_sizes), ReconstructionError()
-    pixels = 0
+    pixels = pictures = 0
     with evaluating(tokenizer):
         folded = Tokenizer(tokenizer.encoder, tokenizer.quantizer.fold(), tokenizer.decoder)  # the codes made once
         for images in batches:
@@ -227,11 +228,13 @@ def evaluate(
             output = folded(images)
             used.update(output.quantization.indices)
             error.update(output.reconstruction.float(), images)
+            pictures += len(images)
             pixels += images.shape[0] * images.shape[-2] * images.shape[-1]
     numbers = {**error.compute(), **used.compute()}
     bits = used.bits_per_token()
-    total = int(all_reduce_sum(torch.tensor(pixels)))
-    numbers |= {"bits_per_token": bits, "bits_per_pixel": bits * numbers["tokens"] / total if total else math.nan}
+    total, seen = all_reduce_sum(torch.tensor([pixels, pictures])).tolist()
+    numbers |= {"pictures": float(seen), "bits_per_token": bits}
+    numbers["bits_per_pixel"] = bits * numbers["tokens"] / total if total else math.nan
     return numbers, used.histograms()[0]
 
 

@@ -32,11 +32,12 @@ _SUM = "sha256"
 
 
 class TokenizedImage(NamedTuple):
-    """A picture's name, its size (height, width) in pixels, and its tokens (h, w, Q) or (T, Q), int64."""
+    """A picture's name, its size (height, width) in pixels, its tokens (h, w, Q) or (T, Q), int64, and its label."""
 
     name: str
     size: tuple[int, int]
     tokens: Int[Tensor, "*tokens Q"]
+    label: str | int | float | None = None
 
 
 def constant_tokens(quantizer: Quantizer, codes: Int[Tensor, " n"]) -> Int[Tensor, "n *tokens Q"]:
@@ -88,7 +89,8 @@ def write_tokens(path: str | os.PathLike[str], items: Sequence[TokenizedImage]) 
 
     ``.npz`` holds ``tokens/NAME`` (h, w, Q) or (T, Q) and ``size/NAME`` (height, width) for every picture; ``.parquet``
     one row per picture with ``name, height, width, token_height, token_width, channels`` and the flat list ``tokens``.
-    For a sequence ``token_height`` is T and ``token_width`` is empty. Both hold the SHA-256 of what they say, which
+    For a sequence ``token_height`` is T and ``token_width`` is empty. Pictures with labels have ``label/NAME`` beside
+    them, or the column ``label``. Both hold the SHA-256 of what they say, which
     :func:`read_tokens` compares: ``.npz`` as ``sha256``, ``.parquet`` among the schema's metadata.
     """
     path = check_token_path(path)
@@ -98,12 +100,16 @@ def write_tokens(path: str | os.PathLike[str], items: Sequence[TokenizedImage]) 
             for item in items:
                 arrays[f"tokens/{item.name}"] = item.tokens.numpy()
                 arrays[f"size/{item.name}"] = np.array(item.size)
+                if item.label is not None:
+                    arrays[f"label/{item.name}"] = np.array(item.label)
             with scratch.open("wb") as file:
                 np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
         else:
             import pyarrow as pa
             import pyarrow.parquet as parquet
 
+            labels = [item.label for item in items]
+            labelled = {} if all(label is None for label in labels) else {"label": labels}
             table = pa.table(
                 {
                     "name": [item.name for item in items],
@@ -115,6 +121,7 @@ def write_tokens(path: str | os.PathLike[str], items: Sequence[TokenizedImage]) 
                     ),
                     "channels": [item.tokens.shape[-1] for item in items],
                     "tokens": [item.tokens.flatten().numpy() for item in items],
+                    **labelled,
                 },
                 metadata={_SUM: _sum(items)},
             )
@@ -145,7 +152,7 @@ def read_tokens(path: str | os.PathLike[str]) -> list[TokenizedImage]:
         ) from error
 
 
-_Rows = list[tuple[Any, Any, Any]]  # name, size and tokens of every picture, as they are in the file
+_Rows = list[tuple[Any, Any, Any, Any]]  # name, size, tokens and label of every picture, as they are in the file
 
 
 def _npz_rows(path: Path) -> tuple[_Rows, str | None]:
@@ -153,7 +160,8 @@ def _npz_rows(path: Path) -> tuple[_Rows, str | None]:
         names = [key.removeprefix("tokens/") for key in file.files if key.startswith("tokens/")]
         if not names:
             raise ValueError("no arrays called tokens/NAME")
-        rows = [(name, file[f"size/{name}"].tolist(), file[f"tokens/{name}"]) for name in names]
+        labels = {name: file[f"label/{name}"].tolist() for name in names if f"label/{name}" in file.files}
+        rows = [(name, file[f"size/{name}"].tolist(), file[f"tokens/{name}"], labels.get(name)) for name in names]
         return rows, str(file[_SUM]) if _SUM in file.files else None
 
 
@@ -167,11 +175,11 @@ def _parquet_rows(path: Path) -> tuple[_Rows, str | None]:
     for row in table.to_pylist():
         sides = [side for side in (row["token_height"], row["token_width"]) if side is not None]
         tokens = np.array(row["tokens"]).reshape(*sides, row["channels"])
-        rows.append((row["name"], (row["height"], row["width"]), tokens))
+        rows.append((row["name"], (row["height"], row["width"]), tokens, row.get("label")))
     return rows, None if told is None else told.decode()
 
 
-def _tokenized(name: Any, size: Any, tokens: Any) -> TokenizedImage:
+def _tokenized(name: Any, size: Any, tokens: Any, label: Any) -> TokenizedImage:
     sides = [side for side in size if isinstance(side, int) and side > 0]
     if not isinstance(name, str) or len(size) != 2 or len(sides) != 2:
         raise ValueError(f"expected a name and a size (height, width) in pixels, got {name!r} and {size!r}")
@@ -179,14 +187,17 @@ def _tokenized(name: Any, size: Any, tokens: Any) -> TokenizedImage:
         raise ValueError(
             f"expected integers (h, w, Q) or (T, Q) for {name!r}, got an array {tokens.shape} of {tokens.dtype}"
         )
-    return TokenizedImage(name, (sides[0], sides[1]), torch.from_numpy(tokens.astype(np.int64)))
+    if not (label is None or isinstance(label, str | int | float)):
+        raise ValueError(f"expected a label of text or a number for {name!r}, got {label!r}")
+    return TokenizedImage(name, (sides[0], sides[1]), torch.from_numpy(tokens.astype(np.int64)), label)
 
 
 def _sum(items: Sequence[TokenizedImage]) -> str:
-    """SHA-256 of names, sizes and tokens."""
+    """SHA-256 of names, sizes, tokens and labels."""
     digest = hashlib.sha256()
     for item in items:
-        digest.update(repr((item.name, *item.size, *item.tokens.shape)).encode())
+        label = () if item.label is None else (item.label,)
+        digest.update(repr((item.name, *item.size, *item.tokens.shape, *label)).encode())
         digest.update(item.tokens.to(torch.int64).contiguous().numpy().tobytes())
     return digest.hexdigest()
 
