@@ -155,8 +155,12 @@ class TestFit:
     def test_goes_on_with_the_last_checkpoint(self, run: Path) -> None:
         arguments = ["fit", "--config", str(run / "config.yaml"), "--out", "run"]
         assert main([*arguments, "--plan.max_steps", "10"]) == 0
+        assert main([*arguments, "--plan.max_steps", "9", "--resume", "last"]) == 2  # fewer than are done
         assert main([*arguments, "--plan.max_steps", "15", "--resume", "last"]) == 0
-        assert torch.load("run/checkpoints/last.ckpt", weights_only=False)["global_step"] == 15
+        assert torch.load("run/checkpoints/last.ckpt", weights_only=True)["global_step"] == 15
+        said = Path("run/config.yaml").read_text()
+        assert said.startswith("# the first 10 steps were done with plan.max_steps 10\n")
+        assert yaml.safe_load(said)["plan"]["max_steps"] == 15
 
     def test_resuming_leaves_other_runs_and_refused_ones_alone(
         self, run: Path, capsys: pytest.CaptureFixture[str]
@@ -166,7 +170,7 @@ class TestFit:
         before = {path: path.read_bytes() for path in Path("other").rglob("*") if path.is_file()}
         assert main([*arguments, "--resume", str(run / "checkpoints" / "step-10.ckpt")]) == 2
         assert main([*arguments, "--resume", "last", "--tokenizer.quantizer.codebook_size", "16"]) == 2
-        assert "expected a checkpoint of this configuration" in capsys.readouterr().err
+        assert "codebook_size 32 (got 16)" in capsys.readouterr().err
         assert before == {path: path.read_bytes() for path in Path("other").rglob("*") if path.is_file()}
 
     def test_two_processes(self, run: Path, tmp_path: Path) -> None:

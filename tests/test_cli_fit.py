@@ -12,8 +12,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from PIL import Image
+from safetensors.torch import load_file
 
 from gritvq.cli import _parser_class, fitting, main
 from program import wrong
@@ -142,4 +144,37 @@ def test_a_run_goes_on_with_the_rates_it_began_with(capsys: pytest.CaptureFixtur
     for rates in (["--task.betas", "[0.8,0.9]", "--task.lr", "0.5"], ["--task.weight_decay", "0.3"], []):
         assert "as the run began with" in wrong(small(*rates, *more), capsys)
         assert Path("run/config.yaml").read_bytes() == before
+    same = ["--task.betas", "[0.8,0.9]", "--plan.max_steps", "3"]
+    elsewhere = ["--resume", "run/checkpoints/last.ckpt"]
+    for name, value in (
+        ("task.lr", "0.5"),
+        ("data.seed", "1"),
+        ("data.batch_size", "3"),
+        ("plan.precision", "bf16-mixed"),
+    ):
+        assert f"--{name} " in wrong(small(*same, f"--{name}", value, *elsewhere, out="other"), capsys)
+        assert not Path("other").exists()
+    assert "3 steps" not in wrong(
+        small("--task.betas", "[0.8,0.9]", "--plan.max_steps", "1", "--resume", "last"), capsys
+    )
     assert main(small("--task.betas", "[0.8,0.9]", *more)) == 0
+
+
+def test_a_new_run_starts_from_the_weights_of_another(capsys: pytest.CaptureFixture[str]) -> None:
+    fitted = ["--tokenizer.quantizer.class_path", "gritvq.vq_vae_ema"]
+    assert main(small(*fitted)) == 0
+    said = "--init_from", "run/tokenizer", "--task.lr", "1e-30", "--plan.max_steps", "1", *fitted
+    assert (
+        main(small(*said, out="tuned")) == 0
+    )  # a rate at which nothing moves, other than by fitting the codes to data
+    began, tuned = (load_file(f"{folder}/tokenizer/model.safetensors") for folder in ("run", "tuned"))
+    assert all(
+        torch.allclose(value, tuned[name], rtol=0, atol=1e-20)
+        for name, value in began.items()
+        if name.startswith(("encoder", "decoder"))
+    )
+    assert yaml.safe_load(Path("tuned/config.yaml").read_text())["init_from"] == "run/tokenizer"
+    capsys.readouterr()
+    text = wrong(small(*said, "--tokenizer.quantizer.codebook_size", "9", out="other"), capsys)
+    assert "quantizer.codebook.weight ((9, 4) here, (8, 4) there)" in text
+    assert not Path("other").exists()

@@ -264,7 +264,7 @@ class TestRecommender:
         told = ["fit", "--config", str(recommender / "config.yaml"), "--ids", ids, "--out", "b", "--resume", checkpoint]
         assert main(told) == 0
         last = [
-            torch.load(folder / "checkpoints" / "last.ckpt", weights_only=False)["state_dict"]
+            torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
             for folder in (recommender, Path("b"))
         ]
         assert last[0].keys() == last[1].keys()

@@ -131,8 +131,9 @@ def test_a_resumed_run_is_bitwise_the_uninterrupted_one(
     assert left.keys() == right.keys()
     for name in left:
         assert torch.equal(left[name], right[name]), name
-    one, two = logged(tmp_path / "a", "train/loss"), logged(tmp_path / "b", "train/loss")
-    assert two and all(one[step] == value for step, value in two.items())
+    for column in ("train/loss", "train/psnr", "train/usage", "train/perplexity"):  # of a window begun before the stop
+        one, two = logged(tmp_path / "a", column), logged(tmp_path / "b", column)
+        assert two and all(one[step] == value for step, value in two.items()), column
 
 
 def short_run(max_steps: int) -> list[float]:

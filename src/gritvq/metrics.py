@@ -80,6 +80,30 @@ class CodebookUsage:
         positions = (indices >= 0).any(-1).sum()
         self._positions = self._positions.to(positions.device) + positions
 
+    def state(self) -> dict[str, Any]:
+        """What was counted over all processes, as plain data and tensors, for a checkpoint."""
+        counts = [counts.cpu() for counts in self.histograms()]
+        return {
+            "counts": [(c.indices()[0], c.values()) if c.is_sparse else c for c in counts],
+            "positions": _reduced(self._positions).cpu(),
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from what :meth:`state` gave; with several processes the first one holds it.
+
+        Raises:
+            ValueError: If it was counted for other codebook sizes.
+        """
+        self.reset()
+        counts = [
+            _sparse(each[0], each[1], size) if isinstance(each, tuple) else each
+            for each, size in zip(state["counts"], self.codebook_sizes, strict=True)
+        ]
+        if any(new.shape != old.shape for new, old in zip(counts, self.counts, strict=True)):
+            raise ValueError(f"expected counts for the codebook sizes {self.codebook_sizes}, got others")
+        if not dist.is_available() or not dist.is_initialized() or dist.get_rank() == 0:
+            self.counts, self._positions = counts, state["positions"]
+
     @property
     def num_tokens(self) -> int:
         """Token positions counted on this process: those that have a code in any channel."""

@@ -13,7 +13,7 @@ from typing import Any
 
 from gritvq import presets
 from gritvq.cli.printing import arguments_of, number_rows, report
-from gritvq.cli.runs import check_rates, fresh_folder, open_run, place_of
+from gritvq.cli.runs import Place, check_settings, fresh_folder, open_run, place_of, run_training
 
 __all__ = ["demo", "demo_arguments", "fit", "fit_arguments"]
 
@@ -32,6 +32,7 @@ def demo(parser: Any, config: Any) -> None:
     from gritvq.models import ImageDecoder, ImageEncoder
     from gritvq.tokenizer import Tokenizer
     from gritvq.training import TokenizerTask, TrainingPlan
+    from gritvq.training.launch import Launch
     from gritvq.training.runs import prepare
 
     if (Path(config.out) / "config.yaml").exists():
@@ -39,11 +40,12 @@ def demo(parser: Any, config: Any) -> None:
             f"expected a new folder or that of a demo, got {config.out}, a run of fit; choose another --out"
         )
     plan = TrainingPlan(max_steps=config.steps, seed=config.seed, validate_every=0, checkpoint_every=0)
+    launch = Launch(plan)
     prepare(config.seed)
     quantizer = presets.grit_vq(16, config.codebook_size)
     task = TokenizerTask(Tokenizer(ImageEncoder(16), quantizer, ImageDecoder(16)))
     data = ImageData("photographs", batch_size=16)
-    _fit_and_report(task, data, plan, fresh_folder(config.out, overwrite=True), None)
+    _fit_and_report(task, data, plan, Place(fresh_folder(config.out, overwrite=True), None, launch, False))
 
 
 _PARTS: dict[str, tuple[str, dict[str, int]]] = {
@@ -71,6 +73,12 @@ def fit_arguments(parser: Any, words: Sequence[str] = ()) -> None:
     parser.add_argument("--out", type=str, default="runs/fit", help="folder of the run")
     parser.add_argument(
         "--resume", type=str | None, default=None, help="checkpoint to go on from, or 'last' for the run's own"
+    )
+    parser.add_argument(
+        "--init_from",
+        type=str | None,
+        default=None,
+        help="tokenizer (folder or Hub name) whose weights a new run starts from",
     )
     parser.add_argument("--overwrite", type=bool, default=False, help="whether an existing run may be replaced")
     named = _named_parts(words)
@@ -124,21 +132,26 @@ def _required(path: str) -> list[str] | None:
 
 def fit(parser: Any, config: Any) -> None:
     """Train a tokenizer."""
-    from gritvq.training import TokenizerTask
-    from gritvq.training.runs import check_checkpoint, check_plan, prepare
+    from gritvq.tokenizer import Tokenizer
+    from gritvq.training import TokenizerTask, TrainingPlan
+    from gritvq.training.launch import Launch
+    from gritvq.training.runs import check_checkpoint, prepare
 
-    place = place_of(config)
-    check_rates(config, place)
+    launch = Launch(TrainingPlan(**arguments_of(config.plan)))
+    place = place_of(config, launch)
+    check_settings(parser, config, place)
     prepare(config.plan.seed)
     parts = parser.instantiate(config)
     parts.data.setup("fit")
     task = TokenizerTask(parts.tokenizer, **arguments_of(parts.task))
+    done = 0
     if place.resume is not None:
-        check_checkpoint(task, place.resume)
-    check_plan(parts.plan)
+        done = check_checkpoint(task, parts.plan, place.resume)
+    elif config.init_from is not None:
+        task.start_from(Tokenizer.from_pretrained(config.init_from))
     _check_picture(task.tokenizer, parts.data.shape)
-    open_run(parser, config, place)
-    _fit_and_report(task, parts.data, parts.plan, place.out, place.resume)
+    open_run(parser, config, place, done)
+    _fit_and_report(task, parts.data, parts.plan, place, done)
 
 
 def _check_picture(tokenizer: Any, shape: tuple[int, int, int]) -> None:
@@ -156,25 +169,22 @@ def _check_picture(tokenizer: Any, shape: tuple[int, int, int]) -> None:
         tokenizer(torch.zeros(1, *shape))
 
 
-def _fit_and_report(task: Any, data: Any, plan: Any, out: Path, resume: str | None) -> None:
+def _fit_and_report(task: Any, data: Any, plan: Any, place: Place, done: int = 0) -> None:
     from gritvq.files import write_json
-    from gritvq.models import num_parameters
-    from gritvq.training import evaluate, pictures, train
+    from gritvq.training import evaluate, pictures
     from gritvq.training.callbacks import collapse_advice
 
-    tokenizer = task.tokenizer
-    print(f"training {num_parameters(tokenizer):,} parameters for {plan.max_steps:,} steps", file=sys.stderr)
+    tokenizer, out = task.tokenizer, place.out
     started = time.perf_counter()
-    trainer = train(task, data, plan, folder=out, resume=resume)
-    if trainer.interrupted:
-        raise KeyboardInterrupt
+    trainer = run_training(task, data, plan, place, done)
     minutes = (time.perf_counter() - started) / 60
     share = itertools.islice(data.val_dataloader(), trainer.global_rank, None, trainer.world_size)
-    numbers, counts = evaluate(tokenizer.eval(), share, device=task.device)
+    device = trainer.strategy.root_device  # Lightning has taken the model off it
+    numbers, counts = evaluate(tokenizer.eval(), share, device=device)
     if not trainer.is_global_zero:
         return
     images = next(iter(data.val_dataloader()))[:16]
-    pictures.reconstruction_grid(images, tokenizer(images.to(task.device)).reconstruction, out / "reconstructions.png")
+    pictures.reconstruction_grid(images, tokenizer(images.to(device)).reconstruction, out / "reconstructions.png")
     pictures.usage_plot(counts, out / "usage.png")
     pictures.codebook_picture(tokenizer, out / "codebook.png", counts)
     write_json(out / "metrics.json", numbers)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import csv
 import importlib
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from gritvq.cli.printing import arguments_of, report, table
-from gritvq.cli.runs import check_rates, open_run, place_of
+from gritvq.cli.runs import check_settings, open_run, place_of, run_training
 from gritvq.cli.semantic import make_ids, tokenizer_arguments, write_ids
 
 __all__ = ["fit_recommender", "fit_recommender_arguments", "recommend", "recommend_arguments", "trains_recommender"]
@@ -64,6 +63,12 @@ def fit_recommender_arguments(parser: Any) -> None:
     parser.add_argument(
         "--resume", type=str | None, default=None, help="checkpoint to go on from, or 'last' for the run's own"
     )
+    parser.add_argument(
+        "--init_from",
+        type=str | None,
+        default=None,
+        help="recommender whose weights a new run starts from",
+    )
     parser.add_argument("--overwrite", type=bool, default=False, help="whether an existing run may be replaced")
 
 
@@ -71,13 +76,16 @@ def fit_recommender(parser: Any, config: Any) -> None:
     """Train a recommender that writes the id of the next item."""
     from gritvq.data.sequences import SequenceData
     from gritvq.files import write_json
-    from gritvq.models import num_parameters
     from gritvq.recommend import GenerativeRecommender, Popularity
-    from gritvq.training import RecommenderTask, TrainingPlan, train
-    from gritvq.training.runs import check_checkpoint, check_plan, prepare
+    from gritvq.training import RecommenderTask, TrainingPlan
+    from gritvq.training.launch import Launch
+    from gritvq.training.runs import check_checkpoint, prepare
 
-    place = place_of(config)
-    check_rates(config, place)
+    plan = TrainingPlan(**arguments_of(config.plan))
+    place = place_of(config, Launch(plan))
+    folder = str(Path(config.data.folder).expanduser().resolve())  # where `recommend` looks for users
+    changes = {"data.folder": folder}
+    check_settings(parser, config, place, changes)
     if config.num_test is not None and config.num_test < 1:
         raise ValueError(f"expected num_test >= 1, got {config.num_test}")
     given = None if config.ids is None else Path(config.ids).resolve()
@@ -102,25 +110,22 @@ def fit_recommender(parser: Any, config: Any) -> None:
         backbone, ids, max_history=settings["max_history"], beam=config.beam, priority=popularity
     )
     task = RecommenderTask(recommender, **arguments_of(config.task))
-    plan = TrainingPlan(**arguments_of(config.plan))
+    done = 0
     if place.resume is not None:
-        check_checkpoint(task, place.resume)
-    check_plan(plan)
-    folder = str(Path(config.data.folder).expanduser().resolve())  # where `recommend` looks for users
-    open_run(parser, config, place, {"data.folder": folder})
+        done = check_checkpoint(task, plan, place.resume)
+    elif config.init_from is not None:
+        task.start_from(GenerativeRecommender.from_pretrained(config.init_from))
+    open_run(parser, config, place, done, changes)
     if tokenizer is not None:
         write_ids(place.out / "semantic-ids", tokenizer, ids)
     out = place.out
-    print(f"training {num_parameters(backbone):,} parameters for {plan.max_steps:,} steps", file=sys.stderr)
     started = time.perf_counter()
-    trainer = train(task, data, plan, folder=out, resume=place.resume)
-    if trainer.interrupted:
-        raise KeyboardInterrupt
+    trainer = run_training(task, data, plan, place, done)
     minutes = (time.perf_counter() - started) / 60
     if not trainer.is_global_zero:
         return
     chosen = GenerativeRecommender.from_pretrained(out / "recommender")
-    numbers = _tested(chosen.to(task.device), split, config.num_test)
+    numbers = _tested(chosen.to(trainer.strategy.root_device), split, config.num_test)
     write_json(out / "metrics.json", numbers)
     rows = [(name, f"{value:.4f}") for name, value in numbers.items()]
     rows.append(("training time", f"{minutes:.1f} minutes"))

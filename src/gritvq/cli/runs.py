@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-import os
+import itertools
 import shutil
+import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-__all__ = ["Place", "check_folder", "check_rates", "fresh_folder", "open_run", "place_of"]
+import yaml
+
+from gritvq.files import replacing
+
+if TYPE_CHECKING:
+    from gritvq.training.launch import Launch
+
+__all__ = ["Place", "check_folder", "check_settings", "fresh_folder", "open_run", "place_of", "run_training"]
 
 
 class Place(NamedTuple):
@@ -17,26 +25,32 @@ class Place(NamedTuple):
     Attributes:
         out: Its folder.
         resume: Checkpoint that it goes on from.
-        first: Whether this is the process that a person started, not one of those it starts for other devices.
+        launch: The run's processes.
         goes_on: Whether the checkpoint is one of the folder's own.
     """
 
     out: Path
     resume: str | None
-    first: bool
+    launch: Launch
     goes_on: bool
 
     @property
     def fresh(self) -> bool:
         """Whether this process has to make the folder."""
-        return self.first and not self.goes_on
+        return self.launch.first and not self.goes_on
 
 
 _INSTEAD = "go on with --resume last, "
 
+# What may change when a run goes on: where it goes and runs, how long, how often it saves, and what it is tested on.
+_MAY_CHANGE = {
+    *("out", "ids", "num_test", "callbacks", "loggers", "data.num_workers"),
+    *("plan.max_steps", "plan.accelerator", "plan.checkpoint_every"),
+}
 
-def place_of(config: Any) -> Place:
-    """What ``--out``, ``--resume`` and ``--overwrite`` say; wrong ones are refused before any work.
+
+def place_of(config: Any, launch: Launch) -> Place:
+    """What ``--out``, ``--resume`` and ``--overwrite`` say; wrong ones are refused before any work, in all processes.
 
     Raises:
         ValueError: If the checkpoint is no file, or the folder is taken.
@@ -44,61 +58,131 @@ def place_of(config: Any) -> Place:
     out, resume = Path(config.out), config.resume
     if resume == "last":
         resume = str(out / "checkpoints" / "last.ckpt")
-    if resume is not None and not Path(resume).is_file():
-        raise ValueError(
-            f"expected a checkpoint to resume from, got {resume}, which is no file; see the run's checkpoints/"
-        )
     goes_on = resume is not None and out.resolve() in Path(resume).resolve().parents
-    place = Place(out, resume, os.environ.get("LOCAL_RANK", "0") == "0", goes_on)
-    if place.fresh:
-        check_folder(config.out, config.overwrite, _INSTEAD)
-    return place
+
+    def check() -> None:
+        if resume is not None and not Path(resume).is_file():
+            raise ValueError(
+                f"expected a checkpoint to resume from, got {resume}, which is no file; see the run's checkpoints/"
+            )
+        if not goes_on:
+            check_folder(config.out, config.overwrite, _INSTEAD)
+
+    launch.agree(check)
+    return Place(out, resume, launch, goes_on)
 
 
-def check_rates(config: Any, place: Place) -> None:
-    """Refuse rates that a checkpoint would silently overrule.
+def check_settings(parser: Any, config: Any, place: Place, changes: Mapping[str, str] | None = None) -> None:
+    """Refuse settings that differ from those of the run that a checkpoint belongs to: resuming is the same run.
+
+    The settings are in the ``config.yaml`` of that run, in the folder around the checkpoint's; without one only what
+    the checkpoint itself holds is compared, see :func:`gritvq.training.runs.check_checkpoint`.
 
     Raises:
-        ValueError: If the run went on with other rates than it began with.
+        ValueError: If one differs that may not; the message names it.
     """
-    import yaml
-
-    path = place.out / "config.yaml"
-    if not place.goes_on or not path.is_file():
+    if place.resume is None:
         return
-    began = yaml.safe_load(path.read_text(encoding="utf-8")).get("task", {})
-    for name in ("lr", "betas", "weight_decay"):
-        wanted = config.task.get(name)
-        wanted = list(wanted) if isinstance(wanted, tuple) else wanted
-        if name in began and began[name] != wanted:
-            raise ValueError(
-                f"expected --task.{name} {began[name]} as the run began with, since the optimizer goes on with it, got "
-                f"{wanted}; leave it, or start another run"
-            )
+    began = _began(place.resume)
+    now = _flat(yaml.safe_load(_dumped(parser, config, changes)))
+    differing = [name for name in began if name in now and began[name] != now[name] and name not in _MAY_CHANGE]
+    if differing:
+        each = ", ".join(f"--{name} {began[name]} (got {now[name]})" for name in differing[:5])
+        raise ValueError(
+            f"expected the settings as the run began with, since resuming is the same run: {each}"
+            f"{' ...' if len(differing) > 5 else ''}; give its config.yaml with --config, or start another run "
+            "from its weights with --init_from"
+        )
 
 
-def open_run(parser: Any, config: Any, place: Place, changes: Mapping[str, str] | None = None) -> None:
-    """Make the folder and write the configuration that repeats the run; nothing in processes but the first.
+def _began(checkpoint: str) -> dict[str, Any]:
+    """The settings of the run that a checkpoint belongs to, by their dotted names."""
+    path = Path(checkpoint).resolve().parent.parent / "config.yaml"
+    try:
+        return _flat(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise ValueError(f"expected the readable configuration of a run, got {path} ({error})") from error
 
-    Args:
-        parser: Knows how to write its configurations.
-        config: As it was parsed.
-        place: Of the run.
-        changes: Settings to write instead, by their dotted names.
-    """
-    from gritvq.files import replacing
 
-    if not place.first:
-        return
-    if place.fresh:
-        fresh_folder(config.out, config.overwrite, _INSTEAD)
+def _flat(settings: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested settings by their dotted names."""
+    if not isinstance(settings, dict) or not settings:
+        return {prefix: settings} if prefix else {}
+    found: dict[str, Any] = {}
+    for name, value in settings.items():
+        found |= _flat(value, f"{prefix}.{name}" if prefix else str(name))
+    return found
+
+
+def _dumped(parser: Any, config: Any, changes: Mapping[str, str] | None) -> str:
     saved = config.clone()
     for name in ("config", "resume", "overwrite"):
         saved.pop(name, None)
     for name, value in (changes or {}).items():
         saved[name] = value
-    with replacing(place.out / "config.yaml") as scratch:
-        scratch.write_text(parser.dump(saved, skip_validation=True, skip_none=False), encoding="utf-8")
+    return str(parser.dump(saved, skip_validation=True, skip_none=False))
+
+
+def open_run(parser: Any, config: Any, place: Place, done: int = 0, changes: Mapping[str, str] | None = None) -> None:
+    """Make the folder and write the configuration that repeats the run; the first process does, for all.
+
+    A run that goes on for longer than it was planned does not repeat itself from the last plan alone, since the
+    schedule spans it. So the configuration says in a comment where which plan ended.
+
+    Args:
+        parser: Knows how to write its configurations.
+        config: As it was parsed.
+        place: Of the run.
+        done: Steps that the checkpoint has done.
+        changes: Settings to write instead, by their dotted names.
+    """
+
+    def make() -> None:
+        notes, path = "", place.out / "config.yaml"
+        if not place.goes_on:
+            fresh_folder(config.out, config.overwrite, _INSTEAD)
+        if place.resume is not None:
+            planned = _began(place.resume).get("plan.max_steps", config.plan.max_steps)
+            notes = "".join(line for line in _lines(Path(place.resume).resolve().parent.parent / "config.yaml"))
+            if planned != config.plan.max_steps:
+                notes += f"# the first {done} steps were done with plan.max_steps {planned}\n"
+        with replacing(path) as scratch:
+            scratch.write_text(notes + _dumped(parser, config, changes), encoding="utf-8")
+
+    place.launch.agree(make)
+
+
+def _lines(path: Path) -> list[str]:
+    """The comments at the top of a run's configuration."""
+    if not path.is_file():
+        return []
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    return list(itertools.takewhile(lambda line: line.startswith("#"), lines))
+
+
+def run_training(task: Any, data: Any, plan: Any, place: Place, done: int = 0, **more: Any) -> Any:
+    """Train, say what begins, and end the program where it was told to stop.
+
+    Returns:
+        The trainer.
+    """
+    from gritvq.models import num_parameters
+    from gritvq.training import train
+    from gritvq.training.interruption import Interrupted
+
+    if place.launch.first:
+        steps = f"for {plan.max_steps:,} steps" if not done else f"from step {done:,} to {plan.max_steps:,}"
+        if done == plan.max_steps:
+            steps = f"no further: all {done:,} steps are done"
+        print(f"training {num_parameters(task):,} parameters {steps}", file=sys.stderr)
+    try:
+        return train(task, data, plan, folder=place.out, resume=place.resume, **more)
+    except Interrupted as stop:
+        if str(stop):
+            print(f"gritvq: interrupted: {stop}", file=sys.stderr)
+        raise SystemExit(stop.exit_code) from None
 
 
 def check_folder(path: str, overwrite: bool, instead: str = "") -> Path:

@@ -11,6 +11,7 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
+from gritvq.base import all_gather_rows
 from gritvq.tokenizer import Tokenizer
 from gritvq.training import pictures
 
@@ -80,23 +81,28 @@ class CodebookUpdate(Callback):
 
 
 class RandomState(Callback):
-    """Keeps torch's random state in the checkpoint, so that a resumed run draws the same noise."""
+    """Keeps torch's random state of every process in the checkpoint, so that a resumed run draws the same noise."""
 
     def __init__(self) -> None:
-        self.state: Tensor | None = None
+        self.states: dict[str, Tensor] = {}
 
     def state_dict(self) -> dict[str, Any]:
-        """The state now."""
-        return {"torch": torch.get_rng_state()}
+        """The states now, one row for each process."""
+        states = {"torch": all_gather_rows(torch.get_rng_state()[None])}
+        if torch.cuda.is_available() and torch.cuda.is_initialized():
+            states["cuda"] = all_gather_rows(torch.cuda.get_rng_state()[None])
+        return states
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Keep it until training starts."""
-        self.state = state_dict["torch"]
+        """Keep them until training starts."""
+        self.states = state_dict
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Restore after everything else that may have drawn numbers."""
-        if self.state is not None:
-            torch.set_rng_state(self.state)
+        for name, setter in (("torch", torch.set_rng_state), ("cuda", torch.cuda.set_rng_state)):
+            if name in self.states and (name == "torch" or torch.cuda.is_available()):
+                rows = self.states[name].reshape(-1, self.states[name].shape[-1])  # earlier versions: one process's
+                setter(rows[trainer.global_rank % len(rows)].clone())  # a view of a row crashes PyTorch
 
 
 def collapse_advice(usage: float, codebook_size: int, num_tokens: float) -> str | None:

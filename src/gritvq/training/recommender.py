@@ -13,7 +13,7 @@ from torch import Tensor
 
 from gritvq.data.interactions import Histories
 from gritvq.recommend import GenerativeRecommender, rank_in_list, ranking_metrics
-from gritvq.training.tasks import Schedule, Task, check_schedule, scheduled
+from gritvq.training.tasks import Schedule, Task, check_schedule, copy_weights, rates, scheduled
 
 __all__ = ["BestRecommender", "RecommenderTask"]
 
@@ -68,8 +68,27 @@ class RecommenderTask(Task):
         if not (folder / "recommender").exists():
             self.recommender.save_pretrained(folder / "recommender")
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Rates and schedule."""
+        return rates(self)
+
+    def start_from(self, recommender: GenerativeRecommender) -> None:
+        """Take the weights of a recommender of the same ids and backbone.
+
+        Raises:
+            ValueError: If the ids or a part differ; the message names it.
+        """
+        if recommender.ids_digest != self.recommender.ids_digest:
+            raise ValueError(
+                "expected a recommender of these ids to start from, got one of others, whose codes mean other items; "
+                "give its ids with --ids"
+            )
+        copy_weights(self.recommender.backbone, recommender.backbone)
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Note which ids the weights belong to."""
+        super().on_save_checkpoint(checkpoint)
         checkpoint["ids"] = self.recommender.ids_digest
 
     def check_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -83,11 +102,12 @@ class RecommenderTask(Task):
                 "expected a checkpoint trained on these ids, got one of others, whose codes mean other items; resume "
                 "with the ids of that run, or train anew"
             )
+        super().check_checkpoint(checkpoint)
 
     def training_step(self, rows: Tensor, batch_idx: int) -> Tensor:
         """One batch of item rows (B, T), -1 after the last."""
         loss = self.recommender(rows)
-        if self.global_step % 10 == 0:
+        if self.measures_now:
             if not torch.isfinite(loss):
                 raise ValueError(
                     f"expected a finite loss, got {float(loss.detach())} at step {self.global_step}; lower the "

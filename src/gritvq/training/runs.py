@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import math
+import pickle
+import signal
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +14,6 @@ from typing import Any, Literal
 
 import torch
 from lightning import Callback, LightningDataModule, Trainer, seed_everything
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from torch import Tensor
@@ -21,7 +24,8 @@ from gritvq.functional import effective_rank
 from gritvq.metrics import CodebookUsage, ReconstructionError
 from gritvq.tokenizer import Tokenizer
 from gritvq.training.callbacks import RandomState, StepProgress
-from gritvq.training.tasks import Task
+from gritvq.training.interruption import Interrupted, Interruption, Listener, Stop
+from gritvq.training.tasks import LOG_EVERY, Task
 from gritvq.training.tokens import constant_tokens
 
 __all__ = ["TrainingPlan", "check_checkpoint", "evaluate", "prepare", "token_statistics", "train"]
@@ -40,7 +44,8 @@ class TrainingPlan:
         validate_every: Steps between validations; 0 for none during training.
         checkpoint_every: Steps between checkpoints; 0 keeps the last one only.
         accelerator: ``"auto"``, ``"cpu"``, ``"gpu"``.
-        devices: Devices to use.
+        devices: Devices to use on each node.
+        num_nodes: Machines.
     """
 
     max_steps: int = 2000
@@ -52,12 +57,14 @@ class TrainingPlan:
     checkpoint_every: int = 500
     accelerator: str = "auto"
     devices: int = 1
+    num_nodes: int = 1
 
     def __post_init__(self) -> None:
         for name, least in (
             ("max_steps", 1),
             ("accumulate", 1),
             ("devices", 1),
+            ("num_nodes", 1),
             ("validate_every", 0),
             ("checkpoint_every", 0),
         ):
@@ -92,11 +99,13 @@ def train(
 
     Raises:
         ValueError: If the checkpoint does not exist or does not fit.
+        Interrupted: After SIGINT or SIGTERM, a KeyboardInterrupt; with a folder, the last step is saved.
     """
     if resume is not None:
-        check_checkpoint(task, resume)
+        check_checkpoint(task, plan, resume)
     folder = None if folder is None else Path(folder)
-    callbacks: list[Callback] = [*task.run_callbacks(folder), RandomState()]
+    interruption = Interruption(None if folder is None else folder / "checkpoints" / "last.ckpt")
+    callbacks: list[Callback] = [Listener(interruption), *task.run_callbacks(folder), RandomState(), interruption]
     loggers: Any = False
     if progress:
         callbacks.append(StepProgress())
@@ -128,64 +137,74 @@ def train(
         num_sanity_val_steps=0,
         accelerator=plan.accelerator,
         devices=plan.devices,
+        num_nodes=plan.num_nodes,
+        default_root_dir=folder,  # where Lightning keeps the checkpoint of a job that SLURM puts back into its queue
         callbacks=callbacks,
         logger=loggers,
-        log_every_n_steps=10,
+        log_every_n_steps=LOG_EVERY,
         enable_checkpointing=folder is not None,
         enable_progress_bar=False,
         enable_model_summary=False,
     )
+    finished = False
     try:
-        trainer.fit(task, datamodule=data, ckpt_path=None if resume is None else str(resume))
+        trainer.fit(task, datamodule=data, ckpt_path=None if resume is None else str(resume), weights_only=True)
+        finished = True
     except SystemExit:
         if not trainer.interrupted:
             raise
         raise KeyboardInterrupt from None
-    if folder is not None and not trainer.interrupted:
-        trainer.save_checkpoint(folder / "checkpoints" / "last.ckpt")
+    except Stop:
+        if not interruption.saved and trainer.strategy.launcher is not None:
+            trainer.strategy.launcher.kill(signal.SIGKILL)  # the others may be waiting for this process
+    finally:
+        interruption.close()
+    last = None if folder is None else folder / "checkpoints" / "last.ckpt"
+    if last is not None and finished:
+        trainer.save_checkpoint(last)
+    if interruption.number:
+        raise _interrupted(trainer, interruption.number, last if finished or interruption.saved else None)
     if folder is not None and trainer.is_global_zero:
         said = {"version": gritvq.__version__, "steps": trainer.global_step, "seed": plan.seed}
         task.write_model(folder, said)
     return trainer
 
 
-def check_plan(plan: TrainingPlan) -> None:
-    """Say before anything is written that this machine cannot follow a plan.
-
-    Raises:
-        ValueError: If it lacks the accelerator or the devices.
-    """
-    try:
-        Trainer(
-            accelerator=plan.accelerator,
-            devices=plan.devices,
-            precision=plan.precision,
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-        )
-    except (MisconfigurationException, ImportError, ValueError, RuntimeError) as error:
-        raise ValueError(
-            f"expected an accelerator, devices and a precision that this machine has, got {plan.accelerator!r}, "
-            f"{plan.devices} and {plan.precision!r} ({error}); try --plan.accelerator auto"
-        ) from error
+def _interrupted(trainer: Trainer, number: int, saved: Path | None) -> Interrupted:
+    """What there is to say; one process says it."""
+    if not trainer.is_global_zero:
+        return Interrupted("", None)
+    done = trainer.global_step
+    if saved is not None:
+        return Interrupted(f"saved {saved} after step {done:,}; go on with --resume last", number)
+    return Interrupted(f"stopped after step {done:,}, which is not saved" if done else "nothing to save yet", number)
 
 
-def check_checkpoint(task: Task, path: str | Path) -> None:
+def check_checkpoint(task: Task, plan: TrainingPlan, path: str | Path) -> int:
     """Say before anything is written that a checkpoint cannot be resumed.
 
+    Only tensors and plain data are read from it: a file that holds anything else, such as code, is refused unread.
+
+    Returns:
+        The optimizer steps that it has done.
+
     Raises:
-        ValueError: If it does not exist, is damaged, or belongs to another configuration.
+        ValueError: If it does not exist, is damaged, holds more than tensors and plain data, belongs to another
+            configuration, or has done more steps than planned.
     """
     if not Path(path).is_file():
         raise ValueError(
             f"expected a checkpoint to resume from, got {path}, which is no file; see the run's checkpoints/"
         )
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=False)
-        saved = checkpoint["state_dict"]
-    except Exception as error:  # unpickling damaged files fails in many ways
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        saved, done = checkpoint["state_dict"], int(checkpoint["global_step"])
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"expected a checkpoint of tensors and plain data, got {path}, which holds something else or is damaged "
+            f"({str(error).splitlines()[0][:200]}); take another one, and trust no such file"
+        ) from error
+    except Exception as error:  # reading damaged files fails in many ways
         raise ValueError(f"expected a readable checkpoint, got {path} ({error}); take an earlier one") from error
     own = task.state_dict()
     differing = sorted(
@@ -199,6 +218,12 @@ def check_checkpoint(task: Task, path: str | Path) -> None:
             "use the run's own config"
         )
     task.check_checkpoint(checkpoint)
+    if done > plan.max_steps:
+        raise ValueError(
+            f"expected max_steps of at least the {done:,} steps that {path} has done, got {plan.max_steps:,}; plan "
+            "more steps"
+        )
+    return done
 
 
 @torch.no_grad()
@@ -270,11 +295,14 @@ def token_statistics(tokenizer: Tokenizer) -> dict[str, float]:
 
 def prepare(seed: int, threads: int | None = None) -> None:
     """Seed everything and silence Lightning's own chatter."""
-    import logging
-    import warnings
-
     if threads is not None:
         torch.set_num_threads(threads)
+    silence()
+    seed_everything(seed, verbose=False)
+
+
+def silence() -> None:
+    """Keep out what Lightning says about itself, its hints, and warnings about what is meant to be so."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", category=DeprecationWarning)
@@ -286,7 +314,7 @@ def prepare(seed: int, threads: int | None = None) -> None:
         ".*does not have many workers.*",
         ".*`LightningModule.*",
         ".*Checkpoint directory.*",
+        ".*dirpath has changed.*",
         ".*IterableDataset.*",
     ):
         warnings.filterwarnings("ignore", message=text)
-    seed_everything(seed, verbose=False)

@@ -12,7 +12,9 @@ import torch
 from lightning import Callback, LightningModule
 from torch import Tensor
 
+from gritvq.base import Component
 from gritvq.metrics import CodebookUsage, ReconstructionError
+from gritvq.saving import tensors_of
 from gritvq.tokenizer import Tokenizer
 from gritvq.training.callbacks import CodebookInitialization, CodebookUpdate, CollapseWarning, Pictures
 from gritvq.training.losses import Objective, objective_for
@@ -20,6 +22,8 @@ from gritvq.training.losses import Objective, objective_for
 __all__ = ["Schedule", "Task", "TokenizerTask", "scheduled"]
 
 Schedule = Literal["cosine", "flat_linear"]
+LOG_EVERY = 10  # steps between those that are logged
+_WINDOW = 100  # steps over which the codes in use are counted
 
 
 class Task(LightningModule, ABC):
@@ -29,12 +33,33 @@ class Task(LightningModule, ABC):
     def run_callbacks(self, folder: Path | None) -> list[Callback]:
         """Callbacks of a run that writes into ``folder``, or nothing where None."""
 
+    @property
+    def measures_now(self) -> bool:
+        """Whether this step measures what costs time: the steps that are written to the logs, and the first."""
+        return self.global_step == 0 or (self.global_step + 1) % LOG_EVERY == 0
+
+    @property
+    @abstractmethod
+    def settings(self) -> dict[str, Any]:
+        """Plain values that a run has to go on with: a checkpoint keeps them, and another value is refused."""
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the settings; extended by tasks that keep more."""
+        checkpoint["settings"] = self.settings
+
     def check_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint that fits by its shapes but means something else; nothing unless overridden.
+        """Refuse a checkpoint of other settings; extended by tasks whose weights may mean something else.
 
         Raises:
-            ValueError: Then.
+            ValueError: If a setting differs; the message names it.
         """
+        began = checkpoint.get("settings", {})
+        for name, value in self.settings.items():
+            if name in began and began[name] != value:
+                raise ValueError(
+                    f"expected {name} {began[name]!r} as the run began with, since resuming is the same run, got "
+                    f"{value!r}; leave it, or start another run from the weights of this one"
+                )
 
     @abstractmethod
     def write_model(self, folder: Path, training: Mapping[str, Any]) -> None:
@@ -99,11 +124,38 @@ class TokenizerTask(Task):
         self.codebook_usage = CodebookUsage(tokenizer.quantizer.codebook_sizes)
         self.reconstruction_error = ReconstructionError()
         self.window_usage = CodebookUsage(tokenizer.quantizer.codebook_sizes)
+        self._keeps_codes, self._window = False, 0
+
+    def start_from(self, tokenizer: Tokenizer) -> None:
+        """Take the weights of a tokenizer of the same architecture; its codes are not fitted to data again.
+
+        Raises:
+            ValueError: If a part differs; the message names it.
+        """
+        copy_weights(self.tokenizer, tokenizer)
+        self._keeps_codes = True
 
     def run_callbacks(self, folder: Path | None) -> list[Callback]:
         """Fitting and moving the codes; with a folder also a warning of collapse, and pictures."""
-        needed: list[Callback] = [CodebookInitialization(), CodebookUpdate()]
+        fitting: list[Callback] = [] if self._keeps_codes else [CodebookInitialization()]
+        needed: list[Callback] = [*fitting, CodebookUpdate()]
         return needed if folder is None else [*needed, CollapseWarning(), Pictures(folder)]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Rates and schedule."""
+        return rates(self)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep also the counts of the window whose usage is logged."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["window_usage"] = {"window": self._window, **self.window_usage.state()}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Go on counting; checkpoints of earlier versions hold no counts."""
+        if "window_usage" in checkpoint:
+            self._window = checkpoint["window_usage"]["window"]
+            self.window_usage.restore(checkpoint["window_usage"])
 
     def write_model(self, folder: Path, training: Mapping[str, Any]) -> None:
         """Write ``tokenizer/``; its ``config.json`` also says which pictures of an ``ImageData`` it has seen."""
@@ -122,10 +174,13 @@ class TokenizerTask(Task):
         """One batch: the sum of the objective's losses; logs each, and PSNR and usage of the recent batches."""
         losses, output = self.objective(self.tokenizer, images)
         loss = torch.stack(list(losses.values())).sum()
+        if self._window != self.global_step // _WINDOW:
+            self._window = self.global_step // _WINDOW
+            self.window_usage.reset()
         self.window_usage.update(output.quantization.indices)
         self.log_dict({f"train/{name}": value.detach() for name, value in losses.items()})
         self.log("train/loss", loss.detach())
-        if self.global_step % 10 == 0:
+        if self.measures_now:
             if not torch.isfinite(loss):
                 raise ValueError(
                     f"expected a finite loss, got {float(loss.detach())} at step {self.global_step}; lower the "
@@ -142,8 +197,6 @@ class TokenizerTask(Task):
             self.log("train/psnr", -10 * error.clamp_min(1e-10).log10())
             self.log("train/usage", counts["usage"])
             self.log("train/perplexity", counts["perplexity"])
-            if self.global_step % 100 == 0:
-                self.window_usage.reset()
         return loss
 
     def on_validation_epoch_start(self) -> None:
@@ -173,6 +226,37 @@ class TokenizerTask(Task):
         ]
         optimizer = torch.optim.AdamW(groups, lr=self.lr, betas=self.betas, weight_decay=0.0)
         return scheduled(optimizer, self.schedule, self.warmup_steps, self.trainer.max_steps)
+
+
+def rates(task: Any) -> dict[str, Any]:
+    """What the optimizer and its schedule were made of."""
+    names = ("lr", "warmup_steps", "schedule", "betas", "weight_decay")
+    return {name: list(value) if isinstance(value := getattr(task, name), tuple) else value for name in names}
+
+
+def copy_weights(target: Component, source: Component) -> None:
+    """Give a component the weights of another one of the same architecture.
+
+    Raises:
+        ValueError: If their tensors differ in name or shape; the message names the parts.
+    """
+    given, own = tensors_of(source), tensors_of(target)
+    differing = sorted(
+        name
+        for name in given.keys() | own.keys()
+        if name not in given or name not in own or given[name].shape != own[name].shape
+    )
+    if differing:
+        shapes = [
+            f"{name} ({tuple(own[name].shape) if name in own else 'missing'} here, "
+            f"{tuple(given[name].shape) if name in given else 'missing'} there)"
+            for name in differing[:3]
+        ]
+        raise ValueError(
+            f"expected weights of the same architecture, got others at {', '.join(shapes)}"
+            f"{' ...' if len(differing) > 3 else ''}; give the settings of the tokenizer that they come from"
+        )
+    target.load_state_dict(given, strict=False)
 
 
 def check_schedule(schedule: str) -> None:

@@ -1,0 +1,95 @@
+"""The processes of a run, before it starts: how many, which one this is, and how they agree."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+import torch.distributed as dist
+from lightning import Trainer
+from lightning.fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.strategies import ParallelStrategy
+
+from gritvq.training.runs import TrainingPlan, silence
+
+__all__ = ["Launch"]
+
+_STARTED_BY = "GRITVQ_STARTED_BY"  # a process of ours tells its number to those it starts
+
+
+class Launch:
+    """The processes that a plan asks for, as one of them sees them; Lightning knows SLURM, torchrun and the others.
+
+    A run may be started once, and starts the other processes itself when training begins; or all its processes are
+    started side by side, by ``srun`` or ``torchrun``. What one process has to decide for all of them, such as whether
+    a folder is free, goes through :meth:`agree`.
+
+    Args:
+        plan: Accelerator, devices, nodes and precision.
+
+    Attributes:
+        first: Whether this is the process that writes.
+
+    Raises:
+        ValueError: If this machine lacks the accelerator or the devices, or other processes were started than planned.
+    """
+
+    def __init__(self, plan: TrainingPlan) -> None:
+        silence()
+        child = os.environ.get(_STARTED_BY) == str(os.getppid())
+        os.environ[_STARTED_BY] = str(os.getpid())
+        asked = f"{plan.accelerator!r}, {plan.devices} devices on {plan.num_nodes} nodes and {plan.precision!r}"
+        try:
+            trainer = Trainer(
+                accelerator=plan.accelerator,
+                devices=plan.devices,
+                num_nodes=plan.num_nodes,
+                precision=plan.precision,
+                logger=False,
+                enable_checkpointing=False,
+                enable_progress_bar=False,
+                enable_model_summary=False,
+            )
+            self._strategy, self._beside = trainer.strategy, False
+            if isinstance(trainer.strategy, ParallelStrategy) and trainer.strategy.cluster_environment is not None:
+                environment = trainer.strategy.cluster_environment
+                environment.validate_settings(plan.devices, plan.num_nodes)
+                self._beside = environment.creates_processes_externally and trainer.world_size > 1 and not child
+        except (MisconfigurationException, ImportError, ValueError, RuntimeError) as error:
+            raise ValueError(
+                f"expected an accelerator, devices and a precision that this machine has, got {asked} ({error}); try "
+                "--plan.accelerator auto"
+            ) from error
+        self.first = trainer.is_global_zero
+        if trainer.world_size == 1 and (number := _others()):
+            raise ValueError(
+                f"expected one process for one device, got process {number} beside it; give --plan.devices, the "
+                "processes on each node, and --plan.num_nodes"
+            )
+
+    def agree(self, job: Callable[[], None]) -> None:
+        """Do something in the first process; the others wait for it, and fail where it fails.
+
+        Raises:
+            ValueError: If the job raised it, or an OSError, in the first process.
+        """
+        if self._beside and not dist.is_initialized():
+            self._strategy.setup_environment()
+        problem = None
+        if self.first:
+            try:
+                job()
+            except (ValueError, OSError) as error:
+                problem = str(error)
+        if self._beside:
+            problem = self._strategy.broadcast(problem)
+        if problem is not None:
+            raise ValueError(problem)
+
+
+def _others() -> int:
+    """The number of this process where it was started as one of several, from 1; 0 where it stands alone."""
+    if TorchElasticEnvironment.detect():
+        return int(os.environ["RANK"]) + 1 if int(os.environ["WORLD_SIZE"]) > 1 else 0
+    return int(os.environ.get("SLURM_PROCID", 0)) if SLURMEnvironment.detect() else 0
