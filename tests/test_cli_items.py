@@ -317,6 +317,20 @@ class TestWrongInput:
         wrong(["semantic-ids", "add", str(run), "--data", "larger"], capsys)
         assert (run / "ids" / "ids.parquet").read_bytes() == before
 
+    def test_the_embeddings_of_yesterday_beside_a_catalogue_of_today(
+        self, run: Path, shop: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        write_catalogue(Path("today"), NUM_ITEMS + 1)
+        shutil.copy(shop / "item_embeddings.npy", "today/item_embeddings.npy")
+        said = wrong(["semantic-ids", "add", str(run), "--data", "today"], capsys)
+        assert f"expected {NUM_ITEMS + 1} vectors in 'today/item_embeddings.npy'" in said and f"got {NUM_ITEMS}" in said
+        assert "--embeddings" in said and "--text_model" in said
+
+    def test_a_small_catalogue(self, capsys: pytest.CaptureFixture[str]) -> None:
+        write_catalogue(Path("small"), 50)
+        said = wrong(["semantic-ids", "fit", "--data", "small", "--out", "out"], capsys)
+        assert "50 items for 256 codes; take a smaller codebook_size, such as 12" in said and not Path("out").exists()
+
     def test_encode_from_nowhere_and_onto_its_own_input(
         self, run: Path, shop: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:

@@ -286,7 +286,10 @@ class TestFiles:
     def test_bad_embeddings(self, tmp_path: Path) -> None:
         path = write(tmp_path / "items.parquet", {"item": [1, 2]})
         for array, message in (
-            (np.zeros((3, 2), np.float32), "2 rows, one per item, got {'embeddings': 3}"),
+            (
+                np.zeros((3, 2), np.float32),
+                r"2 vectors in '.*e\.npy', one for each item of '.*items\.parquet', got 3; the file is of another",
+            ),
             (np.zeros(2, np.float32), r"embeddings \(n, D\) of floats"),
             (np.zeros((2, 2), np.int64), r"embeddings \(n, D\) of floats"),
         ):

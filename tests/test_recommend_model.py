@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -125,6 +126,29 @@ def test_saved_and_loaded_it_scores_bitwise_the_same(kind: type[Backbone], tmp_p
     (tmp_path / "model" / "config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match="backbone"):
         GenerativeRecommender.from_pretrained(tmp_path / "model")
+
+
+@pytest.mark.parametrize("policy", ["keep", "append"])
+def test_added_items_are_recommended_and_old_ones_score_as_before(policy: Any, tmp_path: Path) -> None:
+    codes = torch.tensor([[0, 1], [0, 1], [2, 3], [1, 1]])
+    ids = SemanticIds.assign(codes, (4, 4), list("abcd"), collisions=policy)
+    backbone = DepthDecoder(ids.codebook_sizes, 8, num_layers=1, num_heads=1, hidden_dim=8)
+    old = GenerativeRecommender(backbone, ids, priority=torch.tensor([1.0, 5, 2, 3])).eval()
+    old.save_pretrained(tmp_path / "model")
+    grown = ids.add(torch.tensor([[0, 1], [0, 1], [3, 3]]), list("efg"))
+    loaded = GenerativeRecommender.from_pretrained(tmp_path / "model", grown)
+    histories = [[0, 2], [], [3, 3, 1]]
+    scores = loaded.scores(histories)
+    torch.testing.assert_close(scores[:, :4], old.scores(histories))  # the same model, the same ids
+    assert torch.equal(scores[:, 4], scores[:, 1]) and torch.equal(scores[:, 5], scores[:, 1])  # no token of their own
+    assert sorted(loaded.recommend([[5, 6]], 7)[0].tolist()) == list(range(7))
+    assert loaded.priority.tolist() == [1, 5, 2, 3, 0, 0, 0] and loaded.ids.items == grown.items
+    again = GenerativeRecommender.from_pretrained(loaded.save_pretrained(tmp_path / "again"))
+    assert torch.equal(again.scores(histories), scores)
+    for rows in ([2, 1, 0, 3, 4, 5, 6], [1, 2, 3, 4, 5, 6], [0, 1, 2]):  # an id that moved, items that went
+        other = SemanticIds(grown.codes[rows], grown.codebook_sizes, grown.items[: len(rows)], collisions=policy)
+        with pytest.raises(ValueError, match=r"expected the ids that .* was trained on, .* or these with items added"):
+            GenerativeRecommender.from_pretrained(tmp_path / "model", other)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -193,7 +193,7 @@ def make_ids(
 
     tokenizer.fit(vectors, progress=True)
     return SemanticIds.assign(
-        tokenizer.encode(vectors),
+        tokenizer.encode(vectors, progress=True),
         tokenizer.codebook_sizes,
         keys,
         collisions=collisions,
@@ -256,7 +256,7 @@ def _encode(config: Any, parts: Callable[[], Any]) -> None:
     tokenizer = _tokenizer(config.run)
     vectors = open_vectors(Path(config.embeddings))
     started = time.perf_counter()
-    codes = tokenizer.encode(vectors)
+    codes = tokenizer.encode(vectors, progress=True)
     seconds = time.perf_counter() - started
     with replacing(out) as scratch, scratch.open("wb") as file:
         np.save(file, codes.numpy().astype(np.min_scalar_type(max(tokenizer.codebook_sizes) - 1)))
@@ -335,7 +335,7 @@ def _add(config: Any, parts: Callable[[], Any]) -> None:
         vectors = _vectors(catalogue, config)
         _check_encoder(config, vectors, ids)
         grown = ids.add(
-            tokenizer.encode(vectors),
+            tokenizer.encode(vectors, progress=True),
             catalogue.keys,
             fingerprint={**ids.fingerprint, "quantizer": tokenizer.fingerprint()},
             **_last_level(tokenizer, vectors, ids.collisions),

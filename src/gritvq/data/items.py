@@ -212,7 +212,14 @@ def read_catalogue(path: str | Path, *, item: str = "item", embeddings: str | Pa
     table = _read_table(Path(path), {item: False})
     keys = unique_keys(_values(table, item, path))
     columns = {name: _named(table, name, path).to_pylist() for name in table.column_names if name and name != item}
-    return Catalogue(tuple(keys.tolist()), columns, None if embeddings is None else open_vectors(Path(embeddings)))
+    vectors = None if embeddings is None else open_vectors(Path(embeddings))
+    if vectors is not None and len(vectors) != len(keys):
+        raise ValueError(
+            f"expected {len(keys)} vectors in {str(embeddings)!r}, one for each item of {str(path)!r}, got "
+            f"{len(vectors)}; the file is of another catalogue: give vectors of all items of this one in its order "
+            "(--embeddings), or a model that makes them of texts (--text_model)."
+        )
+    return Catalogue(tuple(keys.tolist()), columns, vectors)
 
 
 def read_item_data(

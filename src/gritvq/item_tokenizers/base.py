@@ -74,7 +74,7 @@ class ItemTokenizer(Component, ABC):
         if len(x) < size:
             raise ValueError(
                 f"expected at least as many items as codes, got {len(x)} items for {size} codes; take a smaller "
-                "codebook or more items"
+                f"codebook_size, such as {max(1, len(x) // 4)}, or more items"
             )
         rows = self._rows(x, 0, len(x))
         with torch.no_grad():
@@ -83,12 +83,13 @@ class ItemTokenizer(Component, ABC):
         return self.eval()
 
     @torch.no_grad()
-    def encode(self, x: Embeddings, batch_size: int = 2048) -> Int[Tensor, "n L"]:
+    def encode(self, x: Embeddings, batch_size: int = 2048, progress: bool = False) -> Int[Tensor, "n L"]:
         """Codes of embeddings, int64 on the CPU.
 
         Args:
             x: Embeddings (n, D).
             batch_size: Rows in work at once; changes nothing but memory and time.
+            progress: Show a bar; needs the extra ``train``.
 
         Raises:
             ValueError: Before :meth:`fit`, if the shape or type is wrong, or a number is not finite.
@@ -97,7 +98,7 @@ class ItemTokenizer(Component, ABC):
         codes = torch.empty(len(x), len(self.codebook_sizes), dtype=torch.int64)  # whole, so that chunks leave no holes
         with evaluating(self):
             encode = self._encoder()
-            for place, rows in zip(codes.split(batch_size), chunks, strict=False):
+            for place, rows in zip(tracked(codes.split(batch_size), "encoding", progress), chunks, strict=False):
                 place.copy_(encode(rows))
         return codes
 

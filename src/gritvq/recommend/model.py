@@ -155,29 +155,38 @@ class GenerativeRecommender(nn.Module):
 
         Args:
             folder: What :meth:`save_pretrained` wrote.
-            ids: Must be the ids it was trained on; those in the folder where None.
+            ids: Those it was trained on, or what :meth:`SemanticIds.add` made of them; those in the folder where None.
+                New items are read and recommended by the codes that the model knows. Appended tokens beyond those of
+                training are taken for the last one known: such an item shares the id, and the score, of another.
 
         Raises:
             ValueError: If files are missing or damaged, or the ids are others than in training.
         """
         folder = Path(folder)
         config = read_config(folder, _KIND)
-        missing = [name for name in ("ids", "max_history", "beam") if name not in config]
+        kinds = {"ids": str, "max_history": int, "beam": int}
+        missing = [name for name, kind in kinds.items() if not isinstance(config.get(name), kind)]
         if missing:
             raise ValueError(
                 f"expected the keys ids, max_history and beam in {folder}, got none for {missing}; copy it again"
             )
-        ids = SemanticIds.load(folder / _IDS) if ids is None else ids
-        if _digest(ids) != config["ids"]:
+        own = SemanticIds.load(folder / _IDS) if ids is None or _digest(ids) != config["ids"] else ids
+        ids = own if ids is None else ids
+        if _digest(own) != config["ids"] or not _continues(ids, own):
             raise ValueError(
-                f"expected the ids that {folder} was trained on, sha256 {config['ids'][:12]}, got others, "
-                f"{_digest(ids)[:12]}; train again, or load it without ids to take those in the folder"
+                f"expected the ids that {folder} was trained on, sha256 {config['ids'][:12]}, or these with items "
+                f"added, got others, {_digest(ids)[:12]}; train again, or load it without ids to take those in the "
+                "folder"
             )
         backbone = build(config[_KIND])
         if not isinstance(backbone, Backbone):
             raise ValueError(f"expected a recommender's backbone in {folder}, got {type(backbone).__name__}")
         load_weights(backbone, folder, config)
-        priority = _read_priority(folder, config, len(ids))
+        priority = torch.zeros(len(ids))
+        priority[: len(own)] = _read_priority(folder, config, len(own))
+        if ids.codebook_sizes != own.codebook_sizes:
+            known = ids.codes.minimum(torch.tensor(own.codebook_sizes) - 1)
+            ids = SemanticIds(known, own.codebook_sizes, ids.items, fingerprint=ids.fingerprint)
         return cls(backbone, ids, max_history=config["max_history"], beam=config["beam"], priority=priority).eval()
 
     def _read(self, histories: Histories | Sequence[Sequence[int]]) -> Context:
@@ -207,6 +216,17 @@ def _read_priority(folder: Path, config: Mapping[str, Any], num_items: int) -> T
         found = "none" if priority is None else tuple(priority.shape)
         raise ValueError(f"expected a priority of {num_items} items in {folder / _PRIORITY}, got {found}")
     return priority
+
+
+def _continues(ids: SemanticIds, old: SemanticIds) -> bool:
+    """Whether the old items come first with the ids they had, under the same sizes but for the appended token."""
+    levels = len(old.codebook_sizes) - (old.collisions == "append")
+    return (
+        ids.collisions == old.collisions
+        and ids.codebook_sizes[:levels] == old.codebook_sizes[:levels]
+        and ids.items[: len(old)] == old.items
+        and torch.equal(ids.codes[: len(old)], old.codes)
+    )
 
 
 def _digest(ids: SemanticIds) -> str:
