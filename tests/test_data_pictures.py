@@ -324,6 +324,11 @@ class TestLinks:
         (tmp_path / "nothing.png").symlink_to(tmp_path / "gone.png")
         (tmp_path / "device.png").symlink_to("/dev/zero")
         assert [name for name, _ in read_images(tmp_path)] == ["000.png"]
+        os.mkfifo(tmp_path / "rows.parquet")
+        for name in ("pipe.png", "device.png", "rows.parquet"):
+            for opened in (open_pictures, lambda path: ImageData(str(path)).setup()):
+                with pytest.raises(ValueError, match=f"got .*{name}', which is a pipe, a socket or a device"):
+                    opened(tmp_path / name)
 
 
 class TestParquet:

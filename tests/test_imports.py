@@ -39,7 +39,7 @@ ALLOWED: dict[str, set[str]] = {
     "tokenizer": PARTS | {"models", "export", "saving", "data"},
     "item_tokenizers": PARTS
     | {"saving", "assignments", "learning", "structures", "variational", "vector_quantizer", "presets"},
-    "data": set(),
+    "data": {"files"},
     "files": set(),
     "figures": {"files"},
     "semantic_ids": PARTS | {"metrics", "files", "figures"},

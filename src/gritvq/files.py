@@ -31,6 +31,7 @@ __all__ = [
     "holds_files",
     "place_of_file",
     "read_header",
+    "regular_file",
     "replacing",
     "replacing_files",
     "write_header",
@@ -128,6 +129,27 @@ def write_json(path: str | os.PathLike[str], content: Any) -> Path:
     return Path(path)
 
 
+def regular_file(path: str | os.PathLike[str], what: str = "a file") -> Path:
+    """The path of a regular file that is there; reading a pipe or a device might never end.
+
+    Args:
+        path: The path.
+        what: What is expected, in words.
+
+    Raises:
+        ValueError: If there is nothing, or a folder, a pipe, a socket or a device.
+    """
+    path = Path(path)
+    try:
+        mode = path.stat().st_mode
+    except (OSError, ValueError) as error:  # also names that are too long or hold a null
+        raise ValueError(f"expected {what}, got {str(path)!r}, which does not exist; correct the path.") from error
+    if not stat.S_ISREG(mode):
+        kind = "a folder" if stat.S_ISDIR(mode) else "a pipe, a socket or a device"
+        raise ValueError(f"expected {what}, got {str(path)!r}, which is {kind}; give a regular file.")
+    return path
+
+
 # --- artefacts --------------------------------------------------------------------------------------------------------
 
 
@@ -153,8 +175,8 @@ def read_header(folder: Path, name: str, what: str, form: str, newest: int) -> d
         ValueError: If it is missing, damaged, foreign or of a newer version.
     """
     path = place_of_file(folder, name)
-    if path.exists() and not path.is_file():  # a pipe would be waited for
-        raise ValueError(f"expected {what} with {name}, got {path}, which is no regular file; copy it again")
+    if path.exists():
+        regular_file(path, f"{what} with {name}")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         own = _sums(content).get(name) if isinstance(content, dict) else None

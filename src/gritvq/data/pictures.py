@@ -30,6 +30,7 @@ from gritvq.data.sources import (
     read_footer,
 )
 from gritvq.data.splits import SPLITS, looks_held_out, split_of
+from gritvq.files import regular_file
 
 __all__ = [
     "Picture",
@@ -139,10 +140,8 @@ def find_images(path: str | Path) -> list[Path]:
         ValueError: If there is no such file or folder, or the folder holds no pictures.
     """
     path = Path(path).expanduser()
-    if path.is_file():
-        return [path]
     if not path.is_dir():
-        raise ValueError(f"expected a picture or a folder of pictures, got {str(path)!r}, which does not exist.")
+        return [regular_file(path, "a picture or a folder of pictures")]
     found = find_files(path, _SUFFIXES)
     if not found:
         raise ValueError(
@@ -424,7 +423,7 @@ def find_splits(path: str | Path, *, column: str = "image", label: str = "label"
         return Splits(
             name, [(split_of([split]), (split, table), len(table)) for split, table in known.items()], open_tables
         )
-    root = path if path.is_dir() else path.parent
+    root = path if path.is_dir() else regular_file(path, "a folder, a picture or a Parquet file").parent
     tables = find_files(path, {".parquet"}) if path.is_dir() else [path] if path.suffix == ".parquet" else []
     if tables:
         items: list[tuple[tuple[str, str] | None, Any, int]] = []
