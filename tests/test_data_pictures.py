@@ -125,6 +125,7 @@ class TestSplits:
                 "validation": {"pictures": 4, "from": "val"},
                 "test": {"pictures": 4, "from": "as validation"},
             },
+            "crops": "random for training, at the center to watch it; measured is on whole pictures",
         }
         said = "train 8 (no name of a split, train), validation 4 (val), test 4 (as validation)"
         assert data.summary() == f"{tmp_path}: {said}"

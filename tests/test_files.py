@@ -17,9 +17,10 @@ from typing import Any
 import pytest
 import torch
 
-from gritvq import FreeCodebook
-from gritvq.files import place_of_file, replacing_files, write_json
-from gritvq.item_tokenizers import ItemTokenizer, ResidualKMeans
+from gritvq import FreeCodebook, fsq
+from gritvq.data.items import open_vectors, read_catalogue, read_interactions
+from gritvq.files import place_of_file, regular_file, replacing_files, write_json
+from gritvq.item_tokenizers import CollaborativeLoss, ItemTokenizer, ResidualKMeans
 from gritvq.recommend import DepthDecoder, GenerativeRecommender
 from gritvq.saving import load_weights, read_config, write_folder
 from gritvq.semantic_ids import SemanticIds
@@ -315,3 +316,32 @@ def test_a_pipe_is_not_waited_for(kind: str, tmp_path: Path) -> None:
         os.mkfifo(tmp_path / name / name)
         with pytest.raises(ValueError, match="expected"):
             artefact.read(tmp_path / name)
+
+
+def test_only_regular_files_are_opened(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "link").symlink_to("file")
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "device").symlink_to("/dev/zero")
+    for name in ("file", "link"):
+        assert regular_file(tmp_path / name) == tmp_path / name
+    for name, reason in (
+        ("none", "does not exist"),
+        ("file/x", "does not exist"),
+        ("x" * 300, "does not exist"),
+        ("a\0b", "does not exist"),
+        (".", "is a folder"),
+        ("pipe", "is a pipe, a socket or a device"),
+        ("device", "is a pipe, a socket or a device"),
+    ):
+        with pytest.raises(ValueError, match=f"expected a table, got .*, which {reason}"):
+            regular_file(tmp_path / name, "a table")
+    for place in ("pipe", "device"):
+        for read in (
+            read_catalogue,
+            read_interactions,
+            open_vectors,
+            lambda path: CollaborativeLoss(str(path)).check(1, fsq(2, 4)),
+        ):
+            with pytest.raises(ValueError, match="expected"):
+                read(tmp_path / place)

@@ -38,7 +38,7 @@ ALLOWED: dict[str, set[str]] = {
     "saving": {"base", "files"},
     "tokenizer": PARTS | {"models", "export", "saving", "data"},
     "item_tokenizers": PARTS
-    | {"saving", "assignments", "learning", "structures", "variational", "vector_quantizer", "presets"},
+    | {"files", "saving", "assignments", "learning", "structures", "variational", "vector_quantizer", "presets"},
     "data": {"files"},
     "files": set(),
     "figures": {"files"},

@@ -170,10 +170,12 @@ class ImageData(LightningDataModule):
         if self.path == "photographs":
             count = len(PHOTOGRAPHS)
             parts = {"train": "all but a square", "validation": "the squares", "test": "the squares"}
-            return {"data": self.path, "splits": {key: {"pictures": count, "from": x} for key, x in parts.items()}}
-        found = self._find()
-        splits = {key: {"pictures": len(part), "from": found.said[key]} for key, part in found.pictures.items()}
-        return {"data": self.path, "splits": splits}
+            splits = {key: {"pictures": count, "from": said} for key, said in parts.items()}
+        else:
+            found = self._find()
+            splits = {key: {"pictures": len(part), "from": found.said[key]} for key, part in found.pictures.items()}
+        crops = "random for training, at the center to watch it; measured is on whole pictures"
+        return {"data": self.path, "splits": splits, "crops": crops}
 
     def settings(self) -> dict[str, Any]:
         """The arguments that say which pictures these are and how they are split, as plain values.

@@ -20,6 +20,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from gritvq.data.interactions import Histories, Interactions, Key, Split, check_split, unique_keys
+from gritvq.files import regular_file
 
 __all__ = [
     "Catalogue",
@@ -329,8 +330,7 @@ def open_vectors(path: Path) -> np.ndarray[Any, Any]:
         ValueError: If it cannot be read, or is no array of floats of two axes.
     """
     try:
-        if path.exists() and not path.is_file():  # a pipe would be waited for
-            raise OSError("no regular file")
+        regular_file(path)
         vectors = np.lib.format.open_memmap(path, mode="r")  # np.load would take archives too
     except (OSError, ValueError, OverflowError) as error:
         raise ValueError(
@@ -350,9 +350,7 @@ def _read_table(path: Path, keys: Mapping[str, bool], numbers: Sequence[str] = (
         keys: Columns of keys; for those of a CSV file, whether they stay strings.
         numbers: Columns that are numbers or dates in a CSV file; all others are strings.
     """
-    path = path.expanduser()
-    if not path.is_file():
-        raise ValueError(f"expected a Parquet or CSV file, got {str(path)!r}, which does not exist.")
+    path = regular_file(path.expanduser(), "a Parquet or CSV file")
     pyarrow = _require("pyarrow")
     try:
         if path.suffix.lower() == ".csv":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -12,6 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from gritvq.base import Codebook, Component, Quantizer, QuantizerOutput
+from gritvq.files import regular_file
 from gritvq.functional import nearest_code
 from gritvq.item_tokenizers.clustering import balanced_kmeans
 
@@ -72,7 +72,9 @@ class CollaborativeLoss(ItemLoss):
             ValueError: If the file is missing, or its shape or numbers do not fit.
         """
         try:
-            vectors = torch.from_numpy(np.array(np.lib.format.open_memmap(Path(self.vectors), mode="r"), np.float32))
+            vectors = torch.from_numpy(
+                np.array(np.lib.format.open_memmap(regular_file(self.vectors), mode="r"), np.float32)
+            )
         except (OSError, ValueError) as error:
             raise ValueError(
                 f"expected a .npy file of numbers in {self.vectors}, got none ({error}); write it with numpy.save"
