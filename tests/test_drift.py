@@ -46,6 +46,7 @@ def test_every_method_starts_from_the_same_codes_in_full_use(name: str) -> None:
 def test_clouds(name: str, mean: tuple[float, float], std: float) -> None:
     for progress, center, spread in ((0.0, (0.0, 0.0), 1.0), (1.0, mean, std)):
         latents = drift.cloud(name, progress, 50_000, torch.Generator().manual_seed(0))
+        # Standard errors of 50,000 draws: .0045 of the spread for a mean, .0032 for a spread.
         torch.testing.assert_close(latents.mean(0), torch.tensor(center), rtol=0, atol=0.02 * spread)
         torch.testing.assert_close(latents.std(0), torch.full((2,), spread), rtol=0.02, atol=0)
     assert math.hypot(*drift.DRIFTS["translate"](1.0)[0]) == 10.0
@@ -67,18 +68,20 @@ def outcomes(quantizer: Any, settings: dict[str, float], seed: int) -> list[floa
 )
 def test_grit_vq_keeps_its_codes(name: str, settings: dict[str, float]) -> None:
     assert settings in drift.grid(name)
+    # Each code of 128 is .0078: four of the 384 of three seeds may be lost to rounding, one was in such trials.
     used = [outcomes(drift.METHODS[name], settings, seed) for seed in drift.SEEDS]
     assert min(sum(each) for each in zip(*used, strict=True)) >= 0.99 * len(used), used
 
 
 @pytest.mark.parametrize("seed", drift.SEEDS)
 def test_transvq_keeps_nearly_every_code(seed: int) -> None:
+    # Five codes of 128 may be lost; at most two were when draws were changed by rounding.
     used = outcomes(lambda d, k: transvq(d, k, width=32), {"rate": 0.005}, seed)
     assert min(used) >= 0.96, used
 
 
 def test_a_plain_table_is_left_behind() -> None:
-    used = outcomes(drift.METHODS["table"], drift.FIXED, 0)
+    used = outcomes(drift.METHODS["table"], drift.FIXED, 0)  # .18 and .50 with draws changed by rounding
     assert used[0] < 0.3 and used[1] < 0.6, used
 
 

@@ -197,8 +197,9 @@ class TestSampling:
     def test_mean_over_samples_is_near_the_whole(self) -> None:
         c, rule = random_context(2000), WassersteinLoss(num_samples=500)
         whole = float(WassersteinLoss(num_samples=None).loss(c)["wasserstein"].detach())
+        # A quarter of the latents costs about 1 % more, by 2 % from draw to draw: .6 % in a mean of ten.
         sampled = sum(float(rule.loss(c)["wasserstein"].detach()) for _ in range(10)) / 10
-        assert sampled == pytest.approx(whole, rel=0.1)
+        assert sampled == pytest.approx(whole, rel=0.03)
 
 
 @pytest.mark.parametrize("shape", [(64,), (8, 2, 2)])
@@ -301,7 +302,7 @@ def test_codes_in_a_far_corner_all_come_to_the_data(seed: int) -> None:
 
     start = 8 + 0.1 * torch.randn(32, 2)
     counts, error = trained(WassersteinLoss(), start, blobs)
-    assert float(perplexity(counts)) >= 0.8 * 32 and error < 0.3
+    assert float(perplexity(counts)) >= 0.8 * 32 and error < 0.3  # 29 to 30, and .20 to .21; below: 1, and 9.5
     counts, error = trained(CodebookLoss(), start, blobs)
     assert float(perplexity(counts)) <= 0.2 * 32 and error > 5
 
