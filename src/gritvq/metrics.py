@@ -7,8 +7,10 @@ every token once.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
+import torch.distributed as dist
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -85,7 +87,7 @@ class CodebookUsage:
         counts = [counts.cpu() for counts in self.histograms()]
         return {
             "counts": [(c.indices()[0], c.values()) if c.is_sparse else c for c in counts],
-            "positions": _reduced(self._positions).cpu(),
+            "positions": all_reduce_sum(self._positions).cpu(),
         }
 
     def restore(self, state: dict[str, Any]) -> None:
