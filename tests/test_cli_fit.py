@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import json
+import os
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -97,8 +98,13 @@ def small(*words: str, out: str = "run") -> list[str]:
     return ["fit", "--config", "small.yaml", "--plan.accelerator", "cpu", "--out", out, *words]
 
 
-def test_settings_of_none_are_written_down() -> None:
+def test_settings_of_none_are_written_down(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(small()) == 0
+    told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("data: ")]
+    count = len(list(Path("pictures").iterdir()))
+    held = count // 10
+    said = f"validation {held} (the last {held} of train), test {held} (as validation)"
+    assert told == [f"data: pictures: train {count - held} (no name of a split), {said}"]
     assert main(["fit", "--config", "run/config.yaml", "--out", "again"]) == 0
     configs = [json.loads(Path(f"{run}/tokenizer/config.json").read_text()) for run in ("run", "again")]
     assert configs[0] == configs[1]
@@ -126,6 +132,12 @@ def test_a_run_stays_where_the_next_cannot_be(
     assert {path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file()} == before
     wrong(small(*words, out="other"), capsys)
     assert not Path("other").exists()
+
+
+@pytest.mark.parametrize("words", [["--config", "pipe.yaml"], ["--config=pipe.yaml"], ["--tokenizer", "pipe.yaml"]])
+def test_a_pipe_is_no_configuration(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    os.mkfifo("pipe.yaml")
+    assert "expected a configuration file, got 'pipe.yaml', which is a pipe" in wrong(["fit", *words], capsys)
 
 
 def test_a_demo_replaces_no_run_of_fit(capsys: pytest.CaptureFixture[str]) -> None:

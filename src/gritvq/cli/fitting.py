@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from gritvq import presets
-from gritvq.cli.printing import arguments_of, number_rows, report
+from gritvq.cli.printing import arguments_of, console, number_rows, report
 from gritvq.cli.runs import Place, check_settings, fresh_folder, open_run, place_of, run_training
+from gritvq.files import regular_file
 
 __all__ = ["demo", "demo_arguments", "fit", "fit_arguments"]
 
@@ -81,7 +82,10 @@ def fit_arguments(parser: Any, words: Sequence[str] = ()) -> None:
         help="tokenizer (folder or Hub name) whose weights a new run starts from",
     )
     parser.add_argument("--overwrite", type=bool, default=False, help="whether an existing run may be replaced")
-    named = _named_parts(words)
+    try:
+        named = _named_parts(words)
+    except ValueError as error:
+        parser.error(str(error))
     for part, (default, sizes) in _PARTS.items():
         path = named.get(part, default)
         wanted = _required(path)
@@ -91,7 +95,11 @@ def fit_arguments(parser: Any, words: Sequence[str] = ()) -> None:
 
 
 def _named_parts(words: Sequence[str]) -> dict[str, str]:
-    """The class that the arguments of ``fit`` give each part of the tokenizer in the end."""
+    """The class that the arguments of ``fit`` give each part of the tokenizer in the end.
+
+    Raises:
+        ValueError: If a configuration is no regular file.
+    """
     import yaml
 
     named: dict[str, str] = {}
@@ -104,6 +112,8 @@ def _named_parts(words: Sequence[str]) -> dict[str, str]:
     for place, word in enumerate(words):
         name, equals, value = word.partition("=")
         value = value if equals else "".join(words[place + 1 : place + 2])
+        if name in ("--config", "--tokenizer") and Path(value).exists():
+            regular_file(value, "a configuration file")  # it is read twice, which a pipe does not allow
         try:
             if name in ("--config", "--tokenizer"):
                 content = yaml.safe_load(Path(value).read_text(encoding="utf-8"))
@@ -151,6 +161,8 @@ def fit(parser: Any, config: Any) -> None:
         task.start_from(Tokenizer.from_pretrained(config.init_from))
     _check_picture(task.tokenizer, parts.data.shape)
     open_run(parser, config, place, done)
+    if place.launch.first:
+        console().print(f"data: {parts.data.summary()}", markup=False, highlight=False, soft_wrap=True)
     _fit_and_report(task, parts.data, parts.plan, place, done)
 
 

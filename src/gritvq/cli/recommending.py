@@ -12,6 +12,7 @@ from typing import Any
 from gritvq.cli.printing import arguments_of, report, table
 from gritvq.cli.runs import check_settings, open_run, place_of, run_training
 from gritvq.cli.semantic import make_ids, tokenizer_arguments, write_ids
+from gritvq.files import regular_file
 
 __all__ = ["fit_recommender", "fit_recommender_arguments", "recommend", "recommend_arguments", "trains_recommender"]
 
@@ -27,7 +28,7 @@ def trains_recommender(argv: Sequence[str]) -> bool:
         if name == "--config":
             path = path or "".join(argv[place + 1 : place + 2])
             try:
-                content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+                content = yaml.safe_load(regular_file(path).read_text(encoding="utf-8"))
             except (OSError, ValueError, yaml.YAMLError):
                 return False  # the parser says what is wrong with it
             return isinstance(content, dict) and "backbone" in content
