@@ -229,12 +229,12 @@ class Context(NamedTuple):
     indices: Int[Tensor, "*batch"]
     valid: Bool[Tensor, "*batch"]
     codes: Float[Tensor, "K D"]
-    count: Int[Tensor, ""] | None = None
+    total: Int[Tensor, ""] | None = None
 
     @property
     def num_valid(self) -> Int[Tensor, ""]:
         """Valid rows of all processes."""
-        return joined_count(self.valid) if self.count is None else self.count
+        return joined_count(self.valid) if self.total is None else self.total
 
     def mean(self, per_vector: Float[Tensor, "*batch"]) -> Float[Tensor, ""]:
         """Mean of one number per vector over the valid rows of all processes; 0 where there is none.
