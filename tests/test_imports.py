@@ -45,7 +45,7 @@ ALLOWED: dict[str, set[str]] = {
     "semantic_ids": PARTS | {"metrics", "files", "figures"},
     "recommend": {"base", "canonical", "data", "saving", "semantic_ids"},
     "training": PARTS
-    | {"files", "figures", "models", "metrics", "tokenizer", "variational"}
+    | {"files", "figures", "models", "metrics", "saving", "tokenizer", "variational"}
     | {"data", "recommend", "semantic_ids"},
 }
 HEAVY = {"lightning", "jsonargparse", "rich", "matplotlib", "PIL", "skimage", "pyarrow", "datasets", "tensorboard"}
