@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import warnings
 
@@ -135,6 +136,46 @@ class TestEMA:
             quantizer.update_codebook()
             torch.testing.assert_close(codes_of(quantizer), codes, rtol=1e-4, atol=1e-5)
 
+    @pytest.mark.parametrize("trained", [0, 5])
+    @pytest.mark.parametrize("pending", [False, True])
+    def test_goes_on_from_what_was_written(self, trained: int, pending: bool) -> None:
+        """In the long run ``c <- c + (1 - decay) (mean - c)``, whatever was counted or seen before the write."""
+        decay, rows = 0.9, torch.arange(5)
+        quantizer = VectorQuantizer(FreeCodebook(DIM, SIZE), learning=[EMAUpdate(decay)])
+        for _ in range(trained):
+            quantizer(torch.randn(100, DIM))
+            quantizer.update_codebook()
+        twin = copy.deepcopy(quantizer)
+        if pending:
+            quantizer(torch.randn(100, DIM))
+        new = 5 + torch.randn(5, DIM)
+        quantizer.codebook.write(rows, new)
+        x = torch.cat([new + 0.1 * torch.randn(5, DIM), new + 0.1 * torch.randn(5, DIM)])
+        for weight in (1 - decay, 1 - decay):
+            before = codes_of(quantizer)
+            indices = quantizer(x).indices[:, 0]
+            quantizer.update_codebook()
+            means = torch.stack([x[indices == k].mean(0) for k in rows])
+            wanted = before[:5] + weight * (means - before[:5])
+            torch.testing.assert_close(codes_of(quantizer)[:5], wanted, rtol=1e-5, atol=1e-5)
+        if not pending:  # the others are as if nothing had been written
+            assert torch.equal(codes_of(quantizer)[5:], codes_of(twin)[5:])
+
+    def test_a_copy_or_a_loaded_state_goes_on_too(self) -> None:
+        quantizer = VectorQuantizer(FreeCodebook(DIM, SIZE), learning=[EMAUpdate(0.9)])
+        new = 5 + torch.randn(5, DIM)
+        quantizer.codebook.write(torch.arange(5), new)
+        loaded = VectorQuantizer(FreeCodebook(DIM, SIZE), learning=[EMAUpdate(0.9)])
+        loaded.load_state_dict(quantizer.state_dict())
+        twin = copy.deepcopy(quantizer)
+        twin.codebook.write(torch.arange(5, 7), -new[:2])
+        assert quantizer.statistics.ema_counts.tolist() == [-1] * 5 + [0] * (SIZE - 5)
+        assert twin.statistics.ema_counts.tolist() == [-1] * 7 + [0] * (SIZE - 7)
+        for each in (quantizer, loaded, twin):
+            each(new + 0.01)
+            each.update_codebook()
+            torch.testing.assert_close(codes_of(each)[:5], new + 0.001, rtol=1e-5, atol=1e-5)
+
     def test_increments_survive_half_precision(self) -> None:
         quantizer = VectorQuantizer(FreeCodebook(4, 1), learning=[EMAUpdate(0.99)]).bfloat16()
         x = torch.randn(512, 4) + 3
@@ -199,6 +240,20 @@ class TestRevival:
         assert float(torch.cdist(after[changed], x).amin(1).max()) < 0.01 * float(x.norm(dim=1).max()) + 1e-5
         assert torch.pdist(after[changed]).min() > 1e-3  # distinct vectors
         assert quantizer.encode(x).unique().numel() > 0.9 * SIZE
+
+    @pytest.mark.parametrize("make", [FreeCodebook, AffineCodebook])
+    def test_a_code_written_just_before_a_look_stays(self, make: type[Codebook]) -> None:
+        quantizer = VectorQuantizer(make(DIM, SIZE), surrogate=RadialSurrogate(), learning=[DeadCodeRevival(2)])
+        quantizer(8 + torch.randn(600, DIM))
+        quantizer.update_codebook()
+        far = -50 - torch.rand(2, DIM)
+        quantizer.codebook.write(torch.tensor([0, 3]), far)
+        for stays in (True, False):  # by the second look it has had its chance
+            for _ in range(1 + (not stays)):
+                quantizer(8 + torch.randn(600, DIM))
+                quantizer.update_codebook()
+            found = (codes_of(quantizer)[[0, 3]] - far).abs().amax(1) < 1e-3
+            assert found.tolist() == [stays, stays]
 
     def test_a_revived_code_survives_the_next_moving_average(self) -> None:
         quantizer, x = self.drifted(FreeCodebook(DIM, SIZE), EMAUpdate(0.9), DeadCodeRevival(1))

@@ -88,6 +88,8 @@ class VectorQuantizer(Quantizer):
         needs = frozenset().union(*(rule.needs for rule in learning))
         updates = any(rule.writes_codes for rule in learning)
         self.statistics = CodeStatistics(self.dim, codebook.codebook_size, needs) if updates else None
+        if self.statistics is not None:
+            codebook.observed_by(self.statistics)
         if any(rule.writes_codes == "table" for rule in learning):
             codebook.freeze()
 
@@ -151,12 +153,14 @@ class VectorQuantizer(Quantizer):
         if self.statistics is None:
             return
         self.statistics.begin_update()
-        for rule in self._rules():
-            replaced = rule.update(self.codebook, self.statistics)
-            if replaced is not None and len(replaced):
-                self.statistics.reset_rows(replaced)
-                _reset_moments(optimizer, self.codebook.row_parameter(), replaced)
-        self.statistics.end_update()
+        try:
+            for rule in self._rules():
+                replaced = rule.update(self.codebook, self.statistics)
+                if replaced is not None and len(replaced):
+                    self.statistics.reset_rows(replaced)
+                    _reset_moments(optimizer, self.codebook.row_parameter(), replaced)
+        finally:
+            self.statistics.end_update()
 
     def fold(self) -> VectorQuantizer:
         """Plain quantizer over the materialised codes: same indices, bitwise the same values, no training parts."""

@@ -1,5 +1,6 @@
 """The interfaces: a quantizer, its result, its four kinds of parts, and the statistics that learning works from."""
 
+from gritvq.base.attachment import Attachment
 from gritvq.base.collectives import (
     all_gather_rows,
     all_reduce_sum,
@@ -24,6 +25,7 @@ from gritvq.base.statistics import CodeStatistics
 
 __all__ = [
     "Assignment",
+    "Attachment",
     "CodeStatistics",
     "Codebook",
     "Component",

@@ -81,6 +81,7 @@ class Codebook(Component, ABC):
             raise ValueError(f"expected initialization 'normal', 'samples' or 'kmeans', got {initialization!r}")
         self.dim, self.codebook_size = dim, codebook_size
         self.lr_scale, self.normalize, self.initialization = float(lr_scale), normalize, initialization
+        self._observers: list[CodeStatistics] = []
 
     @abstractmethod
     def table(self) -> Float[Tensor, "K D"]:
@@ -99,6 +100,9 @@ class Codebook(Component, ABC):
     def write(self, rows: Int[Tensor, " M"], vectors: Float[Tensor, "M D"]) -> Bool[Tensor, " M"]:
         """Make ``codes()[rows]`` equal ``vectors``; says for each row whether that could be done.
 
+        Moving averages go on from what was written, and vectors seen before do not count for these codes any more;
+        implementations call :meth:`tell_overwritten` for that.
+
         Raises:
             ValueError: If the codes of this class cannot be set one by one (``writes`` is None).
         """
@@ -106,6 +110,16 @@ class Codebook(Component, ABC):
             f"expected a codebook whose codes can be written, got {type(self).__name__} (writes=None): its codes exist "
             "only through shared parameters; use FreeCodebook, AffineCodebook or MLPCodebook"
         )
+
+    def observed_by(self, statistics: CodeStatistics) -> None:
+        """Have statistics of these codes told which rows are overwritten."""
+        self._observers.append(statistics)
+
+    def tell_overwritten(self, rows: Int[Tensor, " M"]) -> None:
+        """Tell the statistics which rows were overwritten; those under an update know what they do."""
+        if not any(statistics.updating for statistics in self._observers):
+            for statistics in self._observers:
+                statistics.overwritten(rows)
 
     def match_moments(self, x: Float[Tensor, "N D"]) -> None:
         """Shift and scale all codes so that their mean and spread are those of ``x``.

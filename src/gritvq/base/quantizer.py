@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from abc import ABC, abstractmethod
 from typing import Any, Literal, NamedTuple
 
@@ -10,14 +11,17 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from gritvq.base.attachment import Attachment, arrange_groups, codebook_group, ignored_scales
 from gritvq.base.collectives import all_gather_rows
 from gritvq.base.component import Component, evaluating
 from gritvq.base.parts import Codebook, Exactness, Surrogate
 from gritvq.base.schedules import Schedule
+from gritvq.base.statistics import CodeStatistics
 from gritvq.functional import bits_per_sample, wide
 
 __all__ = ["Quantizer", "QuantizerOutput", "least_exact"]
 
+_EARLY, _LATE = 8, 256  # training passes without an update: before the first one, and after it
 _EXACTNESS: tuple[Exactness, ...] = ("always", "eval", "never")
 
 
@@ -77,6 +81,9 @@ class Quantizer(Component, ABC):
     draws_indices: bool = False
     objective: Literal["reconstruction", "arelbo", "albo", "two_path"] = "reconstruction"
 
+    _passes = 0  # in training since the last update, less those that an update is good for
+    _rates_are_known = False  # whether the learning rates of the codes were asked for, or an optimizer's were seen
+
     @property
     def input_dim(self) -> int:
         """Size of the input vectors; the output's unless a subclass projects."""
@@ -118,8 +125,34 @@ class Quantizer(Component, ABC):
     def _enter(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         """Checked input in code space, zero where masked, and where it is real."""
         self._check_input(x, mask)
+        if self.training and not torch.compiler.is_compiling():
+            self._count_pass()
         valid = torch.isfinite(x).all(-1) if mask is None else mask & torch.isfinite(x).all(-1)
         return self.before(torch.where(valid.unsqueeze(-1), x, 0)), valid
+
+    def _count_pass(self) -> None:
+        """Count a pass of training, and say in good time, and once, what was forgotten."""
+        if torch._C._current_graph_task_id() != -1:  # activation checkpointing runs it for the second time
+            return
+        self._passes += 1
+        if self._passes != _EARLY:
+            return
+        parts = [module for module in self.modules() if isinstance(module, Quantizer)]
+        for part in parts:
+            part._passes = max(part._passes, _EARLY)  # the outermost speaks for all
+        forgotten = []
+        if any(isinstance(module, (CodeStatistics, Schedule)) for module in self.modules()):
+            forgotten.append("moving averages, revival and schedules stand still")
+        wanted = {scale for scale in self._scales().values() if scale != 1}
+        if wanted and not any(part._rates_are_known for part in parts):
+            forgotten.append(f"codes that ask for {_times(wanted)} the encoder's learning rate may not get it")
+        if forgotten:
+            warnings.warn(
+                f"training passes, but no update_codebook(): {', and '.join(forgotten)}. Call "
+                "quantizer.attach(optimizer) once before training; or make the optimizer from "
+                "quantizer.parameter_groups(lr) and call quantizer.update_codebook(optimizer) after every step.",
+                stacklevel=6,
+            )
 
     def _leave(self, y: Tensor, valid: Tensor, dtype: torch.dtype) -> QuantizerOutput:
         """Everything after :meth:`before`."""
@@ -228,11 +261,22 @@ class Quantizer(Component, ABC):
         Args:
             optimizer: If given, the moments of replaced codes are reset in it.
         """
+        if optimizer is not None and not self._rates_are_known:
+            ignored = ignored_scales(optimizer, self._scales())
+            if ignored:
+                warnings.warn(
+                    f"the optimizer moves codes at the encoder's learning rate, though they ask for {_times(ignored)} "
+                    "that (lr_scale). Call quantizer.attach(optimizer), or make the optimizer from "
+                    "quantizer.parameter_groups(lr).",
+                    stacklevel=3,
+                )
         for module in self.modules():
             if isinstance(module, Schedule):
                 module.advance()
             elif isinstance(module, Quantizer):
                 module.update(optimizer)
+                module._passes = _EARLY - _LATE
+                module._rates_are_known |= optimizer is not None
 
     def update(self, optimizer: torch.optim.Optimizer | None) -> None:
         """What this quantizer alone does after a step, its inner ones aside; nothing unless overridden."""
@@ -247,20 +291,63 @@ class Quantizer(Component, ABC):
             >>> [(group["name"], group["lr"]) for group in grit_vq(4, 16).parameter_groups(1e-3)]
             [('codebook', 0.01)]
         """
+        self._know_rates()
+        scales = self._scales()
         groups: dict[float, list[nn.Parameter]] = {}
-        taken: set[nn.Parameter] = set()
+        for parameter, scale in scales.items():
+            groups.setdefault(scale, []).append(parameter)
+        rest = [p for p in self.parameters() if p.requires_grad and p not in scales]
+        made = [codebook_group(params, lr, scale) for scale, params in groups.items()]
+        return made + ([{"params": rest, "lr": lr, "name": "quantizer"}] if rest else [])
+
+    def attach(self, optimizer: torch.optim.Optimizer, lr: float | None = None) -> Attachment:
+        """Let the optimizer train this quantizer as it wants to be trained; one line in place of two.
+
+        Sets the optimizer's groups right, as :meth:`parameter_groups` would have made them: parameters of codebooks
+        that have another learning rate than ``lr_scale`` times the encoder's, or weight decay, get groups of their own;
+        parameters of this quantizer that the optimizer lacks are added. From then on :meth:`update_codebook` follows
+        every step that is taken; one that a ``GradScaler`` skips is not. Do not call it yourself then.
+
+        Call it right after making the optimizer, before a schedule and before ``optimizer.load_state_dict``. A second
+        call changes nothing. Neither copies nor saved states hold the attachment: attach again after loading.
+
+        Args:
+            optimizer: Of the whole model, or of this quantizer.
+            lr: The encoder's rate. If None, that of the first group with other parameters than codes; without one, a
+                group of codes is taken to have been given the encoder's rate.
+
+        Returns:
+            Something with a method ``remove()``, after which steps are not followed any more.
+
+        Raises:
+            ValueError: If groups would have to change under a learning rate schedule.
+
+        Example:
+            >>> from gritvq import grit_vq
+            >>> encoder, quantizer = nn.Linear(8, 4), grit_vq(4, 16)
+            >>> optimizer = torch.optim.AdamW([*encoder.parameters(), *quantizer.parameters()], lr=1e-3)
+            >>> attachment = quantizer.attach(optimizer)
+            >>> [(group["lr"], group["weight_decay"]) for group in optimizer.param_groups]
+            [(0.001, 0.01), (0.01, 0.0)]
+        """
+        scales = self._scales()
+        others = [p for p in self.parameters() if p.requires_grad and p not in scales]
+        arrange_groups(optimizer, scales, others, lr, {p: name for name, p in self.named_parameters()})
+        self._know_rates()
+        return Attachment.of(self, optimizer, self.update_codebook)
+
+    def _scales(self) -> dict[nn.Parameter, float]:
+        """Learning rate over the encoder's of every trained parameter of the codebooks inside."""
+        scales: dict[nn.Parameter, float] = {}
         for module in self.modules():
             if isinstance(module, Codebook):
-                for parameter, scale in module.learning_rate_scales().items():
-                    if parameter not in taken:
-                        taken.add(parameter)
-                        groups.setdefault(scale, []).append(parameter)
-        rest = [p for p in self.parameters() if p.requires_grad and p not in taken]
-        made = [
-            {"params": params, "lr": scale * lr, "weight_decay": 0.0, "name": "codebook"}
-            for scale, params in groups.items()
-        ]
-        return made + ([{"params": rest, "lr": lr, "name": "quantizer"}] if rest else [])
+                scales = {**module.learning_rate_scales(), **scales}
+        return scales
+
+    def _know_rates(self) -> None:
+        for module in self.modules():
+            if isinstance(module, Quantizer):
+                module._rates_are_known = True
 
     @abstractmethod
     def fold(self) -> Quantizer:
@@ -295,3 +382,7 @@ class Quantizer(Component, ABC):
                 f"expected a bool mask {tuple(x.shape[:-1])}, True where a vector is real, got {mask.dtype} "
                 f"{tuple(mask.shape)}"
             )
+
+
+def _times(scales: set[float]) -> str:
+    return " or ".join(f"{scale:g} times" for scale in sorted(scales))

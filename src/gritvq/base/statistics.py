@@ -32,10 +32,12 @@ def _accumulate(
     valid: Tensor,
     first: Tensor,
     count: Tensor,
+    watch: bool,
 ) -> None:
     """Count, sum and sample one batch. An operator of its own, so that compiled graphs run exactly this code.
 
     Nothing happens inside a backward pass: that is activation checkpointing running a forward for the second time.
+    ``watch`` says whether a missing update is to be told here, because no Python runs around the graph.
     """
     if torch._C._current_graph_task_id() != -1:
         return
@@ -55,10 +57,10 @@ def _accumulate(
         keys.copy_(kept)
     num_seen += count
     pending[0] += 1
-    if pending[0] == 256:
+    if watch and pending[0] == 256:
         warnings.warn(
-            "256 training forward passes without update_codebook(): moving averages and dead-code revival do nothing. "
-            "Call quantizer.update_codebook(optimizer) after optimizer.step().",
+            "256 batches without update_codebook(): moving averages and dead-code revival do nothing. Call "
+            "quantizer.attach(optimizer) once before training.",
             stacklevel=2,
         )
 
@@ -76,6 +78,7 @@ def _(
     valid: Tensor,
     first: Tensor,
     count: Tensor,
+    watch: bool,
 ) -> None:
     return None
 
@@ -102,10 +105,12 @@ class CodeStatistics(nn.Module):
         samples: A uniform sample of the vectors seen since :meth:`clear_samples` (R, D).
         keys: Sampling keys of those vectors (R,), int64, -1 where the slot is empty.
         num_seen: Valid vectors ever seen, by all processes; int64.
-        ema_counts: Moving average of ``counts`` (K,), kept by :class:`gritvq.EMAUpdate`.
+        ema_counts: Moving average of ``counts`` (K,), kept by :class:`gritvq.EMAUpdate`; -1 for a code that was
+            overwritten and has had no vectors since.
         window_counts: Vectors per code since a rule last looked (K,), kept by :class:`gritvq.DeadCodeRevival`.
         step: Number of updates so far that had a vector, on any process; int64.
-        pending: Forward passes since the last update (1,), int64 on the CPU.
+        pending: Batches since the last update (1,), int64 on the CPU.
+        updating: Whether rules are at work on the codes.
     """
 
     _NAMES = ("counts", "sums", "samples", "keys", "num_seen", "ema_counts", "window_counts", "step", "pending")
@@ -134,6 +139,7 @@ class CodeStatistics(nn.Module):
         self.window_counts = torch.zeros(codebook_size, dtype=own)
         self.step = torch.zeros((), dtype=torch.int64)
         self.pending = torch.zeros(1, dtype=torch.int64)
+        self.updating = False
         self._most = 0  # no fewer than `step`
         self._known: int | None = 0  # `step` as it was read at this update, None if it was not
 
@@ -155,7 +161,8 @@ class CodeStatistics(nn.Module):
             count: Valid vectors of all processes.
         """
         mutable = (self.counts, self.sums, self.samples, self.keys, self.num_seen, self.pending)
-        _accumulate(*mutable, x.detach(), indices.detach(), valid.detach(), first, count)
+        watch = torch.compiler.is_compiling()  # elsewhere the quantizer counts its passes
+        _accumulate(*mutable, x.detach(), indices.detach(), valid.detach(), first, count, watch)
 
     @torch.inference_mode(False)
     def begin_update(self) -> None:
@@ -164,6 +171,7 @@ class CodeStatistics(nn.Module):
         self.sums = all_reduce_sum(self.sums)
         self.window_counts = self.window_counts + self.counts
         self.step = self.step + self.counts.any()
+        self.updating = True
         self._most, self._known = (self._most if self._known is None else self._known) + 1, None
 
     def due(self, interval: int) -> bool:
@@ -182,6 +190,7 @@ class CodeStatistics(nn.Module):
         self.counts = torch.zeros_like(self.counts)
         self.sums = torch.zeros_like(self.sums)
         self.pending = torch.zeros_like(self.pending)
+        self.updating = False
 
     def gathered_samples(self) -> Float[Tensor, "M D"]:
         """The sample of the vectors of all ranks, which one process would have drawn; in the order of the keys."""
@@ -200,6 +209,17 @@ class CodeStatistics(nn.Module):
         self.counts[rows] = 0
         if len(self.sums):
             self.sums[rows] = 0
+
+    def overwritten(self, rows: Int[Tensor, " M"]) -> None:
+        """Forget the past of codes that somebody else wrote: they count as settled where they are now.
+
+        The next vectors enter a moving average at its usual rate, whatever counts there were, and revival takes the
+        codes to have had their fair share so far.
+        """
+        rows = rows.to(self.counts.device)
+        self.reset_rows(rows)
+        self.ema_counts[rows] = -1
+        self.window_counts[rows] = torch.maximum(self.window_counts[rows], self.window_counts.mean())
 
     @torch.inference_mode(False)
     def reset(self) -> None:

@@ -66,6 +66,7 @@ class FreeCodebook(Codebook):
     def write(self, rows: Int[Tensor, " M"], vectors: Float[Tensor, "M D"]) -> Bool[Tensor, " M"]:
         """Overwrite codes; always possible."""
         self.weight[rows] = vectors.to(self.weight)
+        self.tell_overwritten(rows)
         return torch.ones(len(rows), dtype=torch.bool, device=rows.device)
 
     def row_parameter(self) -> nn.Parameter:
@@ -127,6 +128,7 @@ class _TransformedCodebook(Codebook):
             error = (self.transform(solved) - vectors).norm(dim=1)
         good = torch.isfinite(solved).all(1) & (error <= 0.01 * vectors.norm(dim=1).clamp_min(1e-6))
         self.base[rows[good]] = solved[good]
+        self.tell_overwritten(rows[good])
         return good
 
     def learning_rate_scales(self) -> dict[nn.Parameter, float]:

@@ -19,7 +19,9 @@ class EMAUpdate(LearningRule):
     ``N_k <- decay N_k + (1 - decay) n_k`` and ``c_k <- c_k + (1 - decay) (s_k - n_k c_k) / N_k``. That is the usual
     ratio of two averages, written so that the code itself is the only copy: overwriting a code needs no second
     bookkeeping. ``N`` starts at 0, so a code's first update puts it at the mean of its vectors; a code without any
-    stays where it is. An update without a single vector changes nothing.
+    stays where it is, and an update without a single vector changes nothing. A code that was overwritten
+    (:meth:`gritvq.Codebook.write`) goes on from there: with its next vectors ``N = n``, so they enter with the weight
+    ``1 - decay``.
 
     Args:
         decay: Share kept per update, in [0, 1). 0 is one step of Lloyd's k-means per update.
@@ -48,8 +50,10 @@ class EMAUpdate(LearningRule):
     def update(self, codebook: Codebook, statistics: CodeStatistics) -> None:
         """Move every code that has, or had, vectors."""
         counts, codes = statistics.counts, codebook.table()
-        moved = self.decay * statistics.ema_counts + (1 - self.decay) * counts
-        statistics.ema_counts = torch.where(counts.any(), moved, statistics.ema_counts)
+        past = statistics.ema_counts
+        past = torch.where((past < 0) & (counts > 0), counts, past)  # overwritten: as if it always had as many
+        moved = torch.where(past < 0, past, self.decay * past + (1 - self.decay) * counts)
+        statistics.ema_counts = torch.where(counts.any(), moved, past)
         rows = (counts > 0).nonzero().squeeze(1)
         n, mass = counts[rows, None], statistics.ema_counts[rows, None]
         old = codes[rows]
