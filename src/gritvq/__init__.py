@@ -71,6 +71,7 @@ from gritvq.presets import (
 )
 from gritvq.semantic_ids import SemanticIds
 from gritvq.structures import (
+    ChannelsFirst,
     HierarchicalQuantizer,
     MultiScaleQuantizer,
     PerturbedQuantizer,
@@ -118,6 +119,7 @@ __all__ = [
     "AffineCodebook",
     "Assignment",
     "BridgeCodebook",
+    "ChannelsFirst",
     "ClippedRadius",
     "CodeStatistics",
     "Codebook",

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from gritvq.base import Component, Quantizer, QuantizerOutput, build, evaluating
+from gritvq.base import Component, Quantizer, QuantizerOutput, build, check_quantizer, evaluating
 from gritvq.export import DecoderProgram, EncoderProgram, Format, Program, write_programs
 from gritvq.saving import FORMAT_VERSION, load_weights, local_folder, read_config, write_folder
 
@@ -65,6 +65,7 @@ class Tokenizer(Component):
 
     def __init__(self, encoder: Component, quantizer: Quantizer, decoder: Component) -> None:
         super().__init__()
+        check_quantizer(quantizer)
         _check_parts(encoder, quantizer, decoder)
         if len(quantizer.layout) > 2:
             raise ValueError(

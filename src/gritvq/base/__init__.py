@@ -19,7 +19,7 @@ from gritvq.base.parts import (
     Surrogate,
     keeping_precision,
 )
-from gritvq.base.quantizer import Quantizer, QuantizerOutput, least_exact
+from gritvq.base.quantizer import Quantizer, QuantizerOutput, check_quantizer, least_exact
 from gritvq.base.schedules import DecaySchedule, LinearSchedule, Schedule, scheduled
 from gritvq.base.statistics import CodeStatistics
 
@@ -41,6 +41,7 @@ __all__ = [
     "all_gather_rows",
     "all_reduce_sum",
     "build",
+    "check_quantizer",
     "describe",
     "evaluating",
     "joined_count",

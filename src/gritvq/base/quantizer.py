@@ -19,7 +19,7 @@ from gritvq.base.schedules import Schedule
 from gritvq.base.statistics import CodeStatistics
 from gritvq.functional import bits_per_sample, wide
 
-__all__ = ["Quantizer", "QuantizerOutput", "least_exact"]
+__all__ = ["Quantizer", "QuantizerOutput", "check_quantizer", "least_exact"]
 
 _EARLY, _LATE = 8, 256  # training passes without an update: before the first one, and after it
 _EXACTNESS: tuple[Exactness, ...] = ("always", "eval", "never")
@@ -371,7 +371,7 @@ class Quantizer(Component, ABC):
         if x.ndim < 1 or x.shape[-1] != self.input_dim:
             raise ValueError(
                 f"expected vectors (*batch, {self.input_dim}), got {tuple(x.shape)}; channels come last: use "
-                "x.movedim(1, -1) for images (B, D, H, W)"
+                "x.movedim(1, -1) for images (B, D, H, W), or ChannelsFirst(quantizer)"
             )
         if not x.is_floating_point():
             raise ValueError(f"expected a floating type, got {x.dtype}; use x.float()")
@@ -386,3 +386,16 @@ class Quantizer(Component, ABC):
 
 def _times(scales: set[float]) -> str:
     return " or ".join(f"{scale:g} times" for scale in sorted(scales))
+
+
+def check_quantizer(part: object) -> None:
+    """Refuse what is no quantizer of vectors with their channels last.
+
+    Raises:
+        ValueError: If it is something else, such as a ``ChannelsFirst``.
+    """
+    if not isinstance(part, Quantizer):
+        raise ValueError(
+            f"expected a quantizer, whose vectors have their channels last, got {type(part).__name__}; put the "
+            "quantizers together first and ChannelsFirst around the whole"
+        )

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from gritvq.base import Component, Quantizer, QuantizerOutput, build, describe
+from gritvq.base import Component, Quantizer, QuantizerOutput, build, check_quantizer, describe
 from gritvq.item_tokenizers.alignment import ItemLoss
 from gritvq.item_tokenizers.base import ItemTokenizer, tracked
 from gritvq.item_tokenizers.search import CodeTable
@@ -83,6 +83,7 @@ class RQVAE(ItemTokenizer):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        check_quantizer(quantizer)
         if encoder.input_dim != decoder.input_dim:
             raise ValueError(
                 f"expected an encoder and a decoder of equal input_dim, got {encoder.input_dim} and {decoder.input_dim}"

@@ -2,9 +2,11 @@
 
 A sum (residual, multi-scale) or a concatenation (product) asks its parts for hard values only and applies one surrogate
 to the whole. So the encoder gets the upstream gradient once, whatever the number of parts. Structures with trained maps
-between their parts (projected, hierarchical) let every part keep its own surrogate where its codes live.
+between their parts (projected, hierarchical) let every part keep its own surrogate where its codes live. Vectors have
+their channels last everywhere; :class:`ChannelsFirst` goes around the whole.
 """
 
+from gritvq.structures.channels_first import ChannelsFirst
 from gritvq.structures.hierarchical import HierarchicalQuantizer
 from gritvq.structures.multiscale import MultiScaleQuantizer
 from gritvq.structures.perturbed import PerturbedQuantizer
@@ -13,6 +15,7 @@ from gritvq.structures.projected import ProjectedQuantizer
 from gritvq.structures.residual import ResidualQuantizer
 
 __all__ = [
+    "ChannelsFirst",
     "HierarchicalQuantizer",
     "MultiScaleQuantizer",
     "PerturbedQuantizer",

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from gritvq.base import Quantizer, QuantizerOutput, evaluating, joined_count, least_exact
+from gritvq.base import Quantizer, QuantizerOutput, check_quantizer, evaluating, joined_count, least_exact
 from gritvq.functional import bits_per_sample, wide
 from gritvq.structures.pyramid import Pyramid, convolve, pooled_mask
 from gritvq.structures.stack import folded_parts
@@ -75,6 +75,7 @@ class HierarchicalQuantizer(Pyramid):
         if not isinstance(width, int) or width < 1:
             raise ValueError(f"expected width >= 1, got {width!r}")
         for level, part in enumerate(quantizers):
+            check_quantizer(part)
             if part.dim != dim or part.input_dim < dim:
                 raise ValueError(
                     f"expected levels with values of size {dim} made of vectors at least as large, got {part.dim} of "

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from gritvq.base import Quantizer, QuantizerOutput
+from gritvq.base import Quantizer, QuantizerOutput, check_quantizer
 from gritvq.functional import wide
 
 __all__ = ["ProjectedQuantizer"]
@@ -37,6 +37,7 @@ class ProjectedQuantizer(Quantizer):
         super().__init__()
         if not isinstance(dim, int) or dim < 1:
             raise ValueError(f"expected dim >= 1, got {dim!r}")
+        check_quantizer(quantizer)
         self.quantizer = quantizer
         self.dim, self.codebook_sizes = dim, quantizer.codebook_sizes
         self.exact, self.surrogate = quantizer.exact, quantizer.surrogate

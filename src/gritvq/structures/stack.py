@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from gritvq.base import Codebook, Quantizer, describe, least_exact
+from gritvq.base import Codebook, Quantizer, check_quantizer, describe, least_exact
 
 __all__ = [
     "Stack",
@@ -67,6 +67,7 @@ def check_hard_part(part: Quantizer, where: str) -> None:
     Raises:
         ValueError: If it has trained maps, takes larger vectors than it returns, or is differentiable itself.
     """
+    check_quantizer(part)
     kind = type(part).__name__
     if part.input_dim != part.dim:
         raise ValueError(
@@ -97,6 +98,7 @@ class Stack(Quantizer):
             raise ValueError("expected at least one quantizer, got none")
         first = quantizers[0]
         for part in quantizers:
+            check_quantizer(part)
             if part.surrogate is not None:
                 check_hard_part(part, type(self).__name__)
         surrogates = [None if part.surrogate is None else describe(part.surrogate) for part in quantizers]

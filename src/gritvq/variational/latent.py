@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from gritvq.base import Component, Quantizer, QuantizerOutput, Surrogate, masked_mean
+from gritvq.base import Component, Quantizer, QuantizerOutput, Surrogate, check_quantizer, masked_mean
 from gritvq.functional import wide
 
 __all__ = ["RepresentationCoherenceLoss", "VariationalLatent"]
@@ -134,6 +134,7 @@ class VariationalLatent(Quantizer):
         initial_log_variance: float = 0.0,
     ) -> None:
         super().__init__()
+        check_quantizer(quantizer)
         kind = type(quantizer)
         if kind.before is not Quantizer.before or kind.after is not Quantizer.after:
             raise ValueError(
