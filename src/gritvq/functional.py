@@ -7,7 +7,7 @@ work in blocks of at most 64 MB with a running best.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -46,6 +46,54 @@ Metric = Literal["euclidean", "cosine"]
 Precision = Literal["float32", "tf32", "bf16"]
 
 _BLOCK_ENTRIES = 1 << 24  # of scores, where several codes per vector are wanted: 64 MB
+
+
+def transforming() -> bool:
+    """Whether ``torch.func`` is at work around this call: then plain operators take the place of tuned backward passes.
+
+    Example:
+        >>> transforming(), torch.func.vmap(lambda x: x + transforming())(torch.zeros(1))
+        (False, tensor([1.]))
+    """
+    return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
+
+
+def vectorizing() -> bool:
+    """Whether ``torch.vmap`` is at work around this call.
+
+    Example:
+        >>> vectorizing(), torch.func.vmap(lambda x: x + vectorizing())(torch.zeros(1))
+        (False, tensor([1.]))
+    """
+    if not transforming():
+        return False
+    own = torch._C._functorch
+    return any(level.key() == own.TransformType.Vmap for level in own.get_interpreter_stack() or ())
+
+
+def without_derivative(operator: Callable[..., Any], *inputs: Any) -> Any:
+    """The result of an operator that cannot be differentiated: for a backward pass under ``torch.func``.
+
+    Raises:
+        RuntimeError: When the result is differentiated after all, as a second derivative does.
+    """
+    return _WithoutDerivative.apply(operator, *inputs)
+
+
+class _WithoutDerivative(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(operator: Callable[..., Any], *inputs: Any) -> Any:
+        return operator(*inputs)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        raise RuntimeError("expected first derivatives only through a soft choice of code, got a second one; detach it")
 
 
 def wide(x: Tensor) -> Tensor:

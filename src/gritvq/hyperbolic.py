@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from gritvq.base import Quantizer, QuantizerOutput, Schedule, keeping_precision, scheduled
 from gritvq.canonical import ranked
-from gritvq.functional import wide
+from gritvq.functional import transforming, wide
 from gritvq.relaxations import over_blocks, relaxed_choice
 
 __all__ = ["HyperbolicQuantizer"]
@@ -125,7 +125,8 @@ class HyperbolicQuantizer(Quantizer):
     def _scores(self, points: Tensor, planes: tuple[Tensor, Tensor]) -> Float[Tensor, "N K"]:
         table, scale = planes
         dtype = torch.promote_types(points.dtype, table.dtype)
-        return _Asinh.apply(points.to(dtype) @ table.to(dtype).T) * scale.to(dtype)
+        products = points.to(dtype) @ table.to(dtype).T
+        return (products.asinh() if transforming() else _Asinh.apply(products)) * scale.to(dtype)
 
     def quantize(self, x: Float[Tensor, "*batch D"], valid: Bool[Tensor, "*batch"]) -> QuantizerOutput:
         """The representative of a drawn code in training, of the most probable one in eval."""

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from gritvq.functional import central_code
+from gritvq.functional import central_code, transforming
 
 __all__ = ["centered", "gaussian_factors", "negative_entropy", "over_blocks", "relaxed_choice"]
 
@@ -85,7 +85,7 @@ def over_blocks(
     entries = _CPU_BLOCK if rows[0].device.type == "cpu" else _BLOCK
     size = max(1, entries // codebook_size)
     run: Any = block
-    if torch.is_grad_enabled() and len(rows[0]) * codebook_size > _KEPT:
+    if torch.is_grad_enabled() and len(rows[0]) * codebook_size > _KEPT and not transforming():
         run = partial(checkpoint, block, use_reentrant=False)
     results = [run(*parts) for parts in zip(*(own.split(size) for own in rows), strict=True)]
     return tuple(torch.cat(parts) for parts in zip(*results, strict=True))
@@ -118,7 +118,14 @@ def relaxed_choice(
         Jang et al., "Categorical Reparameterization with Gumbel-Softmax", ICLR 2017, arXiv 1611.01144; Maddison et al.,
         "The Concrete Distribution", ICLR 2017, arXiv 1611.00712.
     """
-    return _RelaxedChoice.apply(logits, values.to(logits.dtype), temperature, hard)
+    values = values.to(logits.dtype)
+    if not transforming():
+        return _RelaxedChoice.apply(logits, values, temperature, hard)
+    y = ((logits - (-torch.rand_like(logits).log()).log()) / temperature).softmax(1)
+    if not hard:
+        return y @ values
+    soft = y @ values.detach()
+    return values[y.argmax(1)] + (soft - soft.detach())
 
 
 class _RelaxedChoice(torch.autograd.Function):
@@ -154,6 +161,8 @@ def negative_entropy(logits: Float[Tensor, "N K"]) -> Float[Tensor, " N"]:
         >>> negative_entropy(torch.zeros(1, 4)).exp()
         tensor([0.2500])
     """
+    if transforming():
+        return (logits.softmax(1) * logits.log_softmax(1)).sum(1)
     return _NegativeEntropy.apply(logits)
 
 

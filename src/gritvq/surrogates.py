@@ -62,9 +62,15 @@ class StraightThrough(Surrogate):
 
 
 class _Identity(torch.autograd.Function):
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, x: Tensor, q: Tensor) -> Tensor:
+    def forward(x: Tensor, q: Tensor) -> Tensor:
         return q.detach().to(x.dtype, copy=True)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        pass
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
@@ -116,10 +122,15 @@ class DistanceRadius(Radius):
 
 
 class _Radial(torch.autograd.Function):
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, x: Tensor, q: Tensor, e: Tensor, coefficient: Tensor) -> Tensor:
-        ctx.save_for_backward(e, coefficient)
+    def forward(x: Tensor, q: Tensor, e: Tensor, coefficient: Tensor) -> Tensor:
         return q.to(x.dtype, copy=True)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs[2:])
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
@@ -132,10 +143,15 @@ class _Radial(torch.autograd.Function):
 class _General(torch.autograd.Function):
     """Gradients ``g + <g,e> a`` and ``<g,e> b`` for given vectors ``a = grad_z ln r`` and ``b = grad_q ln r``."""
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, x: Tensor, q: Tensor, e: Tensor, a: Tensor, b: Tensor) -> Tensor:
-        ctx.save_for_backward(e, a, b)
+    def forward(x: Tensor, q: Tensor, e: Tensor, a: Tensor, b: Tensor) -> Tensor:
         return q.to(x.dtype, copy=True)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs[2:])
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
@@ -389,10 +405,15 @@ class RotationTrick(Surrogate):
 
 
 class _Rotation(torch.autograd.Function):
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, x: Tensor, q: Tensor) -> Tensor:
-        ctx.save_for_backward(x, q)
+    def forward(x: Tensor, q: Tensor) -> Tensor:
         return q.to(x.dtype, copy=True)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from gritvq.base import Assignment
-from gritvq.functional import nearest_code, wide
+from gritvq.functional import nearest_code, transforming, wide, without_derivative
 
 __all__ = ["ConvexAssignment"]
 
@@ -91,7 +91,8 @@ class ConvexAssignment(Assignment):
             x, codes = x.to(dtype), codes.to(dtype)
             if self.relaxed:
                 return indices, _relaxed_values(x, codes, indices, self.penalty)
-            q, _ = torch.ops.gritvq.convex(x, codes, indices, self.penalty, self.num_iterations)
+            convex = _Convex.apply if transforming() else torch.ops.gritvq.convex
+            q, _ = convex(x, codes, indices, self.penalty, self.num_iterations)
             return indices, q
 
     @torch.no_grad()
@@ -127,7 +128,7 @@ def _relaxed_values(x: Tensor, codes: Tensor, indices: Tensor, penalty: float) -
         return _relaxed_weights(rows, codes, own, influence) @ codes
 
     size = _BLOCK_ENTRIES // len(codes) + 1
-    if torch.compiler.is_exporting():
+    if torch.compiler.is_exporting() or transforming():
         return block(x, indices)
     parts = [
         checkpoint(block, rows, own, use_reentrant=False)
@@ -350,3 +351,22 @@ def _differentiate(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ..
 
 
 _convex.register_autograd(_differentiate, setup_context=_keep)
+
+
+class _Convex(torch.autograd.Function):
+    """The operator and its gradient for ``torch.func``, which does not take those that are registered."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(*inputs: Any) -> tuple[Tensor, Tensor]:
+        return torch.ops.gritvq.convex(*inputs)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        _keep(ctx, inputs, output)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        own = (gradients[0], *ctx.saved_tensors, ctx.penalty)
+        return (*without_derivative(torch.ops.gritvq.convex_backward, *own), None, None, None)

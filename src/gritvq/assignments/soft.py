@@ -14,7 +14,15 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from gritvq.base import Assignment, Schedule, scheduled
-from gritvq.functional import Metric, nearest_code, squared_distance, to_unit_length, wide
+from gritvq.functional import (
+    Metric,
+    nearest_code,
+    squared_distance,
+    to_unit_length,
+    transforming,
+    wide,
+    without_derivative,
+)
 
 __all__ = ["SampledAssignment", "SoftAssignment"]
 
@@ -197,7 +205,8 @@ def _mixture(
         if torch.compiler.is_exporting() and seed is None:  # an exported program carries plain operators only
             weights = torch.softmax(-squared_distance(x, keys) * sharpness, dim=1)
             return weights.argmax(1), weights @ values
-        q, indices = torch.ops.gritvq.mixture(x, keys, values, sharpness, loudness, seed)
+        mixture = _Mixture.apply if transforming() else torch.ops.gritvq.mixture
+        q, indices = mixture(x, keys, values, sharpness, loudness, seed)
         return indices, q
 
 
@@ -289,3 +298,23 @@ def _differentiate(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ..
 
 
 _mixture_op.register_autograd(_differentiate, setup_context=_keep)
+
+
+class _Mixture(torch.autograd.Function):
+    """The operator and its gradient for ``torch.func``, which does not take those that are registered."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(*inputs: Any) -> tuple[Tensor, Tensor]:
+        return torch.ops.gritvq.mixture(*inputs)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        _keep(ctx, inputs, output)
+        ctx.mark_non_differentiable(output[1])
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        own = without_derivative(torch.ops.gritvq.mixture_backward, gradients[0], *ctx.saved_tensors)
+        return (*own, None, None, None)

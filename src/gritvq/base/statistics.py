@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from gritvq.base.collectives import all_gather_rows, all_reduce_sum
+from gritvq.functional import vectorizing
 
 __all__ = ["CodeStatistics"]
 
@@ -159,7 +160,15 @@ class CodeStatistics(nn.Module):
             valid: True where a vector is real.
             first: Place of the first valid one among those of all processes.
             count: Valid vectors of all processes.
+
+        Raises:
+            ValueError: Under ``torch.vmap``, whose calls have no order and cannot write what they share.
         """
+        if vectorizing():
+            raise ValueError(
+                "expected a plain call of a quantizer that counts its vectors in training, got one under torch.vmap; "
+                "call quantizer.eval(), or give the quantizer all vectors at once: it takes any leading shape"
+            )
         mutable = (self.counts, self.sums, self.samples, self.keys, self.num_seen, self.pending)
         watch = torch.compiler.is_compiling()  # elsewhere the quantizer counts its passes
         _accumulate(*mutable, x.detach(), indices.detach(), valid.detach(), first, count, watch)

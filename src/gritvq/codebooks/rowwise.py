@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from gritvq.base import Codebook
 from gritvq.codebooks.recomputed import mapped_rows
-from gritvq.functional import wide
+from gritvq.functional import transforming, wide
 
 __all__ = ["AffineCodebook", "FreeCodebook", "Initialization", "MLPCodebook", "normal_table", "pair_of_scales"]
 
@@ -115,7 +115,7 @@ class _TransformedCodebook(Codebook):
     def table(self) -> Float[Tensor, "K D"]:
         """``T(C)``; a training step keeps no graph of K rows (:func:`gritvq.codebooks.recomputed.mapped_rows`)."""
         swapped = not all(isinstance(p, nn.Parameter) for p in self.parameters())  # as functional_call does
-        if swapped or torch.compiler.is_compiling():
+        if swapped or torch.compiler.is_compiling() or transforming():
             return self.transform(wide(self.base))
         return mapped_rows(self.transform, wide(self.base), [p for p in self.parameters() if p is not self.base])
 

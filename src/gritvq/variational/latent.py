@@ -264,10 +264,15 @@ class _AsIfDrawn(Surrogate):
 
 
 class _Drawn(torch.autograd.Function):
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, mean: Tensor, deviation: Tensor, q: Tensor) -> Tensor:
-        ctx.save_for_backward(mean, deviation, q)
+    def forward(mean: Tensor, deviation: Tensor, q: Tensor) -> Tensor:
         return q.to(mean.dtype, copy=True)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
