@@ -71,6 +71,14 @@ def vectorizing() -> bool:
     return any(level.key() == own.TransformType.Vmap for level in own.get_interpreter_stack() or ())
 
 
+def unwrapped(x: Tensor) -> Tensor:
+    """The plain tensor inside those that ``torch.func`` puts around it; with all entries of a batch under ``vmap``."""
+    own = torch._C._functorch
+    while own.is_functorch_wrapped_tensor(x):
+        x = own.get_unwrapped(x)
+    return x
+
+
 def without_derivative(operator: Callable[..., Any], *inputs: Any) -> Any:
     """The result of an operator that cannot be differentiated: for a backward pass under ``torch.func``.
 

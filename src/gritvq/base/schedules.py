@@ -15,6 +15,7 @@ from torch import Tensor
 
 from gritvq.base.collectives import all_reduce_sum
 from gritvq.base.component import Component
+from gritvq.functional import transforming, unwrapped
 
 __all__ = ["DecaySchedule", "LinearSchedule", "Schedule", "scheduled"]
 
@@ -43,7 +44,10 @@ class Schedule(Component, ABC):
 
     def see(self, valid: Bool[Tensor, "*batch"]) -> None:
         """A training batch comes; called by the quantizer in forward."""
-        self.started.logical_or_(valid.any())
+        if transforming():  # which refuses writing in place
+            self.started = unwrapped(self.started | unwrapped(valid).any())
+        else:
+            self.started.logical_or_(valid.any())
 
     def advance(self) -> None:
         """One step on if a vector was seen since the last, on any process; called by ``update_codebook``."""
