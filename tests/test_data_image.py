@@ -21,6 +21,7 @@ from PIL import Image
 
 import gritvq.data.image as module
 from gritvq.data import ImageData, find_images, read_images, to_tensor
+from gritvq.training import DataModule
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data" / "images"
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="the real image sets are not in ../shared/data")
@@ -402,9 +403,9 @@ class TestStream:
     def test_starts_at_the_trainers_step_bitwise(self, folder: str) -> None:
         full = train_batches(ImageData(folder, size=8, batch_size=5), 9)
         for steps, every, start in ((0, 1, 0), (4, 1, 4), (3, 2, 6)):
-            resumed = ImageData(folder, size=8, batch_size=5)
+            resumed = DataModule(ImageData(folder, size=8, batch_size=5))
             resumed.trainer = SimpleNamespace(global_step=steps, accumulate_grad_batches=every)  # type: ignore[assignment]
-            assert torch.equal(train_batches(resumed, 1)[0], full[start])
+            assert torch.equal(next(iter(resumed.train_dataloader())), full[start])
 
     def test_seed_decides(self, folder: str) -> None:
         first, again, other = (train_batches(ImageData(folder, size=8, seed=seed), 1)[0] for seed in (0, 0, 1))
@@ -446,7 +447,7 @@ class TestStream:
         def fit(steps: int, checkpoint: str | None = None, **more: object) -> tuple[Recorder, Trainer]:
             recorder = Recorder()
             trainer = Trainer(max_steps=steps, enable_checkpointing=False, **quiet, **more)  # type: ignore[arg-type]
-            trainer.fit(recorder, datamodule=ImageData(folder, size=8, batch_size=3), ckpt_path=checkpoint)
+            trainer.fit(recorder, datamodule=DataModule(ImageData(folder, size=8, batch_size=3)), ckpt_path=checkpoint)
             return recorder, trainer
 
         full, _ = fit(7)

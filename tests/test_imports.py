@@ -84,7 +84,7 @@ def test_import_directions(path: Path) -> None:
         assert name in ALLOWED, f"give {name} a place in the house plan"
         assert ours - {name} <= ALLOWED[name]
     others = {module.split(".")[0] for module in imported(path)}
-    if name not in ("data", "training", "cli"):
+    if name not in ("training", "cli"):
         assert "lightning" not in others
 
 
@@ -109,6 +109,51 @@ def test_import_needs_torch_and_little_else() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_only_training_waits_for_lightning(tmp_path: Path) -> None:
+    code = """
+import contextlib, io, sys
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from gritvq import Tokenizer, fsq
+from gritvq.cli import main
+from gritvq.models import ImageDecoder, ImageEncoder
+
+Tokenizer(ImageEncoder(4, width=8), fsq(4, 16), ImageDecoder(4, width=8)).save_pretrained("tokenizer")
+Path("pictures").mkdir()
+for number in range(8):
+    pixels = np.random.default_rng(number).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(f"pictures/{number}.png")
+helps = ["validate", "inspect", "encode", "decode", "export", "presets", "recommend", "semantic-ids fit"]
+lines = ["--version", "--help", *(f"{verb} --help" for verb in helps)]
+lines += ["presets", "encode pictures --tokenizer tokenizer", "decode tokens.npz --tokenizer tokenizer"]
+lines += [f"{verb} tokenizer --data.path pictures" for verb in ("validate", "inspect")]
+for line in lines:
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(io.StringIO()):
+        try:
+            code = main(line.split())
+        except SystemExit as stop:
+            code = stop.code
+    assert code == 0 and said.getvalue(), line
+    assert "lightning" not in sys.modules, line
+    assert line not in lines[:2] or "skimage" not in sys.modules and "matplotlib" not in sys.modules, line
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
+def test_names_of_training_are_all_there() -> None:
+    from gritvq import training
+
+    for name in training.__all__:
+        assert getattr(training, name).__name__ == name
+    with pytest.raises(AttributeError, match="trains"):
+        _ = training.trains
 
 
 def test_public_names_exist_and_are_documented() -> None:

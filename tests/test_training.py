@@ -54,9 +54,10 @@ from gritvq.training.compare import (
     run_entry,
     write_results,
 )
+from gritvq.training.evaluation import token_statistics
 from gritvq.training.losses import ReconstructionObjective
 from gritvq.training.pictures import comparison_plot
-from gritvq.training.runs import prepare, token_statistics
+from gritvq.training.runs import prepare
 from gritvq.training.tokens import TokenizedImage, picture_paths, read_tokens, write_tokens
 from zoo import PRESETS
 

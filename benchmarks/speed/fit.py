@@ -66,8 +66,8 @@ class TimedData(ImageData):
 
     watch: Stopwatch
 
-    def train_dataloader(self) -> Any:
-        return _Timed(super().train_dataloader(), self.watch)
+    def train_dataloader(self, *first_step: Any) -> Any:
+        return _Timed(super().train_dataloader(*first_step), self.watch)
 
 
 class _Timed:

@@ -26,18 +26,33 @@ Verb = Callable[[Any, Any], None]
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program; returns the exit code: 0 done, 2 wrong input, 130 interrupted."""
-    try:
-        ArgumentParser = _parser_class()
-        from lightning import Trainer  # noqa: F401
-        from rich import print as _  # noqa: F401
-    except ImportError as error:
-        print(f"gritvq: error: this program needs {error.name}; install 'gritvq[train,images]'", file=sys.stderr)
-        return 2
+    words = sys.argv[1:] if argv is None else list(argv)
+    program = " ".join(["gritvq", *(word for word in words[:1] if word in _VERBS)])
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     for name in ("huggingface_hub", "datasets"):  # their retries; what went wrong is in our message
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.showwarning = _show_warning
-    words = sys.argv[1:] if argv is None else list(argv)
+    warnings.filterwarnings("ignore", category=FutureWarning)  # for those who write code
+    try:
+        parser, jobs = _program(words)
+        config = parser.parse_args(words)
+        own, job = jobs[config.verb]
+        job(own, config[config.verb])
+    except ImportError as error:
+        print(f"{program}: error: this needs {error.name}; install 'gritvq[train,images]'", file=sys.stderr)
+        return 2
+    except (ValueError, OSError) as error:
+        print(f"{program}: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"{program}: interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _program(words: Sequence[str]) -> tuple[Any, dict[str, tuple[Any, Verb]]]:
+    """The parser of all verbs, and each one's own parser and job; only the verb that is wanted gets its arguments."""
+    ArgumentParser = _parser_class()
     parser = ArgumentParser(prog="gritvq", description="Train, use and look at tokenizers.", version=__version__)
     verbs = parser.add_subcommands(title="verbs", metavar="VERB", dest="verb")
     jobs: dict[str, tuple[Any, Verb]] = {}
@@ -48,19 +63,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name, (describe_arguments, job) in known.items():
         own = ArgumentParser(description=job.__doc__)
         verbs.add_subcommand(name, own, help=(job.__doc__ or "").splitlines()[0])
-        describe_arguments(own)  # in this order, since it may add subcommands itself
+        if words[:1] == [name]:
+            describe_arguments(own)  # in this order, since it may add subcommands itself
         jobs[name] = own, job
-    config = parser.parse_args(words)
-    own, job = jobs[config.verb]
-    try:
-        job(own, config[config.verb])
-    except (ValueError, OSError) as error:
-        print(f"gritvq {config.verb}: error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(f"gritvq {config.verb}: interrupted", file=sys.stderr)
-        return 130
-    return 0
+    return parser, jobs
 
 
 def _parser_class() -> Any:

@@ -138,12 +138,10 @@ def _measure(config: Any, files: Sequence[str]) -> tuple[Tokenizer, Tensor, list
     from gritvq.files import write_json
     from gritvq.tokenizer import Tokenizer
     from gritvq.training import evaluate, pictures
-    from gritvq.training.runs import prepare
 
     out = Path(config.out)
     _check_places(out, files, config.overwrite)
     device = _device(config.device)
-    prepare(0)
     tokenizer = Tokenizer.from_pretrained(config.tokenizer, config.trusted).to(device)
     measured, about = _pictures_to_measure(config, tokenizer.channels)
     shown: list[Tensor] = []
@@ -227,8 +225,7 @@ def validate(parser: Any, config: Any) -> None:
 
 def inspect(parser: Any, config: Any) -> None:
     """Look into a tokenizer: its codes, how they are used, what they look like."""
-    from gritvq.training import pictures
-    from gritvq.training.runs import token_statistics
+    from gritvq.training import pictures, token_statistics
 
     tokenizer, counts, rows, out = _measure(config, [*_MEASURED, "codebook.png"])
     pictures.codebook_picture(tokenizer, out / "codebook.png", counts)

@@ -18,7 +18,6 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from jaxtyping import Float
-from lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
@@ -47,7 +46,7 @@ _PROBED_BLOCKS = 4  # where pictures are read in blocks, the probes lie in so ma
 _CENTRE = (0.5, 0.5)
 
 
-class ImageData(LightningDataModule):
+class ImageData:
     """Batches of pictures for training, validation and test: float32 tensors (B, C, H, W) in [0, 1].
 
     ``path`` is one of, the first that fits:
@@ -66,7 +65,7 @@ class ImageData(LightningDataModule):
     a warning says so. Without a validation split the last ``num_validation`` training pictures are held out; without
     a test split the validation pictures serve as test.
 
-    The training loader is endless and starts at the trainer's step; under several processes each takes its own part of
+    The training loader is endless and starts at the run's step; under several processes each takes its own part of
     one global order. Pictures larger than the batch's size are cropped, at random in training and at the centre in
     `val_dataloader` and `test_dataloader`, which watch a training run; smaller ones are enlarged until they fill it.
     What measures a set takes whole pictures from `pictures`. No picture is mirrored. An unreadable picture is logged
@@ -109,7 +108,6 @@ class ImageData(LightningDataModule):
         strict: bool = False,
         num_workers: int = 0,
     ) -> None:
-        super().__init__()
         for name, value, least in (
             ("size", 1 if size is None else size, 1),
             ("batch_size", batch_size, 1),
@@ -203,12 +201,12 @@ class ImageData(LightningDataModule):
         """Channels, height and width of a picture in a batch."""
         return (self.channels, *self._ready().shape)
 
-    def train_dataloader(self) -> DataLoader[Tensor]:
-        """Endless batches (B, C, H, W) from the trainer's current step on, or from step 0 without a trainer."""
+    def train_dataloader(self, first_step: Callable[[], int] = int) -> DataLoader[Tensor]:
+        """Endless batches (B, C, H, W), each iteration from the step on that ``first_step`` says."""
         views = self._ready()
         stream = _Stream(views.num_train, views.train, self.batch_size, self.seed, views.blocks)
         loader = _Endless(stream, batch_size=None, num_workers=self.num_workers, generator=torch.Generator())
-        loader.first_step = self._first_step
+        loader.first_step = first_step
         return loader
 
     def val_dataloader(self) -> DataLoader[Tensor]:
@@ -223,9 +221,6 @@ class ImageData(LightningDataModule):
         self.setup()
         assert self._views is not None
         return self._views
-
-    def _first_step(self) -> int:
-        return self.trainer.global_step * self.trainer.accumulate_grad_batches if self.trainer else 0
 
     def _find(self) -> _Found:
         if self._found is None:

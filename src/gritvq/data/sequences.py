@@ -8,7 +8,6 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from jaxtyping import Int
-from lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
@@ -19,13 +18,13 @@ __all__ = ["SequenceData"]
 _POOL = 32  # batches that are sorted by length together
 
 
-class SequenceData(LightningDataModule):
+class SequenceData:
     """Batches for a recommender, from a leave-one-out split.
 
     A training batch is a tensor (B, T) of item rows, oldest first, -1 after the last. With ``every_prefix`` there is a
     row for each event but a user's first: the event and the ``max_history`` before it; sliding-window augmentation, as
     TIGER trains. Without it there is a row for each user: of more than ``max_history`` + 1 events a random window. The
-    loader is endless and starts at the trainer's step; under several processes each takes its part of one global order.
+    loader is endless and starts at the run's step; under several processes each takes its part of one global order.
     Rows of similar length share a batch. Validation batches are pairs of histories (B, T) and targets (B,).
 
     Args:
@@ -57,7 +56,6 @@ class SequenceData(LightningDataModule):
         num_validation: int = 2000,
         seed: int = 0,
     ) -> None:
-        super().__init__()
         for name, got in (("batch_size", batch_size), ("max_history", max_history), ("num_validation", num_validation)):
             if got < 1:
                 raise ValueError(f"expected {name} >= 1, got {got}")
@@ -87,9 +85,9 @@ class SequenceData(LightningDataModule):
         """Training rows until each was seen once."""
         return len(self._count)
 
-    def train_dataloader(self) -> DataLoader[Tensor]:
-        """Endless batches (B, T) from the trainer's current step on, or from step 0 without a trainer."""
-        return DataLoader(_Stream(self.batch, self._first_step), batch_size=None, generator=torch.Generator())
+    def train_dataloader(self, first_step: Callable[[], int] = int) -> DataLoader[Tensor]:
+        """Endless batches (B, T), each iteration from the step on that ``first_step`` says."""
+        return DataLoader(_Stream(self.batch, first_step), batch_size=None, generator=torch.Generator())
 
     def val_dataloader(self) -> DataLoader[tuple[Tensor, Tensor]]:
         """Histories (B, T) and targets (B,) of the sampled users, in a fixed order."""
@@ -126,9 +124,6 @@ class SequenceData(LightningDataModule):
             parts.append(part)
             start, count = start + len(part), count - len(part)
         return np.concatenate(parts)
-
-    def _first_step(self) -> int:
-        return self.trainer.global_step * self.trainer.accumulate_grad_batches if self.trainer else 0
 
 
 class _Stream(IterableDataset[Tensor]):

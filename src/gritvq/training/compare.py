@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning import LightningDataModule
 from torch import Tensor
 
 from gritvq.base import Component, Quantizer
@@ -23,7 +22,9 @@ from gritvq.files import replacing
 from gritvq.metrics import ReconstructionError
 from gritvq.models import ImageDecoder, ImageEncoder, num_parameters
 from gritvq.tokenizer import Tokenizer
-from gritvq.training.runs import TrainingPlan, evaluate, prepare, train
+from gritvq.training.data import TrainingData
+from gritvq.training.evaluation import evaluate
+from gritvq.training.runs import TrainingPlan, prepare, train
 from gritvq.training.tasks import TokenizerTask
 
 __all__ = [
@@ -123,7 +124,7 @@ class FailedRuns(ValueError):
 def run_entry(
     contest: Contest,
     entry: Entry,
-    make_data: Callable[[], LightningDataModule],
+    make_data: Callable[[], TrainingData],
     threads: int | None = None,
     progress: bool = False,
 ) -> dict[str, Any]:
@@ -164,7 +165,7 @@ def run_entry(
     }
 
 
-def mean_colour_row(contest: Contest, make_data: Callable[[], LightningDataModule]) -> dict[str, Any]:
+def mean_colour_row(contest: Contest, make_data: Callable[[], TrainingData]) -> dict[str, Any]:
     """The floor of a comparison: every picture replaced by its own mean colour, measured on the contest's images.
 
     A method near it has learned nothing of the content. It has no codes: its codebook size is 0, and usage, perplexity
@@ -196,7 +197,7 @@ def _measured_images(contest: Contest, data: Any) -> Iterator[Tensor]:
 def run_contest(
     contest: Contest,
     entries: Sequence[Entry],
-    make_data: Callable[[], LightningDataModule],
+    make_data: Callable[[], TrainingData],
     *,
     jobs: int = 1,
 ) -> Iterator[dict[str, Any]]:
@@ -233,7 +234,7 @@ def run_contest(
 
 
 def _outcomes(
-    contest: Contest, entries: Sequence[Entry], make_data: Callable[[], LightningDataModule], jobs: int
+    contest: Contest, entries: Sequence[Entry], make_data: Callable[[], TrainingData], jobs: int
 ) -> Iterator[tuple[Entry, Callable[[], dict[str, Any]]]]:
     """Every entry and what returns its result or raises its error; what still waits is cancelled when closed."""
     if jobs == 1:

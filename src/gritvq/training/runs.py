@@ -1,34 +1,27 @@
-"""Whole runs: train a model, evaluate a tokenizer, compare methods."""
+"""Whole runs: train a model."""
 
 from __future__ import annotations
 
 import logging
-import math
 import pickle
 import signal
 import warnings
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from lightning import Callback, LightningDataModule, Trainer, seed_everything
+from lightning import Callback, Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
-from torch import Tensor
 
 import gritvq
-from gritvq.base import all_reduce_sum, evaluating
-from gritvq.functional import effective_rank
-from gritvq.metrics import CodebookUsage, ReconstructionError
-from gritvq.tokenizer import Tokenizer
 from gritvq.training.callbacks import RandomState, StepProgress
+from gritvq.training.data import DataModule, TrainingData
 from gritvq.training.interruption import Interrupted, Interruption, Listener, Stop
 from gritvq.training.tasks import LOG_EVERY, Task
-from gritvq.training.tokens import constant_tokens
 
-__all__ = ["TrainingPlan", "check_checkpoint", "evaluate", "prepare", "token_statistics", "train"]
+__all__ = ["TrainingPlan", "check_checkpoint", "prepare", "silence", "train"]
 
 
 @dataclass(frozen=True)
@@ -74,7 +67,7 @@ class TrainingPlan:
 
 def train(
     task: Task,
-    data: LightningDataModule,
+    data: TrainingData,
     plan: TrainingPlan,
     *,
     folder: str | Path | None = None,
@@ -148,7 +141,9 @@ def train(
     )
     finished = False
     try:
-        trainer.fit(task, datamodule=data, ckpt_path=None if resume is None else str(resume), weights_only=True)
+        trainer.fit(
+            task, datamodule=DataModule(data), ckpt_path=None if resume is None else str(resume), weights_only=True
+        )
         finished = True
     except SystemExit:
         if not trainer.interrupted:
@@ -224,73 +219,6 @@ def check_checkpoint(task: Task, plan: TrainingPlan, path: str | Path) -> int:
             "more steps"
         )
     return done
-
-
-@torch.no_grad()
-def evaluate(
-    tokenizer: Tokenizer, batches: Iterable[Tensor], *, device: str | torch.device = "cpu"
-) -> tuple[dict[str, float], Tensor]:
-    """Reconstruction error and code usage over a whole set, every token counted once.
-
-    Args:
-        tokenizer: Measured in eval mode, and left in the mode it was in.
-        batches: Images (B, C, H, W) in [0, 1]; with several processes, this one's share of them.
-        device: Where to run.
-
-    Returns:
-        Numbers by name (``psnr``, ``mse``, ``psnr_per_image``, ``usage``, ``uniform_usage``, ``perplexity``,
-        ``dead_codes``, ``pictures``, ``tokens``, ``bits_per_token``, ``bits_per_pixel``) and the first channel's code
-        counts (K,), sparse for large codebooks.
-        Bits are those of the tokens there are, so a channel that is open at some positions counts less.
-    """
-    tokenizer = tokenizer.to(device)
-    used, error = CodebookUsage(tokenizer.quantizer.codebook_sizes), ReconstructionError()
-    pixels = pictures = 0
-    with evaluating(tokenizer):
-        folded = Tokenizer(tokenizer.encoder, tokenizer.quantizer.fold(), tokenizer.decoder)  # the codes made once
-        for images in batches:
-            images = images.to(device)
-            output = folded(images)
-            used.update(output.quantization.indices)
-            error.update(output.reconstruction.float(), images)
-            pictures += len(images)
-            pixels += images.shape[0] * images.shape[-2] * images.shape[-1]
-    numbers = {**error.compute(), **used.compute()}
-    bits = used.bits_per_token()
-    total, seen = all_reduce_sum(torch.tensor([pixels, pictures])).tolist()
-    numbers |= {"pictures": float(seen), "bits_per_token": bits}
-    numbers["bits_per_pixel"] = bits * numbers["tokens"] / total if total else math.nan
-    return numbers, used.histograms()[0]
-
-
-@torch.no_grad()
-def token_statistics(tokenizer: Tokenizer) -> dict[str, float]:
-    """Numbers of a tokenizer that need no data: sizes, bits, effective rank of the decoded codes.
-
-    The rank is that of the first channel's codes with 0 in the others; where vectors are quantized together, that of
-    the middle vectors of grids that hold one code throughout (of 4,096 codes at most).
-    """
-    quantizer = tokenizer.quantizer
-    grid = (1, *(1, 1, *quantizer.layout)[-2:])
-    positions, vectors, bits = math.prod(quantizer.token_shape(grid)), math.prod(grid), quantizer.bits(grid)
-    size = min(quantizer.codebook_sizes[0], 4096 if quantizer.layout else 65536)
-    if quantizer.layout:
-        folded = quantizer.fold()  # the codes made once
-        fields = [folded.decode(constant_tokens(folded, part)) for part in torch.arange(size).split(64)]
-        values = torch.cat([field[:, field.shape[1] // 2, field.shape[2] // 2] for field in fields])
-    else:
-        codes = torch.zeros(size, len(quantizer.codebook_sizes), dtype=torch.int64)
-        codes[:, 0] = torch.arange(size)
-        values = quantizer.decode(codes)
-    return {
-        "codes": float(sum(quantizer.codebook_sizes)),
-        "dim": float(quantizer.dim),
-        "parameters": float(sum(p.numel() for p in tokenizer.parameters())),
-        "pixels_per_token": vectors * tokenizer.factor**2 / positions,
-        "bits_per_token": bits / positions,
-        "bits_per_pixel": bits / (vectors * tokenizer.factor**2),
-        "effective_rank": effective_rank(values),
-    }
 
 
 def prepare(seed: int, threads: int | None = None) -> None:
