@@ -18,7 +18,8 @@ import yaml
 from PIL import Image
 from safetensors.torch import load_file
 
-from gritvq.cli import _parser_class, fitting, main
+from gritvq.cli import fitting, main
+from gritvq.cli.errors import parser_class
 from program import wrong
 
 CONFIGS = sorted(
@@ -36,7 +37,7 @@ def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 def parsed(*words: str) -> Any:
     """The quantizer that arguments of ``fit`` ask for."""
-    parser = _parser_class()()
+    parser = parser_class()()
     fitting.fit_arguments(parser, words)
     return parser.parse_args(list(words)).tokenizer.quantizer
 
@@ -76,6 +77,44 @@ def test_another_class_brings_its_own_defaults(words: list[str], path: str, expe
     found = parsed(*words)
     wanted = {**defaults(path), **expected}
     assert found.class_path == path and {name: found.init_args[name] for name in wanted} == wanted
+
+
+def test_short_settings_reach_every_part() -> None:
+    words = ["--preset", "rq", "--codebook_size", "32", "--dim", "8", "--factor", "8", "--channels", "1"]
+    Path("short.yaml").write_text(yaml.safe_dump({"preset": "rq", "codebook_size": 32, "dim": 8, "factor": 8}))
+    for given in ([*words, "--tokenizer.quantizer.num_levels", "3"], ["--config", "short.yaml", "--channels", "1"]):
+        parser = parser_class()()
+        fitting.fit_arguments(parser, given)
+        config = parser.parse_args(given)
+        fitting.spread(config)
+        encoder, quantizer, decoder = (config.tokenizer[part] for part in ("encoder", "quantizer", "decoder"))
+        expected = {**defaults("gritvq.rq"), "dim": 8, "codebook_size": 32}
+        expected["num_levels"] = 3 if given[0] == "--preset" else 4
+        assert quantizer.class_path == "gritvq.rq" and quantizer.init_args.as_dict() == expected
+        for part in (encoder, decoder):
+            assert (part.init_args.dim, part.init_args.factor, part.init_args.channels) == (8, 8, 1)
+        assert config.data.channels == 1
+        assert not {"preset", "codebook_size", "dim", "factor", "channels"} & set(vars(config))
+        parts = parser.instantiate(config)
+        assert parts.tokenizer.quantizer.codebook_sizes == (32,) * expected["num_levels"]
+
+
+def test_a_run_of_short_settings_is_written_down_in_full() -> None:
+    short = ["--preset", "fsq", "--codebook_size", "64", "--dim", "4", "--factor", "2", "--channels", "1"]
+    small()  # makes the pictures
+    sizes = ["--tokenizer.encoder.width", "8", "--tokenizer.decoder.width", "8", "--plan.max_steps", "1"]
+    data = ["--data.path", "pictures", "--data.batch_size", "4", "--plan.accelerator", "cpu"]
+    assert main(["fit", *short, *sizes, *data, "--out", "run"]) == 0
+    assert "preset" not in yaml.safe_load(Path("run/config.yaml").read_text())
+    assert main(["fit", "--config", "run/config.yaml", "--out", "again"]) == 0
+    name = "tokenizer/model.safetensors"
+    assert Path("run", name).read_bytes() == Path("again", name).read_bytes()
+    assert (
+        json.loads(Path("run/tokenizer/config.json").read_text())["tokenizer"]["init_args"]["encoder"]["init_args"][
+            "channels"
+        ]
+        == 1
+    )
 
 
 def small(*words: str, out: str = "run") -> list[str]:

@@ -6,18 +6,19 @@ what was there before stays.
 
 from __future__ import annotations
 
-import difflib
 import functools
+import io
 import logging
-import re
+import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from gritvq import __version__
-from gritvq.cli import comparing, fitting, images, recommending, semantic
+from gritvq.cli import comparing, errors, fitting, images, recommending, semantic
 from gritvq.cli.comparing import contest_entries, paper_of
+from gritvq.cli.errors import parser_class
 
 __all__ = ["contest_entries", "main", "paper_of"]
 
@@ -25,7 +26,7 @@ Verb = Callable[[Any, Any], None]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the program; returns the exit code: 0 done, 2 wrong input, 130 interrupted."""
+    """Run the program; returns the exit code: 0 done, 2 wrong input, 130 interrupted, 141 nobody reads on."""
     words = sys.argv[1:] if argv is None else list(argv)
     program = " ".join(["gritvq", *(word for word in words[:1] if word in _VERBS)])
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
@@ -33,26 +34,62 @@ def main(argv: Sequence[str] | None = None) -> int:
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.showwarning = _show_warning
     warnings.filterwarnings("ignore", category=FutureWarning)  # for those who write code
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names of files need not be text
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        parser, jobs = _program(words)
-        config = parser.parse_args(words)
-        own, job = jobs[config.verb]
-        job(own, config[config.verb])
-    except ImportError as error:
-        print(f"{program}: error: this needs {error.name}; install 'gritvq[train,images]'", file=sys.stderr)
-        return 2
-    except (ValueError, OSError) as error:
-        print(f"{program}: error: {error}", file=sys.stderr)
-        return 2
+        _run(words)
+        sys.stdout.flush()
+    except SystemExit as stop:  # help, version, what the parser says about wrong arguments
+        return _flushed(stop.code if isinstance(stop.code, int) else int(stop.code is not None))
     except KeyboardInterrupt:
         print(f"{program}: interrupted", file=sys.stderr)
-        return 130
+        return _flushed(130)
+    except BrokenPipeError:  # whoever read the output has seen enough, as `| head` does
+        return _flushed(141)
+    except Exception as error:
+        said = errors.explained(error)
+        if said is None:
+            raise
+        print(f"{program}: error: {said}", file=sys.stderr)
+        return _flushed(2)
     return 0
 
 
-def _program(words: Sequence[str]) -> tuple[Any, dict[str, tuple[Any, Verb]]]:
+def _run(words: Sequence[str]) -> None:
+    """Do what the words say."""
+    parser, jobs = _program(words)
+    config = parser.parse_args(words)
+    own, job = jobs[config.verb]
+    job(own, config[config.verb])
+
+
+def completion_arguments(parser: Any) -> None:
+    """Whose script it is to be."""
+    parser.add_argument("shell", type=str, choices=["bash", "zsh", "tcsh"], help="the shell that completes")
+
+
+def completion(parser: Any, config: Any) -> None:
+    """Print a script with which a shell completes verbs and arguments."""
+    try:
+        import shtab
+    except ImportError as error:
+        raise ValueError("expected the package shtab, got none; pip install shtab") from error
+    print(shtab.complete(_program([], whole=True)[0], config.shell))
+
+
+def _flushed(code: int) -> int:
+    """The exit code, once what was printed is out, or given up where nobody takes it."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter complains when it ends
+        return 141 if isinstance(error, BrokenPipeError) else code or 2
+    return code
+
+
+def _program(words: Sequence[str], whole: bool = False) -> tuple[Any, dict[str, tuple[Any, Verb]]]:
     """The parser of all verbs, and each one's own parser and job; only the verb that is wanted gets its arguments."""
-    ArgumentParser = _parser_class()
+    ArgumentParser = parser_class()
     parser = ArgumentParser(prog="gritvq", description="Train, use and look at tokenizers.", version=__version__)
     verbs = parser.add_subcommands(title="verbs", metavar="VERB", dest="verb")
     jobs: dict[str, tuple[Any, Verb]] = {}
@@ -63,29 +100,10 @@ def _program(words: Sequence[str]) -> tuple[Any, dict[str, tuple[Any, Verb]]]:
     for name, (describe_arguments, job) in known.items():
         own = ArgumentParser(description=job.__doc__)
         verbs.add_subcommand(name, own, help=(job.__doc__ or "").splitlines()[0])
-        if words[:1] == [name]:
+        if whole or words[:1] == [name]:
             describe_arguments(own)  # in this order, since it may add subcommands itself
         jobs[name] = own, job
     return parser, jobs
-
-
-def _parser_class() -> Any:
-    """The argument parser, with errors of one message instead of a page of usage."""
-    from jsonargparse import ArgumentParser
-
-    class Parser(ArgumentParser):
-        def error(self, message: str, ex: Exception | None = None) -> Any:
-            if not self.exit_on_error:
-                return super().error(message, ex)
-            parser = getattr(ex, "subcommand_parser", None) or self
-            program = parser.prog.replace(" [options]", "")
-            unknown = re.search(r"not accept option '([^']+)'", message)
-            known = [action.dest for action in parser._actions]
-            close = difflib.get_close_matches(unknown[1], known, 1) if unknown else []
-            hint = f"did you mean '{close[0]}'? " if close else ""
-            return self.exit(2, f"{program}: error: {message}\n{hint}see '{program} --help'\n")
-
-    return Parser
 
 
 def _show_warning(message: Any, category: Any, filename: str, lineno: int, file: Any = None, line: Any = None) -> None:
@@ -105,4 +123,5 @@ _VERBS: dict[str, tuple[Callable[[Any], None], Verb]] = {
     "presets": (comparing.presets_arguments, comparing.show_presets),
     "recommend": (recommending.recommend_arguments, recommending.recommend),
     "semantic-ids": (semantic.semantic_ids_arguments, semantic.semantic_ids),
+    "completion": (completion_arguments, completion),
 }

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import functools
+import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -12,7 +14,15 @@ from gritvq import presets
 from gritvq.base import Quantizer
 from gritvq.cli.printing import arguments_of, console, list_files, table
 
-__all__ = ["compare", "compare_arguments", "contest_entries", "paper_of", "presets_arguments", "show_presets"]
+__all__ = [
+    "compare",
+    "compare_arguments",
+    "contest_entries",
+    "paper_of",
+    "preset_named",
+    "presets_arguments",
+    "show_presets",
+]
 
 
 def compare_arguments(parser: Any) -> None:
@@ -101,31 +111,67 @@ def contest_entries(methods: Mapping[str, Any], sizes: Sequence[int], seeds: Seq
             for name, settings in methods.items():
                 settings = dict(settings or {})
                 preset = settings.pop("preset", name)
-                if preset not in presets.__all__:
-                    raise ValueError(f"expected a preset out of {', '.join(presets.__all__)}, got {preset!r}")
+                make = preset_named(preset)
                 own = settings.pop("codebook_size", None)
                 if own is None or place == 0:
-                    entries.append(Entry(name, getattr(presets, preset), own or size, seed, settings))
+                    entries.append(Entry(name, make, own or size, seed, settings))
     if not entries:
         raise ValueError("expected at least one method, one codebook size and one seed; one of the lists is empty")
     return entries
 
 
 def presets_arguments(parser: Any) -> None:
-    """Sizes for the parameter counts."""
+    """Which one, or sizes for the parameter counts of all."""
+    parser.add_argument("name", nargs="?", type=str | None, default=None, help="a preset, to see its arguments")
     parser.add_argument("--dim", type=int, default=16, help="latent size for the parameter counts")
     parser.add_argument("--codebook_size", type=int, default=1024, help="codebook size for the parameter counts")
 
 
 def show_presets(parser: Any, config: Any) -> None:
-    """List the published recipes, one line each, with their papers."""
+    """List the published recipes with their papers, or the arguments of one."""
+    if config.name is not None:
+        preset = preset_named(config.name)
+        print(f"{config.name}: {_first_line(preset)}\n{paper_of(preset)}\n")
+        table("arguments", ("argument", "type", "default"), _arguments(preset))
+        print(
+            f"gritvq fit --preset {config.name} --codebook_size 1024 --dim 16, and others as --tokenizer.quantizer.NAME"
+        )
+        return
     rows = []
     for name in presets.__all__:
         make: Callable[..., Quantizer] = getattr(presets, name)
-        line = (make.__doc__ or "").strip().splitlines()[0]
         size = sum(p.numel() for p in make(config.dim, config.codebook_size).parameters())
-        rows.append((name, f"{size:,}", line, paper_of(make)))
+        rows.append((name, f"{size:,}", _first_line(make), paper_of(make)))
     table("presets", ("name", "parameters", "what it is", "paper"), rows)
+
+
+def preset_named(name: str) -> Callable[..., Quantizer]:
+    """The preset of this name.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    if name not in presets.__all__:
+        close = difflib.get_close_matches(name, presets.__all__, 1)
+        raise ValueError(
+            f"expected a preset out of {', '.join(presets.__all__)}, got {name!r}"
+            f"{f'; did you mean {close[0]!r}?' if close else '; see gritvq presets'}"
+        )
+    preset: Callable[..., Quantizer] = getattr(presets, name)
+    return preset
+
+
+def _first_line(preset: Callable[..., Quantizer]) -> str:
+    return (preset.__doc__ or "").strip().splitlines()[0]
+
+
+def _arguments(preset: Callable[..., Quantizer]) -> list[tuple[str, str, str]]:
+    """Name, type and default of what a preset takes."""
+    empty = inspect.Parameter.empty
+    return [
+        (name, str(found.annotation), "" if found.default is empty else str(found.default))
+        for name, found in inspect.signature(preset).parameters.items()
+    ]
 
 
 def paper_of(preset: Callable[..., Quantizer]) -> str:

@@ -56,6 +56,14 @@ _PARTS: dict[str, tuple[str, dict[str, int]]] = {
 }
 
 
+_SHORT = {
+    "codebook_size": "codes K of the quantizer",
+    "dim": "latent size D of encoder, quantizer and decoder",
+    "factor": "pixels per token and side, of encoder and decoder",
+    "channels": "colour channels of data, encoder and decoder: 1 or 3",
+}
+
+
 def fit_arguments(parser: Any, words: Sequence[str] = ()) -> None:
     """Tokenizer, data, task and plan, straight from their constructors.
 
@@ -67,6 +75,17 @@ def fit_arguments(parser: Any, words: Sequence[str] = ()) -> None:
     from gritvq.training import TokenizerTask, TrainingPlan
 
     parser.add_argument("--config", action="config", help="YAML file with any of the arguments below")
+    short = parser.add_argument_group("What people choose", "short for the same settings of the parts below")
+    short.add_argument(
+        "--preset",
+        type=str,
+        default=None,
+        choices=presets.__all__,
+        help="published recipe of the quantizer; 'gritvq presets NAME' shows its arguments, which "
+        "--tokenizer.quantizer.ARGUMENT sets",
+    )
+    for name, said in _SHORT.items():
+        short.add_argument(f"--{name}", type=int | None, default=None, help=said)
     parser.add_class_arguments(Tokenizer, "tokenizer")
     parser.add_class_arguments(ImageData, "data")
     parser.add_class_arguments(TokenizerTask, "task", skip={"tokenizer"}, instantiate=False)
@@ -112,12 +131,17 @@ def _named_parts(words: Sequence[str]) -> dict[str, str]:
     for place, word in enumerate(words):
         name, equals, value = word.partition("=")
         value = value if equals else "".join(words[place + 1 : place + 2])
+        if name == "--preset":
+            note("quantizer", f"gritvq.{value}")
+            continue
         if name in ("--config", "--tokenizer") and Path(value).exists():
             regular_file(value, "a configuration file")  # it is read twice, which a pipe does not allow
         try:
             if name in ("--config", "--tokenizer"):
                 content = yaml.safe_load(Path(value).read_text(encoding="utf-8"))
                 parts = content.get("tokenizer", {}) if name == "--config" else content
+                if name == "--config" and isinstance(content.get("preset"), str):
+                    note("quantizer", f"gritvq.{content['preset']}")
                 for part, each in parts.items():
                     note(part, each)
             elif name.startswith("--tokenizer."):
@@ -140,6 +164,36 @@ def _required(path: str) -> list[str] | None:
     return [name for name, parameter in parameters if parameter.default is inspect.Parameter.empty]
 
 
+def spread(config: Any) -> None:
+    """Write the short settings where they belong: into every part that takes them.
+
+    Raises:
+        ValueError: If a preset or setting has no place.
+    """
+    parts = {name: config.tokenizer[name] for name in _PARTS}
+    if config.preset is not None and parts["quantizer"].class_path != f"gritvq.{config.preset}":
+        raise ValueError(
+            f"expected one quantizer, got the preset {config.preset!r} and {parts['quantizer'].class_path}; leave one "
+            "of them out"
+        )
+    for name in _SHORT:
+        value = config[name]
+        if value is None:
+            continue
+        takers = [part for part in parts.values() if name in part.get("init_args", {})]
+        if not takers or (name == "codebook_size" and parts["quantizer"] not in takers):
+            raise ValueError(
+                f"expected parts that take {name}, got {', '.join(part.class_path for part in parts.values())}; set it "
+                "where their own parts take it"
+            )
+        for part in takers:
+            part.init_args[name] = value
+        if name == "channels":
+            config.data.channels = value
+    for name in ("preset", *_SHORT):
+        config.pop(name)  # the parts say it now
+
+
 def fit(parser: Any, config: Any) -> None:
     """Train a tokenizer."""
     from gritvq.tokenizer import Tokenizer
@@ -147,6 +201,7 @@ def fit(parser: Any, config: Any) -> None:
     from gritvq.training.launch import Launch
     from gritvq.training.runs import check_checkpoint, prepare
 
+    spread(config)
     launch = Launch(TrainingPlan(**arguments_of(config.plan)))
     place = place_of(config, launch)
     check_settings(parser, config, place)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gritvq.base import Quantizer
-from gritvq.cli.printing import console, number_rows, report
+from gritvq.cli.printing import console, number_rows, report, trusted_argument
 
 if TYPE_CHECKING:
     import torch
@@ -66,17 +66,11 @@ def _machine_arguments(parser: Any) -> None:
     """How the tokenizer runs."""
     parser.add_argument("--batch_size", type=int, default=64, help="pictures of equal size per batch, at most")
     _device_argument(parser)
-    _trusted_argument(parser)
+    trusted_argument(parser)
 
 
 def _device_argument(parser: Any) -> None:
     parser.add_argument("--device", type=str, default="auto", help="such as cpu or cuda:1; auto takes a GPU if any")
-
-
-def _trusted_argument(parser: Any) -> None:
-    parser.add_argument(
-        "--trusted", type=list[str], default=[], help="modules besides gritvq that the tokenizer's classes may be of"
-    )
 
 
 def _overwrite_argument(parser: Any) -> None:
@@ -364,7 +358,7 @@ def decode_arguments(parser: Any) -> None:
     parser.add_argument("--tokenizer", type=str, required=True, help="tokenizer folder or Hub name")
     parser.add_argument("--out", type=str, default="decoded", help="folder for the PNG files")
     _device_argument(parser)
-    _trusted_argument(parser)
+    trusted_argument(parser)
     _overwrite_argument(parser)
 
 
@@ -409,7 +403,7 @@ def export_arguments(parser: Any) -> None:
     _overwrite_argument(parser)
     parser.add_argument("--format", type=str, default="onnx", choices=["onnx", "torch"], help=".onnx or .pt2 files")
     parser.add_argument("--size", type=tuple[int, int], default=None, help="[H,W] of all images; any if not given")
-    _trusted_argument(parser)
+    trusted_argument(parser)
 
 
 def export(parser: Any, config: Any) -> None:

@@ -7,12 +7,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ["arguments_of", "console", "list_files", "number_rows", "report", "table"]
+__all__ = ["arguments_of", "console", "list_files", "number_rows", "report", "table", "trusted_argument"]
 
 
 def arguments_of(namespace: Any) -> dict[str, Any]:
     """Top level of a namespace as keyword arguments."""
     return {name: getattr(namespace, name) for name in vars(namespace)}
+
+
+def trusted_argument(parser: Any) -> None:
+    """For verbs that load what somebody may have made with classes of their own."""
+    parser.add_argument(
+        "--trusted", type=list[str], default=[], help="modules besides gritvq whose classes may be built, [NAME,...]"
+    )
 
 
 def console() -> Any:
@@ -43,20 +50,56 @@ def report(title: str, rows: Sequence[tuple[str, str]], files: Mapping[str, Path
 
 
 def table(title: str, columns: Sequence[str] | None, rows: Sequence[Sequence[str]]) -> None:
-    """Print rows; columns of numbers are aligned to the right."""
+    """Print rows; columns of numbers are aligned to the right.
+
+    Texts are shown as they are, never read as markup, and nothing is cut. In a terminal long texts go on in the next
+    line; where names and numbers do not fit beside each other, rows are shown one below the other. In a file or a pipe
+    a row is one line, however long.
+    """
     from rich.console import Console
     from rich.table import Table
 
-    rich_table = Table(title=title, title_justify="left", show_header=columns is not None)
-    for number, column in enumerate(columns or [""] * len(rows[0])):
-        number_like = number >= 2 and all(re.match(r"[\d<-]", row[number]) for row in rows)
-        rich_table.add_column(
-            column, justify="right" if number_like else "left", no_wrap=columns is not None and number < 2
-        )
-    for row in rows:
-        rich_table.add_row(*row)
+    def new() -> Any:
+        return Table(title=_plain(title), title_justify="left", show_header=False)
+
     terminal = Console()
-    Console(width=max(terminal.width, 100) if not terminal.is_terminal else None).print(rich_table)
+    plain = new()
+    needed = 1
+    for number, column in enumerate(columns or [""] * len(rows[0])):
+        cells = [row[number] for row in rows]
+        number_like = number >= 2 and all(re.match(r"[\d<-]", cell) for cell in cells)
+        whole = columns is not None and (number < 2 or number_like)
+        least = [column, *cells] if whole else column.split()
+        width = max((_plain(text).cell_len for text in least), default=1)
+        plain.add_column(
+            _plain(column),
+            justify="right" if number_like else "left",
+            no_wrap=whole,
+            min_width=width,
+            overflow="fold",
+        )
+        needed += width + 3
+    for row in rows:
+        plain.add_row(*map(_plain, row))
+    plain.show_header = columns is not None
+    if not terminal.is_terminal:
+        natural = terminal.measure(plain, options=terminal.options.update(width=1_000_000)).maximum
+        terminal = Console(width=max(natural, _plain(title).cell_len))
+    elif columns is not None and needed > terminal.width:
+        plain = new()
+        for row in rows:
+            for column, cell in zip(columns, row, strict=True):
+                plain.add_row(_plain(column), _plain(cell), end_section=column == columns[-1])
+        for part in plain.columns:
+            part.overflow = "fold"
+    terminal.print(plain)
+
+
+def _plain(text: str) -> Any:
+    """Text without markup; characters that move the cursor become blanks."""
+    from rich.text import Text
+
+    return Text(re.sub(r"[\x00-\x1f\x7f-\x9f]", " ", text))
 
 
 def list_files(files: Mapping[str, Path]) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from gritvq.cli.printing import arguments_of, report, table
+from gritvq.cli.printing import arguments_of, report, table, trusted_argument
 from gritvq.cli.runs import check_settings, open_run, place_of, run_training
 from gritvq.cli.semantic import make_ids, tokenizer_arguments, write_ids
 from gritvq.files import regular_file
@@ -185,6 +185,7 @@ def recommend_arguments(parser: Any) -> None:
     parser.add_argument("--beam", type=int | None, default=None, help="prefixes kept; the recommender's if not given")
     parser.add_argument("--exact", type=bool, default=False, help="score the whole catalogue instead of searching")
     parser.add_argument("--column", type=str, default="title", help="column of the catalogue to show")
+    trusted_argument(parser)
 
 
 def recommend(parser: Any, config: Any) -> None:
@@ -197,7 +198,7 @@ def recommend(parser: Any, config: Any) -> None:
         raise ValueError(f"expected k >= 1, got {config.k}")
     run = Path(config.run)
     folder = run / "recommender" if (run / "recommender").is_dir() else run
-    recommender = GenerativeRecommender.from_pretrained(folder)
+    recommender = GenerativeRecommender.from_pretrained(folder, trusted=config.trusted)
     ids = recommender.ids
     items = _items_of(run, config.data, needed=config.user is not None)
     if config.history is not None:

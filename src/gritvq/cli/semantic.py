@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from gritvq.cli.printing import list_files, report
+from gritvq.cli.printing import list_files, report, trusted_argument
 from gritvq.cli.runs import check_folder, fresh_folder
 
 __all__ = ["fit_arguments", "make_ids", "semantic_ids", "semantic_ids_arguments", "tokenizer_arguments", "write_ids"]
@@ -233,6 +233,7 @@ def _check_encoder(config: Any, vectors: Any, ids: Any) -> None:
 
 def _encode_arguments(parser: Any) -> None:
     parser.add_argument("run", type=str, help="folder written by semantic-ids fit")
+    trusted_argument(parser)
     parser.add_argument("--embeddings", type=str, required=True, help=".npy file (n, D); read piece by piece")
     parser.add_argument("--out", type=str, default="codes.npy", help="file to write: .npy, (n, L)")
 
@@ -253,7 +254,7 @@ def _encode(config: Any, parts: Callable[[], Any]) -> None:
         raise ValueError(
             f"expected another file to write than the embeddings {config.embeddings}; choose another --out"
         )
-    tokenizer = _tokenizer(config.run)
+    tokenizer = _tokenizer(config)
     vectors = open_vectors(Path(config.embeddings))
     started = time.perf_counter()
     codes = tokenizer.encode(vectors, progress=True)
@@ -266,6 +267,7 @@ def _encode(config: Any, parts: Callable[[], Any]) -> None:
 
 def _report_arguments(parser: Any) -> None:
     parser.add_argument("run", type=str, help="folder written by semantic-ids fit, or the ids themselves")
+    trusted_argument(parser)
     _catalogue_arguments(parser, required=False)
     parser.add_argument("--categories", type=str | None, default=None, help="column of categories")
     parser.add_argument("--out", type=str | None, default=None, help="folder for numbers and pictures; the run if None")
@@ -277,7 +279,7 @@ def _report(config: Any, parts: Callable[[], Any]) -> None:
 
     folder = Path(config.run)
     ids = SemanticIds.load(folder / _IDS if (folder / _IDS).is_dir() else folder)
-    tokenizer = _tokenizer(config.run) if (folder / _TOKENIZER).is_dir() else None
+    tokenizer = _tokenizer(config) if (folder / _TOKENIZER).is_dir() else None
     if tokenizer is not None and ids.fingerprint.get("quantizer") != tokenizer.fingerprint():
         raise ValueError(
             f"expected the tokenizer that made the ids in {folder / _TOKENIZER}, got another; name the ids themselves, "
@@ -314,6 +316,7 @@ def _rows_in(keys: Sequence[Any], ids: Any) -> Any:
 
 def _add_arguments(parser: Any) -> None:
     parser.add_argument("run", type=str, help="folder written by semantic-ids fit")
+    trusted_argument(parser)
     _catalogue_arguments(parser)
     parser.add_argument("--out", type=str | None, default=None, help="folder for the larger ids; the run's own if None")
 
@@ -325,7 +328,7 @@ def _add(config: Any, parts: Callable[[], Any]) -> None:
     from gritvq.semantic_ids import SemanticIds
 
     folder = Path(config.run)
-    ids, tokenizer = SemanticIds.load(folder / _IDS), _tokenizer(config.run)
+    ids, tokenizer = SemanticIds.load(folder / _IDS), _tokenizer(config)
     catalogue = _read(config)
     known = set(ids.items)
     new = [row for row, key in enumerate(catalogue.keys) if key not in known]
@@ -349,13 +352,15 @@ def _add(config: Any, parts: Callable[[], Any]) -> None:
     list_files({"ids": out})
 
 
-def _tokenizer(run: str) -> Any:
+def _tokenizer(config: Any) -> Any:
     from gritvq.item_tokenizers import ItemTokenizer
 
-    folder = Path(run) / _TOKENIZER
+    folder = Path(config.run) / _TOKENIZER
     if not folder.is_dir():
-        raise ValueError(f"expected a folder written by semantic-ids fit, got {run}, which has no {_TOKENIZER} in it")
-    return ItemTokenizer.from_pretrained(folder)
+        raise ValueError(
+            f"expected a folder written by semantic-ids fit, got {config.run}, which has no {_TOKENIZER} in it"
+        )
+    return ItemTokenizer.from_pretrained(folder, config.trusted)
 
 
 _JOBS: dict[str, tuple[Callable[[Any], None], Callable[[Any, Callable[[], Any]], None]]] = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -150,7 +150,9 @@ class GenerativeRecommender(nn.Module):
         return write_folder(folder, _KIND, self.backbone, extra, others)
 
     @classmethod
-    def from_pretrained(cls, folder: str | os.PathLike[str], ids: SemanticIds | None = None) -> GenerativeRecommender:
+    def from_pretrained(
+        cls, folder: str | os.PathLike[str], ids: SemanticIds | None = None, trusted: Iterable[str] = ()
+    ) -> GenerativeRecommender:
         """Load a recommender, in eval mode.
 
         Args:
@@ -158,6 +160,7 @@ class GenerativeRecommender(nn.Module):
             ids: Those it was trained on, or what :meth:`SemanticIds.add` made of them; those in the folder where None.
                 New items are read and recommended by the codes that the model knows. Appended tokens beyond those of
                 training are taken for the last one known: such an item shares the id, and the score, of another.
+            trusted: Modules besides ``gritvq`` that its classes may come from.
 
         Raises:
             ValueError: If files are missing or damaged, or the ids are others than in training.
@@ -178,7 +181,7 @@ class GenerativeRecommender(nn.Module):
                 f"added, got others, {_digest(ids)[:12]}; train again, or load it without ids to take those in the "
                 "folder"
             )
-        backbone = build(config[_KIND])
+        backbone = build(config[_KIND], trusted)
         if not isinstance(backbone, Backbone):
             raise ValueError(f"expected a recommender's backbone in {folder}, got {type(backbone).__name__}")
         load_weights(backbone, folder, config)
