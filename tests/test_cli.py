@@ -387,6 +387,9 @@ class TestMeasuring:
         Tokenizer.from_pretrained("moved").save_pretrained("plain/tokenizer")
         arguments = ["validate", "plain/tokenizer", "--out", "second"]
         assert "expected --data.path, since plain/tokenizer does not say" in wrong(arguments, capsys)
+        for strange in ("data: [[[", "[" * 100_000, "data: 3", "- data", "other: {}"):
+            Path("plain/config.yaml").write_text(strange)
+            assert "expected --data.path, since plain/tokenizer does not say" in wrong(arguments, capsys)
         shutil.copy(run / "config.yaml", "plain")
         assert main(arguments) == 0
         assert numbers_of("first") == numbers_of("second") == pytest.approx(numbers_of(run), rel=1e-5)

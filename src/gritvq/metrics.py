@@ -159,7 +159,7 @@ def uniform_usage(codebook_size: int, num_tokens: int) -> float:
         num_tokens: Draws n, >= 0.
 
     Example:
-        >>> uniform_usage(4, 1), round(uniform_usage(4096, 4096), 3)
+        >>> round(uniform_usage(4, 1), 3), round(uniform_usage(4096, 4096), 3)
         (0.25, 0.632)
     """
     if codebook_size == 1:

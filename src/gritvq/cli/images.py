@@ -149,8 +149,9 @@ def _measure(config: Any, files: Sequence[str]) -> tuple[Tokenizer, Tensor, list
     numbers, counts = evaluate(tokenizer, fitting(), device=device)
     if not shown:
         raise ValueError(f"expected at least one readable picture in {about['data']}, got none; nothing was written")
+    folded = tokenizer.fold()
     with torch.no_grad():
-        decoded = [tokenizer(image[None].to(device)).reconstruction[0] for image in shown]
+        decoded = [folded(image[None].to(device)).reconstruction[0] for image in shown]
     pictures.reconstruction_grid(shown, decoded, out / "reconstructions.png")
     pictures.usage_plot(counts, out / "usage.png")
     write_json(out / "metrics.json", {**numbers, **about})
@@ -194,11 +195,12 @@ def _own_data(tokenizer: str) -> dict[str, Any] | None:
     folder = Path(tokenizer).resolve()
     if not folder.is_dir():
         return None
-    found = read_config(folder, "tokenizer").get("training", {}).get("data")
+    training = read_config(folder, "tokenizer").get("training")
+    found = training.get("data") if isinstance(training, dict) else None
     if found is None and (folder.parent / "config.yaml").is_file():  # beside tokenizers that do not say it themselves
         try:
             found = yaml.safe_load((folder.parent / "config.yaml").read_text(encoding="utf-8"))["data"]
-        except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError):
+        except (OSError, ValueError, TypeError, KeyError, RecursionError, yaml.YAMLError):
             return None
     return {key: value for key, value in found.items() if key != "splits"} if isinstance(found, dict) else None
 
