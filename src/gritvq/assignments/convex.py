@@ -117,7 +117,7 @@ def _influence(codes: Tensor, penalty: float) -> Tensor:
 
 
 def _relaxed_weights(x: Tensor, codes: Tensor, indices: Tensor, influence: Tensor) -> Tensor:
-    onehot = F.one_hot(indices, len(codes)).to(x.dtype)
+    onehot = (indices[:, None] == torch.arange(len(codes), device=x.device)).to(x.dtype)
     return _onto_simplex(onehot + (x - F.embedding(indices, codes)) @ influence)
 
 
