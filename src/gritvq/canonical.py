@@ -95,10 +95,12 @@ def ranked(values: Float[Tensor, "*batch K"], count: int, *, largest: bool = Tru
         >>> ranked(torch.tensor([1.0, 3.0, 3.0, 2.0, 3.0]), 2)
         tensor([1, 2])
     """
-    found, places = values.topk(min(count + 1, values.shape[-1]), dim=-1, largest=largest)
+    found, places = values.topk(count, dim=-1, largest=largest)
     if torch.compiler.is_exporting():  # an exported program cannot look at its values
-        return places[..., :count]
+        return places
+    rest = values.scatter(-1, places, -torch.inf if largest else torch.inf)
+    found = torch.cat([found, (rest.amax(-1) if largest else rest.amin(-1)).unsqueeze(-1)], -1)
     equal = ((found[..., 1:] == found[..., :-1]) & found[..., 1:].isfinite()).any(-1)
     if bool(equal.any()):
-        places[equal] = values[equal].argsort(dim=-1, descending=largest, stable=True)[..., : places.shape[-1]]
-    return places[..., :count]
+        places[equal] = values[equal].argsort(dim=-1, descending=largest, stable=True)[..., :count]
+    return places
