@@ -24,6 +24,7 @@ from gritvq.item_tokenizers import CollaborativeLoss, ItemTokenizer, ResidualKMe
 from gritvq.recommend import DepthDecoder, GenerativeRecommender
 from gritvq.saving import load_weights, read_config, write_folder
 from gritvq.semantic_ids import SemanticIds
+from gritvq.training.checkpoints import CheckpointFiles
 from gritvq.training.tokens import TokenizedImage, read_tokens, write_tokens
 
 DEAD = 9
@@ -109,6 +110,16 @@ def _tokens_version(path: Path) -> int:
     return version
 
 
+def _checkpoint(path: Path, version: int) -> None:
+    CheckpointFiles().save_checkpoint({"state_dict": {"weight": torch.full((9,), version)}, "step": version}, path)
+
+
+def _checkpoint_version(path: Path) -> int:
+    found = CheckpointFiles().load_checkpoint(path, weights_only=True)
+    assert (found["state_dict"]["weight"] == found["step"]).all()
+    return int(found["step"])
+
+
 def _any_files(path: Path, version: int) -> None:
     with replacing_files(path) as scratch:
         for name in ("a", "b/c"):
@@ -130,6 +141,7 @@ ARTEFACTS = {
     "tokens npz": Artefact(_tokens, _tokens_version, "a.npz"),
     "tokens parquet": Artefact(_tokens, _tokens_version, "a.parquet"),
     "json": Artefact(write_json, lambda path: int(json.loads(path.read_text())), "a.json"),
+    "checkpoint": Artefact(_checkpoint, _checkpoint_version, "last.ckpt"),
     "several files": Artefact(_any_files, _any_version),
 }
 
@@ -255,7 +267,7 @@ def test_a_failing_writer_leaves_nothing(tmp_path: Path) -> None:
     assert files_of(tmp_path) == ["old", "old/a", "old/b", "old/b/c"] and _any_version(tmp_path / "old") == 1
 
 
-@pytest.mark.parametrize("kind", ["component", "ids", "recommender", "tokens npz", "tokens parquet"])
+@pytest.mark.parametrize("kind", ["component", "ids", "recommender", "tokens npz", "tokens parquet", "checkpoint"])
 def test_a_flipped_bit_is_refused(kind: str, tmp_path: Path) -> None:
     artefact = ARTEFACTS[kind]
     artefact.write(tmp_path / artefact.name, 1)
@@ -291,6 +303,19 @@ def test_an_edited_header_is_refused_and_one_without_checksums_is_read(kind: str
         header |= {"format_version": 1, "sha256": sums["ids.parquet"]}
     (path / name).write_text(json.dumps(header))  # of before there were checksums
     assert artefact.read(path) == 1
+
+
+def test_checkpoints_of_before_are_read_and_their_damage_is_seen(tmp_path: Path) -> None:
+    path = tmp_path / "last.ckpt"
+    weight = torch.randn(64)
+    torch.save({"state_dict": {"weight": weight}}, path)  # as Lightning does: CRC-32 of every record, unread by PyTorch
+    assert torch.equal(CheckpointFiles().load_checkpoint(path, weights_only=True)["state_dict"]["weight"], weight)
+    content = bytearray(path.read_bytes())
+    content[content.find(weight.numpy().tobytes()) + 7] ^= 1
+    path.write_bytes(content)
+    assert not torch.equal(torch.load(path, weights_only=True)["state_dict"]["weight"], weight)
+    with pytest.raises(ValueError, match="whose checksum differs; it is damaged, take another one"):
+        CheckpointFiles().load_checkpoint(path, weights_only=True)
 
 
 @pytest.mark.parametrize("mask", [0o022, 0o007, 0o077])

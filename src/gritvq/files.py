@@ -7,7 +7,7 @@ point: readers ask :func:`place_of_file`, which prefers what ``.written`` still 
 moves and removes what was left over.
 
 There is one checksum, SHA-256. An artefact's readable file, such as ``config.json``, holds that of every other file and
-of itself.
+of itself; a zip file of its own, such as a checkpoint, has it as its comment.
 """
 
 from __future__ import annotations
@@ -21,12 +21,14 @@ import shutil
 import socket
 import stat
 import time
+import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 __all__ = [
+    "check_archive",
     "checked_file",
     "holds_files",
     "place_of_file",
@@ -34,6 +36,7 @@ __all__ = [
     "regular_file",
     "replacing",
     "replacing_files",
+    "seal_archive",
     "write_header",
     "write_json",
 ]
@@ -221,6 +224,39 @@ def checked_file(folder: Path, name: str, header: Mapping[str, Any]) -> Path:
     return path
 
 
+def seal_archive(path: Path) -> None:
+    """Write the SHA-256 of a zip file into its comment, which whatever reads zip files passes over."""
+    with path.open("r+b") as file:
+        size = file.seek(0, os.SEEK_END)
+        digest = _sum_of_bytes(file, size - 2)  # all but the length of the comment
+        file.seek(size - 2)
+        file.write(len(digest).to_bytes(2, "little") + digest.encode())
+
+
+def check_archive(path: Path) -> None:
+    """Check a zip file against the SHA-256 in its comment, or without one its records against their CRC-32.
+
+    Raises:
+        ValueError: If it is damaged, or no zip file.
+    """
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - 66))
+            end = file.read()
+            sealed = len(end) == 66 and end[:2] == b"\x40\x00"
+            good = _sum_of_bytes(file, size - 66).encode() == end[2:] if sealed else _records_are_whole(path)
+    except Exception as error:  # zipfile raises many kinds on damaged files
+        raise ValueError(f"expected a whole file, got {path}, which is damaged ({error}); take another one") from error
+    if not good:
+        raise ValueError(f"expected a whole file, got {path}, whose checksum differs; it is damaged, take another one")
+
+
+def _records_are_whole(path: Path) -> bool:
+    with zipfile.ZipFile(path) as archive:
+        return archive.testzip() is None
+
+
 def _sums(header: Mapping[str, Any]) -> Mapping[str, Any]:
     sums = header.get(_SUMS)
     return sums if isinstance(sums, dict) else {}
@@ -233,10 +269,17 @@ def _sum_of_content(header: Mapping[str, Any], name: str) -> str:
 
 
 def _sum_of_file(path: Path) -> str:
-    digest = hashlib.sha256()
     with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
+        return _sum_of_bytes(file, path.stat().st_size)
+
+
+def _sum_of_bytes(file: BinaryIO, count: int) -> str:
+    """Of the first bytes of a file."""
+    digest = hashlib.sha256()
+    file.seek(0)
+    while count > 0 and (block := file.read(min(count, 1 << 20))):
+        digest.update(block)
+        count -= len(block)
     return digest.hexdigest()
 
 

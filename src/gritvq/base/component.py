@@ -140,10 +140,15 @@ def build(description: dict[str, Any], trusted: Iterable[str] = ()) -> Component
         ) from error
     if not (isinstance(cls, type) and issubclass(cls, Component)):
         raise ValueError(f"expected a gritvq component, got {path!r}; only components can be rebuilt")
-    arguments = {k: _from_plain(v, trusted) for k, v in description.get("init_args", {}).items()}
+    given = description.get("init_args", {})
+    if not isinstance(given, dict):
+        raise ValueError(f"expected 'init_args' by name for {path}, got {given!r}; write {{}} for none")
+    arguments = {k: _from_plain(v, trusted) for k, v in given.items()}
     try:
         return cls(**arguments)
-    except TypeError as error:
+    except ValueError:
+        raise
+    except Exception as error:  # values of other kinds than a constructor expects fail in many ways
         raise ValueError(f"expected arguments that {path} takes, got {sorted(arguments)} ({error})") from error
 
 

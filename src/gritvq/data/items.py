@@ -332,7 +332,7 @@ def open_vectors(path: Path) -> np.ndarray[Any, Any]:
     try:
         regular_file(path)
         vectors = np.lib.format.open_memmap(path, mode="r")  # np.load would take archives too
-    except (OSError, ValueError, OverflowError) as error:
+    except Exception as error:  # headers of damaged files are parsed as Python
         raise ValueError(
             f"expected a .npy file of item embeddings, got {str(path)!r}, which is missing, damaged, an archive or "
             "holds objects; write it with numpy.save."
@@ -355,8 +355,11 @@ def _read_table(path: Path, keys: Mapping[str, bool], numbers: Sequence[str] = (
     try:
         if path.suffix.lower() == ".csv":
             return _read_csv(path, keys, numbers)
-        return _require("pyarrow.parquet").read_table(path)
-    except (pyarrow.ArrowException, OSError, csv.Error) as error:
+        table = _require("pyarrow.parquet").read_table(path)
+        table.validate(full=True)  # damaged files may hold places outside of them, and text that is none
+        _ = table.column_names
+        return table
+    except (pyarrow.ArrowException, OSError, csv.Error, UnicodeDecodeError) as error:
         raise ValueError(f"expected a Parquet or CSV file, got {str(path)!r}: {error}; replace it.") from error
 
 

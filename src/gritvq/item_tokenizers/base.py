@@ -210,7 +210,12 @@ class ItemTokenizer(Component, ABC):
         dim = config.get("dim")
         if not isinstance(dim, int) or dim < 1:
             raise ValueError(f"expected the size of an embedding as 'dim' in {folder / 'config.json'}, got {dim!r}")
-        tokenizer._allocate(dim)
+        try:
+            tokenizer._allocate(dim)
+        except (OverflowError, RuntimeError, TypeError) as error:
+            raise ValueError(
+                f"expected sizes in {folder / 'config.json'} that fit into memory, got others ({error}); copy it again"
+            ) from error
         tokenizer._dim = dim
         load_weights(tokenizer, folder, config)
         return tokenizer.eval()

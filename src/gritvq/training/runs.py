@@ -16,7 +16,9 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 import gritvq
+from gritvq.files import check_archive
 from gritvq.training.callbacks import RandomState, StepProgress
+from gritvq.training.checkpoints import CheckpointFiles
 from gritvq.training.data import DataModule, TrainingData
 from gritvq.training.interruption import Interrupted, Interruption, Listener, Stop
 from gritvq.training.tasks import LOG_EVERY, Task
@@ -131,6 +133,7 @@ def train(
         accelerator=plan.accelerator,
         devices=plan.devices,
         num_nodes=plan.num_nodes,
+        plugins=[CheckpointFiles()],
         default_root_dir=folder,  # where Lightning keeps the checkpoint of a job that SLURM puts back into its queue
         callbacks=callbacks,
         logger=loggers,
@@ -192,8 +195,9 @@ def check_checkpoint(task: Task, plan: TrainingPlan, path: str | Path) -> int:
             f"expected a checkpoint to resume from, got {path}, which is no file; see the run's checkpoints/"
         )
     try:
+        check_archive(Path(path))
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        saved, done = checkpoint["state_dict"], int(checkpoint["global_step"])
+        saved, done = dict(checkpoint["state_dict"]), int(checkpoint["global_step"])
     except pickle.UnpicklingError as error:
         raise ValueError(
             f"expected a checkpoint of tensors and plain data, got {path}, which holds something else or is damaged "

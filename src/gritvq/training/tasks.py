@@ -54,6 +54,8 @@ class Task(LightningModule, ABC):
             ValueError: If a setting differs; the message names it.
         """
         began = checkpoint.get("settings", {})
+        if not isinstance(began, dict):
+            raise ValueError(f"expected settings by name in the checkpoint, got {began!r}; take another one")
         for name, value in self.settings.items():
             if name in began and began[name] != value:
                 raise ValueError(
