@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 
 from gritvq.cli import fitting, main
 from gritvq.cli.errors import parser_class
+from gritvq.cli.printing import tracked
 from program import wrong
 
 CONFIGS = sorted(
@@ -229,3 +230,34 @@ def test_a_new_run_starts_from_the_weights_of_another(capsys: pytest.CaptureFixt
     text = wrong(small(*said, "--tokenizer.quantizer.codebook_size", "9", out="other"), capsys)
     assert "quantizer.codebook.weight ((9, 4) here, (8, 4) there)" in text
     assert not Path("other").exists()
+
+
+def test_callbacks_loggers_and_progress_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    csv_logger = {
+        "class_path": "lightning.pytorch.loggers.CSVLogger",
+        "init_args": {"save_dir": "mine", "name": "more"},
+    }
+    monitor = {"class_path": "lightning.pytorch.callbacks.LearningRateMonitor"}
+    told = small("--plan.max_steps", "30")
+    content = yaml.safe_load(Path("small.yaml").read_text())
+    Path("small.yaml").write_text(yaml.safe_dump({**content, "callbacks": [monitor], "loggers": [csv_logger]}))
+    assert main(told) == 0
+    said = capsys.readouterr().err.splitlines()
+    assert [line.split("  ")[0] for line in said if line.startswith("step")] == [
+        f"step {step} of 30" for step in range(3, 31, 3)
+    ]
+    assert not [line for line in said if "GPU" in line or "Tip" in line or "warning" in line]
+    described = json.loads(Path("run/data.json").read_text())
+    assert described["splits"]["train"]["pictures"] == 22 and described["splits"]["validation"]["pictures"] == 2
+    assert any("22" in line and "2" in line and "pictures" in line for line in said)
+    with next(Path("mine/more").glob("*/metrics.csv")).open() as file:
+        assert "lr-AdamW/pg1" in file.readline()
+    saved = yaml.safe_load(Path("run/config.yaml").read_text())
+    assert saved["callbacks"][0]["class_path"] == monitor["class_path"]
+
+
+def test_long_tests_say_how_far_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    assert list(tracked(range(25), "testing")) == list(range(25))
+    assert capsys.readouterr().err.splitlines() == [
+        f"testing: {n} of 25" for n in (3, 5, 8, 10, 13, 15, 18, 20, 23, 25)
+    ]

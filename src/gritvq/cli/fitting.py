@@ -7,13 +7,22 @@ import inspect
 import itertools
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from gritvq import presets
 from gritvq.cli.printing import arguments_of, console, number_rows, report
-from gritvq.cli.runs import Place, check_settings, fresh_folder, open_run, place_of, run_training
+from gritvq.cli.runs import (
+    Place,
+    check_settings,
+    extra_arguments,
+    extras_of,
+    fresh_folder,
+    open_run,
+    place_of,
+    run_training,
+)
 from gritvq.files import regular_file
 
 __all__ = ["demo", "demo_arguments", "fit", "fit_arguments"]
@@ -90,6 +99,7 @@ def fit_arguments(parser: Any, words: Sequence[str] = ()) -> None:
     parser.add_class_arguments(ImageData, "data")
     parser.add_class_arguments(TokenizerTask, "task", skip={"tokenizer"}, instantiate=False)
     parser.add_class_arguments(TrainingPlan, "plan")
+    extra_arguments(parser)
     parser.add_argument("--out", type=str, default="runs/fit", help="folder of the run")
     parser.add_argument(
         "--resume", type=str | None, default=None, help="checkpoint to go on from, or 'last' for the run's own"
@@ -216,9 +226,7 @@ def fit(parser: Any, config: Any) -> None:
         task.start_from(Tokenizer.from_pretrained(config.init_from))
     _check_picture(task.tokenizer, parts.data.shape)
     open_run(parser, config, place, done)
-    if place.launch.first:
-        console().print(f"data: {parts.data.summary()}", markup=False, highlight=False, soft_wrap=True)
-    _fit_and_report(task, parts.data, parts.plan, place, done)
+    _fit_and_report(task, parts.data, parts.plan, place, done, extras_of(parser, config))
 
 
 def _check_picture(tokenizer: Any, shape: tuple[int, int, int]) -> None:
@@ -236,14 +244,19 @@ def _check_picture(tokenizer: Any, shape: tuple[int, int, int]) -> None:
         tokenizer(torch.zeros(1, *shape))
 
 
-def _fit_and_report(task: Any, data: Any, plan: Any, place: Place, done: int = 0) -> None:
+def _fit_and_report(
+    task: Any, data: Any, plan: Any, place: Place, done: int = 0, extras: Mapping[str, Any] | None = None
+) -> None:
     from gritvq.files import write_json
     from gritvq.training import evaluate, pictures
     from gritvq.training.callbacks import collapse_advice
 
     tokenizer, out = task.tokenizer, place.out
+    if place.launch.first:
+        console().print(f"data: {data.summary()}", markup=False, highlight=False, soft_wrap=True)
+        write_json(out / "data.json", data.describe())
     started = time.perf_counter()
-    trainer = run_training(task, data, plan, place, done)
+    trainer = run_training(task, data, plan, place, done, **(extras or {}))
     minutes = (time.perf_counter() - started) / 60
     share = itertools.islice(data.val_dataloader(), trainer.global_rank, None, trainer.world_size)
     device = trainer.strategy.root_device  # Lightning has taken the model off it

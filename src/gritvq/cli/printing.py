@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ["arguments_of", "console", "list_files", "number_rows", "report", "table", "trusted_argument"]
+__all__ = ["arguments_of", "console", "list_files", "number_rows", "report", "table", "tracked", "trusted_argument"]
 
 
 def arguments_of(namespace: Any) -> dict[str, Any]:
@@ -27,6 +28,20 @@ def console() -> Any:
     from rich.console import Console
 
     return Console(stderr=True)
+
+
+def tracked(parts: Sequence[Any], what: str) -> Iterator[Any]:
+    """Go through parts with a bar on the error stream, or a line at every tenth where that is no terminal."""
+    from rich.progress import track
+
+    shown = console()
+    if shown.is_terminal:
+        yield from track(parts, description=what, console=shown, transient=True)
+        return
+    for number, part in enumerate(parts, 1):
+        yield part
+        if number * 10 // len(parts) > (number - 1) * 10 // len(parts):
+            print(f"{what}: {number:,} of {len(parts):,}", file=sys.stderr, flush=True)
 
 
 def number_rows(numbers: Mapping[str, float]) -> list[tuple[str, str]]:

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from gritvq.cli.printing import arguments_of, report, table, trusted_argument
-from gritvq.cli.runs import check_settings, open_run, place_of, run_training
+from gritvq.cli.printing import arguments_of, report, table, tracked, trusted_argument
+from gritvq.cli.runs import check_settings, extra_arguments, extras_of, open_run, place_of, run_training
 from gritvq.cli.semantic import make_ids, tokenizer_arguments, write_ids
 from gritvq.files import regular_file
 
@@ -58,6 +58,7 @@ def fit_recommender_arguments(parser: Any) -> None:
     parser.add_class_arguments(SequenceData, "batches", skip={"split", "every_prefix"}, instantiate=False)
     parser.add_class_arguments(RecommenderTask, "task", skip={"recommender"}, instantiate=False)
     parser.add_class_arguments(TrainingPlan, "plan")
+    extra_arguments(parser)
     parser.add_argument("--beam", type=int, default=50, help="prefixes kept when the test is made and later on")
     parser.add_argument("--num_test", type=int | None, default=None, help="users of the test; all if not given")
     parser.add_argument("--out", type=str, default="runs/recommender", help="folder of the run")
@@ -121,7 +122,8 @@ def fit_recommender(parser: Any, config: Any) -> None:
         write_ids(place.out / "semantic-ids", tokenizer, ids)
     out = place.out
     started = time.perf_counter()
-    trainer = run_training(task, data, plan, place, done)
+    extras = extras_of(parser, config)
+    trainer = run_training(task, data, plan, place, done, **extras)
     minutes = (time.perf_counter() - started) / 60
     if not trainer.is_global_zero:
         return
@@ -155,9 +157,7 @@ def _class(path: str) -> Any:
 def _tested(recommender: Any, split: Any, num_users: int | None) -> dict[str, float]:
     """Item-level metrics of test targets, found by beam search."""
     import torch
-    from rich.progress import track
 
-    from gritvq.cli.printing import console
     from gritvq.recommend import rank_in_list, ranking_metrics
 
     inputs, targets = split.test_inputs, split.test
@@ -165,7 +165,7 @@ def _tested(recommender: Any, split: Any, num_users: int | None) -> dict[str, fl
     if num_users is not None and num_users < len(users):
         users = torch.randperm(len(users), generator=torch.Generator().manual_seed(0))[:num_users].sort().values
     ranks = []
-    for block in track(users.split(64), description="testing", console=console(), transient=True):
+    for block in tracked(users.split(64), f"testing {len(users):,} users, block"):
         ranks.append(rank_in_list(recommender.recommend(inputs[block], 10).cpu(), targets[block]))
     return ranking_metrics(torch.cat(ranks))
 

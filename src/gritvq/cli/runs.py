@@ -16,7 +16,17 @@ from gritvq.files import replacing
 if TYPE_CHECKING:
     from gritvq.training.launch import Launch
 
-__all__ = ["Place", "check_folder", "check_settings", "fresh_folder", "open_run", "place_of", "run_training"]
+__all__ = [
+    "Place",
+    "check_folder",
+    "check_settings",
+    "extra_arguments",
+    "extras_of",
+    "fresh_folder",
+    "open_run",
+    "place_of",
+    "run_training",
+]
 
 
 class Place(NamedTuple):
@@ -160,6 +170,29 @@ def _lines(path: Path) -> list[str]:
         return []
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
     return list(itertools.takewhile(lambda line: line.startswith("#"), lines))
+
+
+def extra_arguments(parser: Any) -> None:
+    """Lightning's callbacks and loggers, by class and arguments."""
+    from lightning import Callback
+    from lightning.pytorch.loggers import Logger
+
+    parser.add_argument("--callbacks", type=list[Callback] | None, default=None, help="more callbacks of Lightning")
+    parser.add_argument(
+        "--loggers", type=list[Logger] | None, default=None, help="loggers of Lightning besides TensorBoard and CSV"
+    )
+
+
+def extras_of(parser: Any, config: Any) -> dict[str, Any]:
+    """The callbacks and loggers that are asked for, made without drawing random numbers of the run's."""
+    import torch
+
+    asked = [name for name in ("callbacks", "loggers") if config[name]]
+    if not asked:
+        return {}
+    with torch.random.fork_rng():
+        made = parser.instantiate(config)
+    return {name: made[name] for name in asked}
 
 
 def run_training(task: Any, data: Any, plan: Any, place: Place, done: int = 0, **more: Any) -> Any:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import sys
+import time
 from pathlib import Path
 from typing import Any, cast
 
@@ -26,6 +28,7 @@ __all__ = [
 ]
 
 log = logging.getLogger("gritvq")
+_QUIET = 60.0  # seconds without a line
 
 
 def _tokenizer(task: LightningModule) -> Tokenizer:
@@ -175,17 +178,23 @@ class Pictures(Callback):
 
 
 class StepProgress(Callback):
-    """A progress bar over the steps, with what the task logs of the recent batches."""
+    """A progress bar over the steps, with what the task logs of the recent batches.
+
+    Where the error stream is no terminal, a line at every tenth of the run and once a minute.
+    """
 
     def __init__(self) -> None:
         self.bar: Any = None
+        self.said, self.when = 0, 0.0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Open the bar."""
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-        if not trainer.is_global_zero:
+        self.said, self.when = trainer.global_step, time.monotonic()
+        console = Console(stderr=True)
+        if not trainer.is_global_zero or not console.is_terminal:
             return
         self.bar = Progress(
             TextColumn("training"),
@@ -193,7 +202,7 @@ class StepProgress(Callback):
             MofNCompleteColumn(),
             TimeRemainingColumn(compact=True),
             TextColumn("{task.fields[live]}"),
-            console=Console(stderr=True),
+            console=console,
         )
         self.bar.start()
         self.task = self.bar.add_task("training", total=trainer.max_steps, completed=trainer.global_step, live="")
@@ -202,21 +211,21 @@ class StepProgress(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Move on."""
-        if self.bar is None:
-            return
-        values = trainer.callback_metrics
-        live = "  ".join(
-            f"{name} {float(values[key]):.{digits}f}"
-            for name, key, digits in (
-                ("PSNR", "train/psnr", 2),
-                ("usage", "train/usage", 3),
-                ("perplexity", "train/perplexity", 0),
-                ("nats per item", "train/nats_per_item", 3),
-                ("NDCG@10", "val/ndcg@10", 4),
-            )
-            if key in values
-        )
-        self.bar.update(self.task, completed=trainer.global_step, live=live)
+        done, total = trainer.global_step, trainer.max_steps
+        if self.bar is not None:
+            self.bar.update(self.task, completed=done, live=_live(trainer))
+        elif trainer.is_global_zero and done > self.said:
+            tenth = done * 10 // total > self.said * 10 // total
+            if tenth or time.monotonic() > self.when + _QUIET:
+                self.said, self.when = done, time.monotonic()
+                print(f"step {done:,} of {total:,}  {_live(trainer)}".rstrip(), file=sys.stderr, flush=True)
+
+    def on_validation_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, *_: Any
+    ) -> None:
+        """Say how far a validation is."""
+        if self.bar is not None:
+            self.bar.update(self.task, live=f"validating {batch_idx + 1} of {trainer.num_val_batches[0]}")
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Close the bar."""
@@ -227,3 +236,18 @@ class StepProgress(Callback):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Close the bar before the error is printed."""
         self.on_train_end(trainer, pl_module)
+
+
+def _live(trainer: Trainer) -> str:
+    values = trainer.callback_metrics
+    return "  ".join(
+        f"{name} {float(values[key]):.{digits}f}"
+        for name, key, digits in (
+            ("PSNR", "train/psnr", 2),
+            ("usage", "train/usage", 3),
+            ("perplexity", "train/perplexity", 0),
+            ("nats per item", "train/nats_per_item", 3),
+            ("NDCG@10", "val/ndcg@10", 4),
+        )
+        if key in values
+    )

@@ -6,14 +6,15 @@ import logging
 import pickle
 import signal
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from lightning import Callback, Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
 import gritvq
 from gritvq.files import check_archive
@@ -75,6 +76,8 @@ def train(
     folder: str | Path | None = None,
     resume: str | Path | None = None,
     progress: bool = True,
+    callbacks: Sequence[Callback] = (),
+    loggers: Sequence[Logger] = (),
 ) -> Trainer:
     """Run a training; with a folder also logs, checkpoints and what the task writes, the model itself among it.
 
@@ -87,7 +90,9 @@ def train(
         folder: Where ``logs/``, ``checkpoints/`` and the task's own files go (a tokenizer's: pictures and
             ``tokenizer/``; a recommender's: ``recommender/``); nothing is written where None.
         resume: Checkpoint to go on from; the loss curve continues bitwise on the same machine.
-        progress: Whether to show a bar.
+        progress: Whether to show a bar, or a line now and then where there is no terminal.
+        callbacks: Lightning's callbacks besides those that the task needs; they come after them.
+        loggers: Lightning's loggers besides TensorBoard and CSV, which a run with a folder has.
 
     Returns:
         The trainer, after its last step.
@@ -100,12 +105,13 @@ def train(
         check_checkpoint(task, plan, resume)
     folder = None if folder is None else Path(folder)
     interruption = Interruption(None if folder is None else folder / "checkpoints" / "last.ckpt")
-    callbacks: list[Callback] = [Listener(interruption), *task.run_callbacks(folder), RandomState(), interruption]
-    loggers: Any = False
+    called: list[Callback] = [Listener(interruption), *task.run_callbacks(folder), *callbacks, RandomState()]
+    called.append(interruption)
+    logging_to = list(loggers)
     if progress:
-        callbacks.append(StepProgress())
+        called.append(StepProgress())
     if folder is not None:
-        callbacks += [
+        called += [
             ModelCheckpoint(
                 dirpath=folder / "checkpoints",
                 filename="step-{step}",
@@ -117,7 +123,7 @@ def train(
             ),
         ]
         version = f"run-{len(list((folder / 'logs').glob('run-*')))}"  # a resumed run logs beside the one it continues
-        loggers = [TensorBoardLogger(folder, "logs", version), CSVLogger(folder, "logs", version)]
+        logging_to = [TensorBoardLogger(folder, "logs", version), CSVLogger(folder, "logs", version), *loggers]
     trainer = Trainer(
         max_steps=plan.max_steps,
         max_epochs=-1,
@@ -135,8 +141,8 @@ def train(
         num_nodes=plan.num_nodes,
         plugins=[CheckpointFiles()],
         default_root_dir=folder,  # where Lightning keeps the checkpoint of a job that SLURM puts back into its queue
-        callbacks=callbacks,
-        logger=loggers,
+        callbacks=called,
+        logger=logging_to or False,
         log_every_n_steps=LOG_EVERY,
         enable_checkpointing=folder is not None,
         enable_progress_bar=False,
