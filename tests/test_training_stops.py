@@ -153,8 +153,8 @@ def test_a_checkpoint_runs_no_code(pictures: str, tmp_path: Path) -> None:
     torch.save({"state_dict": task.state_dict(), "global_step": 1, "more": Trap()}, trap)
     plain = tmp_path / "plain.ckpt"
     plain.write_bytes(pickle.dumps(Trap(), protocol=2))
-    for path in (trap, plain):
-        with pytest.raises(ValueError, match="expected a checkpoint of tensors and plain data"):
+    for path, said in ((trap, "a checkpoint of tensors and plain data"), (plain, "a readable checkpoint")):
+        with pytest.raises(ValueError, match=f"expected {said}"):
             go(task, pictures, tmp_path / "run", resume=path)
     assert not (tmp_path / "sprung").exists() and not (tmp_path / "run").exists()
 
