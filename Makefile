@@ -11,7 +11,7 @@ CAPABILITIES := ATEN_CPU_CAPABILITY=default ATEN_CPU_CAPABILITY=avx2,ONEDNN_MAX_
 CAPABILITIES += MKL_CBWR=COMPATIBLE MKL_CBWR=AVX2 TEST_THREADS=2,OMP_NUM_THREADS=2,MKL_NUM_THREADS=2
 TESTS ?= tests
 
-.PHONY: help demo test setup lint types docs tests capabilities soak clean
+.PHONY: help demo test setup lint types docs tests capabilities lowest soak clean
 .DEFAULT_GOAL := help
 
 help:  ## say what there is
@@ -62,10 +62,25 @@ capabilities: $(VENV)/.installed-development  ## run the tests as on other proce
 		env $(THREADS) $$settings $(BIN)/pytest -q -n 2 $(TESTS) || exit 1; \
 	done
 
+LOWEST := .venv-lowest
+EXTRAS := $(addprefix --extra ,train images items search text transport export dev)
+
+lowest: $(VENV)/.installed-development  ## run the tests with the lowest versions that are declared (TESTS="files" for some)
+	@echo "==> installing the lowest declared versions into $(LOWEST), with the torch and triton of constraints.txt"
+	@$(PYTHON) -m venv $(LOWEST)
+	@$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check uv
+	@grep -E '^(torch|triton)==' constraints.txt > $(LOWEST)/constraints.txt
+	@$(LOWEST)/bin/uv pip compile --quiet --resolution lowest-direct --python $(LOWEST)/bin/python $(EXTRAS) \
+		--constraint $(LOWEST)/constraints.txt --no-header --no-annotate --output-file $(LOWEST)/lowest.txt pyproject.toml
+	@sed -i '/^tf-/d' $(LOWEST)/lowest.txt  # TensorFlow, which an old TensorBoard names and nothing here uses
+	@$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r $(LOWEST)/lowest.txt
+	@$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@$(THREADS) $(LOWEST)/bin/python -m pytest -q -n 2 $(TESTS)
+
 soak: $(VENV)/.installed-development  ## run the tests that take long
 	@echo "==> pytest -m soak"
 	@$(THREADS) $(BIN)/pytest -q -m soak
 
 clean:  ## remove what was built (not runs/)
-	@echo "==> removing $(VENV), site and caches"
-	@rm -rf $(VENV) site .mypy_cache .pytest_cache .ruff_cache
+	@echo "==> removing $(VENV), $(LOWEST), site and caches"
+	@rm -rf $(VENV) $(LOWEST) site .mypy_cache .pytest_cache .ruff_cache

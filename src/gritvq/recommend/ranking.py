@@ -53,7 +53,7 @@ def rank_of_target(scores: Float[Tensor, "B n"], target: Int[Tensor, " B"]) -> F
 
 
 def rank_in_list(
-    lists: Int[Tensor, "B k *Q"], target: Int[Tensor, B * Q], sizes: Int[Tensor, "B k"] | None = None
+    lists: Int[Tensor, "B k *Q"], target: Int[Tensor, " B *Q"], sizes: Int[Tensor, "B k"] | None = None
 ) -> Float[Tensor, " B"]:
     """Rank of one item, or of one id tuple, in ranked lists; infinity where it is not listed.
 

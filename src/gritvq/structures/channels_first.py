@@ -63,7 +63,7 @@ class ChannelsFirst(Component):
         return self.quantizer.exact
 
     def forward(
-        self, x: Float[Tensor, "B D *spatial"], mask: Bool[Tensor, B * spatial] | None = None
+        self, x: Float[Tensor, "B D *spatial"], mask: Bool[Tensor, " B *spatial"] | None = None
     ) -> QuantizerOutput:
         """Quantize, as :meth:`gritvq.Quantizer.forward`; values of a contiguous input are contiguous.
 
@@ -75,7 +75,7 @@ class ChannelsFirst(Component):
         return output._replace(quantized=values.contiguous() if x.is_contiguous() else values)
 
     def encode(
-        self, x: Float[Tensor, "B D *spatial"], mask: Bool[Tensor, B * spatial] | None = None
+        self, x: Float[Tensor, "B D *spatial"], mask: Bool[Tensor, " B *spatial"] | None = None
     ) -> Int[Tensor, "B *tokens Q"]:
         """Indices, as :meth:`gritvq.Quantizer.encode`."""
         return self.quantizer.encode(self._last(x), mask)
