@@ -58,8 +58,8 @@ def parser_class() -> Any:
                 if value == "":
                     raise ValueError(f"expected a value for {name}, got an empty text; leave it out, or give one")
             for name, value in vars(config).items():
-                inside = [action.dest for action in self._actions if action.dest.startswith(f"{name}.")]
-                if value is None and inside:
+                settings = {action.dest for action in self._actions} - {f"{name}.help"}  # a class in a list has one
+                if value is None and any(other.startswith(f"{name}.") for other in settings):
                     raise ValueError(f"expected settings of {name}, got null; leave {name} out for its defaults")
             return config
 
