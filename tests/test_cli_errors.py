@@ -7,6 +7,7 @@ import importlib.util
 import io
 import os
 import random
+import re
 import subprocess
 import sys
 import warnings
@@ -208,6 +209,16 @@ def test_classes_of_trusted_modules_are_built(capsys: pytest.CaptureFixture[str]
     assert np.array_equal(np.load("codes.npy"), ours.encode(vectors).numpy())
     for verb in (["semantic-ids", "report"], ["semantic-ids", "add"], ["recommend"]):
         assert main([*verb, "--help"]) == 0 and "--trusted" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "verb",
+    [["fit"], ["validate"], ["encode"], ["export"], ["completion"], ["presets"], ["semantic-ids", "fit"]],
+    ids=" ".join,
+)
+def test_help_shows_no_inside_of_python(verb: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*verb, "--help"]) == 0
+    assert not re.search(r"<function|lambda|<locals>| at 0x", re.sub(r"\s+", " ", capsys.readouterr().out))
 
 
 def completed(script: str, *words: str) -> list[str]:

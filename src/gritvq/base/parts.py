@@ -235,7 +235,7 @@ class Context(NamedTuple):
     """What a learning rule sees of one forward pass; the leading shape of the input is kept.
 
     ``x`` carries the encoder's gradient, ``q`` and ``codes`` the codebook's; ``valid`` is False for masked rows.
-    ``count`` is the number of valid rows of all processes; left out, it is counted where it is needed.
+    ``total`` is the number of valid rows of all processes; left out, it is counted where it is needed.
     """
 
     x: Float[Tensor, "*batch D"]

@@ -65,7 +65,7 @@ def _run(words: Sequence[str]) -> None:
 
 def completion_arguments(parser: Any) -> None:
     """Whose script it is to be."""
-    parser.add_argument("shell", type=str, choices=["bash", "zsh", "tcsh"], help="the shell that completes")
+    parser.add_argument("shell", choices=["bash", "zsh", "tcsh"], help="the shell that completes")
 
 
 def completion(parser: Any, config: Any) -> None:

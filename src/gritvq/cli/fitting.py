@@ -87,7 +87,6 @@ def fit_arguments(parser: Any, words: Sequence[str] = ()) -> None:
     short = parser.add_argument_group("What people choose", "short for the same settings of the parts below")
     short.add_argument(
         "--preset",
-        type=str,
         default=None,
         choices=presets.__all__,
         help="published recipe of the quantizer; 'gritvq presets NAME' shows its arguments, which "

@@ -55,7 +55,6 @@ def measure_arguments(parser: Any, out: str) -> None:
 def _split_argument(parser: Any, default: str) -> None:
     parser.add_argument(
         "--split",
-        type=str,
         default=default,
         choices=["held_out", "validation", "test", "train", "all"],
         help="which pictures, where names say a split; held_out is validation, else test",
@@ -403,7 +402,7 @@ def export_arguments(parser: Any) -> None:
     parser.add_argument("tokenizer", type=str, help="tokenizer folder or Hub name")
     parser.add_argument("--out", type=str, default="exported", help="folder for the two files")
     _overwrite_argument(parser)
-    parser.add_argument("--format", type=str, default="onnx", choices=["onnx", "torch"], help=".onnx or .pt2 files")
+    parser.add_argument("--format", default="onnx", choices=["onnx", "torch"], help=".onnx or .pt2 files")
     parser.add_argument("--size", type=tuple[int, int], default=None, help="[H,W] of all images; any if not given")
     trusted_argument(parser)
 

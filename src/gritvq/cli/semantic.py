@@ -165,7 +165,6 @@ def tokenizer_arguments(parser: Any) -> None:
     parser.set_defaults({"tokenizer": {"class_path": "gritvq.item_tokenizers.ResidualKMeans"}})
     parser.add_argument(
         "--collisions",
-        type=str,
         default="append",
         choices=["append", "nearest_free", "sinkhorn", "keep"],
         help="what becomes of items with equal codes",

@@ -17,6 +17,7 @@ from gritvq.metrics import CodebookUsage, ReconstructionError
 from gritvq.saving import tensors_of
 from gritvq.tokenizer import Tokenizer
 from gritvq.training.callbacks import CodebookInitialization, CodebookUpdate, CollapseWarning, Pictures
+from gritvq.training.data import DataModule
 from gritvq.training.losses import Objective, objective_for
 
 __all__ = ["Schedule", "Task", "TokenizerTask", "scheduled"]
@@ -163,7 +164,8 @@ class TokenizerTask(Task):
         """Write ``tokenizer/``; its ``config.json`` also says which pictures of an ``ImageData`` it has seen."""
         from gritvq.data import ImageData
 
-        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        module = self.trainer.datamodule  # type: ignore[attr-defined]
+        data = module.data if isinstance(module, DataModule) else module
         if isinstance(data, ImageData):
             training = {**training, "data": {**data.settings(), "splits": data.describe()["splits"]}}
         self.tokenizer.save_pretrained(folder / "tokenizer", training)
