@@ -252,6 +252,22 @@ class TestForgotten:
             (text,) = told(lambda quantizer=quantizer: [quantizer(torch.randn(4, DIM)) for _ in range(8)])  # type: ignore[misc]
             assert ("stand still" in text) == still and ("10 times the encoder's learning rate" in text) == slow
 
+    def test_nothing_before_the_first_step_of_many_passes(self) -> None:
+        quantizer, encoder = vq_vae_ema(DIM, SIZE), torch.nn.Linear(DIM, DIM)
+        optimizer = torch.optim.AdamW(encoder.parameters())
+        quantizer.attach(optimizer)
+
+        def accumulate(number: int) -> list[str]:
+            return told(
+                lambda: [quantizer(encoder(torch.randn(4, DIM))).quantized.sum().backward() for _ in range(number)]
+            )
+
+        assert accumulate(64) == []
+        optimizer.step()
+        assert quantizer.statistics is not None and quantizer.statistics.step == 1
+        assert accumulate(255) == []
+        assert len(accumulate(1)) == 1  # by now the steps must have ended
+
     def test_nothing_where_nothing_was_forgotten(self) -> None:
         first, plain = grit_vq(DIM, SIZE), vq_vae(DIM, SIZE)
         second, third = vq_vae_ema(DIM, SIZE), vq_vae_ema(DIM, SIZE)

@@ -6,6 +6,7 @@ import csv
 import functools
 import logging
 import math
+import warnings
 from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
@@ -207,9 +208,11 @@ class TestCodebookCallbacks:
             assert torch.equal(seen[0], before) == (not fitted)
 
     def test_updates_once_per_optimizer_step(self, pictures: str) -> None:
-        for accumulate in (1, 3):
+        for accumulate in (1, 3, 9):
             task = task_for(vq_vae_ema)
-            train(task, data_from(pictures), plan(7, accumulate=accumulate), progress=False)
+            with warnings.catch_warnings():
+                warnings.filterwarnings("error", message=".*update_codebook")  # nobody forgot it
+                train(task, data_from(pictures), plan(7, accumulate=accumulate), progress=False)
             quantizer: Any = task.tokenizer.quantizer
             assert quantizer.statistics.step == 7
             assert quantizer.statistics.num_seen == 7 * accumulate * 8 * 16

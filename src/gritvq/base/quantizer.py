@@ -275,8 +275,17 @@ class Quantizer(Component, ABC):
                 module.advance()
             elif isinstance(module, Quantizer):
                 module.update(optimizer)
-                module._passes = _EARLY - _LATE
                 module._rates_are_known |= optimizer is not None
+        self.expect_updates()
+
+    def expect_updates(self) -> None:
+        """Say that :meth:`update_codebook` will follow the steps, however many passes each of them takes.
+
+        For what calls it in your place, such as a callback: no warning comes before the first step.
+        """
+        for module in self.modules():
+            if isinstance(module, Quantizer):
+                module._passes = _EARLY - _LATE
 
     def update(self, optimizer: torch.optim.Optimizer | None) -> None:
         """What this quantizer alone does after a step, its inner ones aside; nothing unless overridden."""
@@ -334,6 +343,7 @@ class Quantizer(Component, ABC):
         others = [p for p in self.parameters() if p.requires_grad and p not in scales]
         arrange_groups(optimizer, scales, others, lr, {p: name for name, p in self.named_parameters()})
         self._know_rates()
+        self.expect_updates()
         return Attachment.of(self, optimizer, self.update_codebook)
 
     def _scales(self) -> dict[nn.Parameter, float]:

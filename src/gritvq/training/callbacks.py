@@ -73,6 +73,7 @@ class CodebookUpdate(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Remember where a resumed run starts."""
         self.step = trainer.global_step
+        _tokenizer(pl_module).quantizer.expect_updates()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
