@@ -19,7 +19,7 @@ from PIL import Image
 
 from gritvq.data import ImageData, find_images, open_pictures, read_images, sources
 from gritvq.data.pictures import _is_transparent
-from gritvq.data.splits import looks_held_out, split_of
+from gritvq.data.splits import folder_looks_held_out, looks_held_out, split_of
 
 
 def flat(value: int, height: int = 8, width: int = 8) -> Image.Image:
@@ -63,8 +63,11 @@ class TestSplits:
         ("split", "names"),
         [
             ("train", "train TRAIN Training training_set train2017 trainA DIV2K_train_HR cifar10-train partial-train"),
+            ("train", "trainset trainimages traindata"),
             ("validation", "val Valid validation validate val2017 valB DIV2K_valid_HR dev eval imagenet_validation_0"),
+            ("validation", "valimages ValImages devset evalset evaldata valimgs"),
             ("test", "test tests Testing test_set testset test2017 testA test-00000-of-00001 hold-out HeldOut holdout"),
+            ("test", "testimages testdata test_images testingset"),
         ],
     )
     def test_words_that_say_a_split(self, split: str, names: str) -> None:
@@ -79,6 +82,12 @@ class TestSplits:
     )
     def test_words_that_only_look_alike(self, name: str) -> None:
         assert split_of([name]) is None and not looks_held_out([name])
+
+    def test_a_folder_with_a_name_that_says_nothing_is_what_is_around_it(self) -> None:
+        for folder in ("coco/val2017", "yolo/valid/images", "data/test/2014", "images/val", "dev.parquet"):
+            assert folder_looks_held_out(Path(folder)), folder
+        for folder in ("yolo/train/images", "test_project/images", "test/cats", "images", "/", "owner/name"):
+            assert not folder_looks_held_out(Path(folder)), folder
 
     def test_a_plain_name_counts_more_than_one_among_other_words_and_outside_more_than_inside(self) -> None:
         assert split_of(["test_project", "train"]) == ("train", "train")

@@ -32,7 +32,7 @@ from gritvq.data.pictures import (
     open_pictures,
 )
 from gritvq.data.sources import Blocks
-from gritvq.data.splits import looks_held_out
+from gritvq.data.splits import folder_looks_held_out
 
 __all__ = ["ImageData"]
 
@@ -232,7 +232,7 @@ class ImageData:
         pictures = {name: splits.open([name], self.channels, self.strict) for name in splits.names}
         said = {name: ", ".join(words) for name, words in splits.said.items()}
         doubtful = splits.doubtful
-        if not doubtful and splits.names == [ALL] and looks_held_out([Path(self.path).stem]):
+        if not doubtful and splits.names == [ALL] and folder_looks_held_out(Path(self.path)):
             doubtful = [self.path] * len(pictures[ALL])
         key = ALL if ALL in pictures else "train"
         if key not in pictures:
