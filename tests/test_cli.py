@@ -358,6 +358,18 @@ class TestMeasuring:
         assert numbers_of("inspect") == pytest.approx(numbers_of(run), rel=1e-5)
         assert json.loads(Path("inspect/metrics.json").read_text())["data"] == str(pictures)
 
+    def test_other_pictures_in_the_place_of_the_runs_own(
+        self, run: Path, pictures: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        shutil.copytree(pictures, "moved")
+        said = json.loads((run / "tokenizer" / "config.json").read_text())["training"]
+        said["data"]["path"] = "moved"
+        Tokenizer.from_pretrained(run / "tokenizer").save_pretrained("again", said)
+        assert main(["validate", "again", "--out", "same"]) == 0 and numbers_of("same")["pictures"] == 4
+        next(path for path in Path("moved").rglob("*.*") if path.is_file()).unlink()
+        assert main(["validate", "again", "--out", "other"]) == 2 and not Path("other").exists()
+        assert "other pictures than in training: moved: train 36" in capsys.readouterr().err
+
     def test_whole_pictures_of_any_size(self, run: Path, odd: Path) -> None:
         assert main(["validate", str(run / "tokenizer"), "--data.path", str(odd), "--out", "whole"]) == 0
         model, errors, tokens = Tokenizer.from_pretrained(run / "tokenizer"), [], 0

@@ -174,9 +174,12 @@ def _pictures_to_measure(config: Any, channels: int) -> tuple[Pictures, dict[str
             f"expected --data.path, since {config.tokenizer} does not say on which pictures it was trained, got none"
         )
     split = "validation" if config.split == "held_out" else config.split
+    known = settings.pop("splits", None)
     try:
         data = ImageData(**{**settings, "channels": channels})
         pictures, said = data.pictures(split), data.describe()["splits"]
+        if known is not None and known != said:
+            raise ValueError(f"other pictures than in training: {data.summary()}")
     except (TypeError, ValueError) as error:
         raise ValueError(
             f"expected {split} pictures of the data that {config.tokenizer} was trained on, got none ({error}); name "
@@ -186,7 +189,10 @@ def _pictures_to_measure(config: Any, channels: int) -> tuple[Pictures, dict[str
 
 
 def _own_data(tokenizer: str) -> dict[str, Any] | None:
-    """Settings of the data of a tokenizer's run, as its ``config.json`` or the run's ``config.yaml`` has them."""
+    """Settings of the data of a tokenizer's run, as its ``config.json`` or the run's ``config.yaml`` has them.
+
+    The former also has the splits that were found, as :meth:`gritvq.data.ImageData.describe` gives them.
+    """
     import yaml
 
     from gritvq.saving import read_config
@@ -201,7 +207,7 @@ def _own_data(tokenizer: str) -> dict[str, Any] | None:
             found = yaml.safe_load((folder.parent / "config.yaml").read_text(encoding="utf-8"))["data"]
         except (OSError, ValueError, TypeError, KeyError, RecursionError, yaml.YAMLError):
             return None
-    return {key: value for key, value in found.items() if key != "splits"} if isinstance(found, dict) else None
+    return dict(found) if isinstance(found, dict) else None
 
 
 def validate(parser: Any, config: Any) -> None:
