@@ -552,7 +552,7 @@ class TestWrongInput:
         ("config", "message"),
         [
             ({"plan": {"max_stepz": 3}}, "did you mean 'plan.max_steps'?"),
-            ({"colour": "red"}, "does not accept option 'colour'"),
+            ({"colour": "red"}, "Option 'colour' is not accepted"),
             (
                 {"tokenizer": {"quantizer": {"class_path": "gritvq.grit_vq", "init_args": {"dim": 4, "size": 9}}}},
                 "Option 'size' is not accepted",

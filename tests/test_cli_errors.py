@@ -20,7 +20,8 @@ import pytest
 import torch
 import yaml
 
-from gritvq.cli import main
+from gritvq import presets
+from gritvq.cli import _program, main
 from gritvq.cli.errors import explained, guarded
 from gritvq.cli.printing import table
 from gritvq.item_tokenizers import ResidualKMeans
@@ -90,6 +91,107 @@ NESTED = b"[" * 100_000
 FIT = ("--data.path", "./nowhere")
 
 
+CONFIGURED = {
+    "fit": FIT,
+    "fit ": ("--backbone", "gritvq.recommend.DepthDecoder", "--data.folder", "./nowhere"),
+    "validate": ("nowhere",),
+    "inspect": ("nowhere",),
+    "compare": FIT,
+    "semantic-ids fit": ("--data", "nowhere"),
+}
+OTHERS = {
+    "demo": ("--steps", "-1"),
+    "encode": ("nowhere", "--tokenizer", "nowhere"),
+    "decode": ("nowhere", "--tokenizer", "nowhere"),
+    "export": ("nowhere",),
+    "presets": ("nothing",),
+    "recommend": ("nowhere", "--user", "x"),
+    "semantic-ids encode": ("nowhere", "--embeddings", "nowhere"),
+    "semantic-ids report": ("nowhere",),
+    "semantic-ids add": ("nowhere", "--data", "nowhere"),
+    "completion": ("nothing",),
+}
+
+
+def leaves(parser: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """Verbs and jobs with their parsers."""
+    if parser._subcommands_action is None:
+        yield name.strip(), parser
+        return
+    for word, own in parser._subcommands_action.choices.items():
+        yield from leaves(own, f"{name} {word}")
+
+
+def parsers() -> dict[str, Any]:
+    recommender = _program(["fit", *CONFIGURED["fit "]])[1]["fit"][0]
+    return dict(leaves(_program([], whole=True)[0])) | {"fit ": recommender}
+
+
+def settings_of(parser: Any) -> dict[str, Any]:
+    """Names and defaults of all that may be left out."""
+    every = {action.dest: action.default for action in parser._actions if action.option_strings}
+    return {
+        name: default
+        for name, default in every.items()
+        if name.split(".")[-1] not in ("help", "config", "print_config")
+    }
+
+
+def nested(name: str, value: Any) -> Any:
+    for part in reversed(name.split(".")):
+        value = {part: value}
+    return value
+
+
+class TestNull:
+    """Null and values of no type, for every argument of every verb; the data is nowhere, so nothing runs."""
+
+    def wrong(self, words: list[str], content: Any, capsys: pytest.CaptureFixture[str]) -> str:
+        Path("a.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
+        return wrong(words, capsys)
+
+    def test_no_verb_is_forgotten(self) -> None:
+        assert parsers().keys() == CONFIGURED.keys() | OTHERS.keys()
+
+    @pytest.mark.parametrize("verb", CONFIGURED)
+    def test_in_a_file(self, verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+        words = [*verb.split(), *CONFIGURED[verb], "--config", "a.yaml"]
+        for name, default in settings_of(parsers()[verb]).items():
+            said = self.wrong(words, nested(name, None), capsys)
+            assert name in said or default is None
+            assert name in self.wrong(words, nested(name, {"x": [0]}), capsys)
+
+    @pytest.mark.parametrize("verb", OTHERS)
+    def test_on_the_command_line(self, verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+        for name in settings_of(parsers()[verb]):
+            for value in ("null", "{x: [0]}", ""):
+                wrong([*verb.split(), *OTHERS[verb], f"--{name}={value}"], capsys)
+
+
+class TestHelp:
+    OBJECTS = re.compile(r"<function|<lambda|<locals>|functools\.| object at |0x[0-9a-f]{6}")
+
+    def check(self, words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+        assert main(words) == 0
+        said = " ".join(capsys.readouterr().out.split())  # however the lines are broken
+        assert len(said) > 100 and not self.OBJECTS.search(said), words
+
+    def test_of_verbs_shows_no_objects(self, capsys: pytest.CaptureFixture[str]) -> None:
+        for verb in parsers():
+            more = CONFIGURED[verb] if verb == "fit " else ()
+            self.check([*verb.split(), *more, "--help"], capsys)
+        self.check(["--help"], capsys)
+        self.check(["semantic-ids", "--help"], capsys)
+
+    def test_of_classes_and_presets_shows_no_objects(self, capsys: pytest.CaptureFixture[str]) -> None:
+        for name in presets.__all__:
+            self.check(["presets", name], capsys)
+        self.check(["fit", "--tokenizer.quantizer.help", "gritvq.FSQ"], capsys)
+        self.check(["fit", "--tokenizer.encoder.help", "gritvq.models.ImageEncoder"], capsys)
+        self.check(["fit", "--tokenizer.decoder.help", "gritvq.models.ImageDecoder"], capsys)
+        self.check(["semantic-ids", "fit", "--tokenizer.help", "gritvq.item_tokenizers.ResidualKMeans"], capsys)
+
+
 class TestOneMessage:
     @pytest.mark.parametrize(
         ("content", "message"),
@@ -97,7 +199,7 @@ class TestOneMessage:
             (b"tokenizer: {quantizer: {class_path: gritvq.fsq, init_args: null}}", "settings by name under init_args"),
             (b"tokenizer: {quantizer: {class_path: gritvq.fsq, init_args: [1]}}", "settings by name under init_args"),
             (b"tokenizer: {encoder: {class_path: torch.nn.Identity}}", "torch.nn.Identity"),
-            (b"tokenizer: {encoder: null}", "gritvq fit: error: the following arguments are required"),
+            (b"tokenizer: {encoder: null}", "expected a value for tokenizer.encoder, got null"),
             (NESTED, "nested a few levels deep"),
             (b"\xff\xfe\x00abc", "expected text in UTF-8"),
             (b"", "config"),
@@ -108,6 +210,14 @@ class TestOneMessage:
             (b"preset: 5", "preset"),
             (b"tokenizer: {quantizer: {class_path: gritvq.vq_vae, init_args: {codebook_sise: 4}}}", "'codebook_size'?"),
             (b"tokenizer: {quantizer: {class_path: gritvq.fsqq}}", "did you mean 'fsq'?"),
+            (b"tokenizer: {quantizer: {class_path: null}}", "expected the name of a class under class_path"),
+            (b"plan: {max_stepz: 3}", "did you mean 'plan.max_steps'?"),
+            (b"preset: fsqq", "did you mean 'fsq'?"),
+            (b"init_from: ''", "expected a value for init_from, got an empty text"),
+            (b"init_from: 3", "init_from: Expected a str\n  Given value: 3"),
+            (b"callbacks: 3", "callbacks: Expected a list\n  Given value: 3"),
+            (b"loggers: [nothing]", "loggers: Expected a dot import path string: nothing"),
+            (b"loggers: [{class_path: gritvq.FSQ}]", "gritvq.FSQ"),
         ],
         ids=lambda value: value[:40].decode("latin-1") if isinstance(value, bytes) else "",
     )
@@ -139,11 +249,23 @@ class TestOneMessage:
             (["fit", "--preset", "vq_vae", "--tokenizer.quantizer", "gritvq.fsq"], "expected one quantizer"),
             (["fit", "--channels", "2"], "1 (grey) or 3 (RGB), got 2"),
             (["fit", "--codebook_size", "0"], "expected codebook_size >= 1, got 0"),
+            (["fit", "--init_from", ""], "expected a value for init_from, got an empty text"),
+            (
+                ["fit", "--init_from", "nothing", "--data.path", "photographs"],
+                "expected a tokenizer folder or a Hub name",
+            ),
+            (["fit", "--callbacks", "[gritvq.FSQ]"], "gritvq.FSQ"),
+            (["fit", "--plan.accelerator", "nonsense", "--data.path", "photographs"], "nonsense"),
+            (["validate", "x", "--device", "nonsense"], "expected a device that this machine has, got 'nonsense'"),
+            (["encode", "x", "--tokenizer", "y", "--trusted", "3"], "trusted: Expected a list. Got value: 3"),
+            (["validate", "x", "--trusted", "[nothing]"], "expected a tokenizer folder or a Hub name"),
+            (["completion", "fish"], "invalid choice: 'fish'"),
+            (["completion"], "gritvq completion: error: the following arguments are required: shell"),
         ],
         ids=lambda value: " ".join(value) if isinstance(value, list) else "",
     )
     def test_of_the_command_line(self, words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
-        assert message in wrong([*words, *(FIT if words[0] == "fit" else ())], capsys)
+        assert message in wrong([*words, *(FIT if words[0] == "fit" and "photographs" not in words else ())], capsys)
 
     @pytest.mark.parametrize(
         ("error", "message"),
@@ -153,6 +275,10 @@ class TestOneMessage:
             (PermissionError(errno.EACCES, "Permission denied", "a"), "got 'a': Permission denied"),
             (RecursionError("maximum recursion depth exceeded"), "nested a few levels deep"),
             (MemoryError(), "fits into memory"),
+            (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), "the GPU's memory, got more; take"),
+            (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"), "fits into memory"),
+            (RuntimeError("a fault of ours"), None),
+            (OSError(errno.EFBIG, "File too large"), "room on the disk to write, got none"),
             (ModuleNotFoundError("No module named 'onnx'", name="onnx"), "this needs onnx"),
             (ValueError("expected a, got b"), "expected a, got b"),
             (ValueError(), "ValueError"),
@@ -209,16 +335,6 @@ def test_classes_of_trusted_modules_are_built(capsys: pytest.CaptureFixture[str]
     assert np.array_equal(np.load("codes.npy"), ours.encode(vectors).numpy())
     for verb in (["semantic-ids", "report"], ["semantic-ids", "add"], ["recommend"]):
         assert main([*verb, "--help"]) == 0 and "--trusted" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-    "verb",
-    [["fit"], ["validate"], ["encode"], ["export"], ["completion"], ["presets"], ["semantic-ids", "fit"]],
-    ids=" ".join,
-)
-def test_help_shows_no_inside_of_python(verb: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([*verb, "--help"]) == 0
-    assert not re.search(r"<function|lambda|<locals>| at 0x", re.sub(r"\s+", " ", capsys.readouterr().out))
 
 
 def completed(script: str, *words: str) -> list[str]:

@@ -258,6 +258,18 @@ def test_scratch_of_a_living_writer_stays(tmp_path: Path) -> None:
     assert files_of(tmp_path) == ["a", "b.json"]
 
 
+def test_what_a_part_left_on_the_way_is_older_than_the_new_whole(tmp_path: Path) -> None:
+    """A killed writer of a part leaves files that count; a later writer of the whole replaces them too."""
+    for place, text in ((tmp_path / "part", "first"), (tmp_path / "part" / ".written", "second")):
+        place.mkdir()
+        (place / "a.txt").write_text(text)
+    assert place_of_file(tmp_path / "part", "a.txt").read_text() == "second"
+    with replacing_files(tmp_path) as scratch:
+        (scratch / "part").mkdir()
+        (scratch / "part" / "a.txt").write_text("third")
+    assert place_of_file(tmp_path / "part", "a.txt").read_text() == "third"
+
+
 def test_a_failing_writer_leaves_nothing(tmp_path: Path) -> None:
     _any_files(tmp_path / "old", 1)
     for name in ("old", "new"):

@@ -91,7 +91,8 @@ def replacing_files(folder: str | os.PathLike[str]) -> Iterator[Path]:
     folder = Path(folder)
     new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
-    for place in (folder, folder.absolute().parent):  # an artefact may hold another
+    inside = [written.parent for written in folder.glob(f"*/{_WRITTEN}")]
+    for place in (folder, folder.absolute().parent, *inside):  # an artefact may hold another
         _end_moves(place)
     _sweep(folder)
     scratch = folder / _scratch_name()

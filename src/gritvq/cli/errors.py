@@ -8,13 +8,16 @@ import importlib
 import inspect
 import re
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, get_args
 
 from gritvq import presets
 
 __all__ = ["explained", "parser_class"]
 
-_FULL = re.compile(r"No space left|Disk quota|PytorchStreamWriter failed")  # what writers in C++ and Rust say
+_FULL = re.compile(  # what writers in C++ and Rust say
+    r"No space left|Disk quota|File too large|PytorchStreamWriter failed|iostream error|unexpected pos \d+ vs \d+"
+)
+_MEMORY = re.compile(r"out of memory|can't allocate memory|ALLOC_FAILED", re.IGNORECASE)  # PyTorch, on any device
 
 
 def explained(error: Exception) -> str | None:
@@ -31,11 +34,12 @@ def explained(error: Exception) -> str | None:
         return (
             "expected input nested a few levels deep, got brackets within brackets without end; is it the right file?"
         )
-    if isinstance(error, MemoryError):
-        return "expected input that fits into memory, got more; take smaller batches or fewer rows"
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and _MEMORY.search(text)):
+        where = "the GPU's memory" if "CUDA" in text or "CUBLAS" in text else "memory"
+        return f"expected input that fits into {where}, got more; take smaller batches (batch_size) or fewer rows"
     if isinstance(error, UnicodeError):
         return f"expected text in UTF-8, got bytes that are none ({text}); is it the right file?"
-    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
     if full or _FULL.search(text):
         where = f" {error.filename}" if isinstance(error, OSError) and error.filename else ""
         return f"expected room on the disk to write{where}, got none; free some, or write elsewhere with --out"
@@ -54,6 +58,11 @@ def parser_class() -> Any:
     class Parser(ArgumentParser):
         def parse_args(self, *arguments: Any, **more: Any) -> Any:
             config = guarded(super().parse_args, *arguments, **more)
+            if self._subcommands_action is None:  # a verb or a job says itself what it does not take
+                try:
+                    self.validate(config, skip_required=True)
+                except (TypeError, KeyError) as error:
+                    self.error(str(error), error)
             for name, value in config.items():
                 if value == "":
                     raise ValueError(f"expected a value for {name}, got an empty text; leave it out, or give one")
@@ -61,6 +70,11 @@ def parser_class() -> Any:
                 settings = {action.dest for action in self._actions} - {f"{name}.help"}  # a class in a list has one
                 if value is None and any(other.startswith(f"{name}.") for other in settings):
                     raise ValueError(f"expected settings of {name}, got null; leave {name} out for its defaults")
+            for action in self._actions:
+                if action.dest in config and config[action.dest] is None and not _takes_null(action):
+                    raise ValueError(
+                        f"expected a value for {action.dest}, got null; leave it out for its default, or give one"
+                    )
             return config
 
         def instantiate(self, *arguments: Any, **more: Any) -> Any:
@@ -80,12 +94,17 @@ def parser_class() -> Any:
                 if message.startswith("the following arguments are required"):
                     message = message.replace(f"{filled[0]}.", "")
             program = parser.prog.replace(" [options]", "")
-            message = _NO_SETTINGS.sub("expected settings by name under init_args, got something else", message)
+            message = _readable(message)
             close = _suggestion(message, [action.dest for action in parser._actions])
             hint = f"did you mean '{close}'? " if close else ""
             return self.exit(2, f"{program}: error: {message.rstrip()}\n{hint}see '{program} --help'\n")
 
     return Parser
+
+
+def _takes_null(action: Any) -> bool:
+    """Whether null may be given; jsonargparse takes it for "not given" and does not check it."""
+    return action.default is None or type(None) in get_args(getattr(action, "_typehint", action.type))
 
 
 def guarded(call: Any, *arguments: Any, **more: Any) -> Any:
@@ -105,6 +124,24 @@ def guarded(call: Any, *arguments: Any, **more: Any) -> Any:
 
 
 _NO_SETTINGS = re.compile(r"'\w+' object has no attribute 'keys'")
+_NO_CLASS = re.compile(r"argument of type '\w+' is not iterable")
+_NOISE = re.compile(
+    r"\s*(?:- )?(Does not validate against any|Subtypes:|Errors:|Given value type:|Expected a .*NoneType)"
+)
+
+
+def _readable(message: str) -> str:
+    """What the parser says, without the names of its own concepts.
+
+    Example:
+        >>> _readable("Expected a <class 'str'>. Got value: 3")
+        'Expected a str. Got value: 3'
+    """
+    message = "\n".join(line for line in message.splitlines() if not _NOISE.match(line))
+    message = _NO_SETTINGS.sub("expected settings by name under init_args, got something else", message)
+    message = _NO_CLASS.sub("expected the name of a class under class_path, got something else", message)
+    message = re.sub(r'Parser key "([^"]*)":\s*(- )?', r"\1: ", message)
+    return re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", message)
 
 
 def _suggestion(message: str, known: Sequence[str]) -> str | None:
@@ -116,12 +153,14 @@ def _suggestion(message: str, known: Sequence[str]) -> str | None:
         >>> _suggestion("argument VERB: invalid choice: 'fitt' (choose from 'fit', 'decode')", [])
         'fit'
     """
-    if found := re.search(r"not accept option '([^']+)'", message):
-        return _closest(found[1], known)
-    if found := re.search(r"invalid choice: '([^']*)' \(choose from (.*)\)", message):
-        return _closest(found[1], re.findall(r"[\w-]+", found[2]))
     if found := re.search(r"class_path '([\w.]+)':\s+Option '([^']+)' is not accepted", message):
         return _closest(found[2], _arguments_of(found[1]))
+    if found := re.search(r"not accept option '([^']+)'|Option '([^']+)' is not accepted$", message):
+        return _closest(found[1] or found[2], known)
+    if found := re.search(r"invalid choice: '([^']*)' \(choose from (.*)\)", message):
+        return _closest(found[1], re.findall(r"[\w-]+", found[2]))
+    if found := re.search(r"'([^']*)' not among choices \[(.*)\]", message):
+        return _closest(found[1], re.findall(r"[\w-]+", found[2]))
     if found := re.search(r"module 'gritvq' has no attribute '(\w+)'", message):
         return _closest(found[1], presets.__all__)
     if "unrecognized arguments:" in message:

@@ -43,7 +43,7 @@ def fit_recommender_arguments(parser: Any) -> None:
     from gritvq.training import RecommenderTask, TrainingPlan
 
     parser.add_argument("--config", action="config", help="YAML file with any of the arguments below")
-    parser.add_subclass_arguments(Backbone, "backbone", skip={"codebook_sizes"}, instantiate=False)
+    parser.add_subclass_arguments(Backbone, "backbone", skip={"codebook_sizes"}, instantiate=False, required=True)
     parser.add_argument(
         "--ids",
         type=str | None,

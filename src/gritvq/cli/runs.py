@@ -5,13 +5,13 @@ from __future__ import annotations
 import itertools
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import yaml
 
-from gritvq.files import replacing
+from gritvq.files import holds_files, replacing
 
 if TYPE_CHECKING:
     from gritvq.training.launch import Launch
@@ -20,6 +20,7 @@ __all__ = [
     "Place",
     "check_folder",
     "check_settings",
+    "clear_folder",
     "extra_arguments",
     "extras_of",
     "fresh_folder",
@@ -151,8 +152,6 @@ def open_run(parser: Any, config: Any, place: Place, done: int = 0, changes: Map
 
     def make() -> None:
         notes, path = "", place.out / "config.yaml"
-        if not place.goes_on:
-            fresh_folder(config.out, config.overwrite, _INSTEAD)
         if place.resume is not None:
             planned = _began(place.resume).get("plan.max_steps", config.plan.max_steps)
             notes = "".join(line for line in _lines(Path(place.resume).resolve().parent.parent / "config.yaml"))
@@ -160,6 +159,8 @@ def open_run(parser: Any, config: Any, place: Place, done: int = 0, changes: Map
                 notes += f"# the first {done} steps were done with plan.max_steps {planned}\n"
         with replacing(path) as scratch:
             scratch.write_text(notes + _dumped(parser, config, changes), encoding="utf-8")
+            if not place.goes_on:  # an old run stays where there is no room for a new one's first file
+                fresh_folder(config.out, config.overwrite, _INSTEAD)
 
     place.launch.agree(make)
 
@@ -223,7 +224,7 @@ def check_folder(path: str, overwrite: bool, instead: str = "") -> Path:
     folder = Path(path)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"expected a folder for the run, got the file {folder}; choose another --out")
-    if folder.exists() and any(folder.iterdir()):
+    if folder.exists() and holds_files(folder):
         run = (folder / "checkpoints").exists() or (folder / "tokenizer").exists() or (folder / "config.yaml").exists()
         if not (overwrite and run):
             raise ValueError(
@@ -236,10 +237,15 @@ def check_folder(path: str, overwrite: bool, instead: str = "") -> Path:
 def fresh_folder(path: str, overwrite: bool, instead: str = "") -> Path:
     """A folder for a new run; an old run there is an error unless it may be replaced."""
     folder = check_folder(path, overwrite, instead)
-    if folder.exists():
-        for name in ("logs", "checkpoints", "tokenizer", "recommender", "semantic-ids", "ids"):
-            shutil.rmtree(folder / name, ignore_errors=True)
-        for name in ("metrics.json", "report.json", "tree.png"):
-            (folder / name).unlink(missing_ok=True)
+    clear_folder(folder)
     folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+def clear_folder(folder: Path, but: Sequence[str] = ()) -> None:
+    """Remove what runs write into their folder, but what has these names already is the new run's."""
+    for name in ("logs", "checkpoints", "tokenizer", "recommender", "semantic-ids", "ids"):
+        if name not in but:
+            shutil.rmtree(folder / name, ignore_errors=True)
+    for name in ("metrics.json", "report.json", "tree.png"):
+        (folder / name).unlink(missing_ok=True)

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from gritvq.cli.printing import list_files, report, trusted_argument
-from gritvq.cli.runs import check_folder, fresh_folder
+from gritvq.cli.runs import check_folder, clear_folder
+from gritvq.files import replacing_files
 
 __all__ = ["fit_arguments", "make_ids", "semantic_ids", "semantic_ids_arguments", "tokenizer_arguments", "write_ids"]
 
@@ -161,7 +162,7 @@ def tokenizer_arguments(parser: Any) -> None:
     """How items become ids."""
     from gritvq.item_tokenizers import ItemTokenizer
 
-    parser.add_subclass_arguments(ItemTokenizer, "tokenizer")
+    parser.add_subclass_arguments(ItemTokenizer, "tokenizer", required=True)
     parser.set_defaults({"tokenizer": {"class_path": "gritvq.item_tokenizers.ResidualKMeans"}})
     parser.add_argument(
         "--collisions",
@@ -179,8 +180,10 @@ def _fit(config: Any, parts: Callable[[], Any]) -> None:
     tokenizer = parts().tokenizer
     vectors = _vectors(catalogue, config)
     ids = make_ids(tokenizer, vectors, catalogue.keys, config.collisions, _encoder(config, vectors))
-    out = fresh_folder(config.out, config.overwrite)
-    write_ids(out, tokenizer, ids)
+    out = Path(config.out)
+    with replacing_files(out) as scratch:  # an old run stays where the disk is full
+        write_ids(scratch, tokenizer, ids)
+    clear_folder(out, but=(_TOKENIZER, _IDS))
     _judge(ids, categories, vectors, tokenizer, out)
 
 
@@ -259,7 +262,10 @@ def _encode(config: Any, parts: Callable[[], Any]) -> None:
     codes = tokenizer.encode(vectors, progress=True)
     seconds = time.perf_counter() - started
     with replacing(out) as scratch, scratch.open("wb") as file:
-        np.save(file, codes.numpy().astype(np.min_scalar_type(max(tokenizer.codebook_sizes) - 1)))
+        table = np.ascontiguousarray(codes, dtype=np.min_scalar_type(max(tokenizer.codebook_sizes) - 1))
+        # numpy.save does not notice a full disk
+        np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(table))
+        file.write(table.data)
     rows = [("items", f"{len(codes):,}"), ("items per second", f"{len(codes) / max(seconds, 1e-9):,.0f}")]
     report("encoded", rows, {"codes": out})
 
