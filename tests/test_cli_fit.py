@@ -203,6 +203,7 @@ def test_a_run_goes_on_with_the_rates_it_began_with(capsys: pytest.CaptureFixtur
         ("data.seed", "1"),
         ("data.batch_size", "3"),
         ("plan.precision", "bf16-mixed"),
+        ("task.objective", "gritvq.training.ReconstructionObjective"),  # a class in the place of null
     ):
         assert f"--{name} " in wrong(small(*same, f"--{name}", value, *elsewhere, out="other"), capsys)
         assert not Path("other").exists()

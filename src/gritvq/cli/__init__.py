@@ -26,7 +26,7 @@ Verb = Callable[[Any, Any], None]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the program; returns the exit code: 0 done, 2 wrong input, 130 interrupted, 141 nobody reads on."""
+    """Run the program; returns the exit code: 0 done, 2 wrong input, 130 or 143 interrupted, 141 nobody reads."""
     words = sys.argv[1:] if argv is None else list(argv)
     program = " ".join(["gritvq", *(word for word in words[:1] if word in _VERBS)])
     logging.basicConfig(format="%(message)s", level=logging.WARNING)

@@ -96,14 +96,25 @@ def check_settings(parser: Any, config: Any, place: Place, changes: Mapping[str,
         return
     began = _began(place.resume)
     now = _flat(yaml.safe_load(_dumped(parser, config, changes)))
-    differing = [name for name in began if name in now and began[name] != now[name] and name not in _MAY_CHANGE]
+    differing = [name for name in began if name not in _MAY_CHANGE and _differs(name, began, now)]
     if differing:
-        each = ", ".join(f"--{name} {began[name]} (got {now[name]})" for name in differing[:5])
+        each = ", ".join(f"--{name} {began[name]} (got {now.get(name, 'another form')})" for name in differing[:5])
         raise ValueError(
             f"expected the settings as the run began with, since resuming is the same run: {each}"
             f"{' ...' if len(differing) > 5 else ''}; give its config.yaml with --config, or start another run "
             "from its weights with --init_from"
         )
+
+
+def _differs(name: str, began: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+    """Whether a setting is another one now; one that versions before or after do not have is none.
+
+    Where it was a value and is a class with settings of its own, or the other way round, its name is gone.
+    """
+    if name in now:
+        return bool(began[name] != now[name])
+    outer = itertools.accumulate(name.split(".")[:-1], "{}.{}".format)
+    return any(each in now for each in outer) or any(each.startswith(f"{name}.") for each in now)
 
 
 def _began(checkpoint: str) -> dict[str, Any]:
