@@ -53,7 +53,7 @@ def explained(error: Exception) -> str | None:
 
 def parser_class() -> Any:
     """The argument parser, with errors of one message instead of a page of usage."""
-    from jsonargparse import ArgumentParser
+    from jsonargparse import ArgumentParser, Namespace
 
     class Parser(ArgumentParser):
         def parse_args(self, *arguments: Any, **more: Any) -> Any:
@@ -68,8 +68,9 @@ def parser_class() -> Any:
                     raise ValueError(f"expected a value for {name}, got an empty text; leave it out, or give one")
             for name, value in vars(config).items():
                 settings = {action.dest for action in self._actions} - {f"{name}.help"}  # a class in a list has one
-                if value is None and any(other.startswith(f"{name}.") for other in settings):
-                    raise ValueError(f"expected settings of {name}, got null; leave {name} out for its defaults")
+                if not isinstance(value, Namespace) and any(other.startswith(f"{name}.") for other in settings):
+                    got = "null" if value is None else repr(value)
+                    raise ValueError(f"expected settings of {name}, got {got}; leave {name} out for its defaults")
             for action in self._actions:
                 if action.dest in config and config[action.dest] is None and not _takes_null(action):
                     raise ValueError(
@@ -116,10 +117,12 @@ def guarded(call: Any, *arguments: Any, **more: Any) -> Any:
     try:
         return call(*arguments, **more)
     except Exception as error:
-        if explained(error) is not None:
+        said = explained(error)
+        if said is not None and (not isinstance(error, ValueError) or "expected" in said):
             raise
+        kind = "" if said else f"{type(error).__name__}: "
         raise ValueError(
-            f"expected arguments that fit together, got some that do not ({type(error).__name__}: {error}); see --help"
+            f"expected arguments that fit together, got some that do not ({kind}{_readable(str(error))}); see --help"
         ) from error
 
 
