@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import math
 import os
@@ -237,6 +238,23 @@ class TestFiles:
         assert header["format_version"] == 2 and header["collisions"] == "append"
         loaded = SemanticIds.load(folder)
         assert loaded.save(folder) == folder and SemanticIds.load(folder) == loaded
+
+    @pytest.mark.parametrize("value", [None, 0.5, "x"])
+    def test_codes_that_are_none(self, value: Any, folder: Path) -> None:
+        """In a table of another program's, with a header that says so."""
+        import pyarrow
+        import pyarrow.parquet as parquet
+
+        path, header = folder / "ids.parquet", folder / "semantic_ids.json"
+        table = parquet.read_table(path)
+        column = table.column("c1").to_pylist()
+        column = [value, *(column[1:] if value is None else map(type(value), column[1:]))]
+        parquet.write_table(table.set_column(2, "c1", pyarrow.array(column)), path)
+        described = json.loads(header.read_text())
+        described["sha256"] = {"ids.parquet": hashlib.sha256(path.read_bytes()).hexdigest()}
+        header.write_text(json.dumps(described))
+        with pytest.raises(ValueError, match="expected a table with the columns"):
+            SemanticIds.load(folder)
 
     def test_damaged_foreign_and_newer(self, folder: Path, tmp_path: Path) -> None:
         path, header = folder / "ids.parquet", folder / "semantic_ids.json"

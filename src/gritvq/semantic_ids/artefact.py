@@ -324,7 +324,9 @@ class SemanticIds:
         names = ["item", *(f"c{level}" for level in range(len(header["codebook_sizes"])))]
         try:
             table = parquet.read_table(path, columns=names)
-            columns = [table.column(name).to_numpy().astype(np.int64) for name in names[1:]]
+            columns = [table.column(name).cast(pyarrow.int64()).to_numpy() for name in names[1:]]
+            if any(table.column(name).null_count for name in names):
+                raise KeyError("a value for each item and level")
             items = table.column("item").to_pylist()
         except (pyarrow.ArrowException, OSError, KeyError) as error:
             raise ValueError(f"expected a table with the columns {names} in {path}, got another ({error})") from error
