@@ -282,6 +282,7 @@ class TestFiles:
             ("incomplete", text.replace('"fingerprint"', '"fingers"')),
             ("damaged or of another", text.replace('"sha256": "', '"sha256": "0')),
             ("one of keep", text.replace('"append"', '"burn"')),
+            ("incomplete", json.dumps({**json.loads(text), "codebook_sizes": []})),
             ("expected codes in", text.replace("300", "8")),
         ]:
             assert content != text

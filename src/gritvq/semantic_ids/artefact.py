@@ -363,6 +363,7 @@ def _read_header(folder: Path) -> dict[str, Any]:
         header["sha256"] = {_TABLE: header["sha256"]}
     kinds = {"codebook_sizes": list, "collisions": str, "fingerprint": dict, "sha256": dict}
     wrong = [name for name, kind in kinds.items() if not isinstance(header.get(name), kind)]
+    wrong += ["codebook_sizes"] if header.get("codebook_sizes") == [] else []
     if wrong:
         raise ValueError(
             f"expected {', '.join(wrong)} in {folder / _HEADER}, got {sorted(header)}; the file is incomplete"
