@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import re
 import subprocess
 import sys
@@ -35,8 +37,12 @@ def test_python_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_configurations_shown_are_accepted() -> None:
-    fit, compare = (yaml.safe_load(block) for block in blocks(ROOT / "docs" / "cli.md", "yaml"))
+    lightning, fit, compare = (yaml.safe_load(block) for block in blocks(ROOT / "docs" / "cli.md", "yaml"))
     from gritvq.base import build
+
+    for each in (*lightning["callbacks"], *lightning["loggers"]):
+        module, _, name = each["class_path"].rpartition(".")
+        inspect.signature(getattr(importlib.import_module(module), name)).bind(**each.get("init_args", {}))
 
     assert isinstance(build(fit["tokenizer"]["quantizer"]), torch.nn.Module)
     entries = contest_entries(compare["methods"], compare["codebook_sizes"], compare["seeds"])
