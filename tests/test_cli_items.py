@@ -110,10 +110,14 @@ class TestSemanticIds:
         for name in ("usage.png", "collisions.png", "tree.png"):
             assert (run / name).stat().st_size > 1000
 
-    def test_encode_gives_the_codes_of_the_ids(self, run: Path, shop: Path) -> None:
-        vectors = str(shop / "item_embeddings.npy")
-        assert main(["semantic-ids", "encode", str(run), "--embeddings", vectors, "--out", "codes.npy"]) == 0
-        assert np.array_equal(np.load("codes.npy"), SemanticIds.load(run / "ids").codes[:, :2].numpy())
+    def test_encode_gives_the_codes_of_the_ids(self, run: Path, shop: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        told = ["semantic-ids", "encode", str(run), "--embeddings", str(shop / "item_embeddings.npy")]
+        expected = SemanticIds.load(run / "ids").codes[:, :2].numpy()
+        Path("codes.npy").write_bytes(b"somebody's")
+        assert "--overwrite true" in wrong([*told, "--out", "codes.npy"], capsys)
+        assert Path("codes.npy").read_bytes() == b"somebody's"
+        assert main([*told, "--out", "codes.npy", "--overwrite", "true"]) == 0
+        assert np.array_equal(np.load("codes.npy"), expected)
 
     def test_report_says_the_same_of_saved_ids(self, run: Path, shop: Path) -> None:
         told = ["semantic-ids", "report", str(run), "--data", str(shop), "--categories", "kind", "--out", "judged"]

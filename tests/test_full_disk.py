@@ -31,7 +31,7 @@ JOBS = {
     "decode": ["decode", "tokens.npz", *MODEL, *AGAIN, "decoded"],
     "inspect": ["inspect", "model", *PICTURES, *AGAIN, "inspected"],
     "fit ids": ["semantic-ids", "fit", *CATALOGUE, "--tokenizer.codebook_size", "8", *AGAIN, "ids"],
-    "encode items": ["semantic-ids", "encode", "ids", "--embeddings", "more.npy"],
+    "encode items": ["semantic-ids", "encode", "ids", "--embeddings", "more.npy", *AGAIN, "codes.npy"],
     "report": ["semantic-ids", "report", "ids", *CATALOGUE],
     "add": ["semantic-ids", "add", "ids", *LARGER],
     "fit": ["fit", *PICTURES, "--preset", "vq_vae", *SIZES, *SHORT, *AGAIN, "run"],

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gritvq.base import Quantizer
 from gritvq.cli.printing import console, number_rows, report, trusted_argument
+from gritvq.cli.runs import check_places, overwrite_argument
 
 if TYPE_CHECKING:
     import torch
@@ -49,7 +49,7 @@ def measure_arguments(parser: Any, out: str) -> None:
     _split_argument(parser, "held_out")
     _machine_arguments(parser)
     parser.add_argument("--out", type=str, default=out, help="folder for pictures and numbers")
-    _overwrite_argument(parser)
+    overwrite_argument(parser)
 
 
 def _split_argument(parser: Any, default: str) -> None:
@@ -70,10 +70,6 @@ def _machine_arguments(parser: Any) -> None:
 
 def _device_argument(parser: Any) -> None:
     parser.add_argument("--device", type=str, default="auto", help="such as cpu or cuda:1; auto takes a GPU if any")
-
-
-def _overwrite_argument(parser: Any) -> None:
-    parser.add_argument("--overwrite", type=bool, default=False, help="whether existing files may be replaced")
 
 
 def _device(name: str) -> Any:
@@ -133,7 +129,7 @@ def _measure(config: Any, files: Sequence[str]) -> tuple[Tokenizer, Tensor, list
     from gritvq.training import evaluate, pictures
 
     out = Path(config.out)
-    _check_places(out, files, config.overwrite)
+    check_places(out, files, config.overwrite)
     device = _device(config.device)
     tokenizer = Tokenizer.from_pretrained(config.tokenizer, config.trusted).to(device)
     measured, about = _pictures_to_measure(config, tokenizer.channels)
@@ -244,43 +240,6 @@ def inspect(parser: Any, config: Any) -> None:
     )
 
 
-def _check_places(out: Path, paths: Iterable[str | Path], overwrite: bool) -> None:
-    """Say before any work that files cannot be written below a folder.
-
-    Raises:
-        ValueError: If the folder is a file, one of them is there and may not be replaced or is no file, or the way to
-            it is no folder or leads through a link out of ``out``.
-    """
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"expected a folder, got the file {out}; choose another --out")
-    whole = out.resolve()
-    taken: list[str | Path] = []
-    checked: set[Path] = set()
-    for path in paths:
-        place = out / path
-        if place.is_dir() and not place.is_symlink():
-            raise ValueError(f"expected to write the file {place}, got a folder of that name; choose another --out")
-        if os.path.lexists(place):
-            taken.append(path)
-        for folder in Path(path).parents:
-            inside = out / folder
-            if folder in checked or not os.path.lexists(inside):
-                continue
-            checked.add(folder)
-            if not inside.is_dir():
-                raise ValueError(f"expected a folder {inside} to write into, got something else; choose another --out")
-            if not inside.resolve().is_relative_to(whole):
-                raise ValueError(
-                    f"expected folders inside of {out}, got {inside}, a link to {inside.resolve()}; remove the link or "
-                    "choose another --out"
-                )
-    if taken and not overwrite:
-        raise ValueError(
-            f"expected a folder without the files to write, got {out}, which holds {taken[0]}"
-            f"{' and others' if len(taken) > 1 else ''}; choose another --out, or replace files with --overwrite true"
-        )
-
-
 def encode_arguments(parser: Any) -> None:
     """Pictures and where their tokens go."""
     parser.add_argument(
@@ -296,7 +255,7 @@ def encode_arguments(parser: Any) -> None:
     parser.add_argument("--out", type=str, default="tokens.npz", help="file to write: .npz or .parquet")
     parser.add_argument("--strict", type=bool, default=False, help="whether a broken picture ends the run")
     _machine_arguments(parser)
-    _overwrite_argument(parser)
+    overwrite_argument(parser)
 
 
 def encode(parser: Any, config: Any) -> None:
@@ -307,7 +266,7 @@ def encode(parser: Any, config: Any) -> None:
     from gritvq.training.tokens import TokenizedImage, check_token_path, write_tokens
 
     out = check_token_path(config.out)
-    _check_places(out.parent, [out.name], config.overwrite)
+    check_places(out.parent, [out.name], config.overwrite)
     device = _device(config.device)
     tokenizer = Tokenizer.from_pretrained(config.tokenizer, config.trusted).fold().to(device)  # codes made once
     pictures = open_pictures(
@@ -366,7 +325,7 @@ def decode_arguments(parser: Any) -> None:
     parser.add_argument("--out", type=str, default="decoded", help="folder for the PNG files")
     _device_argument(parser)
     trusted_argument(parser)
-    _overwrite_argument(parser)
+    overwrite_argument(parser)
 
 
 def decode(parser: Any, config: Any) -> None:
@@ -381,7 +340,7 @@ def decode(parser: Any, config: Any) -> None:
     items = read_tokens(config.tokens)
     out = Path(config.out)
     paths = picture_paths([item.name for item in items])
-    _check_places(out, paths, config.overwrite)
+    check_places(out, paths, config.overwrite)
     for item in items:
         _check_tokens(tokenizer, item, device)
     for item, path in zip(track(items, description="decoding", console=console(), transient=True), paths, strict=True):
@@ -407,7 +366,7 @@ def export_arguments(parser: Any) -> None:
     """A tokenizer, and the form of its programs."""
     parser.add_argument("tokenizer", type=str, help="tokenizer folder or Hub name")
     parser.add_argument("--out", type=str, default="exported", help="folder for the two files")
-    _overwrite_argument(parser)
+    overwrite_argument(parser)
     parser.add_argument("--format", default="onnx", choices=["onnx", "torch"], help=".onnx or .pt2 files")
     parser.add_argument("--size", type=tuple[int, int], default=None, help="[H,W] of all images; any if not given")
     trusted_argument(parser)
@@ -421,7 +380,7 @@ def export(parser: Any, config: Any) -> None:
     from gritvq.tokenizer import Tokenizer
 
     ending = "onnx" if config.format == "onnx" else "pt2"
-    _check_places(Path(config.out), [f"{name}.{ending}" for name in ("encoder", "decoder")], config.overwrite)
+    check_places(Path(config.out), [f"{name}.{ending}" for name in ("encoder", "decoder")], config.overwrite)
     tokenizer = Tokenizer.from_pretrained(config.tokenizer, config.trusted)
     _warn_of_tokens(tokenizer.quantizer)
     encoder, decoder = tokenizer.export(config.out, config.format, size=config.size)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import os
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -19,12 +20,14 @@ if TYPE_CHECKING:
 __all__ = [
     "Place",
     "check_folder",
+    "check_places",
     "check_settings",
     "clear_folder",
     "extra_arguments",
     "extras_of",
     "fresh_folder",
     "open_run",
+    "overwrite_argument",
     "place_of",
     "run_training",
 ]
@@ -260,3 +263,45 @@ def clear_folder(folder: Path, but: Sequence[str] = ()) -> None:
             shutil.rmtree(folder / name, ignore_errors=True)
     for name in ("metrics.json", "report.json", "tree.png"):
         (folder / name).unlink(missing_ok=True)
+
+
+def overwrite_argument(parser: Any) -> None:
+    """``--overwrite`` of verbs that write files, for :func:`check_places`."""
+    parser.add_argument("--overwrite", type=bool, default=False, help="whether existing files may be replaced")
+
+
+def check_places(out: Path, paths: Iterable[str | Path], overwrite: bool) -> None:
+    """Say before any work that files cannot be written below a folder.
+
+    Raises:
+        ValueError: If the folder is a file, one of them is there and may not be replaced or is no file, or the way to
+            it is no folder or leads through a link out of ``out``.
+    """
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"expected a folder, got the file {out}; choose another --out")
+    whole = out.resolve()
+    taken: list[str | Path] = []
+    checked: set[Path] = set()
+    for path in paths:
+        place = out / path
+        if place.is_dir() and not place.is_symlink():
+            raise ValueError(f"expected to write the file {place}, got a folder of that name; choose another --out")
+        if os.path.lexists(place):
+            taken.append(path)
+        for folder in Path(path).parents:
+            inside = out / folder
+            if folder in checked or not os.path.lexists(inside):
+                continue
+            checked.add(folder)
+            if not inside.is_dir():
+                raise ValueError(f"expected a folder {inside} to write into, got something else; choose another --out")
+            if not inside.resolve().is_relative_to(whole):
+                raise ValueError(
+                    f"expected folders inside of {out}, got {inside}, a link to {inside.resolve()}; remove the link or "
+                    "choose another --out"
+                )
+    if taken and not overwrite:
+        raise ValueError(
+            f"expected a folder without the files to write, got {out}, which holds {taken[0]}"
+            f"{' and others' if len(taken) > 1 else ''}; choose another --out, or replace files with --overwrite true"
+        )

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gritvq.cli.printing import list_files, report, trusted_argument
-from gritvq.cli.runs import check_folder, clear_folder
+from gritvq.cli.runs import check_folder, check_places, clear_folder, overwrite_argument
 from gritvq.files import replacing_files
 
 __all__ = ["fit_arguments", "make_ids", "semantic_ids", "semantic_ids_arguments", "tokenizer_arguments", "write_ids"]
@@ -238,6 +238,7 @@ def _encode_arguments(parser: Any) -> None:
     trusted_argument(parser)
     parser.add_argument("--embeddings", type=str, required=True, help=".npy file (n, D); read piece by piece")
     parser.add_argument("--out", type=str, default="codes.npy", help="file to write: .npy, (n, L)")
+    overwrite_argument(parser)
 
 
 def _encode(config: Any, parts: Callable[[], Any]) -> None:
@@ -256,6 +257,7 @@ def _encode(config: Any, parts: Callable[[], Any]) -> None:
         raise ValueError(
             f"expected another file to write than the embeddings {config.embeddings}; choose another --out"
         )
+    check_places(out.parent, [out.name], config.overwrite)
     tokenizer = _tokenizer(config)
     vectors = open_vectors(Path(config.embeddings))
     started = time.perf_counter()

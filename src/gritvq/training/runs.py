@@ -254,5 +254,6 @@ def silence() -> None:
         ".*Checkpoint directory.*",
         ".*dirpath has changed.*",
         ".*IterableDataset.*",
+        ".*callbacks used to create the checkpoint.*",  # how often it writes follows the plan, which may grow
     ):
         warnings.filterwarnings("ignore", message=text)
