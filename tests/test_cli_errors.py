@@ -153,7 +153,10 @@ class TestNull:
     def test_no_verb_is_forgotten(self) -> None:
         assert parsers().keys() == CONFIGURED.keys() | OTHERS.keys()
 
-    @pytest.mark.parametrize("verb", CONFIGURED)
+    # The arguments of "fit " are its data and plan again, and a backbone's.
+    @pytest.mark.parametrize(
+        "verb", [pytest.param(verb, marks=[pytest.mark.soak] if verb == "fit " else []) for verb in CONFIGURED]
+    )
     def test_in_a_file(self, verb: str, capsys: pytest.CaptureFixture[str]) -> None:
         words = [*verb.split(), *CONFIGURED[verb], "--config", "a.yaml"]
         for name, default in settings_of(parsers()[verb]).items():

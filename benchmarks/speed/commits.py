@@ -4,13 +4,16 @@
 
 Run it from the root of the repository on a machine that does nothing else. The old commit is checked out into a
 temporary folder. Two processes, one per commit, build the same contender and take turns, each first in every second
-round, so that a slow minute of the machine slows both. What counts is the median over the rounds of new / old; their
-20th and 80th percentile say how far that can be trusted. Writes `benchmarks/results/speed_commits_*.csv`.
+round, so that a slow minute of the machine slows both. A process may be a tenth faster than its twin for as long as it
+lives, by where its memory lies: so there are several pairs, started in turn. What counts is the median over the pairs
+of their median of new / old; the least and the largest say how far that can be trusted. Writes
+`benchmarks/results/commits_*.csv`.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 import os
@@ -91,8 +94,8 @@ def work(threads: int) -> None:
         print(json.dumps(sample(call, repeats, cpu)), flush=True)
 
 
-def compare(old: Worker, new: Worker, suite: str, row: str, name: str, rounds: int) -> dict[str, float]:
-    """Medians of both, and of their ratio round by round."""
+def compare(old: Worker, new: Worker, suite: str, row: str, name: str, rounds: int) -> tuple[float, float, float]:
+    """Medians over the rounds of the old seconds, the new ones, and their ratio."""
     from benchmarks.speed.measure import SHORTEST, percentile
 
     seconds = max(worker.ask("make", suite, row, name) for worker in (old, new))
@@ -102,14 +105,8 @@ def compare(old: Worker, new: Worker, suite: str, row: str, name: str, rounds: i
         order = (old, new) if number % 2 else (new, old)
         found = {worker: worker.ask("sample", repeats) for worker in order}
         pairs.append((found[old], found[new]))
-    ratios = [after / before for before, after in pairs]
-    return {
-        "seconds_old": percentile([before for before, _ in pairs], 0.5),
-        "seconds_new": percentile([after for _, after in pairs], 0.5),
-        "ratio": percentile(ratios, 0.5),
-        "ratio_p20": percentile(ratios, 0.2),
-        "ratio_p80": percentile(ratios, 0.8),
-    }
+    before, after = zip(*pairs, strict=True)
+    return percentile(before, 0.5), percentile(after, 0.5), percentile([n / o for o, n in pairs], 0.5)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -120,7 +117,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--old", help="commit to compare with")
-    parser.add_argument("--rounds", type=int, default=25)
+    parser.add_argument("--pairs", type=int, default=5, help="pairs of processes")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds of each pair")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--worker", type=int, metavar="THREADS", help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
@@ -132,6 +130,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from benchmarks.quality.common import RESULTS, circumstances
     from benchmarks.speed.__main__ import IDENTITY, machine
+    from benchmarks.speed.measure import percentile
 
     from gritvq.training.compare import write_results
 
@@ -142,21 +141,28 @@ def main(argv: Sequence[str] | None = None) -> int:
         checkout = Path(name) / "old"
         git = ["git", "-C", str(ROOT), "worktree"]
         subprocess.run([*git, "add", "--quiet", "--detach", str(checkout), options.old], check=True)
-        workers = Worker(checkout, options.threads), Worker(ROOT, options.threads)
+        found: dict[tuple[str, str], list[tuple[float, float, float]]] = {}
         try:
-            for suite, methods in CASES.items():
-                for row in ROWS[suite]:
-                    for method in methods:
-                        found = compare(*workers, suite, row, method, options.rounds)
-                        print(f"{suite} {row} {method}: {found['ratio']:.3f}", file=sys.stderr, flush=True)
-                        n, dim, codebook_size = map(int, row.split("x"))
-                        place = {"n": n, "dim": dim, "codebook_size": codebook_size, "seed": 0}
-                        runs.append({"method": method, **place, **found, **about})
+            for pair in range(options.pairs):
+                places = (checkout, ROOT) if pair % 2 else (ROOT, checkout)
+                workers = {place: Worker(place, options.threads) for place in places}
+                for suite, methods in CASES.items():
+                    for row, method in itertools.product(ROWS[suite], methods):
+                        medians = compare(workers[checkout], workers[ROOT], suite, row, method, options.rounds)
+                        found.setdefault((row, method), []).append(medians)
+                        print(f"{suite} {row} {method}: {medians[2]:.3f}", file=sys.stderr, flush=True)
+                for worker in workers.values():
+                    worker.close()
         finally:
-            for worker in workers:
-                worker.close()
             subprocess.run([*git, "remove", "--force", str(checkout)], check=True)
-    path = RESULTS / f"speed_commits_{about['hardware']}_{date.today():%Y%m}.csv"
+    for (row, method), several in found.items():
+        n, dim, codebook_size = map(int, row.split("x"))
+        before, after, ratios = (sorted(each) for each in zip(*several, strict=True))
+        numbers = {"seconds_old": percentile(before, 0.5), "seconds_new": percentile(after, 0.5)}
+        numbers |= {"ratio": percentile(ratios, 0.5), "ratio_least": ratios[0], "ratio_largest": ratios[-1]}
+        place = {"n": n, "dim": dim, "codebook_size": codebook_size, "seed": 0}
+        runs.append({"method": method, **place, **numbers, **about})
+    path = RESULTS / f"commits_{about['hardware']}_{date.today():%Y%m}.csv"
     write_results(path, runs, about, IDENTITY, {"seconds_old": "s", "seconds_new": "s"})
     print(path)
     return 0
