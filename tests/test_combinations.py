@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterable
 
 import pytest
 import torch
@@ -34,11 +35,14 @@ def check(quantizer: VectorQuantizer, where: str) -> None:
     assert torch.equal(folded.encode(x), output.indices), where
 
 
-@pytest.mark.parametrize("assignment", ASSIGNMENTS)
-@pytest.mark.parametrize("codebook", CODEBOOKS)
-def test_every_combination_works_or_is_refused_at_once(codebook: str, assignment: str) -> None:
+CELLS = list(itertools.product(CODEBOOKS, ASSIGNMENTS))
+OTHERS = list(itertools.product((None, *SURROGATES), (None, *RULES)))
+
+
+def tried(codebook: str, assignment: str, others: Iterable[tuple[str | None, str | None]]) -> int:
+    """How many of the combinations with these work; the others are refused."""
     worked = 0
-    for surrogate, rule in itertools.product((None, *SURROGATES), (None, *RULES)):
+    for surrogate, rule in others:
         where = f"{codebook}, {assignment}, {surrogate}, {rule}"
         torch.manual_seed(0)
         try:
@@ -53,4 +57,17 @@ def test_every_combination_works_or_is_refused_at_once(codebook: str, assignment
             continue
         check(quantizer, where)
         worked += 1
-    assert worked > 0
+    return worked
+
+
+@pytest.mark.parametrize(("codebook", "assignment"), CELLS)
+def test_every_pair_works_or_is_refused_at_once(codebook: str, assignment: str) -> None:
+    """Every rule without a surrogate, and a share of the others: over all cells every pair of two parts."""
+    share = OTHERS[CELLS.index((codebook, assignment)) % 13 :: 13]
+    assert tried(codebook, assignment, [*((None, rule) for rule in (None, *RULES)), *share]) > 0
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize(("codebook", "assignment"), CELLS)
+def test_every_combination_works_or_is_refused_at_once(codebook: str, assignment: str) -> None:
+    assert tried(codebook, assignment, OTHERS) > 0

@@ -20,7 +20,7 @@ from torch._inductor import config as inductor_config
 from torch.utils.checkpoint import checkpoint
 
 from gritvq import Codebook, CodeStatistics, Quantizer, build, describe
-from zoo import DIM, PRESETS, QUANTIZERS, SIZE, trained_a_little
+from zoo import DIM, KINDS, QUANTIZERS, SIZE, quick, trained_a_little
 
 Make = Callable[[int, int], Quantizer]
 each = pytest.mark.parametrize("make", QUANTIZERS.values(), ids=QUANTIZERS.keys())
@@ -324,45 +324,6 @@ class TestEveryQuantizer:
         tables = [module for module in folded.modules() if isinstance(module, Codebook)]
         assert all([p.shape for p in t.parameters()] == [(t.codebook_size, t.dim)] for t in tables)
 
-    def test_folded_form_exports(self, make: Make) -> None:
-        folded = made(make).fold()
-        x = data(folded, 30)
-        rows = torch.export.Dim("rows", min=2, max=4096)
-        program = torch.export.export(_Encode(folded), (x,), dynamic_shapes=({0: rows},))
-        for other in (x, data(folded, 77, seed=4)):
-            values, indices = program.module()(other)
-            assert torch.equal(indices, folded.encode(other))
-            if folded.exact != "never" and not folded.layout:
-                assert torch.equal(values, folded.decode(indices))
-            else:
-                torch.testing.assert_close(values, folded(other).quantized)
-
-    def test_one_graph_compiled_once(self, make: Make) -> None:
-        eager, other = made(make), made(make)
-        frames = CompileCounterWithBackend("aot_eager")
-        compiled = torch.compile(other, fullgraph=True, backend=frames, dynamic=False)
-        self._compare(eager, compiled, other)
-        assert frames.frame_count == 1
-        torch._dynamo.reset()
-
-    def _compare(self, eager: Quantizer, compiled: Any, other: Quantizer) -> None:
-        for step in range(2):
-            results = []
-            for quantizer in (eager, compiled):
-                x = data(quantizer, 40, seed=step).requires_grad_()
-                torch.manual_seed(3)
-                output = quantizer(x)
-                (output.quantized.square().sum() + output.loss).backward()
-                results.append((output, x.grad))
-            (a, grad_a), (b, grad_b) = results
-            assert torch.equal(a.indices, b.indices)
-            if eager.exact != "eval":
-                torch.testing.assert_close(a.quantized, b.quantized)
-                torch.testing.assert_close(grad_a, grad_b, rtol=1e-4, atol=1e-5)
-        left, right = contents(eager), contents(other)
-        for name in left:
-            torch.testing.assert_close(left[name], right[name], rtol=1e-5, atol=1e-5, msg=name)
-
     def test_rebuilds_from_its_description(self, make: Make) -> None:
         quantizer = made(make)
         description = describe(quantizer)
@@ -420,20 +381,65 @@ class TestEveryQuantizer:
                 quantizer.decode(indices)
 
 
-@pytest.mark.parametrize(
-    "make",
-    [
-        pytest.param(m, id=n, marks=[] if n in (*PRESETS, "all-rules") else pytest.mark.soak)
-        for n, m in QUANTIZERS.items()
-    ],
+compiled = pytest.mark.parametrize("make", quick(*KINDS))
+
+
+@compiled
+def test_folded_form_exports(make: Make) -> None:
+    folded = made(make).fold()
+    x = data(folded, 30)
+    rows = torch.export.Dim("rows", min=2, max=4096)
+    program = torch.export.export(_Encode(folded), (x,), dynamic_shapes=({0: rows},))
+    for other in (x, data(folded, 77, seed=4)):
+        values, indices = program.module()(other)
+        assert torch.equal(indices, folded.encode(other))
+        if folded.exact != "never" and not folded.layout:
+            assert torch.equal(values, folded.decode(indices))
+        else:
+            torch.testing.assert_close(values, folded(other).quantized)
+
+
+@compiled
+def test_one_graph_compiled_once(make: Make) -> None:
+    eager, other = made(make), made(make)
+    frames = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(other, fullgraph=True, backend=frames, dynamic=False)
+    compare(eager, compiled, other)
+    assert frames.frame_count == 1
+    torch._dynamo.reset()
+
+
+def compare(eager: Quantizer, compiled: Any, other: Quantizer) -> None:
+    for step in range(2):
+        results = []
+        for quantizer in (eager, compiled):
+            x = data(quantizer, 40, seed=step).requires_grad_()
+            torch.manual_seed(3)
+            output = quantizer(x)
+            (output.quantized.square().sum() + output.loss).backward()
+            results.append((output, x.grad))
+        (a, grad_a), (b, grad_b) = results
+        assert torch.equal(a.indices, b.indices)
+        if eager.exact != "eval":
+            torch.testing.assert_close(a.quantized, b.quantized)
+            torch.testing.assert_close(grad_a, grad_b, rtol=1e-4, atol=1e-5)
+    left, right = contents(eager), contents(other)
+    for name in left:
+        torch.testing.assert_close(left[name], right[name], rtol=1e-5, atol=1e-5, msg=name)
+
+
+@pytest.mark.skipif(
+    torch.backends.cpu.get_cpu_capability() == "DEFAULT",
+    reason="without vector instructions PyTorch's compiler for the CPU writes some programs that g++ refuses",
 )
+@pytest.mark.parametrize("make", quick("grit_vq", "vq_vae_ema", "rotation_vq", "rq", "fsq", "all-rules"))
 def test_compiles_with_inductor(make: Make) -> None:
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     eager, other = made(make), made(make)
     compiled = torch.compile(other, fullgraph=True, dynamic=False)
     with inductor_config.patch(fallback_random=True):  # the same draws as without compiling
-        TestEveryQuantizer()._compare(eager, compiled, other)
+        compare(eager, compiled, other)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
     torch._dynamo.reset()
 

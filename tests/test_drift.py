@@ -13,6 +13,7 @@ import torch
 
 from gritvq import Codebook, transvq
 from gritvq.training.compare import read_results, write_results
+from zoo import SEEDS
 
 
 @pytest.mark.parametrize("name", drift.METHODS)
@@ -59,6 +60,7 @@ def outcomes(quantizer: Any, settings: dict[str, float], seed: int) -> list[floa
     return [drift.follow(copy.deepcopy(started), name, settings, seed)["usage"] for name in ("translate", "shrink")]
 
 
+@pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize(
     ("name", "settings"),
     [
@@ -66,14 +68,14 @@ def outcomes(quantizer: Any, settings: dict[str, float], seed: int) -> list[floa
         ("grit_vq, revival", {"rate": 0.005}),
     ],
 )
-def test_grit_vq_keeps_its_codes(name: str, settings: dict[str, float]) -> None:
+def test_grit_vq_keeps_its_codes(name: str, settings: dict[str, float], seed: int) -> None:
     assert settings in drift.grid(name)
-    # Each code of 128 is .0078: four of the 384 of three seeds may be lost to rounding, one was in such trials.
-    used = [outcomes(drift.METHODS[name], settings, seed) for seed in drift.SEEDS]
-    assert min(sum(each) for each in zip(*used, strict=True)) >= 0.99 * len(used), used
+    # Each code of 128 is .0078: two may be lost to rounding, one was in such trials.
+    used = outcomes(drift.METHODS[name], settings, seed)
+    assert min(used) >= 0.98, used
 
 
-@pytest.mark.parametrize("seed", drift.SEEDS)
+@pytest.mark.parametrize("seed", SEEDS)
 def test_transvq_keeps_nearly_every_code(seed: int) -> None:
     # Five codes of 128 may be lost; at most two were when draws were changed by rounding.
     used = outcomes(lambda d, k: transvq(d, k, width=32), {"rate": 0.005}, seed)

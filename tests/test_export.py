@@ -24,12 +24,12 @@ from gritvq import FreeCodebook, Quantizer, Tokenizer, VectorQuantizer, describe
 from gritvq.export import Program, load_program, write_programs
 from gritvq.functional import central_code
 from gritvq.models import ImageDecoder, ImageEncoder
-from zoo import DIM, PRESETS, QUANTIZERS, SPECIAL_PRESETS, trained_a_little
+from zoo import DIM, PRESETS, QUANTIZERS, SPECIAL_PRESETS, quick, trained_a_little
 
 Make = Callable[[int, int], Quantizer]
 SIZE = 64
 # One for each thing that a program needs of its own; the others take as long and go the same ways, so they are soaked.
-QUICK = ("grit_vq", "soft_vq", "scq", "sf_diveq", "fsq-projected", "bsq-projected", "hyper_vq", "vq_vae_2")
+QUICK = ("grit_vq", "soft_vq", "scq", "bsq-projected", "vq_vae_2")
 TOLERANCE = {"torch": 1e-5, "onnx": 1e-4}
 
 
@@ -82,7 +82,7 @@ def check_onnx(path: Path) -> None:
 @pytest.mark.parametrize("format", ["onnx", pytest.param("torch", marks=pytest.mark.soak)])
 @pytest.mark.parametrize(
     "make",
-    [pytest.param(m, id=n, marks=[] if n in QUICK else pytest.mark.soak) for n, m in forms().items()],
+    quick(*QUICK, of=forms()),
 )
 def test_every_kind_of_quantizer(make: Make, format: str, tmp_path: Path) -> None:
     quantizer = made(make)

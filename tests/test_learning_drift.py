@@ -18,7 +18,7 @@ from gritvq import (
     LinearSchedule,
     VectorQuantizer,
 )
-from zoo import DIM, SIZE
+from zoo import DIM, SEEDS, SIZE
 
 
 def context(num: int = 40, masked: int = 0, dtype: torch.dtype = torch.float64) -> Context:
@@ -156,7 +156,7 @@ def usage_after_drift(rule: LearningRule, kind: str, seed: int) -> float:
     return quantizer.encode(cloud(1.0, 4096)).unique().numel() / 128
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("seed", SEEDS)
 class TestMovingLatents:
     """Bounds lie between what the rules reach, whatever rounding does to 600 steps: .21 to .23 against .94 to 1 after a
     translation; .56 to .58, .20 to .25 and .99 to 1 after shrinking.

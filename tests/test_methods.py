@@ -106,6 +106,7 @@ def test_one_level_is_as_good_as_two_at_equal_bits() -> None:
     assert one <= 1.05 * two
 
 
+@pytest.mark.soak  # every preset trains in the test above; how runs are compared is in test_training.py
 def test_compare_runs_all_presets(pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The smoke version of the comparison in the documentation: 20 steps each, small."""
     plan: dict[str, Any] = {

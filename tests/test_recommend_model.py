@@ -228,13 +228,14 @@ def test_every_backbone_learns_the_walk(kind: type[Backbone]) -> None:
     data = SequenceData(split(60), every_prefix=recommender.backbone.every_prefix, batch_size=64)
     optimizer = torch.optim.AdamW(recommender.parameters(), lr=2e-2)
     losses = []
-    for step in range(60):
+    for step in range(90):
         loss = recommender(data.batch(step))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         losses.append(float(loss.detach()))
     chance = math.log(math.prod(SIZES))
+    # Rounding decides much where attention is young: .37 to .45 of chance, whatever the vector width of the processor.
     assert losses[0] > chance - 0.5 and min(losses[-10:]) < 0.6 * chance
 
 

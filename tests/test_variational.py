@@ -27,6 +27,7 @@ from gritvq.functional import code_counts, nearest_code, perplexity
 from gritvq.relaxations import centered, gaussian_factors, negative_entropy, over_blocks, relaxed_choice
 from gritvq.training.losses import ElboObjective
 from test_distributed import on_one, on_two
+from zoo import SEEDS
 
 EXTRA = {"scalar": 0, "image": 1, "position": 1, "channel": 3}
 
@@ -337,7 +338,7 @@ class TestResidual:
         with pytest.raises(ValueError, match=r"got dims \[\]"):
             ResidualStochasticQuantizer([])
 
-    @pytest.mark.parametrize("seed", [0, 1, 2])
+    @pytest.mark.parametrize("seed", SEEDS)
     def test_layers_do_not_collapse(self, seed: int) -> None:
         """Five factors, bent into eight numbers; three layers of 16 codes from N(0, Id)."""
         stochastic, deterministic = (self._trained(seed, relaxed) for relaxed in (True, False))
@@ -443,7 +444,7 @@ class TestMixture:
         with pytest.raises(ValueError, match="expected variance > 0"):
             GaussianMixtureQuantizer(FreeCodebook(2, 4), variance=0.0)
 
-    @pytest.mark.parametrize("seed", [0, 1, 2])
+    @pytest.mark.parametrize("seed", SEEDS)
     def test_only_the_batch_regularizer_keeps_codes_and_decides(self, seed: int) -> None:
         """16 blobs in 8-D, latent 4, K = 32."""
         batch, sample, none = (self._trained(seed, regularizer) for regularizer in ("batch", "sample", None))

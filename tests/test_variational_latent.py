@@ -31,6 +31,7 @@ from gritvq import (
 )
 from gritvq.models import ImageDecoder, ImageEncoder
 from gritvq.training import ReconstructionObjective, TokenizerTask, TwoPathObjective
+from zoo import SEEDS
 
 D, K, N = 3, 32, 40
 
@@ -296,7 +297,7 @@ class TestTwoPaths:
         assert torch.equal(tokenizer.fold().encode(images), tokenizer.encode(images))
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", SEEDS)
 def test_codes_aligned_to_the_unit_gaussian_are_used_three_times_as_much(seed: int) -> None:
     """An autoencoder of perceptrons, K = 256, D = 4, 500 steps, codes that start close together."""
     plain_usage, plain_error = _train(vq_vae(4, 256), seed)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
+import pytest
 from torch import nn
 
 from gritvq import (
@@ -338,3 +340,24 @@ def trained_a_little(quantizer: Quantizer) -> Quantizer:
             for parameter in module.parameters():
                 nn.init.normal_(parameter, std=0.4)
     return quantizer
+
+
+# Every preset, and one of each kind of part and structure that no preset has. The other rows differ from these in
+# numbers or in parts that these hold already: what is slow, such as compiling, runs over them in `make soak`.
+KINDS = {*PRESETS, *SPECIAL_PRESETS, "all-rules", "cosine", "perturbed", "projected-residual", "residual-of-kinds"}
+KINDS |= {
+    "product-tokens",
+    "multiscale-ema",
+    "variational-latent-radial-residual",
+    "stochastic-vmf",
+    "residual-mixture",
+}
+
+
+def quick(*names: str, of: Mapping[str, Any] = QUANTIZERS) -> list[Any]:
+    """Rows as parameters of a test: these run in the suite, the others in `make soak`."""
+    return [pytest.param(row, id=name, marks=() if name in names else pytest.mark.soak) for name, row in of.items()]
+
+
+# A training that takes seconds: the first seed runs in the suite, the others in `make soak`.
+SEEDS = [0, pytest.param(1, marks=pytest.mark.soak), pytest.param(2, marks=pytest.mark.soak)]
