@@ -18,7 +18,8 @@ if not torch.cuda.is_available():
 THREADS = int(os.environ.get("TEST_THREADS", "1"))  # 2 in `make capabilities`
 torch.set_num_threads(THREADS)  # for fixtures of whole modules, which come before those of a test
 
-SHARED = Path(__file__).resolve().parents[2] / "shared" / "data" / "images"
+# Real data sets, which the project does not hold; tests that want them skip where they are absent.
+DATA = Path(os.environ.get("GRITVQ_DATA") or Path(__file__).resolve().parents[2] / "shared" / "data")
 
 
 @pytest.fixture(autouse=True)
@@ -72,6 +73,6 @@ def kodak() -> Path:
 
 
 def _shared(name: str) -> Path:
-    if not (SHARED / name).is_dir():
-        pytest.skip(f"the real image set {name} is not in ../shared/data")
-    return SHARED / name
+    if not (DATA / "images" / name).is_dir():
+        pytest.skip(f"the real image set {name} is not in {DATA}; GRITVQ_DATA says where")
+    return DATA / "images" / name

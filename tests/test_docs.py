@@ -14,9 +14,9 @@ import pytest
 import torch
 import yaml
 
-from gritvq import Tokenizer, grit_vq
+from gritvq import grit_vq
 from gritvq.cli import contest_entries
-from gritvq.models import ImageDecoder, ImageEncoder
+from gritvq.images import ImageDecoder, ImageEncoder, ImageTokenizer
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -29,7 +29,7 @@ def blocks(page: Path, language: str) -> list[str]:
 @pytest.mark.parametrize("page", [p for p in PAGES if blocks(p, "python")], ids=lambda p: p.name)
 def test_python_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    tokenizer = Tokenizer(ImageEncoder(16, width=8), grit_vq(16, 64), ImageDecoder(16, width=8))
+    tokenizer = ImageTokenizer(ImageEncoder(16, width=8), grit_vq(16, 64), ImageDecoder(16, width=8))
     tokenizer.save_pretrained("runs/photographs/tokenizer")
     namespace: dict[str, Any] = {"images": torch.rand(2, 3, 10, 13), "__name__": "documentation"}
     for block in blocks(page, "python"):
@@ -38,7 +38,7 @@ def test_python_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_configurations_shown_are_accepted() -> None:
     lightning, fit, compare = (yaml.safe_load(block) for block in blocks(ROOT / "docs" / "cli.md", "yaml"))
-    from gritvq.base import build
+    from gritvq.component import build
 
     for each in (*lightning["callbacks"], *lightning["loggers"]):
         module, _, name = each["class_path"].rpartition(".")
@@ -60,6 +60,6 @@ def test_every_page_is_in_the_navigation_and_links_lead_somewhere() -> None:
 def test_the_benchmark_pages_are_what_the_results_say() -> None:
     assert (ROOT / "docs" / "performance.md").exists()
     done = subprocess.run(
-        [sys.executable, str(ROOT / "benchmarks" / "report.py"), "--check"], capture_output=True, text=True
+        [sys.executable, "-m", "benchmarks.report", "--check"], cwd=ROOT, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stdout + done.stderr

@@ -22,8 +22,8 @@ from torch import Tensor, nn
 
 from gritvq import FreeCodebook, Quantizer, Tokenizer, VectorQuantizer, describe, grit_vq
 from gritvq.export import Program, load_program, write_programs
-from gritvq.functional import central_code
-from gritvq.models import ImageDecoder, ImageEncoder
+from gritvq.images import ImageDecoder, ImageEncoder, ImageTokenizer
+from gritvq.quantizers.functional import central_code
 from zoo import DIM, PRESETS, QUANTIZERS, SPECIAL_PRESETS, quick, trained_a_little
 
 Make = Callable[[int, int], Quantizer]
@@ -48,7 +48,9 @@ def made(make: Make) -> Quantizer:
 
 def tokenizer_of(quantizer: Quantizer) -> Tokenizer:
     shape: dict[str, Any] = dict(width=8, num_blocks=1)
-    return Tokenizer(ImageEncoder(quantizer.input_dim, **shape), quantizer, ImageDecoder(quantizer.dim, **shape)).eval()
+    return ImageTokenizer(
+        ImageEncoder(quantizer.input_dim, **shape), quantizer, ImageDecoder(quantizer.dim, **shape)
+    ).eval()
 
 
 class ThereAndBack(nn.Module):

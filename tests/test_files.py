@@ -18,14 +18,19 @@ import pytest
 import torch
 
 from gritvq import FreeCodebook, fsq
-from gritvq.data.items import open_vectors, read_catalogue, read_interactions
 from gritvq.files import place_of_file, regular_file, replacing_files, write_json
-from gritvq.item_tokenizers import CollaborativeLoss, ItemTokenizer, ResidualKMeans
-from gritvq.recommend import DepthDecoder, GenerativeRecommender
+from gritvq.items import (
+    CollaborativeLoss,
+    DepthDecoder,
+    GenerativeRecommender,
+    ItemTokenizer,
+    ResidualKMeans,
+    SemanticIds,
+)
+from gritvq.items.catalogue import open_vectors, read_catalogue, read_interactions
 from gritvq.saving import load_weights, read_config, write_folder
-from gritvq.semantic_ids import SemanticIds
+from gritvq.tokens.files import TokenizedImage, read_tokens, write_tokens
 from gritvq.training.checkpoints import CheckpointFiles
-from gritvq.training.tokens import TokenizedImage, read_tokens, write_tokens
 
 DEAD = 9
 

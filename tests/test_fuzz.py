@@ -24,16 +24,14 @@ from pyarrow import csv, parquet
 from gritvq import Tokenizer, vq_vae
 from gritvq.cli import _program
 from gritvq.cli.errors import explained
-from gritvq.cli.fitting import spread
-from gritvq.cli.printing import arguments_of
-from gritvq.data.items import read_catalogue, read_interactions
-from gritvq.item_tokenizers import ItemTokenizer, ResidualKMeans
-from gritvq.models import ImageDecoder, ImageEncoder
-from gritvq.recommend import DepthDecoder, GenerativeRecommender
-from gritvq.semantic_ids import SemanticIds
-from gritvq.training import TokenizerTask, TrainingPlan
-from gritvq.training.runs import check_checkpoint
-from gritvq.training.tokens import TokenizedImage, read_tokens, write_tokens
+from gritvq.cli.fit import spread
+from gritvq.cli.output import arguments_of
+from gritvq.images import ImageDecoder, ImageEncoder, ImageTokenizer, TokenizerTask
+from gritvq.items import DepthDecoder, GenerativeRecommender, ItemTokenizer, ResidualKMeans, SemanticIds
+from gritvq.items.catalogue import read_catalogue, read_interactions
+from gritvq.tokens.files import TokenizedImage, read_tokens, write_tokens
+from gritvq.training import TrainingPlan
+from gritvq.training.run import check_checkpoint
 
 PATIENCE = 30  # seconds after which a reader hangs
 TRIALS = 60  # per reader in the suite; `make soak` takes a minute each
@@ -47,7 +45,7 @@ def small_ids() -> SemanticIds:
 
 
 def make_tokenizer(folder: Path) -> None:
-    Tokenizer(ImageEncoder(4, width=8), vq_vae(4, 8), ImageDecoder(4, width=8)).save_pretrained(folder)
+    ImageTokenizer(ImageEncoder(4, width=8), vq_vae(4, 8), ImageDecoder(4, width=8)).save_pretrained(folder)
 
 
 def make_items(folder: Path) -> None:
@@ -95,7 +93,7 @@ def read_texts(path: Path) -> object:
 
 def a_task() -> TokenizerTask:
     torch.manual_seed(0)
-    return TokenizerTask(Tokenizer(ImageEncoder(4, width=8), vq_vae(4, 8), ImageDecoder(4, width=8)))
+    return TokenizerTask(ImageTokenizer(ImageEncoder(4, width=8), vq_vae(4, 8), ImageDecoder(4, width=8)))
 
 
 def make_checkpoint(folder: Path) -> None:

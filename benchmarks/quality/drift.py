@@ -1,6 +1,6 @@
 """Drift toy: 128 codes cover a 2-D Gaussian cloud; the cloud moves, shrinks or grows; how many codes are in use after?
 
-    python benchmarks/quality/drift.py
+    python -m benchmarks.quality.drift
 
 There is no encoder: latents are data. Over 600 steps the cloud translates by 10 standard deviations, shrinks to a tenth
 or grows tenfold (both by the same factor per step), 256 fresh latents per step. The loss is the quantizer's own plus
@@ -34,7 +34,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import RESULTS, circumstances, hardware
+from benchmarks.quality.common import RESULTS, circumstances, hardware
 from rich.progress import track
 from torch import Tensor
 
@@ -55,7 +55,7 @@ from gritvq import (
     vq_vae_ema,
     vq_wae,
 )
-from gritvq.training.compare import read_results, write_results
+from gritvq.results import read_results, write_results
 
 DIM, SIZE = 2, 128
 NUM_STEPS, NUM_LATENTS, NUM_MEASURED = 600, 256, 20_000

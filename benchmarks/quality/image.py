@@ -1,6 +1,6 @@
 """Image reconstruction: tune every preset on held-out training images, then measure the winners on the test images.
 
-    python benchmarks/quality/image.py --data PATH-TO-CIFAR10
+    python -m benchmarks.quality.image --data PATH-TO-CIFAR10
 
 Writes ``benchmarks/results/image_tuning_*.csv`` and ``benchmarks/results/image_*.csv``. A run that is in them already
 is not repeated, so an interrupted benchmark goes on where it stopped; delete the files to start over.
@@ -18,12 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from common import HERE, RESULTS, circumstances, hardware
+from benchmarks.quality.common import HERE, RESULTS, circumstances, hardware
 from rich.progress import track
 
-from gritvq import presets
-from gritvq.data import ImageData
-from gritvq.training.compare import Contest, Entry, describe_contest, read_results, run_contest, write_results
+from gritvq.images import ImageData
+from gritvq.images.comparison import Contest, Entry, describe_contest, run_contest
+from gritvq.quantizers import presets
+from gritvq.results import read_results, write_results
 
 
 def key(result: Any) -> tuple[str, str, int, int]:

@@ -1,6 +1,6 @@
 """Tokenizers of items by what a recommender makes of their ids: recall of the next item on Amazon Beauty.
 
-    python benchmarks/quality/item_recommenders.py --data PATH-TO-AMAZON-BEAUTY
+    python -m benchmarks.quality.item_recommenders --data PATH-TO-AMAZON-BEAUTY
 
 Ids come from the tokenizers of ``items.yaml`` with an appended token for equal ones, and from chance: distinct random
 codes, which say nothing about an item. Every tokenizer gets the model, optimizer and number of steps of
@@ -22,17 +22,17 @@ from typing import Any
 
 import torch
 import yaml
-from common import HERE, RESULTS, circumstances, hardware
-from items import made
-from next_item import recommender_of, test_metrics
+from benchmarks.quality.common import HERE, RESULTS, circumstances, hardware
+from benchmarks.quality.items import made
+from benchmarks.quality.next_item import recommender_of, test_metrics
 from rich.progress import track
 
-from gritvq.data.items import read_item_data
-from gritvq.data.sequences import SequenceData
-from gritvq.semantic_ids import SemanticIds
-from gritvq.training import RecommenderTask, TrainingPlan, train
-from gritvq.training.compare import read_results, write_results
-from gritvq.training.runs import prepare
+from gritvq.items import RecommenderTask, SemanticIds
+from gritvq.items.catalogue import read_item_data
+from gritvq.items.sequences import SequenceData
+from gritvq.results import read_results, write_results
+from gritvq.training import TrainingPlan, train
+from gritvq.training.run import prepare
 
 RANDOM = "random codes"
 TOKENIZERS = ("residual_kmeans", "residual_kmeans_normalized", "rqvae_vq_vae", "rqvae_rotation_vq", "rqvae_simvq")

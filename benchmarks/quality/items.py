@@ -1,6 +1,6 @@
 """Tokenizers of item embeddings on the same items and seeds: evenness of the codes, collisions, error, time.
 
-    python benchmarks/quality/items.py --data PATH-TO-AMAZON-BEAUTY
+    python -m benchmarks.quality.items --data PATH-TO-AMAZON-BEAUTY
 
 Writes ``benchmarks/results/items_tokenizers_*.csv``. Finished runs are not repeated, so an interrupted benchmark goes
 on where it stopped; delete the file to start over. Runs follow each other, each with as many threads as torch is given
@@ -18,13 +18,13 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
-from common import HERE, RESULTS, circumstances, hardware
+from benchmarks.quality.common import HERE, RESULTS, circumstances, hardware
 from rich.progress import track
 
-from gritvq import SemanticIds, presets
-from gritvq.item_tokenizers import RQVAE, ItemTokenizer, ProductKMeans, ResidualKMeans, residual_stack
-from gritvq.models import ItemDecoder, ItemEncoder
-from gritvq.training.compare import read_results, write_results
+from gritvq import SemanticIds
+from gritvq.items import RQVAE, ItemDecoder, ItemEncoder, ItemTokenizer, ProductKMeans, ResidualKMeans, residual_stack
+from gritvq.quantizers import presets
+from gritvq.results import read_results, write_results
 
 METRICS = ("uniqueness", "items_in_collision", "largest_group", "reconstruction/relative_error")
 METRICS += ("neighbours/prefix_recall@10", "neighbours/quantized_recall@10")

@@ -1,6 +1,6 @@
 """All presets on the same pictures, steps and seeds: what each is like with its defaults.
 
-    python benchmarks/quality/methods.py --data PATH-TO-CIFAR10
+    python -m benchmarks.quality.methods --data PATH-TO-CIFAR10
 
 Writes ``benchmarks/results/methods_<table>_*.csv``, one per table of ``methods.yaml``. Finished runs are not repeated,
 so an interrupted benchmark goes on where it stopped; delete the files to start over.
@@ -15,12 +15,13 @@ from datetime import date
 from pathlib import Path
 
 import yaml
-from common import HERE, RESULTS, circumstances, hardware
-from image import complete
+from benchmarks.quality.common import HERE, RESULTS, circumstances, hardware
+from benchmarks.quality.image import complete
 
 from gritvq.cli import contest_entries
-from gritvq.data import ImageData
-from gritvq.training.compare import Contest, describe_contest, mean_colour_row, write_results
+from gritvq.images import ImageData
+from gritvq.images.comparison import Contest, describe_contest, mean_colour_row
+from gritvq.results import write_results
 
 
 def main() -> None:

@@ -1,7 +1,7 @@
 """The next item on Amazon Beauty: recall of a small generative model against the time it was trained.
 
-    python benchmarks/quality/next_item.py train --data FOLDER --run RUN
-    python benchmarks/quality/next_item.py measure --data FOLDER --run RUN
+    python -m benchmarks.quality.next_item train --data FOLDER --run RUN
+    python -m benchmarks.quality.next_item measure --data FOLDER --run RUN
 
 ``train`` gives the items ids (residual k-means 3 x 256 and one more token for equal ones), trains the model of
 ``configs/items/beauty-small.yaml`` on the training part, and keeps a copy at every validation; started again with the
@@ -23,18 +23,25 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import RESULTS, circumstances, hardware
+from benchmarks.quality.common import RESULTS, circumstances, hardware
 from lightning import Callback, LightningModule, Trainer
 
-from gritvq.data.interactions import Split
-from gritvq.data.items import read_item_data
-from gritvq.data.sequences import SequenceData
-from gritvq.item_tokenizers import ResidualKMeans
-from gritvq.recommend import DepthDecoder, GenerativeRecommender, rank_in_list, ranking_metrics, ranks_by_lists
-from gritvq.semantic_ids import SemanticIds
-from gritvq.training import RecommenderTask, TrainingPlan, train
-from gritvq.training.compare import read_results, write_results
-from gritvq.training.runs import prepare
+from gritvq.items import (
+    DepthDecoder,
+    GenerativeRecommender,
+    RecommenderTask,
+    ResidualKMeans,
+    SemanticIds,
+    rank_in_list,
+    ranking_metrics,
+    ranks_by_lists,
+)
+from gritvq.items.catalogue import read_item_data
+from gritvq.items.interactions import Split
+from gritvq.items.sequences import SequenceData
+from gritvq.results import read_results, write_results
+from gritvq.training import TrainingPlan, train
+from gritvq.training.run import prepare
 
 IDENTITY = ("method", "level", "split", "users", "beam", "step", "seed")
 SAMPLE = 4000
@@ -127,7 +134,7 @@ def measure(options: argparse.Namespace, split: Split) -> None:
     prepare(0, options.threads)
     folder = Path(options.run) / "copies"
     lines = [json.loads(path.read_text()) for path in sorted(folder.glob("step-*.json"))]
-    about = circumstances("python benchmarks/quality/next_item.py", Path(options.data).name)
+    about = circumstances("python -m benchmarks.quality.next_item", Path(options.data).name)
     path = RESULTS / f"items_next_{hardware()}_{date.today():%Y%m}.csv"
     rows = read_results(path, IDENTITY) if path.exists() else []
     known = {tuple(str(row[name]) for name in IDENTITY) for row in rows}

@@ -1,6 +1,6 @@
 """The shipped configurations, whole: ``gritvq fit`` on every file of ``configs/methods``.
 
-    python benchmarks/quality/recipes.py --data PATH-TO-CIFAR10
+    python -m benchmarks.quality.recipes --data PATH-TO-CIFAR10
 
 Writes ``benchmarks/results/recipes_*.csv``: what each run reports on its held-out images, and the same images with
 every picture replaced by its mean colour. Finished runs are not repeated; delete the file to start over.
@@ -22,13 +22,13 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from common import RESULTS, circumstances, hardware
+from benchmarks.quality.common import RESULTS, circumstances, hardware
 from rich.progress import track
 
-from gritvq import presets
-from gritvq.data import ImageData
-from gritvq.metrics import ReconstructionError
-from gritvq.training.compare import read_results, write_results
+from gritvq.images import ImageData
+from gritvq.quantizers import presets
+from gritvq.quantizers.metrics import ReconstructionError
+from gritvq.results import read_results, write_results
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "methods"
 

@@ -1,7 +1,7 @@
 """Next-item recommendation: what models have to beat, on Amazon Beauty and MovieLens latest-small.
 
-    python benchmarks/quality/recommend.py --data ../shared/data/recsys
-    python benchmarks/quality/recommend.py --methods sasrec --seeds 0 1 2
+    python -m benchmarks.quality.recommend --data ../shared/data/recsys
+    python -m benchmarks.quality.recommend --methods sasrec --seeds 0 1 2
 
 Leave-one-out by time, ranks over the whole catalogue, seen items kept, ties at their mean rank. Floors are exact and
 have no seed. Popularity stands there a second time with half ranks rounded down, and text cosine with 5,000 sampled
@@ -21,11 +21,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import RESULTS, circumstances, hardware
+from benchmarks.quality.common import RESULTS, circumstances, hardware
 
-from gritvq.data.items import ItemData, Split, read_item_data
-from gritvq.recommend import CoOccurrence, Popularity, SASRec, TextCosine, ranking_metrics, ranks_by_scores
-from gritvq.training.compare import read_results, write_results
+from gritvq.items import CoOccurrence, Popularity, SASRec, TextCosine, ranking_metrics, ranks_by_scores
+from gritvq.items.catalogue import ItemData, read_item_data
+from gritvq.items.interactions import Split
+from gritvq.results import read_results, write_results
 
 DATA = ("amazon_beauty", "movielens_latest_small")
 METHODS = ("popularity", "co-occurrence", "text cosine", "sasrec")

@@ -32,7 +32,7 @@ from benchmarks.speed import fit, startup
 from benchmarks.speed.cases import Row
 from benchmarks.speed.measure import SUITES
 
-from gritvq.training.compare import read_results, write_results
+from gritvq.results import read_results, write_results
 
 ROOT = Path(__file__).parents[2]
 IDENTITY = ("method", "n", "dim", "codebook_size", "seed")

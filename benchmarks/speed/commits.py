@@ -132,7 +132,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from benchmarks.speed.__main__ import IDENTITY, machine
     from benchmarks.speed.measure import percentile
 
-    from gritvq.training.compare import write_results
+    from gritvq.results import write_results
 
     about = circumstances(f"python -m benchmarks.speed.commits --old {options.old}", "gaussian")
     about |= machine(options.threads) | {"hardware": f"cpu{os.cpu_count()}"}

@@ -25,9 +25,8 @@ import torch
 from benchmarks.quality.common import RESULTS, circumstances, hardware
 from benchmarks.speed.measure import resident
 
-from gritvq.item_tokenizers import RQVAE, ItemTokenizer, ResidualKMeans, grit_stack
-from gritvq.models import ItemDecoder, ItemEncoder
-from gritvq.training.compare import write_results
+from gritvq.items import RQVAE, ItemDecoder, ItemEncoder, ItemTokenizer, ResidualKMeans, grit_stack
+from gritvq.results import write_results
 
 ROWS = 1_000_000
 UNITS = {"items_per_second": "items/s", "seconds": "s", "peak_bytes": "bytes"}

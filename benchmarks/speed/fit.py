@@ -15,11 +15,11 @@ from benchmarks.speed.cases import Row
 from benchmarks.speed.measure import percentile
 from torch import Tensor
 
-from gritvq import Tokenizer, presets
-from gritvq.base import build
-from gritvq.data import ImageData
-from gritvq.training import TokenizerTask, TrainingPlan, train
-from gritvq.training.runs import prepare
+from gritvq.component import build
+from gritvq.images import ImageData, ImageTokenizer, TokenizerTask
+from gritvq.quantizers import presets
+from gritvq.training import TrainingPlan, train
+from gritvq.training.run import prepare
 
 QUANTIZERS = ("grit_vq", "vq_vae_ema")
 CODEBOOK_SIZE = 16384
@@ -156,7 +156,7 @@ def measure(
     images = TimedData(data, **{k: v for k, v in settings.get("data", {}).items() if k != "path"})
     images.watch = watch
     images.setup("fit")
-    tokenizer = Tokenizer(build(parts["encoder"]), chosen, build(parts["decoder"]))
+    tokenizer = ImageTokenizer(build(parts["encoder"]), chosen, build(parts["decoder"]))
     task = TimedTask(tokenizer, **settings.get("task", {})).observe(watch)
     plan = TrainingPlan(max_steps=steps, validate_every=0, checkpoint_every=0)
     with tempfile.TemporaryDirectory() as folder:

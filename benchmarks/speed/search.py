@@ -9,8 +9,8 @@ import torch
 from benchmarks.speed.cases import Call, Contender, Row, vectors_and_codes
 from torch import Tensor
 
-from gritvq import kernels
-from gritvq.functional import nearest_code
+from gritvq.quantizers import kernels
+from gritvq.quantizers.functional import nearest_code
 
 _BLOCK = 1024  # rows and codes of a block of scores: 4 MB
 

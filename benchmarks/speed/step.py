@@ -12,8 +12,9 @@ from benchmarks.speed.cases import Call, Contender, Row, gaussian, vectors_and_c
 from benchmarks.speed.search import bound
 from torch import Tensor, nn
 
-from gritvq import AffineCodebook, MLPCodebook, RadialSurrogate, VectorQuantizer, presets
-from gritvq.base import Quantizer
+from gritvq import AffineCodebook, MLPCodebook, RadialSurrogate, VectorQuantizer
+from gritvq.quantizers import presets
+from gritvq.quantizers.base import Quantizer
 
 
 def _step(

@@ -27,8 +27,8 @@ from benchmarks.speed.__main__ import machine
 from benchmarks.speed.measure import alternating, percentile
 from torch import Tensor
 
-from gritvq.semantic_ids import PrefixTrie, TrieLogitsProcessor
-from gritvq.training.compare import write_results
+from gritvq.items import PrefixTrie, TrieLogitsProcessor
+from gritvq.results import write_results
 
 USERS, BEAMS, SIZES = 256, 50, (256, 256, 256, 256)
 FIRST, END = 3, 2

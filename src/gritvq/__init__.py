@@ -1,17 +1,20 @@
 """gritvq: continuous vectors into discrete tokens and back, with codebooks that stay alive while they learn."""
 
-from gritvq.assignments import (
+from typing import TYPE_CHECKING
+
+from gritvq.component import Component, build, describe
+from gritvq.lazy import lazy_names
+from gritvq.quantizers.assignments import (
     ConvexAssignment,
     NearestAssignment,
     SampledAssignment,
     SoftAssignment,
     SpaceFillingAssignment,
 )
-from gritvq.base import (
+from gritvq.quantizers.base import (
     Assignment,
     Codebook,
     CodeStatistics,
-    Component,
     Context,
     DecaySchedule,
     LearningRule,
@@ -20,12 +23,9 @@ from gritvq.base import (
     QuantizerOutput,
     Schedule,
     Surrogate,
-    build,
-    describe,
 )
-from gritvq.codebooks import AffineCodebook, BridgeCodebook, FreeCodebook, MLPCodebook, TransformerCodebook
-from gritvq.hyperbolic import HyperbolicQuantizer
-from gritvq.learning import (
+from gritvq.quantizers.codebooks import AffineCodebook, BridgeCodebook, FreeCodebook, MLPCodebook, TransformerCodebook
+from gritvq.quantizers.learning import (
     CodebookLoss,
     CommitmentLoss,
     DeadCodeRevival,
@@ -36,9 +36,9 @@ from gritvq.learning import (
     OrthogonalityLoss,
     WassersteinLoss,
 )
-from gritvq.lookup_free import BSQ, FSQ, LFQ
-from gritvq.metrics import CodebookUsage, ReconstructionError
-from gritvq.presets import (
+from gritvq.quantizers.lookup_free import BSQ, FSQ, LFQ
+from gritvq.quantizers.metrics import CodebookUsage
+from gritvq.quantizers.presets import (
     bsq,
     diveq,
     fsq,
@@ -69,8 +69,15 @@ from gritvq.presets import (
     vq_wae,
     xq,
 )
-from gritvq.semantic_ids import SemanticIds
-from gritvq.structures import (
+from gritvq.quantizers.stochastic import (
+    GaussianMixtureQuantizer,
+    RepresentationCoherenceLoss,
+    ResidualStochasticQuantizer,
+    StochasticQuantizer,
+    VariationalLatent,
+)
+from gritvq.quantizers.stochastic.hyperbolic import HyperbolicQuantizer
+from gritvq.quantizers.structures import (
     ChannelsFirst,
     HierarchicalQuantizer,
     MultiScaleQuantizer,
@@ -79,7 +86,7 @@ from gritvq.structures import (
     ProjectedQuantizer,
     ResidualQuantizer,
 )
-from gritvq.surrogates import (
+from gritvq.quantizers.surrogates import (
     ClippedRadius,
     ConstantRadius,
     CosineRadius,
@@ -100,15 +107,12 @@ from gritvq.surrogates import (
     StraightThrough,
     TanhRadius,
 )
+from gritvq.quantizers.vector_quantizer import VectorQuantizer
 from gritvq.tokenizer import Tokenizer
-from gritvq.variational import (
-    GaussianMixtureQuantizer,
-    RepresentationCoherenceLoss,
-    ResidualStochasticQuantizer,
-    StochasticQuantizer,
-    VariationalLatent,
-)
-from gritvq.vector_quantizer import VectorQuantizer
+
+if TYPE_CHECKING:
+    from gritvq.images.metrics import ReconstructionError
+    from gritvq.items.ids import SemanticIds
 
 __version__ = "0.1.0"
 
@@ -216,3 +220,8 @@ __all__ = [
     "vq_wae",
     "xq",
 ]
+
+# Wings with needs of their own, and names that they keep here.
+__getattr__ = lazy_names(
+    __name__, {"images": ["ReconstructionError"], "items": ["SemanticIds"], "tokens": [], "training": []}
+)

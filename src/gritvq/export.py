@@ -19,8 +19,8 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from gritvq.base import Quantizer
 from gritvq.files import place_of_file, replacing_files
+from gritvq.quantizers.base import Quantizer
 
 __all__ = ["DecoderProgram", "EncoderProgram", "Format", "Program", "load_program", "write_programs"]
 

@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from gritvq.base import Component, describe
+from gritvq.component import Component, describe
 from gritvq.files import checked_file, holds_files, read_header, replacing_files, write_header
 
 __all__ = [

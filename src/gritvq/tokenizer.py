@@ -1,31 +1,23 @@
-"""The tokenizer: encoder, quantizer and decoder as the one thing people train, save, share, load and serve."""
+"""The tokenizer: encoder, quantizer and decoder of any domain, the thing people train, save, share, load and serve."""
 
 from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, overload
+from typing import Any, NamedTuple, TypeVar
 
-import numpy as np
-import torch
-import torch.nn.functional as F
-from jaxtyping import Float, Int
 from torch import Tensor
 
-from gritvq.base import Component, Quantizer, QuantizerOutput, build, check_quantizer, evaluating
-from gritvq.export import DecoderProgram, EncoderProgram, Format, Program, write_programs
-from gritvq.saving import FORMAT_VERSION, load_weights, local_folder, read_config, write_folder
+from gritvq.component import Component, build
+from gritvq.quantizers.base import Quantizer, QuantizerOutput, check_quantizer
+from gritvq.saving import load_weights, local_folder, read_config, write_folder
 
-if TYPE_CHECKING:
-    from PIL import Image
+__all__ = ["Tokenizer", "TokenizerOutput"]
 
-    Picture: TypeAlias = Image.Image | np.ndarray
-
-__all__ = ["FORMAT_VERSION", "Tokenizer", "TokenizerOutput"]
-
-_PIXELS_AT_ONCE = 2**22  # of a list's pictures of equal size; memory grows with it
+_Self = TypeVar("_Self", bound="Tokenizer")
 
 
 class TokenizerOutput(NamedTuple):
@@ -42,235 +34,39 @@ class TokenizerOutput(NamedTuple):
     latents: Tensor
 
 
-class Tokenizer(Component):
-    """Encoder, quantizer and decoder.
+class Tokenizer(Component, ABC):
+    """Encoder, quantizer and decoder of anything: images, texts, items.
 
     Args:
-        encoder: Maps images (B, C, H, W) in [0, 1] to latents (B, h, w, D); has ``factor`` and ``channels``.
-        quantizer: Maps latents to codes; ``input_dim`` equals the encoder's ``dim``.
-        decoder: Maps quantized latents back to images; its ``dim`` is the quantizer's, its ``factor`` and ``channels``
-            are the encoder's.
-
-    Raises:
-        ValueError: If the parts do not fit together.
-
-    Example:
-        >>> from gritvq import grit_vq
-        >>> from gritvq.models import ImageDecoder, ImageEncoder
-        >>> tokenizer = Tokenizer(ImageEncoder(8, width=16), grit_vq(8, 64), ImageDecoder(8, width=16))
-        >>> tokens = tokenizer.encode(torch.rand(1, 3, 30, 33))
-        >>> tokens.shape, tokenizer.decode(tokens, size=(30, 33)).shape
-        (torch.Size([1, 8, 9, 1]), torch.Size([1, 3, 30, 33]))
+        encoder: Maps a batch to latents (B, *positions, D).
+        quantizer: Maps latents to codes.
+        decoder: Maps quantized latents back to a batch.
     """
 
     def __init__(self, encoder: Component, quantizer: Quantizer, decoder: Component) -> None:
         super().__init__()
         check_quantizer(quantizer)
-        _check_parts(encoder, quantizer, decoder)
-        if len(quantizer.layout) > 2:
-            raise ValueError(
-                f"expected a quantizer of vectors, sequences or grids, got {type(quantizer).__name__} with the layout "
-                f"{quantizer.layout}; an image has two axes"
-            )
         self.encoder, self.quantizer, self.decoder = encoder, quantizer, decoder
 
-    @property
-    def factor(self) -> int:
-        """Pixels per token and side."""
-        return int(self.encoder.factor)  # type: ignore[arg-type]
+    @abstractmethod
+    def forward(self, batch: Any) -> TokenizerOutput:
+        """Encode, quantize, decode."""
 
-    @property
-    def channels(self) -> int:
-        """Colour channels."""
-        return int(self.encoder.channels)  # type: ignore[arg-type]
+    @abstractmethod
+    def latents(self, batch: Any) -> Tensor:
+        """What the encoder makes of a batch: (B, *positions, D)."""
 
-    @property
-    def num_token_axes(self) -> int:
-        """Axes of one image's tokens beside the channels: 2 for a grid (h, w), 1 for a sequence (T,)."""
-        layout = self.quantizer.layout
-        return len(self.quantizer.token_shape((1, *(1,) * (2 - len(layout)), *layout))) - 1
+    @abstractmethod
+    def encode(self, batch: Any) -> Any:
+        """Tokens (B, *tokens, Q) of a batch, int64, in eval mode and without gradients."""
 
-    def forward(self, images: Float[Tensor, "B C H W"]) -> TokenizerOutput:
-        """Encode, quantize, decode; the reconstruction is not clamped and has the images' size.
+    @abstractmethod
+    def decode(self, tokens: Tensor) -> Any:
+        """What tokens stand for, in eval mode and without gradients."""
 
-        Raises:
-            ValueError: If the images' size does not fit the quantizer's layout.
-        """
-        latents = self.latents(images)
-        quantization = self.quantizer(latents)
-        reconstruction = self.decoder(quantization.quantized)
-        return TokenizerOutput(reconstruction[..., : images.shape[-2], : images.shape[-1]], quantization, latents)
-
-    def latents(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B h w D"]:
-        """What the encoder makes of images whose sides are extended to multiples of ``factor``.
-
-        Raises:
-            ValueError: If the images' size does not fit the quantizer's layout.
-        """
-        self.check_size(images.shape[-2], images.shape[-1])
-        return self.encoder(self._pad(images))
-
-    def check_size(self, height: int, width: int) -> None:
-        """Say whether images of a size in pixels can be tokenized; any can unless the quantizer has a layout.
-
-        Raises:
-            ValueError: If it does not fit the quantizer's layout.
-        """
-        if not self.quantizer.layout:
-            return
-        grid = -(-height // self.factor), -(-width // self.factor)
-        try:
-            self.quantizer.token_shape((1, *grid))
-        except ValueError as error:
-            raise ValueError(
-                f"expected images whose {grid[0]} x {grid[1]} tokens of {self.factor} x {self.factor} pixels fit the "
-                f"layout {self.quantizer.layout} of {type(self.quantizer).__name__}, got {height} x {width} pixels "
-                f"({error}); resize or crop them"
-            ) from error
-
-    @overload
-    def encode(self, images: Tensor | Picture) -> Int[Tensor, "B *tokens Q"]: ...
-
-    @overload
-    def encode(self, images: Sequence[Tensor | Picture]) -> list[Int[Tensor, "*tokens Q"]]: ...
-
-    @torch.no_grad()
-    def encode(
-        self, images: Tensor | Picture | Sequence[Tensor | Picture]
-    ) -> Int[Tensor, "B *tokens Q"] | list[Int[Tensor, "*tokens Q"]]:
-        """Tokens of images, of any size unless the quantizer has a layout.
-
-        Args:
-            images: (B, C, H, W) or (C, H, W): uint8, or floating in [0, 1]; or one picture as Pillow opens it or as an
-                array (H, W), (H, W, 3) or (H, W, 4) of uint8, which are brought to the tokenizer's ``channels``; or a
-                list of single ones of any sizes. Sides that are no multiple of ``factor`` are extended by repeating the
-                border.
-
-        Returns:
-            Indices (B, ceil(H / factor), ceil(W / factor), Q), int64, without B for a single image. A quantizer that
-            makes sequences of a grid (multi-scale, hierarchical) gives (B, T, Q). For a list, a list of each one's.
-
-        Raises:
-            ValueError: If shape, type or values do not fit.
-
-        Example:
-            >>> from PIL import Image
-            >>> from gritvq import vq_vae
-            >>> from gritvq.models import ImageDecoder, ImageEncoder
-            >>> tokenizer = Tokenizer(ImageEncoder(4, width=8), vq_vae(4, 16), ImageDecoder(4, width=8))
-            >>> [tokens.shape for tokens in tokenizer.encode([Image.new("RGB", (32, 16)), Image.new("L", (8, 8))])]
-            [torch.Size([4, 8, 1]), torch.Size([2, 2, 1])]
-        """
-        if isinstance(images, Sequence):
-            return self._encode_each(images)
-        images = self._as_tensor(images)
-        batch = self._as_batch(images)
-        with evaluating(self):
-            tokens = self.quantizer.encode(self.latents(batch))
-        return tokens if images.ndim == 4 else tokens[0]
-
-    @torch.no_grad()
-    def decode(
-        self, tokens: Int[Tensor, "B *tokens Q"], size: tuple[int, int] | None = None
-    ) -> Float[Tensor, "B C H W"]:
-        """Images of tokens, in [0, 1].
-
-        Args:
-            tokens: (B, h, w, Q), or (h, w, Q) for a single image; (B, T, Q) or (T, Q) where the quantizer makes
-                sequences.
-            size: (H, W) of the original image, to cut off what ``encode`` added; all of it where None.
-
-        Returns:
-            (B, C, H, W), or (C, H, W) for a single image.
-
-        Raises:
-            ValueError: If the shape is wrong, an index is out of range, or ``size`` does not fit the tokens.
-        """
-        axes = self.num_token_axes
-        if tokens.ndim not in (axes + 1, axes + 2):
-            one = "h, w, Q" if axes == 2 else "T, Q"
-            raise ValueError(f"expected tokens (B, {one}) or ({one}), got {tuple(tokens.shape)}")
-        single = tokens.ndim == axes + 1
-        batch = tokens[None] if single else tokens
-        with evaluating(self):
-            values = self.quantizer.decode(batch.to(next(self.decoder.parameters()).device))
-            full = (values.shape[1] * self.factor, values.shape[2] * self.factor)
-            height, width = full if size is None else size
-            if not (full[0] - self.factor < height <= full[0] and full[1] - self.factor < width <= full[1]):
-                raise ValueError(
-                    f"expected a size within {self.factor - 1} pixels below {full[0]} x {full[1]}, got {height} x "
-                    f"{width}; is it (height, width)?"
-                )
-            images = self.decoder(values.to(self._dtype())).float()
-        images = images[..., :height, :width].clamp(0, 1)
-        return images[0] if single else images
-
-    def fold(self) -> Tokenizer:
+    def fold(self: _Self) -> _Self:
         """A copy of the tokenizer with the codebook's transform baked in: for serving, not for training on."""
-        return Tokenizer(copy.deepcopy(self.encoder), self.quantizer.fold(), copy.deepcopy(self.decoder)).eval()
-
-    def export(
-        self, folder: str | os.PathLike[str], format: Format = "onnx", *, size: tuple[int, int] | None = None
-    ) -> tuple[Path, Path]:
-        """Write the folded tokenizer as two programs that run without gritvq, for any batch size.
-
-        ``encoder``: ``images`` (B, C, H, W), float32 in [0, 1], to ``indices`` as :meth:`encode` gives them, int64.
-        ``decoder``: ``indices`` to ``images``, as :meth:`decode` gives them. H and W are multiples of ``factor``, at
-        least twice it: nothing is extended or cut off. Inputs are not checked. The programs work in the tokenizer's
-        precision and are made for the CPU; a search holds B h w x min(K, 1024) scores, or x K where a quantizer has no
-        plain table.
-
-        Where a quantizer is exact ``"never"``, the indices do not reproduce its output: then the programs do what
-        :meth:`encode` and :meth:`decode` do, no more.
-
-        Args:
-            folder: Where the files go; files of the same names are replaced.
-            format: ``"onnx"`` for ``encoder.onnx`` and ``decoder.onnx`` (needs the extra ``export``), ``"torch"`` for
-                ``encoder.pt2`` and ``decoder.pt2``.
-            size: (H, W) of all images. Any size where None, unless the quantizer has a layout, which needs one.
-
-        Returns:
-            Encoder's and decoder's file.
-
-        Raises:
-            ValueError: If the size does not fit or is missing, packages are missing, or a part holds operators that
-                cannot be exported.
-
-        Example:
-            >>> from gritvq import vq_vae
-            >>> from gritvq.export import load_program
-            >>> from gritvq.models import ImageDecoder, ImageEncoder
-            >>> tokenizer = Tokenizer(ImageEncoder(4, width=8), vq_vae(4, 16), ImageDecoder(4, width=8))
-            >>> import tempfile
-            >>> with tempfile.TemporaryDirectory() as folder:
-            ...     encoder, decoder = tokenizer.export(folder, "torch")
-            ...     load_program(decoder)(load_program(encoder)(torch.rand(5, 3, 32, 16))).shape
-            torch.Size([5, 3, 32, 16])
-        """
-        layout = self.quantizer.layout
-        if size is None and layout:
-            raise ValueError(
-                f"expected the images' size, since {type(self.quantizer).__name__} has the layout {layout}, got none; "
-                f"pass size=(H, W), such as {tuple(self.factor * side for side in (layout * 2)[:2])}"
-            )
-        if size is not None and (len(size) != 2 or any(side < 1 or side % self.factor for side in size)):
-            raise ValueError(f"expected a size (H, W) of multiples of {self.factor}, got {size}; round it up")
-        folded = self.fold().cpu()
-        images = torch.rand(2, self.channels, *(size or (3 * self.factor, 5 * self.factor)))
-        tokens = folded.encode(images)  # says what does not fit
-        batch, rows, columns = torch.export.Dim("batch"), *(torch.export.Dim(n, min=2) for n in ("rows", "columns"))
-        of_images, of_tokens = {0: batch}, {0: batch}
-        if size is None:
-            of_images |= {2: self.factor * rows, 3: self.factor * columns}
-            of_tokens |= {1: rows, 2: columns}
-        encoder = EncoderProgram(folded.encoder, folded.quantizer)
-        decoder = DecoderProgram(folded.quantizer, folded.decoder)
-        programs = {
-            "encoder": Program(encoder, images, of_images, ("images", "indices")),
-            "decoder": Program(decoder, tokens, of_tokens, ("indices", "images")),
-        }
-        written = write_programs(folder, programs, format)
-        return written["encoder"], written["decoder"]
+        return copy.deepcopy(self, {id(self.quantizer): self.quantizer.fold()}).eval()
 
     # --- saving and loading -------------------------------------------------------------------------------------------
 
@@ -292,8 +88,10 @@ class Tokenizer(Component):
         return write_folder(folder, "tokenizer", self, {} if training is None else {"training": dict(training)})
 
     @classmethod
-    def from_pretrained(cls, source: str | os.PathLike[str], trusted: Iterable[str] = ()) -> Tokenizer:
+    def from_pretrained(cls: type[_Self], source: str | os.PathLike[str], trusted: Iterable[str] = ()) -> _Self:
         """Load a tokenizer from a folder or, by name, from the Hugging Face Hub; in eval mode.
+
+        ``Tokenizer.from_pretrained`` returns the class that was saved; a subclass refuses others.
 
         Args:
             source: A folder, or ``"owner/name"`` (needs ``huggingface_hub``).
@@ -305,94 +103,7 @@ class Tokenizer(Component):
         folder = local_folder(source)
         config = read_config(folder, "tokenizer")
         tokenizer = build(config["tokenizer"], trusted)
-        if not isinstance(tokenizer, Tokenizer):
-            raise ValueError(f"expected a tokenizer in {folder}, got {type(tokenizer).__name__}")
+        if not isinstance(tokenizer, cls):
+            raise ValueError(f"expected a saved {cls.__name__} in {folder}, got {type(tokenizer).__name__}")
         load_weights(tokenizer, folder, config)
         return tokenizer.eval()
-
-    # --- helpers ------------------------------------------------------------------------------------------------------
-
-    def _dtype(self) -> torch.dtype:
-        return next(self.decoder.parameters()).dtype
-
-    def _encode_each(self, images: Sequence[Tensor | Picture]) -> list[Tensor]:
-        """Those of equal size and type together."""
-        pictures = [self._as_tensor(image) for image in images]
-        alike: dict[Any, list[int]] = {}
-        for number, picture in enumerate(pictures):
-            if picture.ndim != 3:
-                raise ValueError(
-                    f"expected single images in the list, got {tuple(picture.shape)}; a batch (B, C, H, W) needs no "
-                    "list around it"
-                )
-            alike.setdefault((picture.shape, picture.dtype, picture.device), []).append(number)
-        tokens: dict[int, Tensor] = {}
-        for (shape, _, _), numbers in alike.items():
-            at_once = max(1, _PIXELS_AT_ONCE // max(1, shape[1:].numel()))
-            for start in range(0, len(numbers), at_once):
-                part = numbers[start : start + at_once]
-                tokens |= zip(part, self.encode(torch.stack([pictures[number] for number in part])), strict=True)
-        return [tokens[number] for number in range(len(pictures))]
-
-    def _as_tensor(self, image: Tensor | Picture) -> Tensor:
-        """A tensor as it is; any other picture as bytes of the tokenizer's channels."""
-        if isinstance(image, Tensor):
-            return image
-        from PIL import Image
-
-        from gritvq.data.pictures import to_tensor
-
-        got = type(image).__name__
-        if isinstance(image, np.ndarray):
-            got = f"an array {image.shape} of {image.dtype}"
-            if image.dtype == np.uint8 and (image.ndim == 2 or (image.ndim == 3 and image.shape[2] in (3, 4))):
-                image = Image.fromarray(image)
-        if not isinstance(image, Image.Image):
-            raise ValueError(
-                f"expected a tensor, a Pillow picture or an array (H, W), (H, W, 3) or (H, W, 4) of uint8, got {got}; "
-                "of several pictures make a list"
-            )
-        return to_tensor(image, self.channels)
-
-    def _as_batch(self, images: Tensor) -> Tensor:
-        if images.ndim not in (3, 4) or images.shape[-3] != self.channels or 0 in images.shape[-2:]:
-            raise ValueError(
-                f"expected images (B, {self.channels}, H, W) or ({self.channels}, H, W), got {tuple(images.shape)}; "
-                "the colour channels come before height and width"
-            )
-        if images.dtype == torch.uint8:
-            images = images.float() / 255
-        elif not images.is_floating_point():
-            raise ValueError(f"expected uint8 images or floating ones in [0, 1], got {images.dtype}")
-        elif images.numel() and not (images.amin() >= -0.01 and images.amax() <= 1.01):
-            raise ValueError(
-                f"expected values in [0, 1], got [{float(images.amin()):g}, {float(images.amax()):g}]; divide by 255 "
-                "or map [-1, 1] to [0, 1]"
-            )
-        parameter = next(self.encoder.parameters())
-        return (images if images.ndim == 4 else images[None]).to(parameter.device, parameter.dtype)
-
-    def _pad(self, images: Tensor) -> Tensor:
-        extra_h, extra_w = (-images.shape[-2] % self.factor, -images.shape[-1] % self.factor)
-        return F.pad(images, (0, extra_w, 0, extra_h), mode="replicate") if extra_h or extra_w else images
-
-
-def _check_parts(encoder: Component, quantizer: Quantizer, decoder: Component) -> None:
-    """Compare what the parts say of themselves; running them would not tell, since too large a picture is cropped."""
-    for name, part in (("encoder", encoder), ("decoder", decoder)):
-        missing = [setting for setting in ("dim", "factor", "channels") if getattr(part, setting, None) is None]
-        if missing:
-            raise ValueError(
-                f"expected the {name} to have dim, factor and channels, got {type(part).__name__} without "
-                f"{' and '.join(missing)}; set them as attributes in its constructor"
-            )
-    for name, setting, got, other, wanted in (
-        ("encoder", "dim", encoder.dim, "quantizer", quantizer.input_dim),
-        ("decoder", "dim", decoder.dim, "quantizer", quantizer.dim),
-        ("decoder", "factor", decoder.factor, "encoder", encoder.factor),
-        ("decoder", "channels", decoder.channels, "encoder", encoder.channels),
-    ):
-        if got != wanted:
-            raise ValueError(
-                f"expected the {name} to have {setting}={wanted} as the {other} has, got {got}; make them equal"
-            )

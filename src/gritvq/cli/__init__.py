@@ -16,8 +16,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from gritvq import __version__
-from gritvq.cli import comparing, errors, fitting, images, recommending, semantic
-from gritvq.cli.comparing import contest_entries, paper_of
+from gritvq.cli import compare as comparing
+from gritvq.cli import errors, images
+from gritvq.cli import fit as fitting
+from gritvq.cli import recommend as recommending
+from gritvq.cli import semantic_ids as semantic
+from gritvq.cli.compare import contest_entries, paper_of
 from gritvq.cli.errors import parser_class
 
 __all__ = ["contest_entries", "main", "paper_of"]

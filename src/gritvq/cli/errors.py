@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any, get_args
 
-from gritvq import presets
+from gritvq.quantizers import presets
 
 __all__ = ["explained", "parser_class"]
 

@@ -8,17 +8,17 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gritvq.base import Quantizer
-from gritvq.cli.printing import console, number_rows, report, trusted_argument
-from gritvq.cli.runs import check_places, overwrite_argument
+from gritvq.cli.output import console, number_rows, report, trusted_argument
+from gritvq.cli.run_folder import check_places, overwrite_argument
+from gritvq.quantizers.base import Quantizer
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from gritvq.data import Picture, Pictures
-    from gritvq.tokenizer import Tokenizer
-    from gritvq.training.tokens import TokenizedImage
+    from gritvq.images.files import Picture, Pictures
+    from gritvq.images.tokenizer import ImageTokenizer
+    from gritvq.tokens.files import TokenizedImage
 
 __all__ = [
     "decode",
@@ -103,7 +103,7 @@ def _batches(pictures: Pictures, batch_size: int, doing: str) -> Iterator[tuple[
             progress.advance(bar, len(group))
 
 
-def _fits(tokenizer: Tokenizer, group: Sequence[Picture], strict: bool) -> bool:
+def _fits(tokenizer: ImageTokenizer, group: Sequence[Picture], strict: bool) -> bool:
     """Whether pictures of one size fit the quantizer's layout; those that do not are named, or an error if strict."""
     try:
         tokenizer.check_size(*group[0].pixels.shape[1:])
@@ -120,18 +120,19 @@ _MEASURED = ("metrics.json", "reconstructions.png", "usage.png")
 _SHOWN = 16
 
 
-def _measure(config: Any, files: Sequence[str]) -> tuple[Tokenizer, Tensor, list[tuple[str, str]], Path]:
+def _measure(config: Any, files: Sequence[str]) -> tuple[ImageTokenizer, Tensor, list[tuple[str, str]], Path]:
     """A tokenizer in numbers and pictures: itself, the counts of its codes, rows for a table, and the folder."""
     import torch
 
     from gritvq.files import write_json
-    from gritvq.tokenizer import Tokenizer
-    from gritvq.training import evaluate, pictures
+    from gritvq.images import plots as pictures
+    from gritvq.images.evaluation import evaluate
+    from gritvq.images.tokenizer import ImageTokenizer
 
     out = Path(config.out)
     check_places(out, files, config.overwrite)
     device = _device(config.device)
-    tokenizer = Tokenizer.from_pretrained(config.tokenizer, config.trusted).to(device)
+    tokenizer = ImageTokenizer.from_pretrained(config.tokenizer, config.trusted).to(device)
     measured, about = _pictures_to_measure(config, tokenizer.channels)
     shown: list[Tensor] = []
 
@@ -155,7 +156,8 @@ def _measure(config: Any, files: Sequence[str]) -> tuple[Tokenizer, Tensor, list
 
 def _pictures_to_measure(config: Any, channels: int) -> tuple[Pictures, dict[str, str]]:
     """Whole pictures, and which these are: ``data`` and ``split``."""
-    from gritvq.data import ImageData, open_pictures
+    from gritvq.images.data import ImageData
+    from gritvq.images.files import open_pictures
 
     path = config.data.path
     if path is not None:
@@ -187,7 +189,7 @@ def _pictures_to_measure(config: Any, channels: int) -> tuple[Pictures, dict[str
 def _own_data(tokenizer: str) -> dict[str, Any] | None:
     """Settings of the data of a tokenizer's run, as its ``config.json`` or the run's ``config.yaml`` has them.
 
-    The former also has the splits that were found, as :meth:`gritvq.data.ImageData.describe` gives them.
+    The former also has the splits that were found, as :meth:`gritvq.images.ImageData.describe` gives them.
     """
     import yaml
 
@@ -222,7 +224,8 @@ def validate(parser: Any, config: Any) -> None:
 
 def inspect(parser: Any, config: Any) -> None:
     """Look into a tokenizer: its codes, how they are used, what they look like."""
-    from gritvq.training import pictures, token_statistics
+    from gritvq.images import plots as pictures
+    from gritvq.images.evaluation import token_statistics
 
     tokenizer, counts, rows, out = _measure(config, [*_MEASURED, "codebook.png"])
     pictures.codebook_picture(tokenizer, out / "codebook.png", counts)
@@ -260,15 +263,15 @@ def encode_arguments(parser: Any) -> None:
 
 def encode(parser: Any, config: Any) -> None:
     """Turn pictures into tokens."""
-    from gritvq.data import open_pictures
-    from gritvq.metrics import CodebookUsage
-    from gritvq.tokenizer import Tokenizer
-    from gritvq.training.tokens import TokenizedImage, check_token_path, write_tokens
+    from gritvq.images.files import open_pictures
+    from gritvq.images.tokenizer import ImageTokenizer
+    from gritvq.quantizers.metrics import CodebookUsage
+    from gritvq.tokens.files import TokenizedImage, check_token_path, write_tokens
 
     out = check_token_path(config.out)
     check_places(out.parent, [out.name], config.overwrite)
     device = _device(config.device)
-    tokenizer = Tokenizer.from_pretrained(config.tokenizer, config.trusted).fold().to(device)  # codes made once
+    tokenizer = ImageTokenizer.from_pretrained(config.tokenizer, config.trusted).fold().to(device)  # codes made once
     pictures = open_pictures(
         config.images,
         channels=tokenizer.channels,
@@ -332,11 +335,12 @@ def decode(parser: Any, config: Any) -> None:
     """Turn tokens back into pictures."""
     from rich.progress import track
 
-    from gritvq.tokenizer import Tokenizer
-    from gritvq.training.tokens import picture_paths, read_tokens, save_png
+    from gritvq.images.files import picture_paths, save_png
+    from gritvq.images.tokenizer import ImageTokenizer
+    from gritvq.tokens.files import read_tokens
 
     device = _device(config.device)
-    tokenizer = Tokenizer.from_pretrained(config.tokenizer, config.trusted).fold().to(device)  # codes made once
+    tokenizer = ImageTokenizer.from_pretrained(config.tokenizer, config.trusted).fold().to(device)  # codes made once
     items = read_tokens(config.tokens)
     out = Path(config.out)
     paths = picture_paths([item.name for item in items])
@@ -348,7 +352,7 @@ def decode(parser: Any, config: Any) -> None:
     report("decoded", [("pictures", f"{len(items):,}")], {"pictures": out})
 
 
-def _check_tokens(tokenizer: Tokenizer, item: TokenizedImage, device: torch.device) -> None:
+def _check_tokens(tokenizer: ImageTokenizer, item: TokenizedImage, device: torch.device) -> None:
     """Say what does not fit before any picture is written."""
     import torch
 
@@ -377,11 +381,11 @@ def export(parser: Any, config: Any) -> None:
     import torch
 
     from gritvq.export import load_program
-    from gritvq.tokenizer import Tokenizer
+    from gritvq.images.tokenizer import ImageTokenizer
 
     ending = "onnx" if config.format == "onnx" else "pt2"
     check_places(Path(config.out), [f"{name}.{ending}" for name in ("encoder", "decoder")], config.overwrite)
-    tokenizer = Tokenizer.from_pretrained(config.tokenizer, config.trusted)
+    tokenizer = ImageTokenizer.from_pretrained(config.tokenizer, config.trusted)
     _warn_of_tokens(tokenizer.quantizer)
     encoder, decoder = tokenizer.export(config.out, config.format, size=config.size)
     height, width = config.size or (8 * tokenizer.factor, 8 * tokenizer.factor)

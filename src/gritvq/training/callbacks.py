@@ -5,23 +5,19 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from pathlib import Path
 from typing import Any, cast
 
 import torch
 from lightning import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
-from gritvq.base import all_gather_rows
+from gritvq.distributed import all_gather_rows
 from gritvq.tokenizer import Tokenizer
-from gritvq.training import pictures
 
 __all__ = [
     "CodebookInitialization",
     "CodebookUpdate",
     "CollapseWarning",
-    "Pictures",
     "RandomState",
     "StepProgress",
     "collapse_advice",
@@ -142,40 +138,6 @@ class CollapseWarning(Callback):
         advice = collapse_advice(float(values["val/usage"]), size, float(values["val/tokens"]))
         if advice is not None:
             log.warning("%s", advice)
-
-
-class Pictures(Callback):
-    """Writes originals against reconstructions and the codebook's usage after every validation.
-
-    Args:
-        folder: Where ``reconstructions.png`` and ``usage.png`` go; TensorBoard gets the grid too.
-        num_images: Pictures shown.
-    """
-
-    def __init__(self, folder: str | Path, num_images: int = 8) -> None:
-        self.folder, self.num_images = Path(folder), num_images
-        self.images: Tensor | None = None
-
-    def on_validation_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
-        """Keep the first pictures."""
-        if batch_idx == 0:
-            self.images = batch[: self.num_images]
-
-    @torch.no_grad()
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draw."""
-        if self.images is None or not trainer.is_global_zero:
-            return
-        reconstruction = _tokenizer(pl_module)(self.images).reconstruction.float().clamp(0, 1)
-        pictures.reconstruction_grid(self.images, reconstruction, self.folder / "reconstructions.png")
-        counts: Any = pl_module.codebook_usage.counts[0]  # type: ignore[union-attr,index]
-        pictures.usage_plot(counts, self.folder / "usage.png")
-        both = torch.cat([torch.cat(list(images), 2) for images in (self.images, reconstruction)], 1)
-        for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_image("reconstructions", both.cpu(), trainer.global_step)
 
 
 class StepProgress(Callback):

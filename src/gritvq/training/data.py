@@ -14,7 +14,7 @@ __all__ = ["DataModule", "TrainingData"]
 class TrainingData(Protocol):
     """Batches to train on, endless, and batches to measure on.
 
-    :class:`gritvq.data.ImageData` and :class:`gritvq.data.sequences.SequenceData` are such.
+    :class:`gritvq.images.ImageData` and :class:`gritvq.items.sequences.SequenceData` are such.
     """
 
     def train_dataloader(self, first_step: Callable[[], int] = ...) -> DataLoader[Any]:
@@ -33,7 +33,7 @@ class DataModule(LightningDataModule):
         data: What to train on.
 
     Example:
-        >>> from gritvq.data import ImageData
+        >>> from gritvq.images import ImageData
         >>> module = DataModule(ImageData("photographs", size=16, batch_size=2))
         >>> next(iter(module.train_dataloader())).shape
         torch.Size([2, 3, 16, 16])

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from lightning import Callback, LightningModule, Trainer
 
-from gritvq.base import all_reduce_sum
+from gritvq.distributed import all_reduce_sum
 
 __all__ = ["Interrupted", "Interruption", "Listener", "Stop"]
 

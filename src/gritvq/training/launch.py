@@ -11,7 +11,7 @@ from lightning.fabric.plugins.environments import SLURMEnvironment, TorchElastic
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.strategies import ParallelStrategy
 
-from gritvq.training.runs import TrainingPlan, silence
+from gritvq.training.run import TrainingPlan, silence
 
 __all__ = ["Launch"]
 

@@ -1,0 +1,290 @@
+"""Tables of ``docs/semantic-ids.md``: item tokenizers, floors, generative recommenders, masking by the trie."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.report.tables import circumstances, markdown_table
+
+from gritvq.plotting import new_figure, save_figure
+from gritvq.results import read_results
+
+RUN = ("method", "settings", "codebook_size", "seed")
+NEXT = ("method", "level", "split", "users", "beam", "step", "seed")
+RECOMMENDER = ("method", "steps", "beam", "seed")
+TRIE = ("method", "users", "beams", "items", "token")
+RANKING = ("recall@5", "ndcg@5", "recall@10", "ndcg@10")
+ABOUT = ("hardware", "versions", "commit")
+
+TOKENIZERS = """    python -m benchmarks.quality.items --data PATH-TO-AMAZON-BEAUTY
+
+12,101 items of Amazon Beauty, MiniLM embeddings of their titles (384 components), three levels of 256 codes, before
+any collision policy. "Unique" is the share of distinct ids, "in collision" the share of items that share theirs,
+"error" the squared error of decoding over the variance, "neighbours" the share of an item's ten nearest embeddings
+among the ten items with the longest common prefix. Means over seeds, smallest and largest in brackets. Every RQ-VAE
+has the same networks, steps and rates; they were chosen with `grit_vq` units on seed 0 alone, by uniqueness and
+perplexity on the same items, which are all there is: tokenizers see no interactions. Minutes are processor time.
+Nothing was searched for the other units but the variances of the two stochastic ones (`gm_vq`, `rsq_vae`), on seed 0,
+without which they collapse. So a row says how a unit does under these settings, not which is best."""
+
+FIRMNESS = """The same runs. "Effective codes" of a level are how many equally used codes without overlap would be
+confused as little when embeddings get noise of a tenth of their spread, "kept" the share of ids that this noise leaves
+as they are, "cohesion" the mean cosine of two items that share one, two or three codes; `report()` has the formulas."""
+
+FLOORS = """    python -m benchmarks.quality.recommend --data PATH-TO-RECSYS
+
+Popularity counts training events. Co-occurrence is the row of the user's last item in a matrix of training pairs at
+most three apart. Text cosine ranks items by the embedding of the last item, which itself is removed. SASRec is trained
+with cross entropy over the whole catalogue, its settings chosen and its training stopped on validation. Ties take the
+mean rank; "half ranks rounded down" is popularity as the published reference has it."""
+
+NEXT_ITEM = """    python -m benchmarks.quality.next_item train --data PATH-TO-AMAZON-BEAUTY --run RUN
+    python -m benchmarks.quality.next_item measure --data PATH-TO-AMAZON-BEAUTY --run RUN
+
+`configs/items/beauty-small.yaml`: less than two million parameters, ids of residual k-means with an appended token;
+means over the seeds of the model, smallest and largest in brackets. Test numbers along the way are of a fixed sample of
+users; the last table is of all users, each seed with the copy that had the best NDCG@10 of validation. "id" counts any
+item that shares the target's id. Minutes are processor time."""
+
+RECOMMENDERS = """    python -m benchmarks.quality.item_recommenders --data PATH-TO-AMAZON-BEAUTY
+
+The model of the table above on ids of different tokenizers (their settings: `benchmarks/quality/items.yaml`), each with
+an appended token for equal ids, and on random codes, which are as many and as distinct but say nothing about an item.
+Everything else is equal, and short: nothing tuned, no copy chosen, all test users ranked once. Means over seeds (of
+tokenizer and recommender), smallest and largest in brackets. "Unique" is the share of distinct ids without the appended
+token."""
+
+ENCODING = """    python -m benchmarks.speed.encode --data PATH-TO-AMAZON-BEAUTY
+
+A million embeddings of 384 float16 components from a memory-mapped file. The RQ-VAE here trained for 200 steps only."""
+
+MASKING = """    python -m benchmarks.speed.trie
+
+Time to mask the codes of all beams of all users, the model left out: the trie of this library against
+`prefix_allowed_tokens_fn` of transformers, masks compared for equality; medians, by token and for a whole id."""
+
+
+def _spread(values: Sequence[float], form: str) -> str:
+    """Mean, and smallest and largest where they differ."""
+    texts = [format(value, form) for value in values]
+    mean = format(sum(values) / len(values), form)
+    return mean if len(set(texts)) == 1 else f"{mean} ({format(min(values), form)}-{format(max(values), form)})"
+
+
+def _mean(runs: Sequence[Mapping[str, Any]], name: str) -> float:
+    return sum(float(run[name]) for run in runs) / len(runs)
+
+
+def _grouped(results: Sequence[Mapping[str, Any]], by: Sequence[str]) -> dict[tuple[Any, ...], list[Mapping[str, Any]]]:
+    groups: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
+    for result in results:
+        groups.setdefault(tuple(result[name] for name in by), []).append(result)
+    return groups
+
+
+def tokenizers(folder: Path) -> str:
+    """Every tokenizer, the most unique ids first: what the ids are like, then how firm and coherent they are."""
+    parts = []
+    columns = ("tokenizer", "settings", "unique", "in collision", "largest", "perplexity 1", "2", "3")
+    columns += ("error", "neighbours", "minutes", "seeds")
+    firm_columns = ("tokenizer", "effective codes 1", "2", "3", "kept", "cohesion 1", "2", "3")
+    for path in sorted(folder.glob("items_tokenizers_*.csv")):
+        results = read_results(path)
+        groups = _grouped(results, ("method", "settings"))
+        ranked = sorted(groups, key=lambda key: -_mean(groups[key], "uniqueness"))
+        lines, firm_lines = [], []
+        for key in ranked:
+            runs = groups[key]
+
+            def told(name: str, form: str, runs: Sequence[Mapping[str, Any]] = runs) -> str:
+                return _spread([float(run[name]) for run in runs], form)
+
+            row = [*key, told("uniqueness", ".4f"), told("items_in_collision", ".3f"), told("largest_group", ".0f")]
+            row += [told(f"level{level}/perplexity", ".0f") for level in (1, 2, 3)]
+            row += [told("reconstruction/relative_error", ".3f"), told("neighbours/prefix_recall@10", ".3f")]
+            row += [_spread([float(run["fit_cpu_seconds"]) / 60 for run in runs], ".1f"), str(len(runs))]
+            lines.append(row)
+            firm_row = [key[0], *(told(f"level{level}/effective_codes", ".0f") for level in (1, 2, 3))]
+            firm_row += [told("perturbed/kept_ids", ".3f"), *(told(f"depth{d}/cohesion", ".2f") for d in (1, 2, 3))]
+            firm_lines.append(firm_row)
+        parts += [circumstances(results, (*ABOUT, "contest")), markdown_table(columns, lines)]
+        parts += [FIRMNESS, markdown_table(firm_columns, firm_lines)]
+    return "\n\n".join([TOKENIZERS, *parts])
+
+
+def floors(folder: Path) -> str:
+    """What needs no generative model, best first within a data set."""
+    parts = []
+    columns = ("data", "method", "R@5", "N@5", "R@10", "N@10", "users", "seeds")
+    for path in sorted(folder.glob("items_floors_*.csv")):
+        results = read_results(path, RUN)
+        rows = []
+        for (data, method), runs in _grouped(results, ("data", "method")).items():
+            numbers = [_spread([float(run[name]) for run in runs], ".4f") for name in RANKING]
+            rows.append(
+                (
+                    data,
+                    -_mean(runs, "recall@10"),
+                    [data, method, *numbers, f"{float(runs[0]['users']):,.0f}", str(len(runs))],
+                )
+            )
+        lines = [row for *_, row in sorted(rows, key=lambda each: each[:2])]
+        parts += [circumstances(results, ABOUT), markdown_table(columns, lines)]
+    return "\n\n".join([FLOORS, *parts])
+
+
+def next_item(folder: Path, images: Path) -> str:
+    """The curve against training time, then the selected copy on all users."""
+    parts = []
+    for path in sorted(folder.glob("items_next_*.csv")):
+        results = sorted(read_results(path, NEXT), key=lambda row: int(row["step"]))
+        most = max(int(row["users"]) for row in results)
+        curve = [row for row in results if int(row["users"]) < most and row["level"] == "item"]
+        lines = []
+        for (step,), runs in _grouped(curve, ("step",)).items():
+            row = [step, f"{_mean(runs, 'minutes'):.1f}"]
+            seeds = len({run["seed"] for run in runs})
+            for split, name in _SHOWN:
+                values = [float(run[name]) for run in runs if run["split"] == split]
+                row.append(_spread(values, ".4f") if len(values) == seeds else "-")  # else measured for some seeds only
+            lines.append([*row, str(seeds)])
+        whole = []
+        for (method, level, beam), runs in _grouped(
+            [row for row in results if int(row["users"]) == most], ("method", "level", "beam")
+        ).items():
+            for run in sorted(runs, key=lambda run: int(run["seed"])):
+                numbers = [f"{float(run[name]):.4f}" for name in RANKING]
+                whole.append(
+                    [method, level, str(run["seed"]), str(run["step"]), f"{float(run['minutes']):.1f}", beam, *numbers]
+                )
+            if len(runs) > 1:
+                means = [f"{_mean(runs, name):.4f}" for name in RANKING]
+                whole.append([method, level, "mean", "-", f"{_mean(runs, 'minutes'):.1f}", beam, *means])
+        parts += [circumstances(results, ABOUT)]
+        columns = ("step", "minutes", "validation R@10", "validation N@10", "test R@10", "seeds")
+        parts += [markdown_table(columns, lines), f"All {most:,} users:"]
+        columns = ("method", "counted", "seed", "step", "minutes", "beam", "R@5", "N@5", "R@10", "N@10")
+        parts += [markdown_table(columns, whole)]
+        curve_picture(curve, _floors_of(folder), images / f"{path.stem}.png")
+        parts.append(f"![Recall against training time](images/{path.stem}.png)")
+    return "\n\n".join([NEXT_ITEM, *parts])
+
+
+def _floors_of(folder: Path) -> dict[str, float]:
+    """Test R@10 on Amazon Beauty of what needs no training."""
+    rows = [row for path in sorted(folder.glob("items_floors_*.csv")) for row in read_results(path, RUN)]
+    wanted = ("popularity", "text cosine", "co-occurrence")
+    return {
+        row["method"]: float(row["recall@10"])
+        for row in rows
+        if row["data"] == "amazon_beauty" and row["method"] in wanted
+    }
+
+
+def curve_picture(curve: Sequence[Mapping[str, Any]], floors: Mapping[str, float], path: Path) -> None:
+    """Recall@10 against minutes of training, with the floors as lines."""
+    figure, axis = new_figure(7.2, 4.0)
+    for split, color in (("validation", "#9ab8cc"), ("test", "#20638a")):
+        chosen = [run for run in curve if run["split"] == split]
+        label = f"{split}, {int(chosen[0]['users']):,} users" if chosen else split
+        for number, runs in enumerate(_grouped(chosen, ("seed",)).values()):
+            minutes, recall = ([float(run[name]) for run in runs] for name in ("minutes", "recall@10"))
+            axis.plot(minutes, recall, "o-", color=color, label=None if number else label, markersize=4, linewidth=1)
+    for name, value in floors.items():
+        axis.axhline(value, color="#b03a2e", linewidth=1, linestyle="--")
+        axis.annotate(f"{name}, test", (0.01, value), xycoords=("axes fraction", "data"), ha="left", va="bottom")
+    axis.set(xlabel="processor minutes of training", ylabel="Recall@10, items", xlim=(0, None), ylim=(0, None))
+    axis.grid(alpha=0.25)
+    axis.legend(loc="lower right", bbox_to_anchor=(1, 0.2))
+    save_figure(figure, path)
+
+
+def recommenders(folder: Path, images: Path) -> str:
+    """What the same recommender makes of different ids, best first."""
+    parts = []
+    columns = ("ids", "steps", "beam", "unique", "R@5", "N@5", "R@10", "N@10", "minutes", "seeds")
+    for path in sorted(folder.glob("items_recommenders_*.csv")):
+        results = read_results(path, RECOMMENDER)
+        groups = _grouped(results, ("method", "steps", "beam"))
+        ranked = sorted(groups, key=lambda key: -_mean(groups[key], "recall@10"))
+        lines = []
+        for key in ranked:
+            runs = groups[key]
+            told = {name: [float(run[name]) for run in runs] for name in ("uniqueness", *RANKING)}
+            numbers = [_spread(values, ".4f") for values in told.values()]
+            lines.append([*key, *numbers, f"{_mean(runs, 'minutes'):.1f}", str(len(runs))])
+        parts += [circumstances(results, ("data", *ABOUT)), markdown_table(columns, lines)]
+        recommender_picture([groups[key] for key in ranked], images / f"{path.stem}.png")
+        parts.append(f"![Recall of each tokenizer, a dot per seed](images/{path.stem}.png)")
+    return "\n\n".join([RECOMMENDERS, *parts])
+
+
+def recommender_picture(groups: Sequence[Sequence[Mapping[str, Any]]], path: Path) -> None:
+    """A line per tokenizer, a dot per seed."""
+    figure, axis = new_figure(7.2, 0.6 + 0.4 * len(groups))
+    for place, runs in enumerate(groups):
+        recall = [float(run["recall@10"]) for run in runs]
+        axis.plot(recall, [place] * len(runs), "o", color="#20638a", markersize=6, alpha=0.6)
+        axis.plot([sum(recall) / len(recall)], [place], "|", color="#b03a2e", markersize=18, markeredgewidth=2)
+    axis.set_yticks(range(len(groups)), [str(runs[0]["method"]) for runs in groups])
+    axis.set(xlabel="test Recall@10, items; dots are seeds, bars their mean")
+    axis.set(xlim=(0, None), ylim=(len(groups) - 0.5, -0.5))
+    axis.grid(axis="x", alpha=0.25)
+    save_figure(figure, path)
+
+
+_SHOWN = (("validation", "recall@10"), ("validation", "ndcg@10"), ("test", "recall@10"))
+
+
+def masking(folder: Path) -> str:
+    """Seconds per token and in all."""
+    parts = []
+    for path in sorted(folder.glob("items_trie_*.csv")):
+        results = read_results(path, TRIE)
+        rows = [
+            [row["token"], row["method"], row["users"], row["beams"], f"{row['seconds']:.4f}", _ratio(row)]
+            for row in sorted(results, key=lambda row: (row["token"], row["method"]))
+        ]
+        parts += [circumstances(results, ("data", *ABOUT))]
+        parts += [markdown_table(("token", "method", "users", "beams", "seconds", "times the trie"), rows)]
+    return "\n\n".join([MASKING, *parts])
+
+
+def _ratio(row: Mapping[str, Any]) -> str:
+    return f"{row['ratio']:.1f}" if "ratio" in row else "1"
+
+
+def encoding(folder: Path) -> str:
+    """Items per second and memory."""
+    parts = []
+    for path in sorted(folder.glob("items_encode_*.csv")):
+        results = read_results(path)
+        rows = [
+            [
+                row["method"],
+                row["settings"],
+                f"{float(row['items_per_second']):,.0f}",
+                f"{float(row['peak_bytes']) / 1e6:.0f}",
+                f"{float(row['fit_and_encode_seconds']):.1f}",
+            ]
+            for row in results
+        ]
+        columns = ("tokenizer", "settings", "items/s", "MB beyond the map", "seconds to fit and encode the catalogue")
+        parts += [circumstances(results, ABOUT), markdown_table(columns, rows)]
+    return "\n\n".join([ENCODING, *parts])
+
+
+def with_tables(text: str, folder: Path, images: Path) -> str:
+    """The page with what lies between its marks made anew, and its pictures."""
+    tables = {"tokenizers": tokenizers, "encoding": encoding, "floors": floors, "trie": masking}
+    pictured = {"next": next_item, "recommenders": recommenders}
+
+    def table(mark: re.Match[str]) -> str:
+        name = mark["name"]
+        made = pictured[name](folder, images) if name in pictured else tables[name](folder)
+        return f"<!-- table {name} -->\n\n{made}\n\n<!-- end -->"
+
+    return re.sub(r"<!-- table (?P<name>\w+) -->.*?<!-- end -->", table, text, flags=re.DOTALL)

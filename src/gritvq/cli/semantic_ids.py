@@ -1,0 +1,378 @@
+"""The verb ``semantic-ids``: a catalogue's items into tuples of codes, and what they are worth."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from gritvq.cli.output import list_files, report, trusted_argument
+from gritvq.cli.run_folder import check_folder, check_places, clear_folder, overwrite_argument
+from gritvq.files import replacing_files
+
+__all__ = ["fit_arguments", "make_ids", "semantic_ids", "semantic_ids_arguments", "tokenizer_arguments", "write_ids"]
+
+_TOKENIZER, _IDS, _REPORT = "tokenizer", "ids", "report.json"
+
+
+def semantic_ids_arguments(parser: Any) -> None:
+    """One job each for making, applying, judging and growing ids."""
+    jobs = parser.add_subcommands(title="jobs", metavar="JOB", dest="job")
+    for name, (describe_arguments, job) in _JOBS.items():
+        own = type(parser)(description=job.__doc__)
+        jobs.add_subcommand(name, own, help=(job.__doc__ or "").splitlines()[0])
+        describe_arguments(own)
+
+
+def semantic_ids(parser: Any, config: Any) -> None:
+    """Make, apply, judge and grow semantic ids of a catalogue."""
+    _, job = _JOBS[config.job]
+    job(config[config.job], lambda: parser.instantiate(config)[config.job])
+
+
+# --- the catalogue ----------------------------------------------------------------------------------------------------
+
+
+def _catalogue_arguments(parser: Any, required: bool = True) -> None:
+    parser.add_argument(
+        "--data",
+        type=str if required else str | None,
+        required=required,
+        help="catalogue: a .parquet or .csv file, or a folder with items.parquet or items.csv",
+    )
+    parser.add_argument("--item", type=str, default="item", help="column of the items' keys")
+    parser.add_argument(
+        "--embeddings",
+        type=str | None,
+        default=None,
+        help=".npy file (n, D), row i of item i; item_embeddings.npy beside the catalogue if it is there",
+    )
+    parser.add_argument(
+        "--text_model", type=str | None, default=None, help="make embeddings with this model of sentence-transformers"
+    )
+    parser.add_argument("--fields", type=list[str], default=["title"], help="columns that make up an item's text")
+
+
+def _read(config: Any) -> Any:
+    """The catalogue with its embeddings, if there are any."""
+    from gritvq.items.catalogue import read_catalogue
+
+    path = Path(config.data).expanduser()
+    folder = path if path.is_dir() else path.parent
+    if path.is_dir():
+        found = [path / name for name in ("items.parquet", "items.csv") if (path / name).is_file()]
+        if not found:
+            raise ValueError(f"expected items.parquet or items.csv in {path}, found neither; name the file itself")
+        path = found[0]
+    vectors = Path(config.embeddings) if config.embeddings else folder / "item_embeddings.npy"
+    given = config.text_model is None and (config.embeddings is not None or vectors.is_file())
+    return read_catalogue(path, item=config.item, embeddings=vectors if given else None)
+
+
+def _vectors(catalogue: Any, config: Any) -> Any:
+    """Embeddings of all items, read or made of their texts."""
+    from gritvq.items.catalogue import embed_texts
+
+    if config.text_model is not None:
+        return embed_texts(catalogue.texts(config.fields), config.text_model, progress=True)
+    if catalogue.embeddings is None:
+        raise ValueError(
+            "expected item embeddings, got none; name their file with --embeddings, or a model that makes them of "
+            "--fields with --text_model"
+        )
+    return catalogue.vectors()
+
+
+def _last_level(tokenizer: Any, vectors: Any, collisions: str) -> dict[str, Any]:
+    """What a policy needs that moves items to other codes of the last level."""
+    if collisions not in ("sinkhorn", "nearest_free"):
+        return {}
+    rows, table = tokenizer.last_level(vectors)
+    return {"vectors": rows, "table": table}
+
+
+def _categories(catalogue: Any, column: str | None) -> Sequence[Any] | None:
+    from gritvq.items.ids.metrics import category_numbers
+
+    if column is None:
+        return None
+    if column not in catalogue.columns:
+        raise ValueError(f"expected a column of {', '.join(catalogue.columns) or 'none'}, got {column!r}")
+    categories = catalogue.columns[column]
+    category_numbers(categories, len(categories))  # says what is no category before anything is made
+    return categories
+
+
+def _judge(ids: Any, categories: Sequence[Any] | None, vectors: Any, tokenizer: Any, out: Path) -> None:
+    """Report and pictures into a folder; prints the main numbers."""
+    from gritvq.files import write_json
+    from gritvq.items.ids.plots import collisions_picture, level_usage_picture, tree_picture
+
+    decoded = noisy = None
+    if vectors is not None and tokenizer is not None:
+        decoded = tokenizer.decode(ids.codes[:, : len(tokenizer.codebook_sizes)])
+        # ids whose codes a policy chose are not what the tokenizer gives, with noise or without
+        noisy = tokenizer.perturbed_codes(vectors) if ids.collisions in ("append", "keep") else None
+    numbers = ids.report(categories, vectors, reconstructions=decoded, perturbed=noisy)
+    files = {"ids": out / _IDS, "all numbers": out / _REPORT}
+    files |= {name: out / f"{name}.png" for name in ("usage", "collisions")}
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(out / _REPORT, {name: None if math.isnan(value) else value for name, value in numbers.items()})
+    level_usage_picture(ids, files["usage"])
+    collisions_picture(ids, files["collisions"])
+    if categories is not None:
+        files["tree"] = tree_picture(ids, categories, out / "tree.png")
+    levels = range(1, len(ids.codebook_sizes) + 1)
+    perplexities = ", ".join(f"{numbers[f'level{level}/perplexity']:.1f}" for level in levels)
+    before = len(levels) - (ids.collisions == "append")
+    rows = [
+        ("items", f"{numbers['items']:,.0f}"),
+        ("distinct ids", f"{numbers['distinct']:,.0f} ({100 * numbers['uniqueness']:.2f} %)"),
+        ("items in a collision", f"{100 * numbers['items_in_collision']:.2f} %"),
+        ("largest group", f"{numbers['largest_group']:.0f}"),
+        ("codes per level", ", ".join(str(size) for size in ids.codebook_sizes)),
+        ("perplexity per level", perplexities),
+        ("collisions", ids.collisions),
+    ]
+    if ids.collisions == "append":
+        share = numbers[f"depth{before}/uniqueness"]
+        rows.append(("distinct without the appended token", f"{100 * share:.2f} %"))
+    if noisy is not None:
+        rows.append(("ids kept under noise of a tenth of their spread", f"{100 * numbers['perturbed/kept_ids']:.2f} %"))
+    if "level1/purity" in numbers:
+        rows.append(("category purity of level 1", f"{numbers['level1/purity']:.3f}"))
+    report("semantic ids", rows, {name: path for name, path in files.items() if path.exists()})
+
+
+# --- the jobs ---------------------------------------------------------------------------------------------------------
+
+
+def fit_arguments(parser: Any) -> None:
+    """Catalogue, tokenizer, policy."""
+    parser.add_argument("--config", action="config", help="YAML file with any of the arguments below")
+    _catalogue_arguments(parser)
+    tokenizer_arguments(parser)
+    parser.add_argument("--categories", type=str | None, default=None, help="column of categories, for the report")
+    parser.add_argument("--out", type=str, default="runs/semantic-ids", help="folder for tokenizer, ids and report")
+    parser.add_argument("--overwrite", type=bool, default=False, help="whether existing ids may be replaced")
+
+
+def tokenizer_arguments(parser: Any) -> None:
+    """How items become ids."""
+    from gritvq.items.tokenizers import ItemTokenizer
+
+    parser.add_subclass_arguments(ItemTokenizer, "tokenizer", required=True)
+    parser.set_defaults({"tokenizer": {"class_path": "gritvq.items.ResidualKMeans"}})
+    parser.add_argument(
+        "--collisions",
+        default="append",
+        choices=["append", "nearest_free", "sinkhorn", "keep"],
+        help="what becomes of items with equal codes",
+    )
+
+
+def _fit(config: Any, parts: Callable[[], Any]) -> None:
+    """Fit a tokenizer to item embeddings and give every item its id."""
+    check_folder(config.out, config.overwrite)
+    catalogue = _read(config)
+    categories = _categories(catalogue, config.categories)
+    tokenizer = parts().tokenizer
+    vectors = _vectors(catalogue, config)
+    ids = make_ids(tokenizer, vectors, catalogue.keys, config.collisions, _encoder(config, vectors))
+    out = Path(config.out)
+    with replacing_files(out) as scratch:  # an old run stays where the disk is full
+        write_ids(scratch, tokenizer, ids)
+    clear_folder(out, but=(_TOKENIZER, _IDS))
+    _judge(ids, categories, vectors, tokenizer, out)
+
+
+def make_ids(
+    tokenizer: Any, vectors: Any, keys: Sequence[Any], collisions: Any, encoder: Mapping[str, str] | None = None
+) -> Any:
+    """Fit a tokenizer and give every item its id; ``encoder`` says where the vectors come from."""
+    from gritvq.items.ids import SemanticIds
+
+    tokenizer.fit(vectors, progress=True)
+    return SemanticIds.assign(
+        tokenizer.encode(vectors, progress=True),
+        tokenizer.codebook_sizes,
+        keys,
+        collisions=collisions,
+        fingerprint={**(encoder or _given(vectors)), "quantizer": tokenizer.fingerprint()},
+        **_last_level(tokenizer, vectors, collisions),
+    )
+
+
+def write_ids(out: Path, tokenizer: Any, ids: Any) -> None:
+    """Both into a folder, as the other jobs expect them."""
+    tokenizer.save_pretrained(out / _TOKENIZER)
+    ids.save(out / _IDS)
+
+
+def _given(vectors: Any) -> dict[str, str]:
+    return {"encoder": f"given embeddings of {vectors.shape[1]} components"}
+
+
+def _encoder(config: Any, vectors: Any) -> dict[str, str]:
+    """Where the vectors come from: what must be the same whenever items get ids."""
+    if config.text_model is None:
+        return _given(vectors)
+    return {"encoder": config.text_model, "fields": ", ".join(config.fields)}
+
+
+def _check_encoder(config: Any, vectors: Any, ids: Any) -> None:
+    """Refuse vectors that are known to come from elsewhere than those the ids were made of."""
+    made, found = ids.fingerprint, _encoder(config, vectors)
+    differing = [name for name, value in found.items() if made.get(name, value) != value]
+    if differing:
+        raise ValueError(
+            f"expected vectors of {', '.join(f'{name} {made[name]!r}' for name in differing)}, which the ids were made "
+            f"of, got {', '.join(repr(found[name]) for name in differing)}; give the same --text_model, --fields or "
+            "--embeddings as then"
+        )
+
+
+def _encode_arguments(parser: Any) -> None:
+    parser.add_argument("run", type=str, help="folder written by semantic-ids fit")
+    trusted_argument(parser)
+    parser.add_argument("--embeddings", type=str, required=True, help=".npy file (n, D); read piece by piece")
+    parser.add_argument("--out", type=str, default="codes.npy", help="file to write: .npy, (n, L)")
+    overwrite_argument(parser)
+
+
+def _encode(config: Any, parts: Callable[[], Any]) -> None:
+    """Codes of any number of embeddings, by a fitted tokenizer; no collision policy."""
+    import time
+
+    import numpy as np
+
+    from gritvq.files import replacing
+    from gritvq.items.catalogue import open_vectors
+
+    out = Path(config.out)
+    if out.suffix != ".npy":
+        raise ValueError(f"expected a .npy file to write, got {out}")
+    if out.resolve() == Path(config.embeddings).resolve():
+        raise ValueError(
+            f"expected another file to write than the embeddings {config.embeddings}; choose another --out"
+        )
+    check_places(out.parent, [out.name], config.overwrite)
+    tokenizer = _tokenizer(config)
+    vectors = open_vectors(Path(config.embeddings))
+    started = time.perf_counter()
+    codes = tokenizer.encode(vectors, progress=True)
+    seconds = time.perf_counter() - started
+    with replacing(out) as scratch, scratch.open("wb") as file:
+        table = np.ascontiguousarray(codes, dtype=np.min_scalar_type(max(tokenizer.codebook_sizes) - 1))
+        # numpy.save does not notice a full disk
+        np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(table))
+        file.write(table.data)
+    rows = [("items", f"{len(codes):,}"), ("items per second", f"{len(codes) / max(seconds, 1e-9):,.0f}")]
+    report("encoded", rows, {"codes": out})
+
+
+def _report_arguments(parser: Any) -> None:
+    parser.add_argument("run", type=str, help="folder written by semantic-ids fit, or the ids themselves")
+    trusted_argument(parser)
+    _catalogue_arguments(parser, required=False)
+    parser.add_argument("--categories", type=str | None, default=None, help="column of categories")
+    parser.add_argument("--out", type=str | None, default=None, help="folder for numbers and pictures; the run if None")
+
+
+def _report(config: Any, parts: Callable[[], Any]) -> None:
+    """Judge ids: usage, collisions, prefixes, neighbours; numbers and pictures."""
+    from gritvq.items.ids import SemanticIds
+
+    folder = Path(config.run)
+    ids = SemanticIds.load(folder / _IDS if (folder / _IDS).is_dir() else folder)
+    tokenizer = _tokenizer(config) if (folder / _TOKENIZER).is_dir() else None
+    if tokenizer is not None and ids.fingerprint.get("quantizer") != tokenizer.fingerprint():
+        raise ValueError(
+            f"expected the tokenizer that made the ids in {folder / _TOKENIZER}, got another; name the ids themselves, "
+            f"{folder / _IDS}, to judge them alone"
+        )
+    categories = vectors = None
+    if config.data is not None:
+        catalogue = _read(config)
+        rows = _rows_in(catalogue.keys, ids)
+        catalogue = catalogue.select(rows)
+        categories = _categories(catalogue, config.categories)
+        if catalogue.embeddings is not None or config.text_model:
+            vectors = _vectors(catalogue, config)
+            if tokenizer is not None:
+                _check_encoder(config, vectors, ids)
+    elif config.categories is not None:
+        raise ValueError("expected --data with the column of categories, got none")
+    _judge(ids, categories, vectors, tokenizer, Path(config.out or (folder if tokenizer else "runs/report")))
+
+
+def _rows_in(keys: Sequence[Any], ids: Any) -> Any:
+    """Rows of the catalogue in the order of the ids."""
+    import torch
+
+    place = {key: row for row, key in enumerate(keys)}
+    missing = [key for key in ids.items if key not in place]
+    if missing:
+        raise ValueError(
+            f"expected a catalogue with all {len(ids):,} items that have an id, got one without {missing[0]!r}"
+            f"{f' and {len(missing) - 1:,} more' if missing[1:] else ''}"
+        )
+    return torch.tensor([place[key] for key in ids.items])
+
+
+def _add_arguments(parser: Any) -> None:
+    parser.add_argument("run", type=str, help="folder written by semantic-ids fit")
+    trusted_argument(parser)
+    _catalogue_arguments(parser)
+    parser.add_argument("--out", type=str | None, default=None, help="folder for the larger ids; the run's own if None")
+
+
+def _add(config: Any, parts: Callable[[], Any]) -> None:
+    """Give the catalogue's new items ids; every id that is there stays."""
+    import torch
+
+    from gritvq.items.ids import SemanticIds
+
+    folder = Path(config.run)
+    ids, tokenizer = SemanticIds.load(folder / _IDS), _tokenizer(config)
+    catalogue = _read(config)
+    known = set(ids.items)
+    new = [row for row, key in enumerate(catalogue.keys) if key not in known]
+    grown = ids
+    if new:
+        catalogue = catalogue.select(torch.tensor(new))
+        vectors = _vectors(catalogue, config)
+        _check_encoder(config, vectors, ids)
+        grown = ids.add(
+            tokenizer.encode(vectors, progress=True),
+            catalogue.keys,
+            fingerprint={**ids.fingerprint, "quantizer": tokenizer.fingerprint()},
+            **_last_level(tokenizer, vectors, ids.collisions),
+        )
+    out = folder / _IDS if config.out is None else Path(config.out)
+    grown.save(out)
+    rows = [("items before", f"{len(ids):,}"), ("new items", f"{len(new):,}"), ("items now", f"{len(grown):,}")]
+    if grown.codebook_sizes != ids.codebook_sizes:
+        rows.append(("codes per level, grown", ", ".join(str(size) for size in grown.codebook_sizes)))
+    report("added", rows, {})
+    list_files({"ids": out})
+
+
+def _tokenizer(config: Any) -> Any:
+    from gritvq.items.tokenizers import ItemTokenizer
+
+    folder = Path(config.run) / _TOKENIZER
+    if not folder.is_dir():
+        raise ValueError(
+            f"expected a folder written by semantic-ids fit, got {config.run}, which has no {_TOKENIZER} in it"
+        )
+    return ItemTokenizer.from_pretrained(folder, config.trusted)
+
+
+_JOBS: dict[str, tuple[Callable[[Any], None], Callable[[Any, Callable[[], Any]], None]]] = {
+    "fit": (fit_arguments, _fit),
+    "encode": (_encode_arguments, _encode),
+    "report": (_report_arguments, _report),
+    "add": (_add_arguments, _add),
+}

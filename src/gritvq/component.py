@@ -1,0 +1,203 @@
+"""Components record how they were made, so that a saved tokenizer can rebuild itself."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+__all__ = ["Component", "build", "describe", "evaluating"]
+
+
+class Component(nn.Module):
+    """A module that remembers the arguments it was constructed with, so that a saved tokenizer can rebuild itself.
+
+    Arguments must be plain values (None, bool, int, float, str, lists, dicts) or components; a ``torch.Generator`` is
+    remembered as None, because a rebuilt component gets its numbers from a state dict.
+
+    Example:
+        >>> from gritvq import FreeCodebook
+        >>> describe(FreeCodebook(2, 8))
+        {'class_path': 'gritvq.quantizers.codebooks.FreeCodebook', 'init_args': {'dim': 2, 'codebook_size': 8}}
+    """
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        """Remember the arguments, then construct as usual."""
+        component = super().__new__(cls)
+        try:
+            bound = inspect.signature(cls.__init__).bind(component, *args, **kwargs)
+        except TypeError:  # __init__ reports the same mistake better; copy and pickle come here without arguments
+            return component
+        bound.apply_defaults()  # all settings are saved, so that a default that changes later breaks no old file
+        arguments = dict(list(bound.arguments.items())[1:])
+        object.__setattr__(component, "_arguments", arguments)
+        return component
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Everything in eval mode inside the block; afterwards each submodule is in the mode it was in.
+
+    Example:
+        >>> part = nn.Sequential(nn.Dropout().eval(), nn.Dropout())
+        >>> with evaluating(part):
+        ...     part[1].training
+        False
+        >>> part[0].training, part[1].training
+        (False, True)
+    """
+    training = [part for part in module.modules() if part.training]
+    for part in training:
+        part.training = False
+    try:
+        yield
+    finally:
+        for part in training:
+            part.training = True
+
+
+# Where the classes of artefacts that were written before the wings are now.
+_AT_THE_TOP = (
+    "assignments base codebooks hyperbolic learning lookup_free structures surrogates variational vector_quantizer"
+)
+_OLD_PLACES = {
+    **{f"gritvq.{module}": "gritvq" for module in _AT_THE_TOP.split()},
+    "gritvq.models.Image": "gritvq.images",
+    "gritvq.models.Item": "gritvq.items",
+    "gritvq.item_tokenizers": "gritvq.items",
+    "gritvq.recommend": "gritvq.items",
+}
+_OLD_NAMES = {"gritvq.tokenizer.Tokenizer": "gritvq.images.ImageTokenizer"}
+
+
+def public_name(cls: type) -> str:
+    """The name by which users know a class: ``gritvq.FSQ``, ``gritvq.images.ImageEncoder``; never a file's place.
+
+    Example:
+        >>> from gritvq.images.networks import ImageEncoder
+        >>> public_name(ImageEncoder)
+        'gritvq.images.ImageEncoder'
+    """
+    parts = cls.__module__.split(".")
+    if parts[0] == "gritvq":
+        for package in ("gritvq", ".".join(parts[:2])):
+            if getattr(importlib.import_module(package), cls.__qualname__, None) is cls:
+                return f"{package}.{cls.__qualname__}"
+    return f"{cls.__module__}.{cls.__qualname__}"
+
+
+def current_name(path: str) -> str:
+    """The public name of a class that a file of an earlier version names by its place then.
+
+    Example:
+        >>> current_name("gritvq.codebooks.FreeCodebook"), current_name("gritvq.models.ItemEncoder")
+        ('gritvq.FreeCodebook', 'gritvq.items.ItemEncoder')
+    """
+    module, _, name = path.rpartition(".")
+    for old in (module, f"{module}.{name[:5]}", f"{module}.{name[:4]}"):
+        if old in _OLD_PLACES:
+            return f"{_OLD_PLACES[old]}.{name}"
+    return _OLD_NAMES.get(path, path)
+
+
+def describe(component: Component) -> dict[str, Any]:
+    """Class and constructor arguments of a component as plain data, nested components included.
+
+    Returns:
+        ``{"class_path": ..., "init_args": {...}}``, the form of the configuration files.
+
+    Raises:
+        ValueError: If an argument is neither plain data nor a component.
+    """
+    cls = type(component)
+    where = public_name(cls)
+    arguments: dict[str, Any] = dict(getattr(component, "_arguments", {}))
+    kinds = {parameter.kind for parameter in inspect.signature(cls.__init__).parameters.values()}
+    if kinds & {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD} and "__init__" in vars(cls):
+        raise ValueError(
+            f"expected a constructor with named arguments, got *args or **kwargs in {where}; spell them out so that "
+            "it can be saved"
+        )
+    for name in inspect.signature(cls.__init__).parameters:  # a replaced part is described as it is now
+        current = getattr(component, name, None)
+        if isinstance(current, (Component, nn.ModuleList)):
+            arguments[name] = current
+    return {"class_path": where, "init_args": {k: _to_plain(v, f"{where}({k}=...)") for k, v in arguments.items()}}
+
+
+def _to_plain(value: Any, where: str) -> Any:
+    if isinstance(value, Component):
+        return describe(value)
+    if isinstance(value, torch.Generator):
+        return None
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, (list, tuple, nn.ModuleList)):
+        return [_to_plain(v, where) for v in value]
+    if isinstance(value, dict):
+        return {str(k): _to_plain(v, where) for k, v in value.items()}
+    raise ValueError(
+        f"expected plain values or gritvq components as constructor arguments, got {type(value).__name__} for {where}; "
+        "derive its class from gritvq.component.Component so that it can be saved"
+    )
+
+
+def build(description: dict[str, Any], trusted: Iterable[str] = ()) -> Component:
+    """Make a component from its description; the inverse of :func:`describe`.
+
+    Args:
+        description: ``{"class_path": ..., "init_args": {...}}``.
+        trusted: Top-level modules besides ``gritvq`` whose classes may be imported. A description from somebody else
+            can name any class on the machine, so nothing else is imported.
+
+    Raises:
+        ValueError: If the class is unknown, not trusted, no component, or refuses the arguments.
+
+    Example:
+        >>> from gritvq import FreeCodebook
+        >>> build(describe(FreeCodebook(2, 8))).codes().shape
+        torch.Size([8, 2])
+    """
+    path = description.get("class_path") if isinstance(description, dict) else None
+    if not isinstance(path, str) or "." not in path:
+        raise ValueError(f"expected a description with a 'class_path' like 'gritvq.FreeCodebook', got {description!r}")
+    module, _, name = path.rpartition(".")
+    allowed = {"gritvq", *trusted}
+    if module.split(".")[0] not in allowed:
+        raise ValueError(
+            f"expected a class of {sorted(allowed)}, got {path!r}; if you trust that module, pass "
+            f"trusted=[{module.split('.')[0]!r}]"
+        )
+    try:
+        cls = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(
+            f"expected a class that exists, got {path!r} ({error}); is gritvq too old for this file?"
+        ) from error
+    if not (isinstance(cls, type) and issubclass(cls, Component)):
+        raise ValueError(f"expected a gritvq component, got {path!r}; only components can be rebuilt")
+    given = description.get("init_args", {})
+    if not isinstance(given, dict):
+        raise ValueError(f"expected 'init_args' by name for {path}, got {given!r}; write {{}} for none")
+    arguments = {k: _from_plain(v, trusted) for k, v in given.items()}
+    try:
+        return cls(**arguments)
+    except ValueError:
+        raise
+    except Exception as error:  # values of other kinds than a constructor expects fail in many ways
+        raise ValueError(f"expected arguments that {path} takes, got {sorted(arguments)} ({error})") from error
+
+
+def _from_plain(value: Any, trusted: Iterable[str]) -> Any:
+    if isinstance(value, dict):
+        if "class_path" in value:
+            return build(value, trusted)
+        return {k: _from_plain(v, trusted) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_from_plain(v, trusted) for v in value]
+    return value

@@ -1,0 +1,51 @@
+"""Callbacks of a tokenizer's training that are about pictures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from torch import Tensor
+
+from gritvq.images import plots
+from gritvq.images.tokenizer import ImageTokenizer
+
+__all__ = ["ReconstructionPlots"]
+
+
+class ReconstructionPlots(Callback):
+    """Writes originals against reconstructions and the codebook's usage after every validation.
+
+    Args:
+        folder: Where ``reconstructions.png`` and ``usage.png`` go; TensorBoard gets the grid too.
+        num_images: Pictures shown.
+    """
+
+    def __init__(self, folder: str | Path, num_images: int = 8) -> None:
+        self.folder, self.num_images = Path(folder), num_images
+        self.images: Tensor | None = None
+
+    def on_validation_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Keep the first plots."""
+        if batch_idx == 0:
+            self.images = batch[: self.num_images]
+
+    @torch.no_grad()
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draw."""
+        if self.images is None or not trainer.is_global_zero:
+            return
+        tokenizer = cast(ImageTokenizer, pl_module.tokenizer)
+        reconstruction = tokenizer(self.images).reconstruction.float().clamp(0, 1)
+        plots.reconstruction_grid(self.images, reconstruction, self.folder / "reconstructions.png")
+        counts: Any = pl_module.codebook_usage.counts[0]  # type: ignore[union-attr,index]
+        plots.usage_plot(counts, self.folder / "usage.png")
+        both = torch.cat([torch.cat(list(images), 2) for images in (self.images, reconstruction)], 1)
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                logger.experiment.add_image("reconstructions", both.cpu(), trainer.global_step)

@@ -1,0 +1,117 @@
+"""What a tokenizer is worth: measured on a set of pictures, and by itself. Needs no Lightning."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from gritvq.component import evaluating
+from gritvq.distributed import all_reduce_sum
+from gritvq.images.metrics import ReconstructionError
+from gritvq.images.tokenizer import ImageTokenizer
+from gritvq.quantizers.base import Quantizer
+from gritvq.quantizers.functional import effective_rank
+from gritvq.quantizers.metrics import CodebookUsage
+
+__all__ = ["constant_tokens", "evaluate", "token_statistics"]
+
+
+@torch.no_grad()
+def evaluate(
+    tokenizer: ImageTokenizer, batches: Iterable[Tensor], *, device: str | torch.device = "cpu"
+) -> tuple[dict[str, float], Tensor]:
+    """Reconstruction error and code usage over a whole set, every token counted once.
+
+    Args:
+        tokenizer: Measured in eval mode, and left in the mode it was in.
+        batches: Images (B, C, H, W) in [0, 1]; with several processes, this one's share of them.
+        device: Where to run.
+
+    Returns:
+        Numbers by name (``psnr``, ``mse``, ``psnr_per_image``, ``usage``, ``uniform_usage``, ``perplexity``,
+        ``dead_codes``, ``pictures``, ``tokens``, ``bits_per_token``, ``bits_per_pixel``) and the first channel's code
+        counts (K,), sparse for large codebooks.
+        Bits are those of the tokens there are, so a channel that is open at some positions counts less.
+    """
+    tokenizer = tokenizer.to(device)
+    used, error = CodebookUsage(tokenizer.quantizer.codebook_sizes), ReconstructionError()
+    pixels = pictures = 0
+    with evaluating(tokenizer):
+        folded = ImageTokenizer(tokenizer.encoder, tokenizer.quantizer.fold(), tokenizer.decoder)  # the codes made once
+        for images in batches:
+            images = images.to(device)
+            output = folded(images)
+            used.update(output.quantization.indices)
+            error.update(output.reconstruction.float(), images)
+            pictures += len(images)
+            pixels += images.shape[0] * images.shape[-2] * images.shape[-1]
+    numbers = {**error.compute(), **used.compute()}
+    bits = used.bits_per_token()
+    total, seen = all_reduce_sum(torch.tensor([pixels, pictures])).tolist()
+    numbers |= {"pictures": float(seen), "bits_per_token": bits}
+    numbers["bits_per_pixel"] = bits * numbers["tokens"] / total if total else math.nan
+    return numbers, used.histograms()[0]
+
+
+@torch.no_grad()
+def token_statistics(tokenizer: ImageTokenizer) -> dict[str, float]:
+    """Numbers of a tokenizer that need no data: sizes, bits, effective rank of the decoded codes.
+
+    The rank is that of the first channel's codes with 0 in the others; where vectors are quantized together, that of
+    the middle vectors of grids that hold one code throughout (of 4,096 codes at most).
+    """
+    quantizer = tokenizer.quantizer
+    grid = (1, *(1, 1, *quantizer.layout)[-2:])
+    positions, vectors, bits = math.prod(quantizer.token_shape(grid)), math.prod(grid), quantizer.bits(grid)
+    size = min(quantizer.codebook_sizes[0], 4096 if quantizer.layout else 65536)
+    if quantizer.layout:
+        folded = quantizer.fold()  # the codes made once
+        fields = [folded.decode(constant_tokens(folded, part)) for part in torch.arange(size).split(64)]
+        values = torch.cat([field[:, field.shape[1] // 2, field.shape[2] // 2] for field in fields])
+    else:
+        codes = torch.zeros(size, len(quantizer.codebook_sizes), dtype=torch.int64)
+        codes[:, 0] = torch.arange(size)
+        values = quantizer.decode(codes)
+    return {
+        "codes": float(sum(quantizer.codebook_sizes)),
+        "dim": float(quantizer.dim),
+        "parameters": float(sum(p.numel() for p in tokenizer.parameters())),
+        "pixels_per_token": vectors * tokenizer.factor**2 / positions,
+        "bits_per_token": bits / positions,
+        "bits_per_pixel": bits / (vectors * tokenizer.factor**2),
+        "effective_rank": effective_rank(values),
+    }
+
+
+def constant_tokens(quantizer: Quantizer, codes: Int[Tensor, " n"]) -> Int[Tensor, "n *tokens Q"]:
+    """For every code a small field of tokens that says nothing else: that code in the first channel, 0 in the others.
+
+    The grid is 3 x 3 tokens, or the next larger one that fits the quantizer's layout. Where a quantizer leaves a
+    channel open (the other levels of a hierarchy) it stays -1.
+
+    Example:
+        >>> from gritvq import grit_vq
+        >>> constant_tokens(grit_vq(4, 16), torch.tensor([5, 7]))[1, :, 0, 0]
+        tensor([7, 7, 7])
+    """
+    parameter = next(iter(quantizer.parameters()), torch.empty(0))
+    pattern = quantizer.encode(torch.zeros(1, *_small_grid(quantizer), quantizer.input_dim, device=parameter.device))
+    tokens = torch.where(pattern.cpu() >= 0, 0, -1).repeat(len(codes), *(1,) * (pattern.ndim - 1))
+    own = codes.cpu().view(-1, *(1,) * (pattern.ndim - 2))
+    tokens[..., 0] = torch.where(tokens[..., 0] >= 0, own, -1)
+    return tokens
+
+
+def _small_grid(quantizer: Quantizer, least: int = 3) -> tuple[int, int]:
+    """A grid of at least that side, or the quantizer's own where it takes no other."""
+    height, width = (1, 1, *quantizer.layout)[-2:]
+    larger = tuple(side * -(-least // side) for side in (height, width))
+    try:
+        quantizer.token_shape((1, *larger))
+    except ValueError:
+        return height, width
+    return larger[0], larger[1]

@@ -1,0 +1,529 @@
+"""Pictures of every kind, one way to open them: `open_pictures`.
+
+Pictures stay compressed where they are until one is asked for.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from gritvq.files import regular_file, replacing
+from gritvq.images.sources import (
+    Blocks,
+    Source,
+    find_files,
+    open_files,
+    open_hub,
+    open_memory,
+    open_parquet,
+    open_tables,
+    read_footer,
+)
+from gritvq.images.splits import SPLITS, looks_held_out, split_of
+
+__all__ = [
+    "Picture",
+    "Pictures",
+    "Splits",
+    "check_channels",
+    "decode",
+    "find_images",
+    "find_splits",
+    "open_photographs",
+    "open_pictures",
+    "picture_paths",
+    "read_images",
+    "save_png",
+    "to_tensor",
+]
+
+_logger = logging.getLogger(__name__)
+
+_LONGEST_NAME = 200  # bytes of a file's name: most systems take 255, endings and scratch files need some
+ALL = "all"  # the split of data in which no name says one
+
+_SUFFIXES = [
+    ".png",
+    ".jpg",
+    ".jpeg",
+    ".webp",
+    ".bmp",
+    ".tif",
+    ".tiff",
+    ".gif",
+    ".ppm",
+    ".pgm",
+    ".pbm",
+    ".pnm",
+    ".jp2",
+    ".avif",
+]
+
+# Color photographs inside the scikit-image wheel, each with the top left corner of a square that training never sees.
+# motorcycle_right.png shows the scene of motorcycle_left.png, so it would show training what is held out.
+HELD_OUT_SIZE = 160
+PHOTOGRAPHS = {
+    "astronaut.png": (16, 144),
+    "chelsea.png": (40, 90),
+    "coffee.png": (170, 290),
+    "rocket.jpg": (130, 250),
+    "motorcycle_left.png": (220, 300),
+    "hubble_deep_field.jpg": (330, 360),
+    "ihc.png": (240, 220),
+}
+
+
+def to_tensor(image: Image.Image, channels: int = 3) -> UInt8[Tensor, "C H W"]:
+    """Turns any Pillow image into bytes of grey or RGB, the right way up.
+
+    The orientation in the EXIF data is applied, transparency lies over white, and values of more than 8 bits are scaled
+    to 0..255, never clipped: white is 65535 for integers and, for floats, the least of 1, 255 and 65535 that is no
+    smaller than the largest value; beyond these it is the largest value. Of an animation it takes the current frame.
+
+    Args:
+        image: The image; it stays as it is.
+        channels: 1 for grey or 3 for RGB.
+
+    Returns:
+        Bytes (C, H, W) in memory of their own.
+
+    Raises:
+        ValueError: If ``channels`` is neither 1 nor 3, or Pillow knows no conversion from the image's mode.
+
+    Example:
+        >>> to_tensor(Image.new("RGBA", (3, 2), (255, 0, 0, 0)), channels=1).tolist()
+        [[[255, 255, 255], [255, 255, 255]]]
+    """
+    check_channels(channels)
+    image = ImageOps.exif_transpose(image)
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        values = np.nan_to_num(np.asarray(image, dtype=np.float64))
+        if isinstance(image.info.get("transparency"), int):
+            values[values == image.info["transparency"]] = 65535  # a PNG names one value that is transparent
+        whites = (1.0, 255.0, 65535.0) if image.mode == "F" else (65535.0,)
+        white = next((white for white in whites if values.max() <= white), values.max())
+        image = Image.fromarray((values * (255 / white)).round().clip(0, 255).astype(np.uint8))
+    if _is_transparent(image):
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    elif image.mode not in ("1", "L", "RGB"):
+        image = image.convert("RGB")
+    pixels = torch.from_numpy(np.array(image.convert("L" if channels == 1 else "RGB")))
+    return (pixels[None] if channels == 1 else pixels.permute(2, 0, 1)).contiguous()
+
+
+def _is_transparent(image: Image.Image) -> bool:
+    """Whether a picture has transparent places; Pillow says so itself from version 10.1 on."""
+    if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
+        return True
+    return image.mode == "P" and image.palette is not None and image.palette.mode.endswith("A")
+
+
+def find_images(path: str | Path) -> list[Path]:
+    """Lists the pictures of a folder and its subfolders by name; hidden ones are left out.
+
+    Args:
+        path: A folder, or a single file of any name.
+
+    Returns:
+        Their paths, sorted; for a file that file alone.
+
+    Raises:
+        ValueError: If there is no such file or folder, or the folder holds no pictures.
+    """
+    path = Path(path).expanduser()
+    if not path.is_dir():
+        return [regular_file(path, "a picture or a folder of pictures")]
+    found = find_files(path, _SUFFIXES)
+    if not found:
+        raise ValueError(
+            f"expected pictures ({', '.join(sorted(_SUFFIXES))}) in {str(path)!r}, got none; give another folder."
+        )
+    return found
+
+
+def read_images(
+    path: str | Path, *, channels: int = 3, strict: bool = False
+) -> Iterator[tuple[str, UInt8[Tensor, "C H W"]]]:
+    """Reads a picture, or the pictures of a folder and its subfolders one after the other.
+
+    Args:
+        path: A file or a folder.
+        channels: 1 for grey or 3 for RGB.
+        strict: Whether an unreadable picture in a folder is an error; otherwise it is logged by name and left out.
+
+    Returns:
+        An iterator of names, relative to the folder with forward slashes, and bytes (C, H, W) of any size.
+
+    Raises:
+        ValueError: If there are no pictures; while iterating, if a single file or (``strict``) any file is unreadable.
+    """
+    files, folder = find_images(path), Path(path).expanduser()
+    check_channels(channels)
+    root = folder if folder.is_dir() else folder.parent
+    pictures = Pictures(open_files(files, root), channels, strict=strict or folder.is_file())
+    return ((picture.name, picture.pixels) for picture in pictures)
+
+
+class Picture(NamedTuple):
+    """A whole picture.
+
+    Attributes:
+        name: What no other picture of the data is called, with forward slashes: the path below the folder, or a
+            table's name and the row.
+        pixels: Bytes (C, H, W) of any size.
+        label: What the column of labels says, or None.
+    """
+
+    name: str
+    pixels: UInt8[Tensor, "C H W"]
+    label: Any = None
+
+
+class Pictures:
+    """Whole pictures of any size by index, decoded when they are asked for.
+
+    Iterating leaves out what is unreadable and logs it by name, once.
+
+    Args:
+        source: Where they come from.
+        channels: 1 for grey or 3 for RGB.
+        numbers: Which of them, in which order; None for all.
+        strict: Whether an unreadable picture is an error when iterating.
+        origin: What `describe` says of where they are from.
+
+    Example:
+        >>> pictures = open_pictures("photographs")
+        >>> len(pictures), pictures[0].name, tuple(pictures[0].pixels.shape)
+        (7, 'astronaut.png', (3, 512, 512))
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        channels: int = 3,
+        *,
+        numbers: Sequence[int] | None = None,
+        strict: bool = False,
+        origin: dict[str, Any] | None = None,
+    ) -> None:
+        self.source, self.channels, self.strict, self.origin = source, channels, strict, origin or {}
+        self.numbers = range(len(source)) if numbers is None else numbers
+        self._broken: set[int] = set()
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __getitem__(self, index: int) -> Picture:
+        """Picture ``index``; a ValueError where it is unreadable."""
+        number = self.numbers[index]
+        pixels = self._decode(number, strict=True)
+        assert pixels is not None
+        return Picture(self.source.name(number), pixels, self.source.label(number))
+
+    def __iter__(self) -> Iterator[Picture]:
+        for number in self.numbers:
+            pixels = self._decode(number, self.strict)
+            if pixels is not None:
+                yield Picture(self.source.name(number), pixels, self.source.label(number))
+
+    def readable(self, index: int) -> UInt8[Tensor, "C H W"]:
+        """Picture ``index``, or in the place of an unreadable one the next readable one."""
+        for step in range(len(self)):
+            pixels = self._decode(self.numbers[(index + step) % len(self)], self.strict)
+            if pixels is not None:
+                return pixels
+        raise ValueError(
+            f"expected a readable picture, got {len(self)} unreadable ones; the log names them, replace these files."
+        )
+
+    def part(self, numbers: Sequence[int]) -> Pictures:
+        """Others of the same source."""
+        return Pictures(self.source, self.channels, numbers=numbers, strict=self.strict, origin=self.origin)
+
+    def batches(self, batch_size: int = 64, max_pixels: int = 2**22) -> Iterator[tuple[list[Picture], Tensor]]:
+        """Whole pictures, neighbours of equal size together; in order, without the unreadable ones.
+
+        Args:
+            batch_size: Pictures per batch, at most.
+            max_pixels: Pixels per batch, at most; a larger picture is alone.
+
+        Returns:
+            An iterator of pictures and of their float32 values (B, C, H, W) in [0, 1].
+        """
+
+        def joined(batch: list[Picture]) -> tuple[list[Picture], Tensor]:
+            return batch, torch.stack([picture.pixels for picture in batch]).float().div_(255)
+
+        batch: list[Picture] = []
+        for picture in self:
+            shape = picture.pixels.shape
+            room = min(batch_size, max_pixels // (shape[1] * shape[2]))
+            if batch and (batch[0].pixels.shape != shape or len(batch) >= room):
+                yield joined(batch)
+                batch = []
+            batch.append(picture)
+        if batch:
+            yield joined(batch)
+
+    def blocks(self) -> Blocks | None:
+        """Indices that can only be read together; None where pictures are read one by one, in any order."""
+        blocks, numbers = self.source.blocks(), self.numbers
+        if blocks is None or not isinstance(numbers, range):
+            return None
+        cut = [range(max(block.start, numbers.start), min(block.stop, numbers.stop)) for block in blocks.ranges]
+        own = [range(block.start - numbers.start, block.stop - numbers.start) for block in cut if block]
+        return Blocks(own, blocks.held)
+
+    def describe(self) -> dict[str, Any]:
+        """Which data these are, and how many: plain values for tables and JSON."""
+        return {**self.origin, "pictures": len(self)}
+
+    def _decode(self, number: int, strict: bool) -> UInt8[Tensor, "C H W"] | None:
+        if number in self._broken and not strict:
+            return None
+        opener, place = partial(self.source.open, number), partial(self.source.place, number)
+        pixels = decode(opener, place, self.channels, strict)
+        if pixels is None:
+            self._broken.add(number)
+        return pixels
+
+
+def open_pictures(
+    path: str | Path | Sequence[Image.Image | Tensor | np.ndarray],
+    *,
+    channels: int = 3,
+    split: str | None = None,
+    column: str = "image",
+    label: str = "label",
+    strict: bool = False,
+) -> Pictures:
+    """Opens pictures of every kind, whole and in the order of their names; nothing is decoded yet.
+
+    Args:
+        path: A picture; a folder of pictures, with its subfolders; a Parquet file, or a folder of them; the name of a
+            data set on the Hugging Face Hub; ``"photographs"`` for those bundled with scikit-image; or a sequence of
+            Pillow images, of bytes (C, H, W) as tensors or of bytes (H, W) or (H, W, C) as arrays.
+        channels: 1 for grey or 3 for RGB.
+        split: ``"train"``, ``"validation"``, ``"test"``; ``"held_out"`` for the validation pictures, else the test
+            pictures; None for all. Where no name says a split, the data stand alone and every split is all of them.
+            Of the photographs the validation and test pictures are the squares that training never sees.
+        column: Column of the pictures in Parquet files and Hub data sets.
+        label: Column of the labels there; it may be absent.
+        strict: Whether an unreadable picture is an error when iterating, otherwise it is left out and logged by name.
+            A single picture that is unreadable is always an error.
+
+    Raises:
+        ValueError: If nothing is found, it cannot be read, or it has other splits than the one asked for.
+    """
+    check_channels(channels)
+    if split not in (*SPLITS, "held_out", None):
+        raise ValueError(f"expected split to be train, validation, test, held_out or None, got {split!r}; choose one.")
+    if not isinstance(path, str | Path):
+        origin = {"data": "pictures in memory", "splits": {ALL: {"no name of a split": len(path)}}}
+        return Pictures(open_memory(path), channels, strict=strict, origin=origin)
+    if str(path) == "photographs":
+        if split == "train":
+            raise ValueError(
+                "expected split to be validation, test, held_out or None for 'photographs', got 'train', which is all "
+                "but a square of each; crops of it come from ImageData('photographs')."
+            )
+        return open_photographs(channels, held_out=split is not None)
+    splits = find_splits(path, column=column, label=label)
+    chosen = list(splits.names)
+    if split is not None and chosen != [ALL]:
+        wanted = ("validation", "test") if split == "held_out" else (split,)
+        chosen = [name for name in wanted if name in splits.names][:1]
+        if not chosen:
+            raise ValueError(
+                f"expected {' or '.join(wanted)} pictures in {str(path)!r}, got {', '.join(splits.names)}; choose one "
+                "of these splits, or rename the folders or files."
+            )
+    return splits.open(chosen, channels, strict or splits.is_picture)
+
+
+class Splits:
+    """The pictures of a path by split, and what says so.
+
+    Args:
+        path: Where they are.
+        items: What the split is taken from (a split and the word that says it, or None), a file or table, and the
+            number of its pictures; in the order of their names.
+        build: Files or tables to a source.
+        is_picture: Whether the path is one single picture.
+
+    Attributes:
+        in_files: Whether every picture is a file of its own.
+        doubtful: Names of training pictures, or of what holds them, that look held out: one for every picture.
+        said: For each split the names that say so, with the number of pictures. Where a name says a split, pictures
+            without such a name are for training; where none does, the one split is ``"all"``.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        items: Sequence[tuple[tuple[str, str] | None, Any, int]],
+        build: Callable[[list[Any]], Source],
+        is_picture: bool = False,
+    ) -> None:
+        self.path, self.build, self.is_picture = path, build, is_picture
+        self.in_files = all(isinstance(item, Path) for _, item, _ in items)
+        rest = "train" if any(said for said, _, _ in items) else ALL
+        self.said: dict[str, dict[str, int]] = {}
+        self.items: list[tuple[str, Any]] = []
+        self.doubtful: list[str] = []
+        for said, item, count in items:
+            split, word = said or (rest, "no name of a split")
+            name = said[1] if said else item.name if self.in_files else ""
+            if split in ("train", ALL) and looks_held_out([name]):
+                self.doubtful += [name] * count
+            words = self.said.setdefault(split, {})
+            words[word] = words.get(word, 0) + count
+            self.items.append((split, item))
+
+    @property
+    def names(self) -> list[str]:
+        """The splits that are there."""
+        return [name for name in (*SPLITS, ALL) if name in self.said]
+
+    def open(self, names: Sequence[str], channels: int, strict: bool = False) -> Pictures:
+        """The pictures of these splits, in the order of their names."""
+        source = self.build([item for split, item in self.items if split in names])
+        said = {name: self.said[name] for name in names}
+        return Pictures(source, channels, strict=strict, origin={"data": self.path, "splits": said})
+
+
+def find_splits(path: str | Path, *, column: str = "image", label: str = "label") -> Splits:
+    """Looks what is at a path, a picture, folder, Parquet file or Hub name, and which names of splits are there.
+
+    Args:
+        path: As in `open_pictures`.
+        column: Column of the pictures in tables.
+        label: Column of the labels in tables; it may be absent.
+
+    Raises:
+        ValueError: If nothing is found, or it cannot be read.
+    """
+    name, path = str(path), Path(path).expanduser()
+    if not path.exists():
+        if path.suffix or path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
+            raise ValueError(
+                f"expected an existing file or folder, got {name!r}, which does not exist; correct the path."
+            )
+        hub = open_hub(name, column, label)
+        known = {split: table for split, table in hub.items() if split_of([split])} or hub
+        return Splits(
+            name, [(split_of([split]), (split, table), len(table)) for split, table in known.items()], open_tables
+        )
+    root = path if path.is_dir() else regular_file(path, "a folder, a picture or a Parquet file").parent
+    tables = find_files(path, {".parquet"}) if path.is_dir() else [path] if path.suffix == ".parquet" else []
+    if tables:
+        items: list[tuple[tuple[str, str] | None, Any, int]] = []
+        for table in tables:
+            below = table.relative_to(root).with_suffix("")
+            footer = read_footer(table, below.as_posix(), column, label)
+            items.append((split_of(below.parts) if path.is_dir() else None, footer, footer.length))
+        return Splits(name, items, open_parquet)
+    files = find_images(path)
+    named = [(split_of(file.relative_to(root).parts[:-1]), file, 1) for file in files]
+    return Splits(name, named, partial(open_files, root=root), is_picture=path.is_file())
+
+
+def open_photographs(channels: int, held_out: bool = False) -> Pictures:
+    """The photographs in the order of `PHOTOGRAPHS`, whole, or the square of each that training never sees.
+
+    Raises:
+        ValueError: If scikit-image, which they come with, is not installed.
+    """
+    spec = importlib.util.find_spec("skimage")
+    if spec is None or spec.origin is None:
+        raise ValueError("expected scikit-image for 'photographs', got none; pip install 'gritvq[images]'.")
+    folder = Path(spec.origin).parent / "data"
+    origin = {"data": "photographs", "splits": {"validation" if held_out else ALL: {"photographs": len(PHOTOGRAPHS)}}}
+    whole = Pictures(open_files([folder / name for name in PHOTOGRAPHS], folder), channels, strict=True, origin=origin)
+    if not held_out:
+        return whole
+    squares = [
+        picture.pixels[:, top : top + HELD_OUT_SIZE, left : left + HELD_OUT_SIZE]
+        for picture, (top, left) in zip(whole, PHOTOGRAPHS.values(), strict=True)
+    ]
+    return Pictures(open_memory(squares, list(PHOTOGRAPHS)), channels, strict=True, origin=origin)
+
+
+def decode(
+    opener: Callable[[], Image.Image], name: Callable[[], str], channels: int, strict: bool
+) -> UInt8[Tensor, "C H W"] | None:
+    """Opens and decodes one picture; None and a line in the log where it is unreadable, an error if ``strict``."""
+    try:
+        with opener() as image:
+            return to_tensor(image, channels)
+    except Exception as error:  # on damaged files Pillow raises nearly everything
+        unknown = isinstance(error, UnidentifiedImageError)  # its text names the file, or a buffer's address
+        reason = "in no known format" if unknown else str(error) or type(error).__name__
+        if strict:
+            raise ValueError(
+                f"expected a readable picture, got {name()}: {reason}; replace or remove it, or read without `strict` "
+                "to leave such pictures out of a collection."
+            ) from error
+        _logger.warning("left out an unreadable picture: %s: %s", name(), reason)
+        return None
+
+
+def check_channels(channels: int) -> None:
+    """Raises a ValueError unless there is a conversion to this number of channels."""
+    if channels not in (1, 3):
+        raise ValueError(f"expected channels to be 1 (grey) or 3 (RGB), got {channels}; choose one of these.")
+
+
+def save_png(image: Float[Tensor, "C H W"], path: str | os.PathLike[str]) -> Path:
+    """Write a picture with values in [0, 1] as an 8-bit PNG."""
+    pixels = (image.clamp(0, 1) * 255).round().to(torch.uint8).cpu().permute(1, 2, 0).numpy()
+    with replacing(path) as scratch:
+        Image.fromarray(pixels.squeeze(-1) if pixels.shape[2] == 1 else pixels).save(scratch, format="PNG")
+    return Path(path)
+
+
+def picture_paths(names: Sequence[str]) -> list[Path]:
+    """Where decoded pictures go below the output folder: the name with a ``.png`` ending, each path once.
+
+    Where a name is taken by one before it, or by a folder of others, another ``.png`` follows.
+
+    Raises:
+        ValueError: If a name would lead out of the folder, or can be no file.
+
+    Example:
+        >>> [str(path) for path in picture_paths(["a.jpg", "b.jpg", "b.png"])]
+        ['a.png', 'b.jpg.png', 'b.png.png']
+        >>> [str(path) for path in picture_paths(["a.png", "a.png/b"])]
+        ['a.png.png', 'a.png/b.png']
+    """
+    stems = Counter(Path(name).with_suffix("") for name in names if Path(name).name)
+    folders = {folder for name in names for folder in Path(name).parents}
+    paths: dict[Path, None] = {}
+    for name in names:
+        path = Path(name)
+        if path.is_absolute() or ".." in path.parts or not path.name:
+            raise ValueError(f"expected picture names below the folder, got {name!r}; the token file was tampered with")
+        if "\0" in name or max(len(os.fsencode(part)) for part in path.parts) > _LONGEST_NAME:
+            raise ValueError(
+                f"expected picture names of at most {_LONGEST_NAME} bytes without zeros, got {name[:80]!r}; rename it"
+            )
+        single = stems[path.with_suffix("")] == 1
+        path = path.with_suffix(".png") if single else path.with_name(path.name + ".png")
+        while path in paths or path in folders:
+            path = path.with_name(path.name + ".png")
+        paths[path] = None
+    return list(paths)

@@ -1,0 +1,181 @@
+"""How a tokenizer of images learns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import Callback
+from torch import Tensor
+
+from gritvq.images.callbacks import ReconstructionPlots
+from gritvq.images.data import ImageData
+from gritvq.images.metrics import ReconstructionError
+from gritvq.images.tokenizer import ImageTokenizer
+from gritvq.quantizers.metrics import CodebookUsage
+from gritvq.training.callbacks import CodebookInitialization, CodebookUpdate, CollapseWarning
+from gritvq.training.data import DataModule
+from gritvq.training.objectives import Objective, objective_for
+from gritvq.training.task import Schedule, Task, check_schedule, copy_weights, rates, scheduled
+
+__all__ = ["TokenizerTask"]
+
+_WINDOW = 100  # steps over which the codes in use are counted
+
+
+class TokenizerTask(Task):
+    """Trains a tokenizer with AdamW and a warm-up; evaluates it by PSNR, usage and perplexity.
+
+    The quantizer says which learning rates its parameters want (``parameter_groups``); codebook updates after the step
+    are the callback's (:class:`gritvq.training.CodebookUpdate`).
+
+    Args:
+        tokenizer: What to train.
+        lr: Peak learning rate of encoder and decoder.
+        warmup_steps: Steps of linear warm-up.
+        schedule: After the warm-up a ``"cosine"`` to zero, or ``"flat_linear"``: flat for 30 % of the rest, then linear
+            to 1 % (the annealing of FVQ, whose warm-up takes a tenth of the run).
+        betas: AdamW's decay rates.
+        weight_decay: For encoder and decoder; codebooks get none.
+        objective: The loss; what the quantizer's losses are made for (:func:`objective_for`) unless given: mostly the
+            squared pixel error plus those losses.
+
+    Raises:
+        ValueError: If a number is out of range.
+
+    Example:
+        >>> from gritvq import grit_vq
+        >>> from gritvq.images import ImageDecoder, ImageEncoder, ImageTokenizer
+        >>> task = TokenizerTask(ImageTokenizer(ImageEncoder(8, width=16), grit_vq(8, 64), ImageDecoder(8, width=16)))
+        >>> sorted(task.objective(task.tokenizer, torch.rand(2, 3, 8, 8))[0])
+        ['reconstruction']
+    """
+
+    def __init__(
+        self,
+        tokenizer: ImageTokenizer,
+        *,
+        lr: float = 1e-3,
+        warmup_steps: int = 50,
+        schedule: Schedule = "cosine",
+        betas: tuple[float, float] = (0.9, 0.95),
+        weight_decay: float = 0.0,
+        objective: Objective | None = None,
+    ) -> None:
+        super().__init__()
+        if not lr > 0 or warmup_steps < 0 or weight_decay < 0:
+            raise ValueError(
+                f"expected lr > 0, warmup_steps >= 0 and weight_decay >= 0, got {lr!r}, {warmup_steps!r}, "
+                f"{weight_decay!r}"
+            )
+        check_schedule(schedule)
+        self.tokenizer = tokenizer
+        self.lr, self.warmup_steps, self.betas, self.weight_decay = lr, warmup_steps, betas, weight_decay
+        self.schedule = schedule
+        self.objective = objective_for(tokenizer.quantizer) if objective is None else objective
+        self.codebook_usage = CodebookUsage(tokenizer.quantizer.codebook_sizes)
+        self.reconstruction_error = ReconstructionError()
+        self.window_usage = CodebookUsage(tokenizer.quantizer.codebook_sizes)
+        self._keeps_codes, self._window = False, 0
+
+    def start_from(self, tokenizer: ImageTokenizer) -> None:
+        """Take the weights of a tokenizer of the same architecture; its codes are not fitted to data again.
+
+        Raises:
+            ValueError: If a part differs; the message names it.
+        """
+        copy_weights(self.tokenizer, tokenizer)
+        self._keeps_codes = True
+
+    def run_callbacks(self, folder: Path | None) -> list[Callback]:
+        """Fitting and moving the codes; with a folder also a warning of collapse, and pictures."""
+        fitting: list[Callback] = [] if self._keeps_codes else [CodebookInitialization()]
+        needed: list[Callback] = [*fitting, CodebookUpdate()]
+        return needed if folder is None else [*needed, CollapseWarning(), ReconstructionPlots(folder)]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Rates and schedule."""
+        return rates(self)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep also the counts of the window whose usage is logged."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["window_usage"] = {"window": self._window, **self.window_usage.state()}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Go on counting; checkpoints of earlier versions hold no counts."""
+        if "window_usage" in checkpoint:
+            self._window = checkpoint["window_usage"]["window"]
+            self.window_usage.restore(checkpoint["window_usage"])
+
+    def write_model(self, folder: Path, training: Mapping[str, Any]) -> None:
+        """Write ``tokenizer/``; its ``config.json`` also says which pictures of an ``ImageData`` it has seen."""
+        module = self.trainer.datamodule  # type: ignore[attr-defined]
+        data = module.data if isinstance(module, DataModule) else module
+        if isinstance(data, ImageData):
+            training = {**training, "data": {**data.settings(), "splits": data.describe()["splits"]}}
+        self.tokenizer.save_pretrained(folder / "tokenizer", training)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Reconstruct."""
+        return self.tokenizer(images).reconstruction
+
+    def training_step(self, images: Tensor, batch_idx: int) -> Tensor:
+        """One batch: the sum of the objective's losses; logs each, and PSNR and usage of the recent batches."""
+        losses, output = self.objective(self.tokenizer, images)
+        loss = torch.stack(list(losses.values())).sum()
+        if self._window != self.global_step // _WINDOW:
+            self._window = self.global_step // _WINDOW
+            self.window_usage.reset()
+        self.window_usage.update(output.quantization.indices)
+        self.log_dict({f"train/{name}": value.detach() for name, value in losses.items()})
+        self.log("train/loss", loss.detach())
+        if self.measures_now:
+            if not torch.isfinite(loss):
+                raise ValueError(
+                    f"expected a finite loss, got {float(loss.detach())} at step {self.global_step}; lower the "
+                    "learning rate, clip gradients, or look for pictures with NaN"
+                )
+            lost = int((~torch.isfinite(output.latents)).any(-1).sum())
+            if lost:
+                raise ValueError(
+                    f"expected finite latents, got {lost} vectors that are not at step {self.global_step}; lower the "
+                    "learning rate, clip gradients, or look for pictures with NaN"
+                )
+            error = (output.reconstruction.detach().float().clamp(0, 1) - images).square().mean()
+            counts = self.window_usage.compute()
+            self.log("train/psnr", -10 * error.clamp_min(1e-10).log10())
+            self.log("train/usage", counts["usage"])
+            self.log("train/perplexity", counts["perplexity"])
+        return loss
+
+    def on_validation_epoch_start(self) -> None:
+        """Start counting."""
+        self.codebook_usage.reset()
+        self.reconstruction_error.reset()
+
+    def validation_step(self, images: Tensor, batch_idx: int) -> None:
+        """Count one batch."""
+        output = self.tokenizer(images)
+        self.codebook_usage.update(output.quantization.indices)
+        self.reconstruction_error.update(output.reconstruction, images)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the totals, which are reduced over all processes already."""
+        totals = {**self.reconstruction_error.compute(), **self.codebook_usage.compute()}
+        self.log_dict({f"val/{name}": value for name, value in totals.items()})
+
+    def configure_optimizers(self) -> Any:
+        """AdamW over the groups, and the schedule."""
+        quantizer = self.tokenizer.quantizer
+        owned = set(quantizer.parameters())
+        rest = [p for p in self.parameters() if p.requires_grad and p not in owned]
+        groups = [
+            {"params": rest, "lr": self.lr, "weight_decay": self.weight_decay},
+            *quantizer.parameter_groups(self.lr),
+        ]
+        optimizer = torch.optim.AdamW(groups, lr=self.lr, betas=self.betas, weight_decay=0.0)
+        return scheduled(optimizer, self.schedule, self.warmup_steps, self.trainer.max_steps)

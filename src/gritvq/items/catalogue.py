@@ -1,0 +1,449 @@
+"""Catalogues and interactions for recommendation: Parquet, CSV, embeddings of item texts. Needs the extra ``items``.
+
+A folder such as ``amazon_beauty`` with ``interactions.parquet``, ``items.parquet`` and ``item_embeddings.npy`` is read
+by one call of :func:`read_item_data`. Text encoders never see interactions, so item embeddings cannot leak targets.
+"""
+
+from __future__ import annotations
+
+import csv
+import importlib
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from gritvq.files import regular_file
+from gritvq.items.interactions import Histories, Interactions, Key, Split, check_split, unique_keys
+
+__all__ = [
+    "Catalogue",
+    "Histories",
+    "Interactions",
+    "ItemData",
+    "Key",
+    "Split",
+    "check_split",
+    "embed_texts",
+    "open_vectors",
+    "read_catalogue",
+    "read_interactions",
+    "read_item_data",
+]
+
+_logger = logging.getLogger(__name__)
+_ORDER = ("timestamp", "position")  # columns that say the order of events, most important first
+_SUFFIXES = (".parquet", ".csv")
+_BLOCK = 65536  # embeddings looked at at once
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """Items with what is known about them; row i of everything belongs to item i.
+
+    Attributes:
+        keys: Key of each item, n in all, none twice.
+        columns: The other columns by name, n values each.
+        embeddings: Item vectors (n, D), memory-mapped where they come from a file; None without.
+
+    Raises:
+        ValueError: If keys repeat, or a column or the embeddings have another length.
+    """
+
+    keys: tuple[Key, ...]
+    columns: Mapping[str, Sequence[Any]]
+    embeddings: np.ndarray[Any, Any] | None = None
+
+    def __post_init__(self) -> None:
+        unique_keys(self.keys)
+        lengths = {name: len(values) for name, values in self.columns.items()}
+        if self.embeddings is not None:
+            lengths["embeddings"] = len(self.embeddings)
+        wrong = {name: length for name, length in lengths.items() if length != len(self.keys)}
+        if wrong:
+            raise ValueError(f"expected {len(self.keys)} rows, one per item, got {wrong}; give one row per item.")
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def select(self, rows: Int[Tensor, " m"]) -> Catalogue:
+        """These items in this order."""
+        numbers = rows.tolist()
+        columns = {name: [values[i] for i in numbers] for name, values in self.columns.items()}
+        embeddings = None if self.embeddings is None else self.embeddings[rows.numpy()]
+        return Catalogue(tuple(self.keys[i] for i in numbers), columns, embeddings)
+
+    def vectors(self) -> Float[Tensor, "n D"]:
+        """The embeddings as a float32 tensor in memory.
+
+        Raises:
+            ValueError: If there are none, or one is not finite.
+        """
+        if self.embeddings is None:
+            raise ValueError("expected item embeddings, got none; make them with embed_texts or name their file.")
+        for start in range(0, len(self.embeddings), _BLOCK):
+            finite = np.isfinite(self.embeddings[start : start + _BLOCK]).all(axis=1)
+            if not finite.all():
+                row = start + int(finite.argmin())
+                raise ValueError(f"expected finite embeddings, got NaN or infinity for item {self.keys[row]!r}.")
+        return torch.from_numpy(np.array(self.embeddings, dtype=np.float32))
+
+    def texts(self, fields: Sequence[str] = ("title",), *, fallback: str | None = None) -> list[str]:
+        """One text per item: the fields that are filled, in the order given, joined by ``"; "``.
+
+        White space is trimmed, lists are joined by commas, and missing or empty fields are left out. The order and the
+        choice of fields change results more than most quantizers do, so write them down with the results.
+
+        Args:
+            fields: Columns in the order wanted, for example ``("title", "brand", "categories")``.
+            fallback: Column to take where all fields are empty.
+
+        Raises:
+            ValueError: If no field is named, a column does not exist or an item has no text.
+
+        Example:
+            >>> shelf = Catalogue((1, 2), {"title": ["Soap", " "], "brand": ["Acme", None], "kind": ["a", "b"]})
+            >>> shelf.texts(("title", "brand"), fallback="kind")
+            ['Soap; Acme', 'b']
+        """
+        if not fields:
+            raise ValueError("expected at least one field, got none; name columns such as 'title'.")
+        for name in (*fields, *([fallback] if fallback else [])):
+            if name not in self.columns:
+                raise ValueError(f"expected a column of {', '.join(self.columns) or 'none'}, got {name!r}.")
+        texts = [
+            "; ".join(filter(None, parts)) for parts in zip(*(map(_text, self.columns[f]) for f in fields), strict=True)
+        ]
+        if fallback:
+            texts = [text or _text(other) for text, other in zip(texts, self.columns[fallback], strict=True)]
+        empty = [key for key, text in zip(self.keys, texts, strict=True) if not text]
+        if empty:
+            raise ValueError(
+                f"expected a text for every item, got {len(empty)} without, such as {empty[0]!r}; name more fields or "
+                "a fallback."
+            )
+        return texts
+
+
+@dataclass(frozen=True)
+class ItemData:
+    """Interactions and the catalogue they refer to; item rows are the same in both.
+
+    Attributes:
+        interactions: What users did.
+        catalogue: The items.
+    """
+
+    interactions: Interactions
+    catalogue: Catalogue
+
+    def __post_init__(self) -> None:
+        if self.interactions.item_keys != self.catalogue.keys:
+            raise ValueError(
+                "expected interactions and catalogue with the same items in the same order, got different keys; read "
+                "interactions with item_keys=catalogue.keys."
+            )
+
+    def k_core(self, k: int = 5) -> ItemData:
+        """Both restricted to the k-core of the interactions; see :meth:`Interactions.k_core`."""
+        kept = self.interactions.k_core(k)
+        return ItemData(kept, self.catalogue.select(self.interactions.rows_of(kept.item_keys)))
+
+
+def read_interactions(
+    path: str | Path,
+    *,
+    user: str = "user",
+    item: str = "item",
+    order: str | Sequence[str] | None = None,
+    item_keys: Sequence[Key] | None = None,
+) -> Interactions:
+    """Reads events from a Parquet or CSV file, one row per event, in any order.
+
+    Keys of a CSV file are integers where every one is written as Python writes integers, else strings: ``007`` stays
+    ``"007"``. Items stay strings where ``item_keys`` are. Only the columns of ``order`` are read as numbers or dates.
+
+    Args:
+        path: The file; ``.csv`` is read as CSV with a header, everything else as Parquet.
+        user: Column of the user key, integers or strings.
+        item: Column of the item key, integers or strings.
+        order: Columns that say the order of a user's events, the first counts most and later ones break ties. None
+            takes those of ``timestamp`` and ``position`` that exist, in this order, and without both the order of the
+            rows. **What is still a tie keeps the order of the rows in the file.**
+        item_keys: The catalogue in its order, which makes item rows; without it the items that occur, by key.
+
+    Returns:
+        The interactions; see :meth:`Interactions.from_events` for what is checked.
+
+    Raises:
+        ValueError: If the file is missing or damaged, lacks a column, or its events are unusable.
+    """
+    text = item_keys is not None and len(item_keys) > 0 and isinstance(item_keys[0], str)
+    columns = (order,) if isinstance(order, str) else order
+    table = _read_table(Path(path), {user: False, item: text}, _ORDER if columns is None else columns)
+    if columns is None:
+        columns = [name for name in _ORDER if name in table.column_names]
+    times = tuple(_numbers(table, name, path) for name in columns)
+    return Interactions.from_events(
+        _values(table, user, path), _values(table, item, path), times or None, item_keys=item_keys
+    )
+
+
+def read_catalogue(path: str | Path, *, item: str = "item", embeddings: str | Path | None = None) -> Catalogue:
+    """Reads a catalogue from a Parquet or CSV file, one row per item, and its embeddings.
+
+    Keys of a CSV file are read as :func:`read_interactions` reads them. All other cells are texts exactly as they stand
+    there, also where they look like numbers, dates or truth values; an empty cell is the empty text. Columns without a
+    name are left out.
+
+    Args:
+        path: The file; ``.csv`` is read as CSV with a header, everything else as Parquet.
+        item: Column of the item key, integers or strings, each once.
+        embeddings: A ``.npy`` file (n, D), memory-mapped; row i belongs to row i of the catalogue.
+
+    Raises:
+        ValueError: If a file is missing or damaged, a column is missing, keys repeat, or lengths differ.
+    """
+    table = _read_table(Path(path), {item: False})
+    keys = unique_keys(_values(table, item, path))
+    columns = {name: _named(table, name, path).to_pylist() for name in table.column_names if name and name != item}
+    vectors = None if embeddings is None else open_vectors(Path(embeddings))
+    if vectors is not None and len(vectors) != len(keys):
+        raise ValueError(
+            f"expected {len(keys)} vectors in {str(embeddings)!r}, one for each item of {str(path)!r}, got "
+            f"{len(vectors)}; the file is of another catalogue: give vectors of all items of this one in its order "
+            "(--embeddings), or a model that makes them of texts (--text_model)."
+        )
+    return Catalogue(tuple(keys.tolist()), columns, vectors)
+
+
+def read_item_data(
+    folder: str | Path,
+    *,
+    interactions: str | Path | None = None,
+    items: str | Path | None = None,
+    embeddings: str | Path | None = None,
+    user: str = "user",
+    item: str = "item",
+    order: str | Sequence[str] | None = None,
+) -> ItemData:
+    """Reads a folder with events, items and, where there are some, item embeddings.
+
+    Args:
+        folder: Where the files are.
+        interactions: Events, a path in the folder; None finds ``interactions.parquet`` or ``interactions.csv``.
+        items: Catalogue, a path in the folder; None finds ``items.parquet`` or ``items.csv``.
+        embeddings: Item vectors, a path in the folder; None takes ``item_embeddings.npy`` if it is there.
+        user: Column of the user key in the events.
+        item: Column of the item key in both files.
+        order: Columns that say the order of events; see :func:`read_interactions`.
+
+    Returns:
+        Interactions and catalogue. Nothing is filtered; :meth:`ItemData.k_core` does that.
+
+    Raises:
+        ValueError: If a file is missing or unusable, or an event has an item that is not in the catalogue.
+    """
+    folder = Path(folder).expanduser()
+    vectors = folder / (embeddings or "item_embeddings.npy")
+    found = vectors if embeddings is not None or vectors.is_file() else None
+    catalogue = read_catalogue(_find(folder, items, "items"), item=item, embeddings=found)
+    path = _find(folder, interactions, "interactions")
+    events = read_interactions(path, user=user, item=item, order=order, item_keys=catalogue.keys)
+    return ItemData(events, catalogue)
+
+
+def embed_texts(
+    texts: Sequence[str],
+    model: str | Path = "sentence-transformers/all-MiniLM-L6-v2",
+    *,
+    batch_size: int = 64,
+    normalize: bool = True,
+    device: str | None = None,
+    progress: bool = False,
+) -> Float[Tensor, "n D"]:
+    """Embeds texts with a model of sentence-transformers. Equal texts are encoded once and get equal vectors.
+
+    Args:
+        texts: Texts of n items; see :meth:`Catalogue.texts`.
+        model: Name on the Hugging Face Hub, or a local folder.
+        batch_size: Texts per pass.
+        normalize: Whether vectors have length 1.
+        device: Where to compute; None lets sentence-transformers choose.
+        progress: Whether to show a bar.
+
+    Returns:
+        Embeddings (n, D), float32, on the CPU, in the order of the texts.
+
+    Raises:
+        ValueError: If there are no texts, one is no string, or the model cannot be loaded.
+    """
+    wrong = [each for each in texts if not isinstance(each, str)]
+    if not texts or wrong:
+        raise ValueError(f"expected at least one text, all strings, got {wrong[0]!r}." if wrong else "expected texts.")
+    sentence_transformers = _require("sentence_transformers")
+    try:
+        encoder = sentence_transformers.SentenceTransformer(str(model), device=device)
+    except Exception as error:  # network, authentication, naming and file errors share no class
+        raise ValueError(
+            f"expected a model of sentence-transformers, got {str(model)!r}: {error}; correct the name, or give the "
+            "folder of a downloaded model."
+        ) from error
+    distinct = list(dict.fromkeys(texts))
+    place = {text: number for number, text in enumerate(distinct)}
+    vectors = encoder.encode(
+        distinct,
+        batch_size=batch_size,
+        normalize_embeddings=normalize,
+        show_progress_bar=progress,
+        convert_to_numpy=True,
+    )
+    result = torch.from_numpy(np.asarray(vectors, dtype=np.float32))
+    return result[torch.tensor([place[text] for text in texts])]
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return ", ".join(filter(None, map(_text, value)))
+    return "" if value is None or value != value else str(value).strip()  # NaN differs from itself
+
+
+def _find(folder: Path, name: str | Path | None, stem: str) -> Path:
+    if name is not None:
+        return folder / name
+    for suffix in _SUFFIXES:
+        if (folder / f"{stem}{suffix}").is_file():
+            return folder / f"{stem}{suffix}"
+    raise ValueError(f"expected {stem}.parquet or {stem}.csv in {str(folder)!r}, got neither; name the file.")
+
+
+def open_vectors(path: Path) -> np.ndarray[Any, Any]:
+    """A ``.npy`` file of item vectors (n, D), memory-mapped.
+
+    Raises:
+        ValueError: If it cannot be read, or is no array of floats of two axes.
+    """
+    try:
+        regular_file(path)
+        vectors = np.lib.format.open_memmap(path, mode="r")  # np.load would take archives too
+    except Exception as error:  # headers of damaged files are parsed as Python
+        raise ValueError(
+            f"expected a .npy file of item embeddings, got {str(path)!r}, which is missing, damaged, an archive or "
+            "holds objects; write it with numpy.save."
+        ) from error
+    if vectors.ndim != 2 or vectors.dtype.kind != "f":
+        raise ValueError(f"expected embeddings (n, D) of floats in {str(path)!r}, got {vectors.shape} {vectors.dtype}.")
+    return vectors
+
+
+def _read_table(path: Path, keys: Mapping[str, bool], numbers: Sequence[str] = ()) -> Any:
+    """A table of pyarrow.
+
+    Args:
+        path: The file.
+        keys: Columns of keys; for those of a CSV file, whether they stay strings.
+        numbers: Columns that are numbers or dates in a CSV file; all others are strings.
+    """
+    path = regular_file(path.expanduser(), "a Parquet or CSV file")
+    pyarrow = _require("pyarrow")
+    try:
+        if path.suffix.lower() == ".csv":
+            return _read_csv(path, keys, numbers)
+        table = _require("pyarrow.parquet").read_table(path)
+        table.validate(full=True)  # damaged files may hold places outside of them, and text that is none
+        _ = table.column_names
+        return table
+    except (pyarrow.ArrowException, OSError, csv.Error, UnicodeDecodeError) as error:
+        raise ValueError(f"expected a Parquet or CSV file, got {str(path)!r}: {error}; replace it.") from error
+
+
+def _read_csv(path: Path, keys: Mapping[str, bool], numbers: Sequence[str]) -> Any:
+    pyarrow, reader = _require("pyarrow"), _require("pyarrow.csv")
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            names = next((line for line in csv.reader(file) if line), [])
+        texts = set(names) - set(numbers) | keys.keys()
+        table = reader.read_csv(
+            path,
+            parse_options=reader.ParseOptions(newlines_in_values=True),
+            convert_options=reader.ConvertOptions(column_types={name: pyarrow.binary() for name in texts}),
+        )
+        for place, name in enumerate(table.column_names):
+            if name in texts:
+                column = table.column(place).cast(pyarrow.string())
+                column = column if keys.get(name, True) else _integers(column)
+                table = table.set_column(place, name, column)
+            elif table.field(place).type == pyarrow.binary():  # what is no UTF-8
+                table.column(place).cast(pyarrow.string())
+    except (UnicodeDecodeError, pyarrow.ArrowInvalid) as error:
+        if isinstance(error, pyarrow.ArrowInvalid) and "UTF8" not in str(error):
+            raise
+        raise ValueError(
+            f"expected text in UTF-8, got other bytes in {str(path)!r}; save the file as UTF-8."
+        ) from error
+    return table
+
+
+def _integers(keys: Any) -> Any:
+    """Strings of pyarrow as integers if that loses nothing; what pyarrow takes for missing among numbers is null."""
+    pyarrow, compute = _require("pyarrow"), _require("pyarrow.compute")
+    missing = pyarrow.array(_require("pyarrow.csv").ConvertOptions().null_values)
+    known = compute.utf8_trim_whitespace(keys)
+    known = compute.if_else(compute.is_in(known, value_set=missing), pyarrow.scalar(None, pyarrow.string()), known)
+    if _cast(known, pyarrow.float64()) is None:
+        return keys
+    numbers = _cast(known, pyarrow.int64())
+    return known if numbers is None or not numbers.cast(pyarrow.string()).equals(known) else numbers
+
+
+def _cast(column: Any, kind: Any) -> Any:
+    """The column as another type of pyarrow, or None where a value does not fit."""
+    try:
+        return column.cast(kind)
+    except _require("pyarrow").ArrowInvalid:
+        return None
+
+
+def _named(table: Any, name: str, path: str | Path) -> Any:
+    count = table.column_names.count(name)
+    if not count:
+        raise ValueError(
+            f"expected a column {name!r} in {str(path)!r}, got {', '.join(table.column_names)}; name the right one."
+        )
+    if count > 1:
+        raise ValueError(f"expected one column {name!r} in {str(path)!r}, got {count}; rename or remove the others.")
+    return table[name]
+
+
+def _column(table: Any, name: str, path: str | Path) -> Any:
+    column = _named(table, name, path)
+    if column.null_count:
+        raise ValueError(
+            f"expected a value of {name!r} in every row of {str(path)!r}, got {column.null_count} without; fill or "
+            "remove these rows."
+        )
+    return column
+
+
+def _values(table: Any, name: str, path: str | Path) -> np.ndarray[Any, Any]:
+    column = _column(table, name, path)
+    if _require("pyarrow").types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    return column.to_numpy()
+
+
+def _numbers(table: Any, name: str, path: str | Path) -> np.ndarray[Any, Any]:
+    return _column(table, name, path).to_numpy()
+
+
+def _require(module: str) -> Any:
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ValueError(f"expected the package {module}, got none; pip install 'gritvq[items]'.") from error

@@ -1,0 +1,364 @@
+"""Semantic ids as one artefact: which tuple of codes names which item, saved and loaded bit by bit."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from gritvq.files import checked_file, holds_files, place_of_file, read_header, replacing_files, write_header
+from gritvq.items.ids.checks import Key, as_codes, check_distinct, checked_codes, checked_keys, checked_sizes
+from gritvq.items.ids.collisions import UNIQUE, Policy, checked_policy, resolve
+from gritvq.items.ids.groups import RowTable
+from gritvq.items.ids.metrics import report
+from gritvq.items.ids.trie import PrefixTrie
+
+__all__ = ["FORMAT_VERSION", "Key", "SemanticIds"]
+
+FORMAT_VERSION = 2  # 1 had the checksum of the table alone
+_FORMAT, _TABLE, _HEADER = "gritvq-semantic-ids", "ids.parquet", "semantic_ids.json"
+
+
+@final
+class SemanticIds:
+    """Items and their ids: a tuple of Q codes per item, both ways. Immutable; do not write into its tensors.
+
+    Args:
+        codes: The final ids (n, Q), integers; row i belongs to item i. Copied.
+        codebook_sizes: K_q of every column; codes are in ``[0, K_q)``.
+        items: Keys of the items, all int or all str, each once; ``0 .. n-1`` where None.
+        collisions: How equal codes were treated; ``"append"`` and ``"nearest_free"`` promise that ids are unique.
+        fingerprint: What made the codes, such as ``{"encoder": "all-MiniLM-L6-v2", "quantizer": "sha256 ..."}``.
+
+    Attributes:
+        codes: (n, Q), int64, on the CPU.
+        codebook_sizes: K_q of every column.
+        items: Keys in order.
+        collisions: The policy.
+
+    Raises:
+        ValueError: If shapes, types or values do not fit, a key occurs twice, or ids that must be unique are not.
+
+    Example:
+        >>> codes = torch.tensor([[0, 1], [0, 1], [3, 2]])
+        >>> ids = SemanticIds.assign(codes, (4, 4), ["lipstick", "red lipstick", "comb"], collisions="append")
+        >>> ids.ids_of(["red lipstick"]), ids.items_of([[3, 2, 0], [3, 3, 3]])
+        (tensor([[0, 1, 1]]), [['comb'], []])
+        >>> ids.add([[3, 2]], ["brush"]).ids_of(["brush", "comb"])
+        tensor([[3, 2, 1],
+                [3, 2, 0]])
+    """
+
+    def __init__(
+        self,
+        codes: Int[Tensor, "n Q"],
+        codebook_sizes: Sequence[int],
+        items: Sequence[Key] | None = None,
+        *,
+        collisions: Policy = "keep",
+        fingerprint: Mapping[str, str] | None = None,
+    ) -> None:
+        self._sizes = checked_sizes(codebook_sizes)
+        self._codes = checked_codes(codes, self._sizes)
+        if not len(self._codes):
+            raise ValueError("expected at least one item, got none")
+        self._items = checked_keys(range(len(self._codes)) if items is None else items)
+        if len(self._items) != len(self._codes):
+            raise ValueError(f"expected a key for each of {len(self._codes)} ids, got {len(self._items)} keys")
+        check_distinct(self._items)
+        self._collisions = checked_policy(collisions)
+        self._fingerprint = dict(fingerprint or {})
+        if not all(isinstance(part, str) for pair in self._fingerprint.items() for part in pair):
+            raise ValueError(f"expected a fingerprint of strings by name, got {fingerprint!r}")
+        if collisions in UNIQUE and len(self._rows.counts) < len(self._codes):
+            first = self._rows.order[self._rows.starts[int((self._rows.counts > 1).nonzero()[0])] :][:2].tolist()
+            raise ValueError(
+                f"expected ids of which no two are equal, since collisions={collisions!r}, got "
+                f"{self.codes[first[0]].tolist()} for {self.items[first[0]]!r} and {self.items[first[1]]!r}; "
+                "SemanticIds.assign applies the policy"
+            )
+
+    @classmethod
+    def assign(
+        cls,
+        codes: Int[Tensor, "n L"],
+        codebook_sizes: Sequence[int],
+        items: Sequence[Key] | None = None,
+        *,
+        collisions: Policy = "append",
+        vectors: Float[Tensor, "n D"] | None = None,
+        table: Float[Tensor, "K D"] | None = None,
+        fingerprint: Mapping[str, str] | None = None,
+    ) -> SemanticIds:
+        """Make ids of what a tokenizer gave, by one of the policies of :func:`gritvq.items.ids.collisions.resolve`.
+
+        Args:
+            codes: A tokenizer's codes (n, L), integers.
+            codebook_sizes: Codes per level.
+            items: Keys; ``0 .. n-1`` where None.
+            collisions: ``"append"`` (one more token, ids are unique), ``"nearest_free"`` (another code at the last
+                level, ids are unique), ``"sinkhorn"`` (another code at the last level, duplicates may be left) or
+                ``"keep"``.
+            vectors: What the last level quantizes; needed by ``"nearest_free"`` and ``"sinkhorn"``.
+            table: The codes of the last level; likewise.
+            fingerprint: What made the codes.
+
+        Raises:
+            ValueError: If anything does not fit, or a unique id cannot be found.
+        """
+        sizes = checked_sizes(codebook_sizes)
+        codes = checked_codes(codes, sizes)
+        ids, sizes = resolve(checked_policy(collisions), codes, sizes, vectors=vectors, table=table)
+        return cls(ids, sizes, items, collisions=collisions, fingerprint=fingerprint)
+
+    @property
+    def codes(self) -> Int[Tensor, "n Q"]:
+        """The ids, row i of item i; int64, on the CPU."""
+        return self._codes
+
+    @property
+    def codebook_sizes(self) -> tuple[int, ...]:
+        """Codes per column."""
+        return self._sizes
+
+    @property
+    def items(self) -> tuple[Key, ...]:
+        """Keys of the items in order."""
+        return self._items
+
+    @property
+    def collisions(self) -> Policy:
+        """How equal codes were treated."""
+        return self._collisions
+
+    @property
+    def fingerprint(self) -> dict[str, str]:
+        """What made the codes; a copy."""
+        return dict(self._fingerprint)
+
+    def trie(self, priority: Float[Tensor, " n"] | None = None) -> PrefixTrie:
+        """The prefixes of all ids, for constrained generation.
+
+        Args:
+            priority: (n,), larger first: the order of items that share an id; their own order where None.
+        """
+        return PrefixTrie(self._codes, self._sizes, priority=priority)
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, SemanticIds):
+            return NotImplemented
+        return self._described() == other._described() and torch.equal(self._codes, other._codes)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return (
+            f"SemanticIds({len(self)} items, codebook_sizes={self.codebook_sizes}, collisions={self.collisions!r}, "
+            f"{len(self._rows.counts)} distinct)"
+        )
+
+    # --- looking up ---------------------------------------------------------------------------------------------------
+
+    def rows_of(self, items: Sequence[Key]) -> Int[Tensor, " m"]:
+        """Rows of items (m,), int64.
+
+        Raises:
+            ValueError: If a key is unknown or of another type.
+        """
+        keys = checked_keys(items)
+        rows = [self._row_by_key.get(key, -1) for key in keys]
+        if -1 in rows:
+            unknown = [key for key, row in zip(keys, rows, strict=True) if row < 0]
+            more = f" and {len(unknown) - 1} more" if unknown[1:] else ""
+            raise ValueError(
+                f"expected items that have an id, got {unknown[0]!r}{more}; keys here are "
+                f"{type(self.items[0]).__name__}, new items get an id with add()"
+            )
+        return torch.tensor(rows, dtype=torch.int64)
+
+    def ids_of(self, items: Sequence[Key]) -> Int[Tensor, "m Q"]:
+        """Ids of items (m, Q), int64.
+
+        Raises:
+            ValueError: If a key is unknown or of another type.
+        """
+        return self._codes[self.rows_of(items)]
+
+    def items_of(self, ids: Int[Tensor, "m Q"] | Sequence[Sequence[int]]) -> list[list[Key]]:
+        """For every id the keys of the items that have it, in item order.
+
+        An id that no item has gives the empty list, also where a code is out of range or -1.
+
+        Raises:
+            ValueError: If the ids are no integers of shape (m, Q).
+        """
+        wanted = as_codes(ids, len(self.codebook_sizes))
+        group = self._rows.find(wanted)
+        starts, order = self._starts_and_order
+        first, last = (torch.where(group >= 0, starts[group + end], 0).tolist() for end in (0, 1))
+        return [[self._items[row] for row in order[a:b]] for a, b in zip(first, last, strict=True)]
+
+    @cached_property
+    def _rows(self) -> RowTable:
+        return RowTable(self._codes, self._sizes)
+
+    @cached_property
+    def _starts_and_order(self) -> tuple[Tensor, list[int]]:
+        return self._rows.starts, self._rows.order.tolist()
+
+    @cached_property
+    def _row_by_key(self) -> dict[Key, int]:
+        return dict(zip(self._items, range(len(self._items)), strict=True))
+
+    # --- growing and judging ------------------------------------------------------------------------------------------
+
+    def add(
+        self,
+        codes: Int[Tensor, "m L"],
+        items: Sequence[Key],
+        *,
+        vectors: Float[Tensor, "m D"] | None = None,
+        table: Float[Tensor, "K D"] | None = None,
+        fingerprint: Mapping[str, str] | None = None,
+    ) -> SemanticIds:
+        """Ids with new items at the end, by the same policy; every item that is there keeps its id.
+
+        Adding items one by one or all at once gives the same ids under ``"keep"`` and ``"append"``, not always under
+        the policies that choose another code.
+
+        Args:
+            codes: What the same tokenizer gives the new items (m, L); without the appended token.
+            items: Their keys, none of which is known already.
+            vectors: What the last level quantizes, for ``"nearest_free"`` and ``"sinkhorn"``.
+            table: The codes of the last level; likewise.
+            fingerprint: Of what made the codes; checked against the one at hand where given.
+
+        Returns:
+            The larger artefact. Under ``"append"`` the last size may have grown.
+
+        Raises:
+            ValueError: If anything does not fit, a key is known already, a unique id cannot be found, or the codes come
+                from something else.
+        """
+        if fingerprint is not None and dict(fingerprint) != self._fingerprint:
+            raise ValueError(
+                f"expected codes made by {self._fingerprint}, got {dict(fingerprint)}; use the tokenizer that made the "
+                "ids, or assign all ids anew"
+            )
+        levels = self._sizes[:-1] if self._collisions == "append" else self._sizes
+        codes, keys = checked_codes(codes, levels), checked_keys(items)
+        if len(keys) != len(codes):
+            raise ValueError(f"expected a key for each of {len(codes)} new ids, got {len(keys)} keys")
+        check_distinct((*self._items, *keys))
+        if not len(codes):
+            return self
+        ids, sizes = resolve(self._collisions, codes, self._sizes, vectors=vectors, table=table, fixed=self._codes)
+        every = torch.cat([self._codes, ids])
+        return SemanticIds(
+            every, sizes, (*self._items, *keys), collisions=self._collisions, fingerprint=self._fingerprint
+        )
+
+    def report(
+        self, categories: Sequence[Any] | None = None, embeddings: Float[Tensor, "n D"] | None = None, **options: Any
+    ) -> dict[str, float]:
+        """Every quality metric by name: see :func:`gritvq.items.ids.metrics.report`."""
+        return report(self, categories, embeddings, **options)
+
+    # --- saving and loading -------------------------------------------------------------------------------------------
+
+    def save(self, folder: str | os.PathLike[str]) -> Path:
+        """Write ``ids.parquet`` (columns ``item, c0, c1, ...``) and ``semantic_ids.json``, neither of them by halves.
+
+        The JSON holds the checksums of both, so files of two artefacts are never taken for one. Existing ids are
+        replaced once both files are written: whenever the process dies, the folder holds the old ids or the new ones.
+        Needs pyarrow (the extra ``items``).
+
+        Raises:
+            ValueError: If the path is a file, or a folder that holds something else, or pyarrow is missing.
+        """
+        pyarrow, parquet = _pyarrow()
+        folder = Path(folder)
+        holds_other = folder.is_dir() and holds_files(folder) and not place_of_file(folder, _HEADER).exists()
+        if holds_other or (folder.exists() and not folder.is_dir()):
+            raise ValueError(f"expected a new folder or one that holds semantic ids, got {folder}; choose another name")
+        key_type = pyarrow.int64() if isinstance(self._items[0], int) else pyarrow.string()
+        columns = {"item": pyarrow.array(self._items, key_type)}
+        for level, size in enumerate(self._sizes):
+            columns[f"c{level}"] = self._codes[:, level].numpy().astype(np.min_scalar_type(size - 1))
+        content = {"format": _FORMAT, "format_version": FORMAT_VERSION, **self._described()}
+        del content["items"]
+        with replacing_files(folder) as scratch:
+            parquet.write_table(pyarrow.table(columns), scratch / _TABLE, compression="zstd")
+            write_header(scratch / _HEADER, content)
+        return folder
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str]) -> SemanticIds:
+        """Read what :meth:`save` wrote, bit by bit.
+
+        Raises:
+            ValueError: If there are no ids, they are damaged, of two artefacts, or written by a newer version, or
+                pyarrow is missing.
+        """
+        pyarrow, parquet = _pyarrow()
+        folder = Path(folder)
+        header = _read_header(folder)
+        path = checked_file(folder, _TABLE, header)
+        names = ["item", *(f"c{level}" for level in range(len(header["codebook_sizes"])))]
+        try:
+            table = parquet.read_table(path, columns=names)
+            columns = [table.column(name).cast(pyarrow.int64()).to_numpy() for name in names[1:]]
+            if any(table.column(name).null_count for name in names):
+                raise KeyError("a value for each item and level")
+            items = table.column("item").to_pylist()
+        except (pyarrow.ArrowException, OSError, KeyError) as error:
+            raise ValueError(f"expected a table with the columns {names} in {path}, got another ({error})") from error
+        codes = torch.from_numpy(np.stack(columns, 1))
+        return cls(
+            codes,
+            header["codebook_sizes"],
+            items,
+            collisions=header["collisions"],
+            fingerprint=header["fingerprint"],
+        )
+
+    def _described(self) -> dict[str, Any]:
+        return {
+            "codebook_sizes": list(self._sizes),
+            "collisions": self._collisions,
+            "fingerprint": self._fingerprint,
+            "items": self._items,
+        }
+
+
+def _pyarrow() -> tuple[Any, Any]:
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError as error:
+        raise ValueError("expected pyarrow for files of semantic ids, got none; install 'gritvq[items]'") from error
+    return pyarrow, parquet
+
+
+def _read_header(folder: Path) -> dict[str, Any]:
+    header = read_header(folder, _HEADER, "a folder of semantic ids", _FORMAT, FORMAT_VERSION)
+    if isinstance(header.get("sha256"), str):  # format version 1
+        header["sha256"] = {_TABLE: header["sha256"]}
+    kinds = {"codebook_sizes": list, "collisions": str, "fingerprint": dict, "sha256": dict}
+    wrong = [name for name, kind in kinds.items() if not isinstance(header.get(name), kind)]
+    wrong += ["codebook_sizes"] if header.get("codebook_sizes") == [] else []
+    if wrong:
+        raise ValueError(
+            f"expected {', '.join(wrong)} in {folder / _HEADER}, got {sorted(header)}; the file is incomplete"
+        )
+    return header

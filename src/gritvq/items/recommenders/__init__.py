@@ -1,0 +1,36 @@
+"""Recommendation of the next item: ranking metrics, floors, SASRec, generative models with their search."""
+
+from gritvq.items.recommenders.backbones import Backbone, DepthDecoder, EncoderDecoder, TokenDecoder
+from gritvq.items.recommenders.baselines import CoOccurrence, Popularity, TextCosine
+from gritvq.items.recommenders.beam_search import Beams, beam_search, exact_scores
+from gritvq.items.recommenders.generative import GenerativeRecommender
+from gritvq.items.recommenders.ranking import (
+    rank_in_list,
+    rank_of_target,
+    ranking_metrics,
+    ranks_by_lists,
+    ranks_by_scores,
+    top_items,
+)
+from gritvq.items.recommenders.sasrec import SASRec
+
+__all__ = [
+    "Backbone",
+    "Beams",
+    "CoOccurrence",
+    "DepthDecoder",
+    "EncoderDecoder",
+    "GenerativeRecommender",
+    "Popularity",
+    "SASRec",
+    "TextCosine",
+    "TokenDecoder",
+    "beam_search",
+    "exact_scores",
+    "rank_in_list",
+    "rank_of_target",
+    "ranking_metrics",
+    "ranks_by_lists",
+    "ranks_by_scores",
+    "top_items",
+]

@@ -1,0 +1,408 @@
+"""Sequence models of transformers that give the probability of the next item's codes.
+
+All three read and write the same vocabulary: PAD 0, BOS 1, EOS 2, then code c of level l at
+``3 + sum(codebook_sizes[:l]) + c``. They hold no cache: what a user's history needs once is in the ``context``, and the
+stable part of the interface of transformers is enough.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from gritvq.component import Component
+
+__all__ = ["BOS", "EOS", "NUM_SPECIAL", "PAD", "Backbone", "Context", "DepthDecoder", "EncoderDecoder", "TokenDecoder"]
+
+PAD, BOS, EOS = 0, 1, 2
+NUM_SPECIAL = 3
+
+
+class Context(NamedTuple):
+    """What histories of B users became; the first axis of both is B.
+
+    Attributes:
+        states: States, or what a backbone reads again.
+        lengths: Valid entries per user.
+    """
+
+    states: Tensor
+    lengths: Tensor
+
+
+class Backbone(Component, ABC):
+    """Histories of ids to probabilities of the next id, code by code.
+
+    Args:
+        codebook_sizes: Codes per level, Q entries.
+        dim: Width of the model.
+
+    Attributes:
+        every_prefix: Whether training wants one row per prefix of a history, the last item being the target; otherwise
+            one row per user serves, and every item of it is a target.
+    """
+
+    every_prefix: bool
+
+    def __init__(self, codebook_sizes: Sequence[int], dim: int) -> None:
+        super().__init__()
+        self.codebook_sizes, self.dim = tuple(int(size) for size in codebook_sizes), dim
+        if not self.codebook_sizes or min(self.codebook_sizes) < 1:
+            raise ValueError(f"expected at least one codebook size, all >= 1, got {list(codebook_sizes)}")
+        self.first_tokens = [NUM_SPECIAL]
+        for size in self.codebook_sizes:
+            self.first_tokens.append(self.first_tokens[-1] + size)
+
+    @property
+    def vocabulary(self) -> int:
+        """Tokens, the special ones included."""
+        return self.first_tokens[-1]
+
+    def tokens_of(self, codes: Int[Tensor, "*batch l"]) -> Int[Tensor, "*batch l"]:
+        """Tokens of the first l codes of ids."""
+        return codes + torch.tensor(self.first_tokens[: codes.shape[-1]], dtype=torch.int64, device=codes.device)
+
+    def level_of(self, values: Tensor, level: int) -> Tensor:
+        """The part of the last axis (vocabulary) that belongs to a level."""
+        return values[..., self.first_tokens[level] : self.first_tokens[level + 1]]
+
+    @abstractmethod
+    def loss(self, codes: Int[Tensor, "B T Q"], lengths: Int[Tensor, " B"]) -> Float[Tensor, ""]:
+        """Mean negative log-likelihood per item in nats, summed over the levels.
+
+        Args:
+            codes: Ids of items in time order; what lies beyond ``lengths`` is ignored.
+            lengths: Items per row, >= 1.
+        """
+
+    @abstractmethod
+    def read(self, codes: Int[Tensor, "B T Q"], lengths: Int[Tensor, " B"]) -> Context:
+        """Read histories, once for all prefixes that are asked for afterwards; they may be empty."""
+
+    @abstractmethod
+    def log_probs(self, context: Context, prefixes: Int[Tensor, "B W l"]) -> Float[Tensor, "B W K"]:
+        """Log-probabilities of the code after each of W prefixes of length l < Q, in float32.
+
+        They are not renormalised over the codes that exist, so the score of an id is the sum over its levels whatever
+        the catalogue.
+        """
+
+
+class EncoderDecoder(Backbone):
+    """T5 from scratch, as in TIGER: the encoder reads the history's tokens, the decoder writes the next id.
+
+    The softmax is over the whole vocabulary. Keys and values of the cross attention are computed anew for every prefix.
+
+    Args:
+        codebook_sizes: Codes per level.
+        dim: Width of the model.
+        num_layers: Layers of encoder and of decoder.
+        num_heads: Attention heads.
+        head_dim: Width of a head.
+        hidden_dim: Width inside the feed-forward layers.
+        dropout: In [0, 1).
+
+    References:
+        Rajput et al., Recommender systems with generative retrieval (TIGER), NeurIPS 2023, arXiv 2305.05065, section 4;
+        we leave out the user token, without which GRID (arXiv 2507.22224) finds it better.
+
+    Example:
+        >>> model = EncoderDecoder((4, 4), 8, num_layers=1, num_heads=1, head_dim=8, hidden_dim=8)
+        >>> context = model.read(torch.tensor([[[0, 1], [2, 3]]]), torch.tensor([2]))
+        >>> model.log_probs(context, torch.tensor([[[0], [1], [2]]])).shape
+        torch.Size([1, 3, 4])
+    """
+
+    every_prefix = True
+
+    def __init__(
+        self,
+        codebook_sizes: Sequence[int],
+        dim: int = 128,
+        *,
+        num_layers: int = 4,
+        num_heads: int = 6,
+        head_dim: int = 64,
+        hidden_dim: int = 1024,
+        dropout: float = 0.1,
+    ) -> None:
+        super().__init__(codebook_sizes, dim)
+        transformers = _transformers()
+        self.model: Any = transformers.T5ForConditionalGeneration(
+            transformers.T5Config(
+                vocab_size=self.vocabulary,
+                d_model=dim,
+                d_kv=head_dim,
+                d_ff=hidden_dim,
+                num_layers=num_layers,
+                num_heads=num_heads,
+                dropout_rate=dropout,
+                feed_forward_proj="relu",
+                pad_token_id=PAD,
+                eos_token_id=EOS,
+                decoder_start_token_id=BOS,
+                use_cache=False,
+            )
+        )
+
+    def loss(self, codes: Int[Tensor, "B T Q"], lengths: Int[Tensor, " B"]) -> Float[Tensor, ""]:
+        """The last item of every row is the target."""
+        levels = codes.shape[2]
+        targets = self.tokens_of(codes[torch.arange(len(codes)), lengths - 1])
+        context = self.read(codes[:, : max(1, codes.shape[1] - 1)], lengths - 1)
+        logits = self._logits(context.states, self._mask(context), targets[:, :-1])
+        return F.cross_entropy(logits.float().flatten(0, 1), targets.flatten()) * levels
+
+    def read(self, codes: Int[Tensor, "B T Q"], lengths: Int[Tensor, " B"]) -> Context:
+        """The encoder's states (B, T Q + 1, D); EOS follows the history."""
+        tokens = F.pad(self.tokens_of(codes).flatten(1), (0, 1))
+        ends = lengths[:, None] * codes.shape[2]
+        places = torch.arange(tokens.shape[1], device=tokens.device)
+        tokens = tokens.masked_fill(places > ends, PAD).masked_fill(places == ends, EOS)
+        context = Context(tokens, lengths * codes.shape[2] + 1)
+        states = self.model.encoder(input_ids=tokens, attention_mask=self._mask(context)).last_hidden_state
+        return Context(states, context.lengths)
+
+    def log_probs(self, context: Context, prefixes: Int[Tensor, "B W l"]) -> Float[Tensor, "B W K"]:
+        """See the base class."""
+        width, level = prefixes.shape[1:]
+        states, mask = (part.repeat_interleave(width, 0) for part in (context.states, self._mask(context)))
+        logits = self._logits(states, mask, self.tokens_of(prefixes.flatten(0, 1)))[:, -1]
+        return self.level_of(logits.float().log_softmax(-1), level).unflatten(0, (-1, width))
+
+    def _logits(self, states: Tensor, mask: Tensor, tokens: Tensor) -> Tensor:
+        """Logits (N, l + 1, V) after BOS and after each token."""
+        return self.model(
+            encoder_outputs=(states,), attention_mask=mask, decoder_input_ids=F.pad(tokens, (1, 0), value=BOS)
+        ).logits
+
+    @staticmethod
+    def _mask(context: Context) -> Tensor:
+        places = torch.arange(context.states.shape[1], device=context.lengths.device)
+        return (places < context.lengths[:, None]).long()
+
+
+class _CausalDecoder(Backbone):
+    """What the causal models share: one table for codes read and written, a softmax per level, a loss at every item."""
+
+    every_prefix = False
+
+    def __init__(self, codebook_sizes: Sequence[int], dim: int, max_items: int) -> None:
+        super().__init__(codebook_sizes, dim)
+        self.max_items = max_items
+        self.embedding = nn.Embedding(self.vocabulary, dim)
+        nn.init.normal_(self.embedding.weight, std=0.02)  # as in GPT-2: products with states start near zero
+
+    def _logits(self, states: Tensor, level: int) -> Tensor:
+        """Logits of a level's codes: products with their embeddings, in float32."""
+        weight = self.embedding.weight[self.first_tokens[level] : self.first_tokens[level + 1]]
+        return F.linear(states, weight).float()
+
+    def _item_loss(self, states: Tensor, codes: Tensor, lengths: Tensor) -> Tensor:
+        """Cross entropy of codes (B, T, Q) under states (B, T, Q, D), a mean over valid items, summed over levels."""
+        valid = torch.arange(codes.shape[1], device=codes.device) < lengths[:, None]
+        targets = codes.masked_fill(~valid[:, :, None], -1)
+        losses = [
+            F.cross_entropy(
+                self._logits(states[:, :, level], level).flatten(0, 1), targets[:, :, level].flatten(), ignore_index=-1
+            )
+            for level in range(codes.shape[2])
+        ]
+        return torch.stack(losses).sum()
+
+    def _check_length(self, items: int) -> None:
+        if items > self.max_items:
+            raise ValueError(
+                f"expected at most {self.max_items} items in a row, got {items}; keep the newest, or raise max_items "
+                "of the model"
+            )
+
+
+class TokenDecoder(_CausalDecoder):
+    """A causal transformer (GPT-2's) over the tokens of the whole history; one pass trains on all its prefixes.
+
+    Each place predicts codes of one level, and only those compete in its softmax. Prefixes are appended to the history
+    side by side, each seeing the history and itself only.
+
+    Args:
+        codebook_sizes: Codes per level.
+        dim: Width of the model.
+        num_layers: Layers.
+        num_heads: Attention heads.
+        hidden_dim: Width inside the feed-forward layers.
+        dropout: In [0, 1).
+        max_items: Longest row in items.
+
+    Example:
+        >>> model = TokenDecoder((4, 4), 8, num_layers=1, num_heads=1, hidden_dim=8)
+        >>> context = model.read(torch.tensor([[[0, 1], [2, 3]]]), torch.tensor([2]))
+        >>> model.log_probs(context, torch.tensor([[[0], [1], [2]]])).shape
+        torch.Size([1, 3, 4])
+    """
+
+    def __init__(
+        self,
+        codebook_sizes: Sequence[int],
+        dim: int = 128,
+        *,
+        num_layers: int = 4,
+        num_heads: int = 4,
+        hidden_dim: int = 512,
+        dropout: float = 0.2,
+        max_items: int = 21,
+    ) -> None:
+        super().__init__(codebook_sizes, dim, max_items)
+        positions = (max_items + 1) * len(self.codebook_sizes)  # BOS, the items, all codes but one of the next
+        self.model: Any = _gpt2(dim, num_layers, num_heads, hidden_dim, dropout, positions)
+
+    def loss(self, codes: Int[Tensor, "B T Q"], lengths: Int[Tensor, " B"]) -> Float[Tensor, ""]:
+        """Every item of every row is a target."""
+        context = self.read(codes, lengths)
+        states = self.model(inputs_embeds=self.embedding(context.states[:, :-1])).last_hidden_state
+        return self._item_loss(states.unflatten(1, (-1, codes.shape[2])), codes, lengths)
+
+    def read(self, codes: Int[Tensor, "B T Q"], lengths: Int[Tensor, " B"]) -> Context:
+        """The history's tokens after BOS (B, T Q + 1); they are read again with the prefixes."""
+        self._check_length(codes.shape[1])
+        tokens = F.pad(self.tokens_of(codes).flatten(1), (1, 0), value=BOS)
+        return Context(tokens, lengths * codes.shape[2] + 1)
+
+    def log_probs(self, context: Context, prefixes: Int[Tensor, "B W l"]) -> Float[Tensor, "B W K"]:
+        """See the base class."""
+        batch, width, level = prefixes.shape
+        history, past = context.states, context.states.shape[1]
+        places = torch.arange(past, device=history.device)
+        known = places < context.lengths[:, None]
+        tokens = torch.where(known, history, PAD)
+        if level == 0:
+            states = self.model(inputs_embeds=self.embedding(tokens)).last_hidden_state
+            last = states[torch.arange(batch), context.lengths - 1]
+            return self._logits(last, 0).log_softmax(-1)[:, None].expand(-1, width, -1)
+        branch = torch.arange(width * level, device=history.device)
+        own = (branch[:, None] // level == branch // level) & (branch[:, None] >= branch)
+        above = torch.cat([places[:, None] >= places, places.new_zeros(past, width * level, dtype=torch.bool)], 1)
+        below = torch.cat([known[:, None].expand(-1, width * level, -1), own.expand(batch, -1, -1)], 2)
+        sees = torch.cat([above.expand(batch, -1, -1), below], 1)[:, None]
+        positions = torch.cat([places.expand(batch, -1), context.lengths[:, None] + branch % level], 1)
+        states = self.model(
+            inputs_embeds=self.embedding(torch.cat([tokens, self.tokens_of(prefixes).flatten(1)], 1)),
+            attention_mask=torch.zeros_like(sees, dtype=torch.float32).masked_fill(~sees, torch.finfo().min),
+            position_ids=positions,
+        ).last_hidden_state
+        return self._logits(states[:, past:].unflatten(1, (width, level))[:, :, -1], level).log_softmax(-1)
+
+
+class DepthDecoder(_CausalDecoder):
+    """A causal transformer over items, and a small one over the codes of an item: a quarter of the places for Q = 4.
+
+    An item enters the first as the sum of its codes' embeddings; the second starts from its state and writes the codes
+    one after the other, each in a softmax over its level. One pass trains on all prefixes of a history. Both are
+    GPT-2's.
+
+    Args:
+        codebook_sizes: Codes per level.
+        dim: Width of the model.
+        num_layers: Layers over items.
+        num_code_layers: Layers over codes.
+        num_heads: Attention heads.
+        hidden_dim: Width inside the feed-forward layers.
+        dropout: In [0, 1).
+        max_items: Longest row in items.
+
+    References:
+        The arrangement is that of Lee et al., Autoregressive image generation using residual quantization
+        (RQ-Transformer), CVPR 2022, arXiv 2203.01941, section 3.2, with items in the place of positions.
+
+    Example:
+        >>> model = DepthDecoder((4, 4), 8, num_layers=1, num_heads=1, hidden_dim=8)
+        >>> context = model.read(torch.tensor([[[0, 1], [2, 3]]]), torch.tensor([2]))
+        >>> model.log_probs(context, torch.tensor([[[0], [1], [2]]])).shape
+        torch.Size([1, 3, 4])
+    """
+
+    def __init__(
+        self,
+        codebook_sizes: Sequence[int],
+        dim: int = 192,
+        *,
+        num_layers: int = 3,
+        num_code_layers: int = 1,
+        num_heads: int = 6,
+        hidden_dim: int = 768,
+        dropout: float = 0.2,
+        max_items: int = 21,
+    ) -> None:
+        super().__init__(codebook_sizes, dim, max_items)
+        self.items: Any = _gpt2(dim, num_layers, num_heads, hidden_dim, dropout, max_items + 1)
+        self.codes: Any = _gpt2(dim, num_code_layers, num_heads, hidden_dim, dropout, len(self.codebook_sizes))
+
+    def loss(self, codes: Int[Tensor, "B T Q"], lengths: Int[Tensor, " B"]) -> Float[Tensor, ""]:
+        """Every item of every row is a target."""
+        states = self._states(codes)[:, :-1].flatten(0, 1)
+        written = self._write(states, codes[:, :, :-1].flatten(0, 1))
+        return self._item_loss(written.unflatten(0, codes.shape[:2]), codes, lengths)
+
+    def read(self, codes: Int[Tensor, "B T Q"], lengths: Int[Tensor, " B"]) -> Context:
+        """The state (B, 1, D) after the last item."""
+        states = self._states(codes)
+        return Context(states[torch.arange(len(codes)), lengths][:, None], torch.ones_like(lengths))
+
+    def log_probs(self, context: Context, prefixes: Int[Tensor, "B W l"]) -> Float[Tensor, "B W K"]:
+        """See the base class."""
+        width, level = prefixes.shape[1:]
+        states = context.states.expand(-1, width, -1).flatten(0, 1)
+        written = self._write(states, prefixes.flatten(0, 1))[:, -1]
+        return self._logits(written, level).log_softmax(-1).unflatten(0, (-1, width))
+
+    def _states(self, codes: Tensor) -> Tensor:
+        """States (B, T + 1, D) after BOS and after each item."""
+        self._check_length(codes.shape[1])
+        start = self.embedding(torch.full((len(codes), 1), BOS, device=codes.device))
+        items = self.embedding(self.tokens_of(codes)).sum(2)
+        return self.items(inputs_embeds=torch.cat([start, items], 1)).last_hidden_state
+
+    def _write(self, states: Tensor, codes: Tensor) -> Tensor:
+        """States (N, l + 1, D) from which the codes follow."""
+        return self.codes(
+            inputs_embeds=torch.cat([states[:, None], self.embedding(self.tokens_of(codes))], 1)
+        ).last_hidden_state
+
+
+def _gpt2(dim: int, num_layers: int, num_heads: int, hidden_dim: int, dropout: float, positions: int) -> Any:
+    """GPT-2 over given embeddings; its own table of tokens is left empty."""
+    transformers = _transformers()
+    if dim % num_heads:
+        raise ValueError(f"expected dim to be a multiple of num_heads, got {dim} and {num_heads}; change one of them")
+    model = transformers.GPT2Model(
+        transformers.GPT2Config(
+            vocab_size=1,
+            n_positions=positions,
+            n_embd=dim,
+            n_layer=num_layers,
+            n_head=num_heads,
+            n_inner=hidden_dim,
+            resid_pdrop=dropout,
+            embd_pdrop=dropout,
+            attn_pdrop=0.0,  # the weights of attention stay whole, so that its fused form serves
+            activation_function="gelu_pytorch_tanh",
+            bos_token_id=None,
+            eos_token_id=None,
+            use_cache=False,
+        )
+    )
+    model.wte.weight.requires_grad_(False)
+    return model
+
+
+def _transformers() -> Any:
+    try:
+        import transformers
+    except ImportError as error:
+        raise ValueError("expected transformers for this model, got none; pip install 'gritvq[items]'") from error
+    return transformers

@@ -1,0 +1,99 @@
+"""The best ids of a model: beam search along the trie, and exact scores of all ids."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from gritvq.items.ids import PrefixTrie
+from gritvq.items.recommenders.backbones import Backbone, Context
+from gritvq.quantizers.canonical import ranked
+
+__all__ = ["Beams", "beam_search", "exact_scores"]
+
+
+class Beams(NamedTuple):
+    """Ids found, best first.
+
+    Attributes:
+        leaves: Nodes of the trie (B, W); -1 after the last where there are fewer.
+        scores: Their log-probabilities (B, W), the sum over the levels; minus infinity after the last.
+    """
+
+    leaves: Int[Tensor, "B W"]
+    scores: Float[Tensor, "B W"]
+
+
+def beam_search(backbone: Backbone, context: Context, trie: PrefixTrie, beam: int) -> Beams:
+    """The most probable ids that exist, by beam search.
+
+    ``score(c_1 .. c_Q) = sum_l log p(c_l | history, c_1 .. c_{l-1})``; of every level the ``beam`` best prefixes are
+    kept. Exact where ``beam`` is at least the number of prefixes of every level but the last. Of equal scores the
+    lexicographically first comes first; which of them survives at the end of the beam is not defined.
+
+    Args:
+        backbone: The model, in eval mode.
+        context: What it made of B histories.
+        trie: The catalogue.
+        beam: Prefixes kept, at least as many as ids are wanted.
+
+    Returns:
+        At most ``beam`` ids per history.
+
+    Raises:
+        ValueError: If the beam is smaller than 1.
+    """
+    if beam < 1:
+        raise ValueError(f"expected a beam >= 1, got {beam}; 50 is usual, and at least the length of the list")
+    batch, device = len(context.lengths), context.lengths.device
+    nodes = trie.root(batch)[:, None]
+    scores = torch.zeros(batch, 1, device=device)
+    prefixes = torch.zeros(batch, 1, 0, dtype=torch.int64, device=device)
+    for level, size in enumerate(trie.codebook_sizes):
+        totals = scores[..., None] + backbone.log_probs(context, prefixes)
+        totals = totals.masked_fill(~trie.allowed(nodes, level), -math.inf).flatten(1)
+        places = ranked(totals, min(beam, totals.shape[1]))
+        scores = totals.gather(1, places)
+        parents, codes = places // size, places % size
+        nodes, order = trie.step(nodes.gather(1, parents), codes).sort(
+            dim=1, stable=True
+        )  # lexicographic within a level
+        scores, again = scores.gather(1, order).sort(dim=1, descending=True, stable=True)
+        order = order.gather(1, again)
+        nodes = nodes.gather(1, again)
+        prefixes = torch.cat([prefixes.gather(1, parents[..., None].expand(-1, -1, level)), codes[..., None]], 2)
+        prefixes = prefixes.gather(1, order[..., None].expand_as(prefixes))
+    return Beams(nodes, scores)
+
+
+def exact_scores(
+    backbone: Backbone, context: Context, trie: PrefixTrie, *, block: int = 512
+) -> Float[Tensor, "B leaves"]:
+    """Log-probabilities of all ids, level by level along the trie: what beam search approximates.
+
+    Time grows with all prefixes of the catalogue, memory with B x block x K.
+
+    Args:
+        backbone: The model, in eval mode.
+        context: What it made of B histories.
+        trie: The catalogue.
+        block: Prefixes scored at a time.
+
+    Returns:
+        (B, number of distinct ids), in the trie's order.
+    """
+    batch = len(context.lengths)
+    scores = torch.zeros(batch, 1, device=context.lengths.device)
+    for level in range(trie.num_levels):
+        nodes, parts = trie.level(level), []
+        for start in range(0, len(nodes), block):
+            some = nodes[start : start + block]
+            given = backbone.log_probs(context, trie.prefixes_of(some, level).expand(batch, -1, -1))
+            children, places = trie.children_of(some)
+            parts.append(scores[:, start + places] + given[:, places, trie.code[children]])
+        scores = torch.cat(parts, 1)
+    return scores

@@ -1,0 +1,239 @@
+"""A generative recommender: writes the id of the next item, code by code."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from gritvq.component import build, evaluating
+from gritvq.items.ids import SemanticIds
+from gritvq.items.interactions import Histories
+from gritvq.items.recommenders.backbones import Backbone, Context
+from gritvq.items.recommenders.beam_search import Beams, beam_search, exact_scores
+from gritvq.saving import load_weights, read_config, read_tensors, write_folder
+
+__all__ = ["GenerativeRecommender"]
+
+_KIND, _IDS, _PRIORITY = "recommender", "ids", "priority.safetensors"
+
+
+class GenerativeRecommender(nn.Module):
+    """A sequence model over the ids of a catalogue.
+
+    Items are meant by their row in ``ids``. Of a history the newest ``max_history`` items are read. Only ids that exist
+    are generated. Items that share an id have the same score; in lists they come by falling ``priority``, then by row.
+
+    Args:
+        backbone: The sequence model.
+        ids: The catalogue's ids, n items.
+        max_history: Items read.
+        beam: Prefixes kept in beam search where nothing else is said.
+        priority: (n,), such as each item's events in training.
+
+    Raises:
+        ValueError: If the backbone was made for other codebook sizes or shorter histories, or a number is out of range.
+
+    Example:
+        >>> from gritvq.items import DepthDecoder
+        >>> ids = SemanticIds(torch.tensor([[0, 1], [2, 3], [2, 0], [2, 0]]), (4, 4))
+        >>> backbone = DepthDecoder(ids.codebook_sizes, 8, num_layers=1, num_heads=1, hidden_dim=8)
+        >>> recommender = GenerativeRecommender(backbone, ids).eval()
+        >>> sorted(recommender.recommend([[0, 3], [1]], 5)[0].tolist()), recommender.scores([[0, 3], []]).shape
+        ([-1, 0, 1, 2, 3], torch.Size([2, 4]))
+    """
+
+    codes: Tensor
+    priority: Tensor
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        ids: SemanticIds,
+        *,
+        max_history: int = 20,
+        beam: int = 50,
+        priority: Float[Tensor, " n"] | None = None,
+    ) -> None:
+        super().__init__()
+        if backbone.codebook_sizes != tuple(ids.codebook_sizes):
+            raise ValueError(
+                f"expected a backbone for the ids' codebook sizes {list(ids.codebook_sizes)}, got one for "
+                f"{list(backbone.codebook_sizes)}; build it with ids.codebook_sizes"
+            )
+        if max_history < 1 or beam < 1:
+            raise ValueError(f"expected max_history >= 1 and beam >= 1, got {max_history} and {beam}")
+        longest = getattr(backbone, "max_items", max_history + 1)
+        if max_history >= longest:
+            raise ValueError(
+                f"expected a backbone for the {max_history} items of a history and the next one, got one of max_items "
+                f"{longest}; make it with max_items {max_history + 1}, or read shorter histories"
+            )
+        self.backbone, self.ids, self.max_history, self.beam = backbone, ids, max_history, beam
+        priority = torch.zeros(len(ids.codes)) if priority is None else priority.detach().cpu().float()
+        self.trie = ids.trie(priority)
+        self.register_buffer("codes", ids.codes.clone(), persistent=False)
+        self.register_buffer("priority", priority, persistent=False)
+
+    @property
+    def ids_digest(self) -> str:
+        """SHA-256 of codes, sizes and keys: what the weights depend on."""
+        return _digest(self.ids)
+
+    @property
+    def num_items(self) -> int:
+        """Items n of the catalogue."""
+        return len(self.codes)
+
+    def forward(self, rows: Int[Tensor, "B T"]) -> Float[Tensor, ""]:
+        """Loss of a batch of item rows in time order, -1 after the last: nats per item, see the backbone."""
+        codes, lengths = self._codes(rows)
+        return self.backbone.loss(codes, lengths)
+
+    @torch.no_grad()
+    def recommend(
+        self, histories: Histories | Sequence[Sequence[int]], k: int = 10, *, beam: int | None = None
+    ) -> Int[Tensor, "B k"]:
+        """The k best items by beam search, best first; -1 where there are fewer.
+
+        Args:
+            histories: Item rows per user, oldest first; may be empty.
+            k: Items wanted.
+            beam: Prefixes kept; the recommender's where None, and at least k.
+
+        Raises:
+            ValueError: If a row is no item, or k or the beam is smaller than 1.
+        """
+        if k < 1 or (beam is not None and beam < 1):
+            raise ValueError(f"expected k >= 1 and a beam >= 1, got {k} and {beam}")
+        return self.trie.expand(self.search(histories, max(k, self.beam if beam is None else beam)).leaves, k)
+
+    @torch.no_grad()
+    def search(self, histories: Histories | Sequence[Sequence[int]], beam: int) -> Beams:
+        """The best ids by beam search, as leaves of ``trie``."""
+        with evaluating(self):
+            return beam_search(self.backbone, self._read(histories), self.trie, beam)
+
+    @torch.no_grad()
+    def scores(self, histories: Histories | Sequence[Sequence[int]], *, block: int = 512) -> Float[Tensor, "B n"]:
+        """Exact log-probabilities of all items' ids; equal for items that share one.
+
+        Args:
+            histories: Item rows per user, oldest first; may be empty.
+            block: Prefixes scored at a time, see :func:`gritvq.items.exact_scores`.
+
+        Raises:
+            ValueError: If a row is no item.
+        """
+        with evaluating(self):
+            found = exact_scores(self.backbone, self._read(histories), self.trie, block=block)
+        return found[:, self.trie.leaves_of_rows()]
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> Path:
+        """Write ``config.json``, ``model.safetensors``, the ids (folder ``ids``) and the priority; no pickle.
+
+        Raises:
+            ValueError: If the path is a file, or a folder that holds something else.
+        """
+        extra = {"max_history": self.max_history, "beam": self.beam, "ids": _digest(self.ids)}
+        others = {
+            _IDS: self.ids.save,
+            _PRIORITY: lambda path: save_file({"priority": self.priority.cpu().contiguous()}, path),
+        }
+        return write_folder(folder, _KIND, self.backbone, extra, others)
+
+    @classmethod
+    def from_pretrained(
+        cls, folder: str | os.PathLike[str], ids: SemanticIds | None = None, trusted: Iterable[str] = ()
+    ) -> GenerativeRecommender:
+        """Load a recommender, in eval mode.
+
+        Args:
+            folder: What :meth:`save_pretrained` wrote.
+            ids: Those it was trained on, or what :meth:`SemanticIds.add` made of them; those in the folder where None.
+                New items are read and recommended by the codes that the model knows. Appended tokens beyond those of
+                training are taken for the last one known: such an item shares the id, and the score, of another.
+            trusted: Modules besides ``gritvq`` that its classes may come from.
+
+        Raises:
+            ValueError: If files are missing or damaged, or the ids are others than in training.
+        """
+        folder = Path(folder)
+        config = read_config(folder, _KIND)
+        kinds = {"ids": str, "max_history": int, "beam": int}
+        missing = [name for name, kind in kinds.items() if not isinstance(config.get(name), kind)]
+        if missing:
+            raise ValueError(
+                f"expected the keys ids, max_history and beam in {folder}, got none for {missing}; copy it again"
+            )
+        own = SemanticIds.load(folder / _IDS) if ids is None or _digest(ids) != config["ids"] else ids
+        ids = own if ids is None else ids
+        if _digest(own) != config["ids"] or not _continues(ids, own):
+            raise ValueError(
+                f"expected the ids that {folder} was trained on, sha256 {config['ids'][:12]}, or these with items "
+                f"added, got others, {_digest(ids)[:12]}; train again, or load it without ids to take those in the "
+                "folder"
+            )
+        backbone = build(config[_KIND], trusted)
+        if not isinstance(backbone, Backbone):
+            raise ValueError(f"expected a recommender's backbone in {folder}, got {type(backbone).__name__}")
+        load_weights(backbone, folder, config)
+        priority = torch.zeros(len(ids))
+        priority[: len(own)] = _read_priority(folder, config, len(own))
+        if ids.codebook_sizes != own.codebook_sizes:
+            known = ids.codes.minimum(torch.tensor(own.codebook_sizes) - 1)
+            ids = SemanticIds(known, own.codebook_sizes, ids.items, fingerprint=ids.fingerprint)
+        return cls(backbone, ids, max_history=config["max_history"], beam=config["beam"], priority=priority).eval()
+
+    def _read(self, histories: Histories | Sequence[Sequence[int]]) -> Context:
+        given = Histories.of(histories)
+        self._check_rows(given.items, least=0)
+        rows = given.aligned(self.max_history).to(self.codes.device)
+        codes, counts = self._codes(rows)
+        return self.backbone.read(codes, counts)
+
+    def _codes(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Codes (B, T, Q), 0 where there is no item, and items per row."""
+        self._check_rows(rows, least=-1)
+        valid = rows >= 0
+        return self.codes[rows.clamp(min=0)] * valid[..., None], valid.sum(1)
+
+    def _check_rows(self, rows: Tensor, least: int) -> None:
+        if rows.numel() and not least <= int(rows.amin()) <= int(rows.amax()) < self.num_items:
+            raise ValueError(
+                f"expected item rows in [0, {self.num_items}), got {int(rows.amin())} to {int(rows.amax())}; items "
+                "without an id get one with SemanticIds.add"
+            )
+
+
+def _read_priority(folder: Path, config: Mapping[str, Any], num_items: int) -> Tensor:
+    priority = read_tensors(folder, _PRIORITY, config).get("priority")
+    if priority is None or priority.shape != (num_items,):
+        found = "none" if priority is None else tuple(priority.shape)
+        raise ValueError(f"expected a priority of {num_items} items in {folder / _PRIORITY}, got {found}")
+    return priority
+
+
+def _continues(ids: SemanticIds, old: SemanticIds) -> bool:
+    """Whether the old items come first with the ids they had, under the same sizes but for the appended token."""
+    levels = len(old.codebook_sizes) - (old.collisions == "append")
+    return (
+        ids.collisions == old.collisions
+        and ids.codebook_sizes[:levels] == old.codebook_sizes[:levels]
+        and ids.items[: len(old)] == old.items
+        and torch.equal(ids.codes[: len(old)], old.codes)
+    )
+
+
+def _digest(ids: SemanticIds) -> str:
+    """Of codes, sizes and keys: what a model's weights depend on."""
+    told = hashlib.sha256(repr((tuple(ids.codebook_sizes), ids.items)).encode())
+    told.update(ids.codes.contiguous().numpy().tobytes())
+    return told.hexdigest()

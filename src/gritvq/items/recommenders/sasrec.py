@@ -1,0 +1,193 @@
+"""SASRec, the sequential recommender that generative ones are measured against."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from gritvq.items.interactions import Histories, Split
+from gritvq.items.recommenders.baselines import check_histories
+from gritvq.items.recommenders.ranking import ranking_metrics, ranks_by_scores
+
+__all__ = ["SASRec"]
+
+_WINDOW = 20  # batches whose users are sorted by length among themselves
+
+
+class SASRec(nn.Module):
+    r"""Causal self-attention over the last items; the score of an item is its embedding times the last hidden state.
+
+    ``h = Transformer(e[items] sqrt(D) + p)`` and ``score(i) = <h_last, e_i>``, with one table e for inputs and outputs.
+    Trained by cross-entropy over the whole catalogue at every position. The paper samples one negative per position and
+    uses binary cross-entropy; the full softmax is what tuned re-implementations use and is clearly better.
+
+    Args:
+        num_items: Items n in the catalogue.
+        dim: Size D of embeddings and hidden states, a multiple of ``num_heads``.
+        num_layers: Transformer layers.
+        num_heads: Attention heads.
+        max_length: Newest items that are looked at.
+        dropout: Rate, in [0, 1).
+
+    Raises:
+        ValueError: If an argument is out of range.
+
+    Example:
+        >>> model = SASRec(100, 16)
+        >>> model.scores(Histories.of([[3, 7], [1]])).shape, model.item_vectors().shape
+        (torch.Size([2, 100]), torch.Size([100, 16]))
+
+    References:
+        Kang, McAuley: Self-attentive sequential recommendation. ICDM 2018, arXiv 1808.09781.
+        Klenitskiy, Vasilev: Turning dross into gold loss. RecSys 2023, arXiv 2309.07602 (the loss).
+    """
+
+    def __init__(
+        self,
+        num_items: int,
+        dim: int = 64,
+        *,
+        num_layers: int = 2,
+        num_heads: int = 2,
+        max_length: int = 50,
+        dropout: float = 0.5,
+    ) -> None:
+        super().__init__()
+        if min(num_items, dim, num_layers, num_heads, max_length) < 1 or dim % num_heads or not 0 <= dropout < 1:
+            raise ValueError(
+                "expected positive sizes, dim a multiple of num_heads and dropout in [0, 1), got "
+                f"num_items={num_items}, dim={dim}, num_layers={num_layers}, num_heads={num_heads}, "
+                f"max_length={max_length}, dropout={dropout}."
+            )
+        self.num_items, self.dim, self.max_length = num_items, dim, max_length
+        self.embedding = nn.Embedding(num_items, dim)
+        self.position = nn.Embedding(max_length, dim)
+        self.dropout = nn.Dropout(dropout)
+        layer = nn.TransformerEncoderLayer(
+            dim, num_heads, 4 * dim, dropout, activation="gelu", batch_first=True, norm_first=True
+        )
+        self.layers = nn.TransformerEncoder(layer, num_layers, nn.LayerNorm(dim), enable_nested_tensor=False)
+        for table in (self.embedding, self.position):
+            nn.init.normal_(table.weight, std=0.02)
+
+    def forward(self, items: Int[Tensor, "B T"]) -> Float[Tensor, "B T D"]:
+        """Hidden states after each item; sequences start at column 0 and end in -1 where they are shorter.
+
+        Args:
+            items: Item rows, oldest first, at most ``max_length`` columns.
+        """
+        length = items.shape[1]
+        x = self.embedding(items.clamp_min(0)) * self.dim**0.5 + self.position.weight[:length] * self.dim**0.5
+        mask = nn.Transformer.generate_square_subsequent_mask(length, device=items.device)
+        # The padding stands behind all items, where a causal model does not look.
+        return self.layers(self.dropout(x), mask=mask, is_causal=True)
+
+    def loss(self, histories: Histories) -> Tensor:
+        """Mean cross-entropy of every item but the first given those before it; histories of one item do not count."""
+        rows = histories.aligned(self.max_length + 1).to(self.embedding.weight.device)
+        target = rows[:, 1:]
+        hidden = self(rows[:, :-1])[target >= 0]
+        return F.cross_entropy(hidden @ self.embedding.weight.T, target[target >= 0])
+
+    @torch.no_grad()
+    def scores(self, histories: Histories) -> Float[Tensor, "B n"]:
+        """Scores of all items, without dropout. An empty history scores all items 0.
+
+        Raises:
+            ValueError: If an item is not in the catalogue.
+        """
+        check_histories(histories, self.num_items)
+        training = self.training
+        self.eval()
+        rows = histories.aligned(self.max_length).to(self.embedding.weight.device)
+        length = (rows >= 0).sum(1)
+        hidden = self(rows)[torch.arange(len(rows)), (length - 1).clamp_min(0)]
+        self.train(training)
+        return (hidden * (length > 0)[:, None]) @ self.embedding.weight.T
+
+    def item_vectors(self) -> Float[Tensor, "n D"]:
+        """A frozen copy of the item embeddings, float32, on the CPU: what LETTER's collaborative loss is given."""
+        return self.embedding.weight.detach().float().cpu().clone()
+
+    def fit(
+        self,
+        split: Split,
+        *,
+        max_epochs: int = 40,
+        patience: int = 4,
+        lr: float = 1e-3,
+        batch_size: int = 128,
+        seed: int = 0,
+        progress: bool = False,
+    ) -> list[dict[str, float]]:
+        """Trains on the training parts and keeps the weights with the best NDCG@10 on the validation items.
+
+        Test targets are never looked at. Adam, warm-up over the first 100 steps, constant rate.
+
+        Args:
+            split: Leave-one-out split with ``num_items`` items.
+            max_epochs: Most passes over the users.
+            patience: Epochs without a better validation score after which training stops.
+            lr: Learning rate.
+            batch_size: Users per step.
+            seed: Seed of order and dropout. Initial weights follow the global seed at construction.
+            progress: Whether to print a line per epoch.
+
+        Returns:
+            Per epoch ``epoch``, ``loss``, ``seconds`` since the start, and the validation metrics.
+
+        Raises:
+            ValueError: If ``max_epochs`` is below 1, the split has another number of items, or no user has two training
+                events.
+        """
+        if max_epochs < 1:
+            raise ValueError(f"expected max_epochs >= 1, got {max_epochs}; 40 is usual.")
+        if split.num_items != self.num_items:
+            raise ValueError(f"expected a split with {self.num_items} items, got {split.num_items}.")
+        users = (split.train.lengths > 1).nonzero().squeeze(1)
+        if not len(users):
+            raise ValueError("expected a user with two training events, got none; there is no pair to learn from.")
+        optimizer = torch.optim.Adam(self.parameters(), lr=lr, betas=(0.9, 0.98))
+        warmup = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / 100))
+        generator, begun = torch.Generator().manual_seed(seed), time.perf_counter()
+        best, best_state, history = -1.0, {}, []
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            for epoch in range(1, max_epochs + 1):
+                self.train()
+                total = 0.0
+                order = _batches(users, split.train.lengths, batch_size, generator)
+                for batch in order:
+                    loss = self.loss(split.train[batch])
+                    optimizer.zero_grad()
+                    loss.backward()
+                    nn.utils.clip_grad_norm_(self.parameters(), 1.0)
+                    optimizer.step()
+                    warmup.step()
+                    total += loss.item()
+                metrics = ranking_metrics(ranks_by_scores(self.scores, split.validation_inputs, split.validation))
+                history.append({"epoch": epoch, "loss": total / len(order), **metrics})
+                history[-1]["seconds"] = time.perf_counter() - begun
+                if progress:
+                    print(" ".join(f"{name} {value:.4g}" for name, value in history[-1].items()), flush=True)
+                if metrics["ndcg@10"] > best:
+                    best, best_epoch = metrics["ndcg@10"], epoch
+                    best_state = {name: value.clone() for name, value in self.state_dict().items()}
+                elif epoch - best_epoch >= patience:
+                    break
+        self.load_state_dict(best_state)
+        self.eval()
+        return history
+
+
+def _batches(users: Tensor, lengths: Tensor, size: int, generator: torch.Generator) -> list[Tensor]:
+    """Users in random batches of similar lengths, so that little of a batch is padding."""
+    order = users[torch.randperm(len(users), generator=generator)]
+    parts: list[Tensor] = []
+    for window in order.split(size * _WINDOW):
+        parts += window[lengths[window].argsort(stable=True)].split(size)
+    return [parts[i] for i in torch.randperm(len(parts), generator=generator).tolist()]

@@ -1,0 +1,155 @@
+"""Training batches of histories: rows of items in time order, a pure function of (seed, step)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from jaxtyping import Int
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, IterableDataset
+
+from gritvq.items.interactions import Histories, Split
+
+__all__ = ["SequenceData"]
+
+_POOL = 32  # batches that are sorted by length together
+
+
+class SequenceData:
+    """Batches for a recommender, from a leave-one-out split.
+
+    A training batch is a tensor (B, T) of item rows, oldest first, -1 after the last. With ``every_prefix`` there is a
+    row for each event but a user's first: the event and the ``max_history`` before it; sliding-window augmentation, as
+    TIGER trains. Without it there is a row for each user: of more than ``max_history`` + 1 events a random window. The
+    loader is endless and starts at the run's step; under several processes each takes its part of one global order.
+    Rows of similar length share a batch. Validation batches are pairs of histories (B, T) and targets (B,).
+
+    Args:
+        split: The data.
+        every_prefix: What the backbone says.
+        batch_size: Rows B per step and process.
+        max_history: Most items before the last one.
+        num_validation: Users measured during training, a fixed sample; all where there are fewer.
+        seed: Seed of order, windows and sample, >= 0.
+
+    Raises:
+        ValueError: If a number is out of range, or no user has two events to train on.
+
+    Example:
+        >>> histories = Histories.of([[1, 2, 3], [4, 5]])
+        >>> split = Split(histories, torch.tensor([0]), torch.tensor([6]), torch.tensor([7]), 8, 1)
+        >>> data = SequenceData(split, every_prefix=True, batch_size=3)
+        >>> data.rows_per_epoch, sorted(set(map(tuple, torch.cat([data.batch(0), data.batch(1)]).tolist())))
+        (3, [(1, 2), (4, 5)])
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        *,
+        every_prefix: bool,
+        batch_size: int = 256,
+        max_history: int = 20,
+        num_validation: int = 2000,
+        seed: int = 0,
+    ) -> None:
+        for name, got in (("batch_size", batch_size), ("max_history", max_history), ("num_validation", num_validation)):
+            if got < 1:
+                raise ValueError(f"expected {name} >= 1, got {got}")
+        if seed < 0:
+            raise ValueError(f"expected a seed >= 0, got {seed}")
+        self.split, self.every_prefix, self.batch_size, self.seed = split, every_prefix, batch_size, seed
+        self.max_history, self.num_validation = max_history, num_validation
+        lengths = split.train.lengths
+        owners = torch.arange(len(lengths)).repeat_interleave(lengths)
+        places = torch.arange(len(owners)) - split.train.offsets[:-1][owners]
+        if every_prefix:
+            ends = (places > 0).nonzero()[:, 0]
+            starts = torch.maximum(ends - max_history, split.train.offsets[:-1][owners[ends]])
+            self._first, self._last = starts, starts
+            self._count = ends - starts + 1
+        else:
+            users = (lengths > 1).nonzero()[:, 0]
+            self._count = lengths[users].clamp(max=max_history + 1)
+            self._first = split.train.offsets[:-1][users]
+            self._last = self._first + lengths[users] - self._count
+        self._sorted = ((-1, 0), np.empty(0, dtype=np.int64))  # the pool last asked for
+        if not len(self._count):
+            raise ValueError("expected a user with at least 2 training events, got none; collect more events")
+
+    @property
+    def rows_per_epoch(self) -> int:
+        """Training rows until each was seen once."""
+        return len(self._count)
+
+    def train_dataloader(self, first_step: Callable[[], int] = int) -> DataLoader[Tensor]:
+        """Endless batches (B, T), each iteration from the step on that ``first_step`` says."""
+        return DataLoader(_Stream(self.batch, first_step), batch_size=None, generator=torch.Generator())
+
+    def val_dataloader(self) -> DataLoader[tuple[Tensor, Tensor]]:
+        """Histories (B, T) and targets (B,) of the sampled users, in a fixed order."""
+        users = torch.from_numpy(np.random.default_rng([self.seed, 3]).permutation(len(self.split.users)))
+        users = users[: self.num_validation].sort().values
+        pairs = _Fixed(self.split.validation_inputs[users], self.split.validation[users], self.max_history)
+        return DataLoader(pairs, batch_size=None, generator=torch.Generator())
+
+    def batch(self, step: int) -> Int[Tensor, "B T"]:
+        """This rank's rows of batch ``step``."""
+        several = dist.is_available() and dist.is_initialized()
+        rank, world = (dist.get_rank(), dist.get_world_size()) if several else (0, 1)
+        size = world * self.batch_size
+        pool, place = divmod(step, _POOL)
+        if self._sorted[0] != (pool, size):
+            rows = self._order(pool * _POOL * size, _POOL * size)
+            self._sorted = ((pool, size), rows[np.argsort(self._count.numpy()[rows], kind="stable")])
+        rows = self._sorted[1]
+        start = int(np.random.default_rng([self.seed, 2, pool]).permutation(_POOL)[place]) * size
+        own = torch.from_numpy(rows[start + rank : start + size : world])
+        share = torch.from_numpy(np.random.default_rng([self.seed, 1, step]).random(size)[rank::world])
+        first = self._first[own] + (share * (self._last[own] - self._first[own] + 1)).long()
+        count = self._count[own]
+        columns = torch.arange(int(count.max()))
+        items = self.split.train.items[(first[:, None] + columns).clamp(max=len(self.split.train.items) - 1)]
+        return items.where(columns < count[:, None], torch.full_like(items, -1))
+
+    def _order(self, start: int, count: int) -> np.ndarray:
+        """Rows at these places of the endless order, in which every epoch holds each row once."""
+        total, parts = self.rows_per_epoch, []
+        while count:
+            epoch, place = divmod(start, total)
+            part = np.random.default_rng([self.seed, 0, epoch]).permutation(total)[place : place + count]
+            parts.append(part)
+            start, count = start + len(part), count - len(part)
+        return np.concatenate(parts)
+
+
+class _Stream(IterableDataset[Tensor]):
+    """Batches from a step on, for ever."""
+
+    def __init__(self, batch: Callable[[int], Tensor], first_step: Callable[[], int]) -> None:
+        self.batch, self.first_step = batch, first_step
+
+    def __iter__(self) -> Iterator[Tensor]:
+        step = self.first_step()
+        while True:
+            yield self.batch(step)
+            step += 1
+
+
+class _Fixed(Dataset[tuple[Tensor, Tensor]]):
+    """Blocks of users with their targets."""
+
+    def __init__(self, histories: Histories, targets: Tensor, length: int, block: int = 128) -> None:
+        self.histories, self.targets, self.length, self.block = histories, targets, length, block
+
+    def __len__(self) -> int:
+        return -(-len(self.targets) // self.block)
+
+    def __getitem__(self, number: int) -> tuple[Tensor, Tensor]:
+        if not 0 <= number < len(self):
+            raise IndexError(number)
+        some = slice(number * self.block, (number + 1) * self.block)
+        return self.histories[some].padded(self.length), self.targets[some]

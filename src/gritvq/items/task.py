@@ -1,0 +1,170 @@
+"""How a generative recommender learns from histories."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from gritvq.items.interactions import Histories
+from gritvq.items.recommenders import GenerativeRecommender, rank_in_list, ranking_metrics
+from gritvq.training.task import Schedule, Task, check_schedule, copy_weights, rates, scheduled
+
+__all__ = ["BestRecommender", "RecommenderTask"]
+
+log = logging.getLogger("gritvq")
+_SELECTED_BY = "val/ndcg@10"
+
+
+class RecommenderTask(Task):
+    """Trains a recommender with AdamW and a warm-up; measures Recall and NDCG of items, found by beam search.
+
+    Args:
+        recommender: What to train.
+        lr: Peak learning rate.
+        warmup_steps: Steps of linear warm-up.
+        schedule: After the warm-up, see :class:`gritvq.images.TokenizerTask`.
+        betas: AdamW's decay rates.
+        weight_decay: For matrices; vectors get none.
+        beam: Prefixes kept in validation, at least 10.
+
+    Raises:
+        ValueError: If a number is out of range.
+    """
+
+    def __init__(
+        self,
+        recommender: GenerativeRecommender,
+        *,
+        lr: float = 1e-3,
+        warmup_steps: int = 300,
+        schedule: Schedule = "cosine",
+        betas: tuple[float, float] = (0.9, 0.98),
+        weight_decay: float = 0.1,
+        beam: int = 20,
+    ) -> None:
+        super().__init__()
+        if not lr > 0 or warmup_steps < 0 or weight_decay < 0 or beam < 10:
+            raise ValueError(
+                f"expected lr > 0, warmup_steps >= 0, weight_decay >= 0 and beam >= 10, got {lr!r}, "
+                f"{warmup_steps!r}, {weight_decay!r}, {beam!r}"
+            )
+        check_schedule(schedule)
+        self.recommender = recommender
+        self.lr, self.warmup_steps, self.schedule = lr, warmup_steps, schedule
+        self.betas, self.weight_decay, self.beam = betas, weight_decay, beam
+
+    def run_callbacks(self, folder: Path | None) -> list[Callback]:
+        """With a folder, one that keeps the best recommender."""
+        return [] if folder is None else [BestRecommender(folder / "recommender")]
+
+    def write_model(self, folder: Path, training: Mapping[str, Any]) -> None:
+        """Write ``recommender/`` unless validation chose one; the last one is in the last checkpoint anyway."""
+        if not (folder / "recommender").exists():
+            self.recommender.save_pretrained(folder / "recommender")
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Rates and schedule."""
+        return rates(self)
+
+    def start_from(self, recommender: GenerativeRecommender) -> None:
+        """Take the weights of a recommender of the same ids and backbone.
+
+        Raises:
+            ValueError: If the ids or a part differ; the message names it.
+        """
+        if recommender.ids_digest != self.recommender.ids_digest:
+            raise ValueError(
+                "expected a recommender of these ids to start from, got one of others, whose codes mean other items; "
+                "give its ids with --ids"
+            )
+        copy_weights(self.recommender.backbone, recommender.backbone)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Note which ids the weights belong to."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["ids"] = self.recommender.ids_digest
+
+    def check_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse weights that were trained on other ids.
+
+        Raises:
+            ValueError: Then.
+        """
+        if checkpoint.get("ids") != self.recommender.ids_digest:
+            raise ValueError(
+                "expected a checkpoint trained on these ids, got one of others, whose codes mean other items; resume "
+                "with the ids of that run, or train anew"
+            )
+        super().check_checkpoint(checkpoint)
+
+    def training_step(self, rows: Tensor, batch_idx: int) -> Tensor:
+        """One batch of item rows (B, T), -1 after the last."""
+        loss = self.recommender(rows)
+        if self.measures_now:
+            if not torch.isfinite(loss):
+                raise ValueError(
+                    f"expected a finite loss, got {float(loss.detach())} at step {self.global_step}; lower the "
+                    "learning rate, or clip gradients"
+                )
+            self.log("train/nats_per_item", loss.detach())
+        return loss
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """Histories (B, T), -1 before the first item, and targets (B,)."""
+        rows, targets = batch
+        valid = rows >= 0
+        offsets = torch.cat([valid.new_zeros(1, dtype=torch.int64), valid.sum(1).cumsum(0)])
+        found = self.recommender.recommend(Histories(offsets.cpu(), rows[valid].cpu()), 10, beam=self.beam)
+        numbers = ranking_metrics(rank_in_list(found.cpu(), targets.cpu()))
+        self.log_dict(
+            {f"val/{name}": value for name, value in numbers.items()},
+            on_epoch=True,
+            batch_size=len(targets),
+            sync_dist=True,
+        )
+
+    def configure_optimizers(self) -> Any:
+        """AdamW and the schedule."""
+        parameters = [p for p in self.parameters() if p.requires_grad]
+        groups = [
+            {"params": [p for p in parameters if p.ndim > 1], "weight_decay": self.weight_decay},
+            {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+        ]
+        optimizer = torch.optim.AdamW(groups, lr=self.lr, betas=self.betas)
+        return scheduled(optimizer, self.schedule, self.warmup_steps, self.trainer.max_steps)
+
+
+class BestRecommender(Callback):
+    """Writes the recommender after each validation that has a better NDCG@10 than all before.
+
+    Args:
+        folder: Where it goes.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.best = folder, -1.0
+
+    def state_dict(self) -> dict[str, Any]:
+        """The best so far."""
+        return {"best": self.best}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from there."""
+        self.best = state_dict["best"]
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Compare and write."""
+        now = float(trainer.callback_metrics[_SELECTED_BY])
+        if now > self.best:
+            self.best = now
+            if trainer.is_global_zero:
+                recommender: Any = pl_module.recommender
+                recommender.save_pretrained(self.folder)
+                log.info("step %d: NDCG@10 %.4f, the best so far", trainer.global_step, now)

@@ -1,0 +1,297 @@
+"""The one interface of all item tokenizers: embeddings of catalogue items into tuples of codes and back."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from numpy.typing import NDArray
+from torch import Tensor
+
+from gritvq.component import Component, build, describe, evaluating
+from gritvq.saving import load_weights, local_folder, read_config, tensors_of, write_folder
+
+__all__ = ["Embeddings", "ItemTokenizer", "tracked"]
+
+Embeddings = Tensor | NDArray[Any]
+_Self = TypeVar("_Self", bound="ItemTokenizer")
+_Item = TypeVar("_Item")
+_KIND = "item_tokenizer"
+_LARGEST = 1e15  # whose square float32 still holds, some hundred times over
+
+
+class ItemTokenizer(Component, ABC):
+    """Maps item embeddings (n, D) to codes (n, L) and back.
+
+    Embeddings are tensors or arrays of any floating type, memory-mapped ones included; they are read chunk by chunk and
+    taken in float32. A row's codes depend on nothing but the row: neither on the batch size nor on the other rows.
+
+    Subclasses implement :meth:`_fit`, :meth:`_encoder`, :meth:`_decode` and :meth:`_last_level`, and declare in
+    :meth:`_allocate` which buffers they hold, so that they can be loaded.
+
+    Attributes:
+        codebook_sizes: Number of codes of each of the L levels.
+    """
+
+    codebook_sizes: tuple[int, ...]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._dim: int | None = None
+
+    @property
+    def dim(self) -> int:
+        """Size D of an embedding.
+
+        Raises:
+            ValueError: Before :meth:`fit`.
+        """
+        if self._dim is None:
+            raise ValueError(f"expected a fitted {type(self).__name__}, got a new one; call fit(embeddings) first")
+        return self._dim
+
+    def fit(self: _Self, x: Embeddings, progress: bool = False) -> _Self:
+        """Learn the codes from embeddings, which are held in memory in float32; returns the tokenizer itself.
+
+        Args:
+            x: Embeddings (n, D). A sample of some hundred rows per code does.
+            progress: Show a bar; needs the extra ``train``.
+
+        Raises:
+            ValueError: If the shape or type is wrong, a number is not finite or above 1e15, or there are fewer
+                different rows than codes.
+        """
+        _check_array(x, None)
+        size = max(self.codebook_sizes)
+        if len(x) < size:
+            raise ValueError(
+                f"expected at least as many items as codes, got {len(x)} items for {size} codes; take a smaller "
+                f"codebook_size, such as {max(1, len(x) // 4)}, or more items"
+            )
+        rows = self._rows(x, 0, len(x))
+        with torch.no_grad():
+            self._fit(rows, progress)
+        self._dim = rows.shape[1]
+        return self.eval()
+
+    @torch.no_grad()
+    def encode(self, x: Embeddings, batch_size: int = 2048, progress: bool = False) -> Int[Tensor, "n L"]:
+        """Codes of embeddings, int64 on the CPU.
+
+        Args:
+            x: Embeddings (n, D).
+            batch_size: Rows in work at once; changes nothing but memory and time.
+            progress: Show a bar; needs the extra ``train``.
+
+        Raises:
+            ValueError: Before :meth:`fit`, if the shape or type is wrong, or a number is not finite.
+        """
+        chunks = self._chunks(x, batch_size)
+        codes = torch.empty(len(x), len(self.codebook_sizes), dtype=torch.int64)  # whole, so that chunks leave no holes
+        with evaluating(self):
+            encode = self._encoder()
+            for place, rows in zip(tracked(codes.split(batch_size), "encoding", progress), chunks, strict=False):
+                place.copy_(encode(rows))
+        return codes
+
+    @torch.no_grad()
+    def decode(self, codes: Int[Tensor, "n L"]) -> Float[Tensor, "n D"]:
+        """What codes stand for, float32.
+
+        Raises:
+            ValueError: Before :meth:`fit`, or if the shape, the type or a code is wrong.
+        """
+        num_levels = len(self.codebook_sizes)
+        _ = self.dim
+        if codes.ndim != 2 or codes.shape[1] != num_levels or codes.is_floating_point() or codes.dtype == torch.bool:
+            raise ValueError(f"expected integer codes (n, {num_levels}), got {codes.dtype} {tuple(codes.shape)}")
+        codes = codes.long().to(self._device())
+        wrong = (codes < 0) | (codes >= torch.tensor(self.codebook_sizes, device=codes.device))
+        if bool(wrong.any()):
+            raise ValueError(
+                f"expected codes in 0 .. K-1 for K = {self.codebook_sizes}, got {int(codes[wrong][0])}; leave out an "
+                "appended collision token, and see that the codes are this tokenizer's"
+            )
+        with evaluating(self):
+            return self._decode(codes)
+
+    @torch.no_grad()
+    def last_level(self, x: Embeddings, batch_size: int = 2048) -> tuple[Float[Tensor, "n d"], Float[Tensor, "K d"]]:
+        """What the last level quantizes, and its table: the last code is the nearest row of the table.
+
+        For collision policies that move an item to another code of its last level.
+
+        Raises:
+            ValueError: As :meth:`encode`, or if the last level has no table.
+        """
+        with evaluating(self):
+            parts = [self._last_level(rows) for rows in self._chunks(x, batch_size)]
+            if not parts:
+                table = self._last_level(torch.zeros(1, self.dim, device=self._device()))[1].cpu()
+                return table[:0], table
+        return torch.cat([vectors.cpu() for vectors, _ in parts]), parts[0][1].cpu()
+
+    @torch.no_grad()
+    def perturbed_codes(
+        self, x: Embeddings, scale: float = 0.1, num_draws: int = 2, seed: int = 0, batch_size: int = 2048
+    ) -> Int[Tensor, "S n L"]:
+        """Codes of embeddings with normal noise, to see how firm ids are (``SemanticIds.report(perturbed=...)``).
+
+        Args:
+            x: Embeddings (n, D).
+            scale: Expected length of the noise, as a share of the root mean square distance of x from its mean.
+            num_draws: S, how often every embedding is encoded.
+            seed: Of the noise.
+            batch_size: Rows in work at once; the noise does not depend on it.
+
+        Raises:
+            ValueError: As :meth:`encode`, or if a number is out of range.
+        """
+        if not scale >= 0 or num_draws < 1:
+            raise ValueError(f"expected scale >= 0 and num_draws >= 1, got {scale} and {num_draws}")
+        found = torch.empty(num_draws, len(x), len(self.codebook_sizes), dtype=torch.int64)
+        total = torch.zeros(2, self.dim, dtype=torch.float64)
+        for rows in self._chunks(x, batch_size):
+            part = rows.double().cpu()
+            total += torch.stack([part.sum(0), part.square().sum(0)])
+        mean, square = total / max(len(x), 1)
+        deviation = scale * float((square - mean.square()).clamp_min(0).mean().sqrt())
+        random = np.random.default_rng(seed)  # draws number by number, whatever the shapes
+        with evaluating(self):
+            encode = self._encoder()
+            for draw in found:
+                for place, rows in zip(draw.split(batch_size), self._chunks(x, batch_size), strict=False):
+                    noise = torch.from_numpy(random.standard_normal(rows.shape, dtype=np.float32))
+                    place.copy_(encode(rows + deviation * noise.to(rows.device)))
+        return found
+
+    def fingerprint(self) -> str:
+        """SHA-256 of configuration and weights, as 64 hexadecimal digits; the same after saving and loading."""
+        config = json.dumps([describe(self), self.dim], sort_keys=True)
+        digest = hashlib.sha256(config.encode())
+        for name, tensor in sorted(tensors_of(self).items()):
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> Path:
+        """Write ``config.json`` and ``model.safetensors``; an existing tokenizer is replaced.
+
+        Raises:
+            ValueError: Before :meth:`fit`, or if the path is a file, or a folder that holds something else.
+        """
+        return write_folder(folder, _KIND, self, {"dim": self.dim})
+
+    @classmethod
+    def from_pretrained(cls: type[_Self], source: str | os.PathLike[str], trusted: Iterable[str] = ()) -> _Self:
+        """Load a tokenizer from a folder or, by name, from the Hugging Face Hub.
+
+        Args:
+            source: A folder, or ``"owner/name"`` (needs ``huggingface_hub``).
+            trusted: Modules besides ``gritvq`` that its classes may come from.
+
+        Raises:
+            ValueError: If there is no item tokenizer, it is another kind than the class asked, it is damaged, or
+                written by a newer version.
+        """
+        folder = local_folder(source)
+        config = read_config(folder, _KIND)
+        tokenizer = build(config[_KIND], trusted)
+        if not isinstance(tokenizer, cls):
+            raise ValueError(f"expected a {cls.__name__} in {folder}, got {type(tokenizer).__name__}")
+        dim = config.get("dim")
+        if not isinstance(dim, int) or dim < 1:
+            raise ValueError(f"expected the size of an embedding as 'dim' in {folder / 'config.json'}, got {dim!r}")
+        try:
+            tokenizer._allocate(dim)
+        except (OverflowError, RuntimeError, TypeError) as error:
+            raise ValueError(
+                f"expected sizes in {folder / 'config.json'} that fit into memory, got others ({error}); copy it again"
+            ) from error
+        tokenizer._dim = dim
+        load_weights(tokenizer, folder, config)
+        return tokenizer.eval()
+
+    # --- what subclasses supply ---------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def _fit(self, x: Float[Tensor, "n D"], progress: bool) -> None:
+        """Learn from checked rows."""
+
+    @abstractmethod
+    def _encoder(self) -> Callable[[Float[Tensor, "n D"]], Int[Tensor, "n L"]]:
+        """What gives codes of checked rows, each independent of the others; asked for once for many batches."""
+
+    @abstractmethod
+    def _decode(self, codes: Int[Tensor, "n L"]) -> Float[Tensor, "n D"]:
+        """Values of checked codes."""
+
+    @abstractmethod
+    def _last_level(self, x: Float[Tensor, "n D"]) -> tuple[Tensor, Tensor]:
+        """What the last level sees of checked rows, and its table."""
+
+    @abstractmethod
+    def _allocate(self, dim: int) -> None:
+        """Make the buffers of a fitted tokenizer, for loading."""
+
+    # --- helpers ------------------------------------------------------------------------------------------------------
+
+    def _device(self) -> torch.device:
+        return next((t.device for t in (*self.parameters(), *self.buffers())), torch.device("cpu"))
+
+    def _chunks(self, x: Embeddings, batch_size: int) -> Iterator[Tensor]:
+        _check_array(x, self.dim)
+        if batch_size < 1:
+            raise ValueError(f"expected batch_size >= 1, got {batch_size}")
+        return (self._rows(x, start, min(start + batch_size, len(x))) for start in range(0, len(x), batch_size))
+
+    def _rows(self, x: Embeddings, start: int, stop: int) -> Float[Tensor, "m D"]:
+        part = x[start:stop]
+        if isinstance(part, Tensor):
+            rows = part.detach().to(self._device(), torch.float32)
+        else:
+            rows = torch.from_numpy(np.array(part, dtype=np.float32, order="C")).to(self._device())
+        usable = (rows.abs() <= _LARGEST).all(1)
+        if not bool(usable.all()):
+            row, count = start + int((~usable).nonzero()[0]), int((~usable).sum())
+            raise ValueError(
+                f"expected embeddings of finite numbers up to {_LARGEST:g}, got a NaN, infinite or larger one in row "
+                f"{row} and {count} such rows in its batch; encode the item's text again or leave it out"
+            )
+        return rows
+
+
+def _check_array(x: Embeddings, dim: int | None) -> None:
+    wanted = "(n, D)" if dim is None else f"(n, {dim})"
+    if not isinstance(x, (Tensor, np.ndarray)):
+        raise ValueError(f"expected embeddings {wanted} as a tensor or array, got {type(x).__name__}")
+    if x.ndim != 2 or x.shape[1] < 1 or (dim is not None and x.shape[1] != dim):
+        told = "one row per item" if dim is None else "were they made by the same encoder?"
+        raise ValueError(f"expected embeddings {wanted}, got {tuple(x.shape)}; {told}")
+    floating = x.is_floating_point() if isinstance(x, Tensor) else np.issubdtype(x.dtype, np.floating)
+    if not floating:
+        raise ValueError(f"expected floating embeddings, got {x.dtype}; convert them to float32")
+
+
+def tracked(items: Sequence[_Item], description: str, progress: bool) -> Iterable[_Item]:
+    """The items, with a progress bar where wanted.
+
+    Raises:
+        ValueError: If the bar's package is missing.
+    """
+    if not progress:
+        return items
+    try:
+        from rich.console import Console
+        from rich.progress import track
+    except ImportError as error:
+        raise ValueError("expected the package rich for a progress bar, got none; install 'gritvq[train]'") from error
+    return track(items, description=description, console=Console(stderr=True))

@@ -1,0 +1,149 @@
+"""Product k-means: unordered codes of parts of an embedding, after a learned rotation (OPQ) or without one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from gritvq.items.tokenizers.base import ItemTokenizer, tracked
+from gritvq.items.tokenizers.kmeans import kmeans, plus_plus
+from gritvq.items.tokenizers.search import CodeTable
+
+__all__ = ["ProductKMeans"]
+
+_ROTATION_TOLERANCE = 5e-6  # of |x|: some twenty times what a float32 rotation is off by
+
+
+class ProductKMeans(ItemTokenizer):
+    """Product quantization by k-means: the components are split into P parts, each with its own K codes.
+
+    With ``rotate`` the embeddings are turned first (optimised product quantization, OPQ), so that the parts share the
+    variance and depend on each other little: ``y = R x`` with the orthogonal matrix R that faiss finds. Codes are
+    unordered: none is a refinement of another. Decoding joins the parts' codes and turns them back.
+
+    Args:
+        codebook_size: Number of codes K of each part.
+        num_parts: Number of parts P, a divisor of the embeddings' size.
+        rotate: Learn a rotation; needs faiss, the extra ``search``.
+        iterations: Lloyd steps of a part at most.
+        seed: Of the starts.
+
+    Raises:
+        ValueError: If a number is out of range; in :meth:`fit`, if the size of the embeddings is no multiple of the
+            parts or faiss is missing.
+
+    Example:
+        >>> x = torch.randn(100, 8, generator=torch.Generator().manual_seed(0))
+        >>> tokenizer = ProductKMeans(16, 2, rotate=False).fit(x)
+        >>> tokenizer.decode(tokenizer.encode(x)).shape
+        torch.Size([100, 8])
+
+    References:
+        Jegou et al., "Product Quantization for Nearest Neighbor Search", TPAMI 2011; Ge et al., "Optimized Product
+        Quantization", CVPR 2013. As unordered semantic ids: Hou et al., "Generating Long Semantic IDs in Parallel for
+        Recommendation" (RPG), KDD 2025, arXiv 2506.05781.
+    """
+
+    def __init__(
+        self,
+        codebook_size: int = 256,
+        num_parts: int = 4,
+        *,
+        rotate: bool = True,
+        iterations: int = 100,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        for name, value in (("codebook_size", codebook_size), ("num_parts", num_parts), ("iterations", iterations)):
+            if value < 1:
+                raise ValueError(f"expected {name} >= 1, got {value}")
+        self.codebook_sizes = (codebook_size,) * num_parts
+        self.rotate, self.iterations, self.seed = rotate, iterations, seed
+
+    def _allocate(self, dim: int) -> None:
+        num_parts, size = len(self.codebook_sizes), self.codebook_sizes[0]
+        self.register_buffer("tables", torch.zeros(num_parts, size, dim // num_parts))
+        self.register_buffer("rotation", torch.zeros(dim, dim) if self.rotate else None)
+
+    def _fit(self, x: Float[Tensor, "n D"], progress: bool) -> None:
+        num_parts, size = len(self.codebook_sizes), self.codebook_sizes[0]
+        if x.shape[1] % num_parts:
+            raise ValueError(
+                f"expected embeddings whose size is a multiple of num_parts={num_parts}, got {x.shape[1]}; take "
+                "another number of parts"
+            )
+        rotation = _rotation(x, num_parts, size, self.seed) if self.rotate else None
+        generator = torch.Generator().manual_seed(self.seed)
+        turned = x if rotation is None else x @ rotation.T
+        tables = []
+        for part in tracked(turned.chunk(num_parts, 1), "product k-means", progress):
+            part = part.contiguous()
+            start = plus_plus(part, size, generator)
+            different = len(torch.unique(start, dim=0))
+            if different < size:
+                raise ValueError(
+                    f"expected at least {size} different vectors in every part, got {different} among {len(x)} rows; "
+                    "take a smaller codebook or fewer parts"
+                )
+            tables.append(kmeans(part, size, generator, iterations=self.iterations, start=start).codes)
+        self._allocate(x.shape[1])
+        self.tables = torch.stack(tables)
+        if rotation is not None:
+            self.rotation = rotation
+
+    def _encoder(self) -> Callable[[Float[Tensor, "n D"]], Int[Tensor, "n P"]]:
+        tables = [CodeTable(table) for table in self.tables]
+
+        def decided(x: Tensor) -> Tensor:
+            parts = x.chunk(len(tables), 1)
+            return torch.stack([table.nearest(part) for part, table in zip(parts, tables, strict=True)], 1)
+
+        def rotated(x: Tensor) -> Tensor:
+            length = x.norm(dim=1)
+            parts = (x @ self.rotation.T).chunk(len(tables), 1)
+            found = [
+                table.nearest_and_doubt(part, _ROTATION_TOLERANCE, length)
+                for part, table in zip(parts, tables, strict=True)
+            ]
+            codes = torch.stack([indices for indices, _ in found], 1)
+            rows = torch.stack([doubt for _, doubt in found], 1).any(1).nonzero().squeeze(1)
+            if len(rows):  # where rounding would decide, in float64
+                codes[rows] = decided(x[rows].double() @ self.rotation.double().T)
+            return codes
+
+        return decided if self.rotation is None else rotated
+
+    def _decode(self, codes: Int[Tensor, "n P"]) -> Float[Tensor, "n D"]:
+        values = torch.cat([table[own] for own, table in zip(codes.unbind(1), self.tables, strict=True)], 1)
+        return values if self.rotation is None else values @ self.rotation
+
+    def _last_level(self, x: Float[Tensor, "n D"]) -> tuple[Tensor, Tensor]:
+        turned = x if self.rotation is None else x @ self.rotation.T
+        return turned.chunk(len(self.tables), 1)[-1], self.tables[-1]
+
+
+def _rotation(x: Tensor, num_parts: int, codebook_size: int, seed: int) -> Float[Tensor, "D D"]:
+    """The rotation of optimised product quantization.
+
+    Raises:
+        ValueError: If faiss is missing.
+    """
+    try:
+        import faiss
+    except ImportError as error:
+        raise ValueError(
+            "expected faiss for a learned rotation, got none; install 'gritvq[search]' or take rotate=False"
+        ) from error
+    size = x.shape[1]
+    bits = min((codebook_size - 1).bit_length(), len(x).bit_length() - 1)  # faiss wants a row per centroid
+    inner = faiss.ProductQuantizer(size, num_parts, max(1, bits))
+    inner.cp.seed = seed
+    inner.cp.min_points_per_centroid = 1
+    learner = faiss.OPQMatrix(size, num_parts)
+    learner.pq, learner.verbose = inner, False
+    rows = x.repeat(-(-size // len(x)), 1)  # with fewer rows than components faiss writes beyond its memory
+    learner.train(rows.cpu().numpy())
+    return torch.from_numpy(faiss.vector_to_array(learner.A).reshape(size, size).copy()).to(x)

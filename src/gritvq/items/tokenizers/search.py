@@ -1,0 +1,118 @@
+"""The nearest code of every row, decided the same way whatever rows lie beside it."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from gritvq.quantizers.functional import central_code
+
+__all__ = ["CodeTable", "lengths"]
+
+_BLOCK_ENTRIES = 1 << 20  # of scores: 4 MB, which stay in the cache between the passes over them
+_BLOCK_ROWS = 256
+TOLERANCE = 1e-5  # of |x| |c|: what float32 products of some hundred terms may be off by, several times over
+
+
+class CodeTable:
+    """Codes prepared for any number of searches.
+
+    The products of a matrix multiplication may differ in their last digits with the number of rows and a row's place
+    among them. Where another code is as near up to rounding a row is in doubt, and decided in float64; where no doubt
+    is left these digits cannot change the choice.
+
+    Args:
+        codes: Codes (K, D), float32 or float64. They are looked at once: later changes are not seen.
+
+    Attributes:
+        codes: The codes as given.
+
+    Example:
+        >>> table = CodeTable(torch.tensor([[0.0], [1.0]]))
+        >>> table.nearest(torch.tensor([[0.5], [0.9]]))
+        tensor([0, 1])
+    """
+
+    def __init__(self, codes: Float[Tensor, "K D"]) -> None:
+        self.codes = codes
+        self._center = central_code(codes)
+        self._shifted = codes - self._center
+        self._bias = 0.5 * (self._shifted * self._shifted).sum(1)
+        self._reach = self._shifted.norm(dim=1).max()
+        self._wide = self if codes.dtype == torch.float64 else None
+
+    def double(self) -> CodeTable:
+        """The same codes in float64."""
+        if self._wide is None:
+            self._wide = CodeTable(self.codes.double())
+        return self._wide
+
+    def nearest(self, x: Float[Tensor, "N D"]) -> Int[Tensor, " N"]:
+        """Nearest codes of float32 or float64 rows, independent of the other rows.
+
+        What is a tie even in float64, up to 1e-12 of the lengths, goes to the lowest index.
+        """
+        if x.dtype == torch.float64:
+            return self.double()._decide(x)
+        indices, doubt = self.nearest_and_doubt(x)
+        rows = doubt.nonzero().squeeze(1)
+        if len(rows):
+            indices[rows] = self.double()._decide(x[rows].double())
+        return indices
+
+    def nearest_and_doubt(
+        self, x: Float[Tensor, "N D"], tolerance: float = TOLERANCE, size: Float[Tensor, " N"] | None = None
+    ) -> tuple[Int[Tensor, " N"], Bool[Tensor, " N"]]:
+        """Nearest codes in the rows' own precision, and the rows where another code is as near up to rounding.
+
+        Args:
+            x: Rows (N, D).
+            tolerance: What products may be off by, as a share of the lengths of their factors.
+            size: Lengths (N,) that the error of a row goes with, where these are not the row's.
+
+        Example:
+            >>> CodeTable(torch.tensor([[0.0], [1.0]])).nearest_and_doubt(torch.tensor([[0.0], [0.5], [0.9]]))
+            (tensor([0, 0, 1]), tensor([False,  True, False]))
+        """
+        indices = torch.empty(len(x), dtype=torch.int64, device=x.device)
+        doubt = torch.empty(len(x), dtype=torch.bool, device=x.device)
+        for place in self._blocks(x):
+            rows = x[place] - self._center
+            scores = self._scores(rows)
+            best, index = scores.min(1)
+            length = rows.norm(dim=1) if size is None else size[place]
+            slack = tolerance * self._reach * (length + self._reach)
+            indices[place] = index
+            doubt[place] = (scores <= (best + slack)[:, None]).sum(1) > 1
+        return indices, doubt
+
+    def _decide(self, x: Float[Tensor, "N D"]) -> Int[Tensor, " N"]:
+        indices = torch.empty(len(x), dtype=torch.int64, device=x.device)
+        for place in self._blocks(x):
+            rows = x[place] - self._center
+            scores = self._scores(rows)
+            slack = 1e-12 * self._reach * (rows.norm(dim=1) + self._reach)
+            indices[place] = (scores <= (scores.amin(1) + slack)[:, None]).int().argmax(1)
+        return indices
+
+    def _scores(self, rows: Tensor) -> Tensor:
+        """Half the squared distances, less half the squared length of the row."""
+        return torch.addmm(self._bias, rows, self._shifted.T, alpha=-1)
+
+    def _blocks(self, x: Tensor) -> list[slice]:
+        step = max(1, _BLOCK_ENTRIES // len(self.codes))
+        return [slice(start, start + step) for start in range(0, len(x), step)]
+
+
+def lengths(x: Float[Tensor, "N D"]) -> Float[Tensor, "N 1"]:
+    """Euclidean lengths of rows, computed in float64, so that a row's is the same in every batch.
+
+    Example:
+        >>> lengths(torch.tensor([[3.0, 4.0]]))
+        tensor([[5.]])
+    """
+    found = x.new_empty(len(x), 1)
+    for place, rows in zip(found.split(_BLOCK_ROWS), x.split(_BLOCK_ROWS), strict=True):  # in the cache
+        place.copy_(rows.double().square_().sum(1, keepdim=True).sqrt_())
+    return found

@@ -1,0 +1,107 @@
+"""Residual stacks of any unit for semantic ids, and the tables inside of a stack."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from gritvq.quantizers.assignments import NearestAssignment
+from gritvq.quantizers.base import Quantizer
+from gritvq.quantizers.learning import CodebookLoss, CommitmentLoss
+from gritvq.quantizers.presets import grit_vq
+from gritvq.quantizers.stochastic import GaussianMixtureQuantizer, ResidualStochasticQuantizer
+from gritvq.quantizers.structures import ResidualQuantizer
+from gritvq.quantizers.vector_quantizer import VectorQuantizer
+
+__all__ = ["grit_stack", "level_tables", "residual_stack"]
+
+
+def residual_stack(unit: Callable[[], Quantizer], num_levels: int = 3) -> ResidualQuantizer:
+    """A residual quantizer of ``num_levels`` units, each level's codes also trained for the prefix that ends with it.
+
+    Under one surrogate for the whole sum every level's code gets the same gradient, so a prefix is not trained to be a
+    description of its own. Units that take their codes' gradient from the surrogate alone therefore get a codebook
+    loss of weight 1 and a commitment loss of weight 0.25 at each level; others are left as they are.
+
+    Args:
+        unit: Makes one level.
+        num_levels: Number of levels L.
+
+    Raises:
+        ValueError: If there is no level, or the levels do not fit together.
+
+    Example:
+        >>> import torch
+        >>> from gritvq import grit_vq
+        >>> stack = residual_stack(lambda: grit_vq(32, 256, initialization="kmeans"))
+        >>> stack.codebook_sizes, sorted(stack(torch.randn(2, 32)).losses)[:2]
+        ((256, 256, 256), ['0/codebook', '0/commitment'])
+    """
+    if num_levels < 1:
+        raise ValueError(f"expected num_levels >= 1, got {num_levels}")
+    return ResidualQuantizer([_with_codebook_loss(unit()) for _ in range(num_levels)])
+
+
+def grit_stack(
+    dim: int = 32,
+    codebook_size: int = 256,
+    *,
+    num_levels: int = 3,
+    lr_scale: float = 5.0,
+    revival_interval: int | None = 20,
+) -> ResidualQuantizer:
+    """GRIT-VQ units with the settings that serve item embeddings: k-means start, revival, losses of each level.
+
+    Args:
+        dim: Size D of a latent.
+        codebook_size: Number of codes K of each level.
+        num_levels: Number of levels L.
+        lr_scale: Codebook learning rate over the encoder's.
+        revival_interval: Updates between two revivals of dead codes; None for none.
+
+    Example:
+        >>> grit_stack().codebook_sizes
+        (256, 256, 256)
+    """
+
+    def unit() -> Quantizer:
+        return grit_vq(
+            dim, codebook_size, lr_scale=lr_scale, initialization="kmeans", revival_interval=revival_interval
+        )
+
+    return residual_stack(unit, num_levels)
+
+
+def _with_codebook_loss(unit: Quantizer) -> Quantizer:
+    if not isinstance(unit, VectorQuantizer) or unit.surrogate is None or not unit.surrogate.moves_codes:
+        return unit
+    rules = unit._rules()
+    if any(isinstance(rule, CodebookLoss) for rule in rules):
+        return unit
+    kept = [rule for rule in rules if not isinstance(rule, CommitmentLoss)]
+    return VectorQuantizer(unit.codebook, unit.assignment, unit.surrogate, [CodebookLoss(), CommitmentLoss(), *kept])
+
+
+def level_tables(quantizer: Quantizer) -> list[Tensor] | None:
+    """The tables of a quantizer that subtracts the nearest code of one table after the other; None for other kinds.
+
+    Example:
+        >>> from gritvq import FSQ, vq_vae
+        >>> [tuple(table.shape) for table in level_tables(vq_vae(4, 16))], level_tables(FSQ([3, 3]))
+        ([(16, 4)], None)
+    """
+    if isinstance(quantizer, ResidualStochasticQuantizer):
+        return quantizer.codes()
+    parts = list(quantizer.quantizers) if isinstance(quantizer, ResidualQuantizer) else [quantizer]
+    tables = []
+    for part in parts:
+        if isinstance(part, GaussianMixtureQuantizer):
+            tables.append(part.codebook.codes())
+            continue
+        if not isinstance(part, VectorQuantizer):
+            return None
+        if not isinstance(part.assignment, NearestAssignment) or part.assignment.metric != "euclidean":
+            return None
+        tables.append(part.codebook.codes())
+    return tables

@@ -1,0 +1,55 @@
+"""What is imported when it is first used: public names of a wing, and packages behind an extra."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+__all__ = ["lazy_names", "optional"]
+
+
+def lazy_names(package: str, modules: Mapping[str, Iterable[str]]) -> Callable[[str], Any]:
+    """A ``__getattr__`` for a package that imports each public name, and its modules, when first asked for.
+
+    Args:
+        package: The package's ``__name__``.
+        modules: Names by the module below the package that defines them.
+
+    Example:
+        >>> find = lazy_names("gritvq", {"files": ["write_json"]})
+        >>> find("write_json").__name__
+        'write_json'
+    """
+    places = {name: module for module, names in modules.items() for name in names}
+
+    def find(name: str) -> Any:
+        if name in modules:
+            return importlib.import_module(f"{package}.{name}")
+        if name not in places:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        return getattr(importlib.import_module(f"{package}.{places[name]}"), name)
+
+    return find
+
+
+def optional(module: str, extra: str) -> Any:
+    """Import a module of an optional package.
+
+    Args:
+        module: Such as ``"pyarrow.parquet"``.
+        extra: The extra of gritvq that installs it.
+
+    Raises:
+        ValueError: If the package is missing; the message names the extra.
+
+    Example:
+        >>> optional("no_such_package", "train")
+        Traceback (most recent call last):
+        ValueError: expected the package no_such_package, got none; pip install 'gritvq[train]'
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        package = module.partition(".")[0]
+        raise ValueError(f"expected the package {package}, got none; pip install 'gritvq[{extra}]'") from error

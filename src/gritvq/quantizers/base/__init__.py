@@ -1,0 +1,47 @@
+"""The interfaces: a quantizer, its result, its four kinds of parts, and the statistics that learning works from."""
+
+from gritvq.component import Component, build, describe, evaluating
+from gritvq.distributed import all_gather_rows, all_reduce_sum, joined_count, joined_mean, joined_place, masked_mean
+from gritvq.quantizers.base.attachment import Attachment
+from gritvq.quantizers.base.parts import (
+    Assignment,
+    Codebook,
+    Context,
+    Exactness,
+    LearningRule,
+    Surrogate,
+    keeping_precision,
+)
+from gritvq.quantizers.base.quantizer import Quantizer, QuantizerOutput, check_quantizer, least_exact
+from gritvq.quantizers.base.schedules import DecaySchedule, LinearSchedule, Schedule, scheduled
+from gritvq.quantizers.base.statistics import CodeStatistics
+
+__all__ = [
+    "Assignment",
+    "Attachment",
+    "CodeStatistics",
+    "Codebook",
+    "Component",
+    "Context",
+    "DecaySchedule",
+    "Exactness",
+    "LearningRule",
+    "LinearSchedule",
+    "Quantizer",
+    "QuantizerOutput",
+    "Schedule",
+    "Surrogate",
+    "all_gather_rows",
+    "all_reduce_sum",
+    "build",
+    "check_quantizer",
+    "describe",
+    "evaluating",
+    "joined_count",
+    "joined_mean",
+    "joined_place",
+    "keeping_precision",
+    "least_exact",
+    "masked_mean",
+    "scheduled",
+]

@@ -1,0 +1,299 @@
+"""The four parts of a vector quantizer, as interfaces."""
+
+from __future__ import annotations
+
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from gritvq.component import Component
+from gritvq.distributed import joined_count, joined_mean, masked_mean
+from gritvq.quantizers.base.statistics import CodeStatistics
+from gritvq.quantizers.functional import Metric, kmeans, sample_rows, wide
+
+__all__ = ["Assignment", "Codebook", "Context", "Exactness", "LearningRule", "Surrogate", "keeping_precision"]
+
+Exactness = Literal["always", "eval", "never"]
+
+
+def keeping_precision(convert: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """A conversion, as ``module._apply`` hands it down, that moves tensors but never narrows them below float32.
+
+    Example:
+        >>> keeping_precision(lambda t: t.half())(torch.ones(1)).dtype
+        torch.float32
+    """
+
+    def moved(tensor: Tensor) -> Tensor:
+        converted = convert(tensor)
+        narrowed = converted.is_floating_point() and converted.element_size() < 4 <= tensor.element_size()
+        return tensor.to(converted.device) if narrowed else converted
+
+    return moved
+
+
+class Codebook(Component, ABC):
+    """Where the K codes come from.
+
+    A codebook stays in float32 (or wider) whatever ``.bfloat16()`` or ``.half()`` is called on the model around it:
+    increments of a moving average, or of a small learning rate, would round away.
+
+    The codes are made anew at every call, so they are those of the parameters as they are, whatever way these were
+    written. :meth:`Quantizer.fold` is the fast form: it makes them once.
+
+    Attributes:
+        dim: Size D of a code.
+        codebook_size: Number K of codes.
+        lr_scale: How much faster than the encoder the parameters want to learn.
+        normalize: Whether codes are scaled to unit length.
+        initialization: How training should start the codes: ``"normal"`` leaves the random start, ``"samples"`` and
+            ``"kmeans"`` ask for :meth:`Quantizer.initialize_codebook` on the first batches.
+        writes: What may be overwritten from outside: ``"table"`` (every code is stored as it is), ``"rows"`` (single
+            codes, by solving for their base row) or None.
+    """
+
+    writes: Literal["table", "rows"] | None = None
+
+    def __init__(
+        self,
+        dim: int,
+        codebook_size: int,
+        *,
+        lr_scale: float = 1.0,
+        normalize: bool = False,
+        initialization: Literal["normal", "samples", "kmeans"] = "normal",
+    ) -> None:
+        super().__init__()
+        for name, value in (("dim", dim), ("codebook_size", codebook_size)):
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(
+                    f"expected {name} >= 1, got {value!r}; arguments come in the order (dim, codebook_size)"
+                )
+        if not lr_scale > 0:
+            raise ValueError(f"expected lr_scale > 0, got {lr_scale!r}; to freeze codes set requires_grad_(False)")
+        if initialization not in ("normal", "samples", "kmeans"):
+            raise ValueError(f"expected initialization 'normal', 'samples' or 'kmeans', got {initialization!r}")
+        self.dim, self.codebook_size = dim, codebook_size
+        self.lr_scale, self.normalize, self.initialization = float(lr_scale), normalize, initialization
+        self._observers: list[CodeStatistics] = []
+
+    @abstractmethod
+    def table(self) -> Float[Tensor, "K D"]:
+        """The codes before normalisation, differentiable in the parameters; called outside autocast."""
+
+    def codes(self) -> Float[Tensor, "K D"]:
+        """Materialize all codes: what forward, decode and fold all read."""
+        with torch.autocast(self._device_type(), enabled=False):
+            codes = wide(self.table())
+            return F.normalize(codes, dim=1) if self.normalize else codes
+
+    def forward(self) -> Float[Tensor, "K D"]:
+        """Same as :meth:`codes`."""
+        return self.codes()
+
+    def write(self, rows: Int[Tensor, " M"], vectors: Float[Tensor, "M D"]) -> Bool[Tensor, " M"]:
+        """Make ``codes()[rows]`` equal ``vectors``; says for each row whether that could be done.
+
+        Moving averages go on from what was written, and vectors seen before do not count for these codes any more;
+        implementations call :meth:`tell_overwritten` for that.
+
+        Raises:
+            ValueError: If the codes of this class cannot be set one by one (``writes`` is None).
+        """
+        raise ValueError(
+            f"expected a codebook whose codes can be written, got {type(self).__name__} (writes=None): its codes exist "
+            "only through shared parameters; use FreeCodebook, AffineCodebook or MLPCodebook"
+        )
+
+    def observed_by(self, statistics: CodeStatistics) -> None:
+        """Have statistics of these codes told which rows are overwritten."""
+        self._observers.append(statistics)
+
+    def tell_overwritten(self, rows: Int[Tensor, " M"]) -> None:
+        """Tell the statistics which rows were overwritten; those under an update know what they do."""
+        if not any(statistics.updating for statistics in self._observers):
+            for statistics in self._observers:
+                statistics.overwritten(rows)
+
+    def match_moments(self, x: Float[Tensor, "N D"]) -> None:
+        """Shift and scale all codes so that their mean and spread are those of ``x``.
+
+        For codebooks that cannot be written code by code; those that can need no such thing.
+
+        Raises:
+            ValueError: If this codebook can do neither.
+        """
+        self.write(torch.zeros(0, dtype=torch.int64), x[:0])
+
+    @torch.no_grad()
+    def fit(
+        self, x: Float[Tensor, "N D"], metric: Metric = "euclidean", generator: torch.Generator | None = None
+    ) -> None:
+        """Put the codes where the data are: k-means with empty-cluster splitting, or sampled rows.
+
+        Which of the two is the codebook's ``initialization`` (``"normal"`` counts as k-means here, since you asked).
+        Codebooks without writable codes match mean and spread of the data instead.
+
+        Args:
+            x: Finite vectors in code space (N, D), N >= 1; the same on every process.
+            metric: What k-means means by near.
+            generator: CPU generator of the draws.
+
+        Raises:
+            ValueError: If no code could be written.
+        """
+        if self.writes is None:
+            self.match_moments(x)
+            return
+        size = self.codebook_size
+        if self.initialization == "samples":
+            codes = sample_rows(x, size, generator)
+        else:
+            codes = kmeans(x, size, generator=generator, metric=metric)
+        written = int(self.write(torch.arange(size, device=codes.device), codes).sum())
+        if written < size:
+            told = (
+                f"expected to write {size} codes, wrote {written}: the map of {type(self).__name__} cannot be inverted "
+                "there; initialise before training, while it is the identity"
+            )
+            if written == 0:
+                raise ValueError(told)
+            warnings.warn(told, stacklevel=2)
+
+    def row_parameter(self) -> nn.Parameter | None:
+        """The trained K-row table, whose optimizer state is reset where a code is replaced; None without one."""
+        return None
+
+    def learning_rate_scales(self) -> dict[nn.Parameter, float]:
+        """Learning rate over the encoder's that every trained parameter wants; ``lr_scale`` unless overridden."""
+        return {p: self.lr_scale for p in self.parameters() if p.requires_grad}
+
+    def freeze(self) -> None:
+        """Stop gradients to all parameters, because a learning rule owns the codes."""
+        self.requires_grad_(False)
+
+    def _device_type(self) -> str:
+        return next(self.parameters(), next(self.buffers(), torch.empty(0))).device.type
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Codebook:
+        return super()._apply(keeping_precision(fn), recurse)
+
+    def extra_repr(self) -> str:
+        """Sizes, for ``print``."""
+        return f"dim={self.dim}, codebook_size={self.codebook_size}, lr_scale={self.lr_scale:g}"
+
+
+class Assignment(Component, ABC):
+    """Which code a vector gets. Hard assignments gather rows of the table; differentiable ones mix them.
+
+    Attributes:
+        differentiable: Whether ``q`` carries a gradient to ``x`` (then no surrogate is used).
+        exact: Where ``q`` is bitwise the row that the index names: ``"always"``, ``"eval"`` (soft in training only) or
+            ``"never"``.
+        draws_indices: Whether the index itself is drawn in training, so that two passes over the same vectors differ.
+        metric: What "near" means, for the searches and clusterings that go with this assignment.
+    """
+
+    differentiable: bool = False
+    exact: Exactness = "always"
+    draws_indices: bool = False
+    metric: Metric = "euclidean"
+
+    @abstractmethod
+    def forward(
+        self, x: Float[Tensor, "N D"], codes: Float[Tensor, "K D"]
+    ) -> tuple[Int[Tensor, " N"], Float[Tensor, "N D"]]:
+        """Return indices (N,) and values (N, D), the values differentiable in ``codes``."""
+
+
+class Surrogate(Component, ABC):
+    """What gradient flows through the hard choice.
+
+    Attributes:
+        exact: ``"always"`` if the value is bitwise ``q`` even in training, ``"eval"`` if noise replaces it in training.
+        moves_codes: Whether the codes receive a gradient from the task; otherwise they need a learning rule.
+    """
+
+    exact: Exactness = "always"
+    moves_codes: bool = False
+
+    @abstractmethod
+    def forward(self, x: Float[Tensor, "*batch D"], q: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch D"]:
+        """Return a tensor of ``x``'s type with the value of ``q`` and the surrogate gradient."""
+
+    def initialize(self, x: Float[Tensor, "N D"]) -> None:
+        """Take statistics of sample latents, for surrogates whose geometry follows the data; most need none."""
+
+
+class Context(NamedTuple):
+    """What a learning rule sees of one forward pass; the leading shape of the input is kept.
+
+    ``x`` carries the encoder's gradient, ``q`` and ``codes`` the codebook's; ``valid`` is False for masked rows.
+    ``total`` is the number of valid rows of all processes; left out, it is counted where it is needed.
+    """
+
+    x: Float[Tensor, "*batch D"]
+    q: Float[Tensor, "*batch D"]
+    indices: Int[Tensor, "*batch"]
+    valid: Bool[Tensor, "*batch"]
+    codes: Float[Tensor, "K D"]
+    total: Int[Tensor, ""] | None = None
+
+    @property
+    def num_valid(self) -> Int[Tensor, ""]:
+        """Valid rows of all processes."""
+        return joined_count(self.valid) if self.total is None else self.total
+
+    def mean(self, per_vector: Float[Tensor, "*batch"]) -> Float[Tensor, ""]:
+        """Mean of one number per vector over the valid rows of all processes; 0 where there is none.
+
+        Every process gets its share, with which the average over the processes is that mean.
+        """
+        return masked_mean(per_vector, self.valid, self.num_valid)
+
+    def mean_of_total(self, total: Float[Tensor, ""]) -> Float[Tensor, ""]:
+        """The same from the sum over the valid rows of this process."""
+        return joined_mean(total, self.num_valid)
+
+    def of_codes(self, loss: Float[Tensor, ""]) -> Float[Tensor, ""]:
+        """A loss that depends on the codes alone: as it is; 0, without a gradient, where no process has a valid row."""
+        return torch.where(self.num_valid > 0, loss, 0)
+
+
+class LearningRule(Component, ABC):
+    """What moves or regularises the codes: a loss during forward, a step of its own after the optimizer's, or both.
+
+    Attributes:
+        trains_codes: Whether :meth:`loss` sends a gradient to the codes.
+        writes_codes: What :meth:`update` overwrites: ``"table"`` (it owns all codes), ``"rows"`` (single ones) or None.
+        needs: Statistics it reads: any of ``"sums"`` (per-code sums) and ``"samples"`` (recent vectors).
+    """
+
+    trains_codes: bool = False
+    writes_codes: Literal["table", "rows"] | None = None
+    needs: frozenset[str] = frozenset()
+
+    def loss(self, context: Context) -> dict[str, Float[Tensor, ""]]:
+        """Weighted scalars by name; an empty dict for a rule that only updates.
+
+        Their average over the processes must be the loss of the joined batch, and 0 where that has no valid row:
+        :meth:`Context.mean` and :meth:`Context.of_codes` see to both.
+        """
+        return {}
+
+    def update(self, codebook: Codebook, statistics: CodeStatistics) -> Int[Tensor, " M"] | None:
+        """Change codes from the reduced statistics; returns the rows that were replaced, or None.
+
+        Runs on every rank with equal statistics and must do the same on each.
+        """
+        return None
+
+    def forward(self, context: Context) -> dict[str, Float[Tensor, ""]]:
+        """Same as :meth:`loss`."""
+        return self.loss(context)

@@ -1,0 +1,411 @@
+"""The one interface of every quantizer, and its result."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from abc import ABC, abstractmethod
+from typing import Any, Literal, NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from gritvq.component import Component, evaluating
+from gritvq.distributed import all_gather_rows
+from gritvq.quantizers.base.attachment import Attachment, arrange_groups, codebook_group, ignored_scales
+from gritvq.quantizers.base.parts import Codebook, Exactness, Surrogate
+from gritvq.quantizers.base.schedules import Schedule
+from gritvq.quantizers.base.statistics import CodeStatistics
+from gritvq.quantizers.functional import bits_per_sample, wide
+
+__all__ = ["Quantizer", "QuantizerOutput", "check_quantizer", "least_exact"]
+
+_EARLY, _LATE = 8, 256  # training passes without an update: before the first one, and after it
+_EXACTNESS: tuple[Exactness, ...] = ("always", "eval", "never")
+
+
+def least_exact(*each: Exactness) -> Exactness:
+    """The weakest of several promises; ``"always"`` for none.
+
+    Example:
+        >>> least_exact("always", "never", "eval")
+        'never'
+    """
+    return max(each, key=_EXACTNESS.index, default="always")
+
+
+class QuantizerOutput(NamedTuple):
+    """Result of every quantizer; unpacks as ``quantized, indices, losses``.
+
+    Attributes:
+        quantized: The hard value (*batch, D), in the input's type, carrying the surrogate gradient.
+        indices: Code indices (*tokens, Q), int64, Q = len(codebook_sizes) even where that is 1; -1 where masked.
+        losses: Weighted scalars by name; empty in eval.
+    """
+
+    quantized: Float[Tensor, "*batch D"]
+    indices: Int[Tensor, "*tokens Q"]
+    losses: dict[str, Float[Tensor, ""]]
+
+    @property
+    def loss(self) -> Float[Tensor, ""]:
+        """Sum of all losses; a zero scalar where there is none."""
+        return sum(self.losses.values(), start=torch.zeros((), device=self.quantized.device))
+
+
+class Quantizer(Component, ABC):
+    """Maps continuous vectors (*batch, D) to hard codes and back.
+
+    ``forward = after(surrogate(before(x), hard))``, where ``hard`` comes from :meth:`quantize`. Subclasses implement
+    :meth:`quantize` and :meth:`lookup`, and set the attributes.
+
+    Attributes:
+        dim: Size D of the output vectors.
+        codebook_sizes: Number of codes of each index channel.
+        exact: Where ``quantized`` is bitwise ``decode(indices)``: ``"always"``, ``"eval"`` or ``"never"``.
+        surrogate: The gradient rule, applied once to the whole stack; None where :meth:`quantize` returns values that
+            are differentiable in ``x`` themselves.
+        layout: () for quantizers that take every vector on its own. Others see how vectors lie beside each other: the
+            last leading axes of the input must be these sizes, or multiples of them where the class says so.
+        draws_indices: Whether the index itself is drawn in training, so that two passes over the same vectors differ.
+        objective: What the losses are made for: ``"reconstruction"`` (beside a mean squared error), ``"arelbo"`` and
+            ``"albo"`` (nats per vector, beside a log-likelihood), ``"two_path"`` (both latents decoded).
+    """
+
+    dim: int
+    codebook_sizes: tuple[int, ...]
+    exact: Exactness
+    surrogate: Surrogate | None
+    layout: tuple[int, ...] = ()
+    draws_indices: bool = False
+    objective: Literal["reconstruction", "arelbo", "albo", "two_path"] = "reconstruction"
+
+    _passes = 0  # in training since the last update, less those that an update is good for
+    _rates_are_known = False  # whether the learning rates of the codes were asked for, or an optimizer's were seen
+
+    @property
+    def input_dim(self) -> int:
+        """Size of the input vectors; the output's unless a subclass projects."""
+        return self.dim
+
+    def before(self, x: Tensor) -> Tensor:
+        """Map the input into the space where the codes live (differentiable); the identity unless overridden."""
+        return x
+
+    def after(self, q: Tensor) -> Tensor:
+        """Map code-space values to the output (differentiable); the identity unless overridden."""
+        return q
+
+    @abstractmethod
+    def quantize(self, x: Float[Tensor, "*batch D"], valid: Bool[Tensor, "*batch"]) -> QuantizerOutput:
+        """Hard values in code space, detached from ``x`` and differentiable in the codes, with indices and losses."""
+
+    @abstractmethod
+    def lookup(self, indices: Int[Tensor, "*tokens Q"]) -> Float[Tensor, "*batch D"]:
+        """Code-space values of indices in range; a channel of -1 contributes zeros."""
+
+    def forward(self, x: Float[Tensor, "*batch D"], mask: Bool[Tensor, "*batch"] | None = None) -> QuantizerOutput:
+        """Quantize.
+
+        Args:
+            x: Vectors (*batch, input_dim), floating. A vector with an entry that is not finite is treated as masked, so
+                that it cannot poison the codes.
+            mask: True where a vector is real (*batch). Masked vectors give zeros and index -1 and count for nothing.
+
+        Returns:
+            Values, indices and losses.
+
+        Raises:
+            ValueError: If shape or type do not fit.
+        """
+        y, valid = self._enter(x, mask)
+        return self._leave(y, valid, x.dtype)
+
+    def _enter(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Checked input in code space, zero where masked, and where it is real."""
+        self._check_input(x, mask)
+        if self.training and not torch.compiler.is_compiling():
+            self._count_pass()
+        valid = torch.isfinite(x).all(-1) if mask is None else mask & torch.isfinite(x).all(-1)
+        return self.before(torch.where(valid.unsqueeze(-1), x, 0)), valid
+
+    def _count_pass(self) -> None:
+        """Count a pass of training, and say in good time, and once, what was forgotten."""
+        if torch._C._current_graph_task_id() != -1:  # activation checkpointing runs it for the second time
+            return
+        self._passes += 1
+        if self._passes != _EARLY:
+            return
+        parts = [module for module in self.modules() if isinstance(module, Quantizer)]
+        for part in parts:
+            part._passes = max(part._passes, _EARLY)  # the outermost speaks for all
+        forgotten = []
+        if any(isinstance(module, (CodeStatistics, Schedule)) for module in self.modules()):
+            forgotten.append("moving averages, revival and schedules stand still")
+        wanted = {scale for scale in self._scales().values() if scale != 1}
+        if wanted and not any(part._rates_are_known for part in parts):
+            forgotten.append(f"codes that ask for {_times(wanted)} the encoder's learning rate may not get it")
+        if forgotten:
+            warnings.warn(
+                f"training passes, but no update_codebook(): {', and '.join(forgotten)}. Call "
+                "quantizer.attach(optimizer) once before training; or make the optimizer from "
+                "quantizer.parameter_groups(lr) and call quantizer.update_codebook(optimizer) after every step.",
+                stacklevel=6,
+            )
+
+    def _leave(self, y: Tensor, valid: Tensor, dtype: torch.dtype) -> QuantizerOutput:
+        """Everything after :meth:`before`."""
+        if self.training:
+            for module in self.modules():
+                if isinstance(module, Schedule):
+                    module.see(valid)
+        hard, indices, losses = self.quantize(y, valid)
+        z = self.after(hard if self.surrogate is None else self.surrogate(y, hard)).to(dtype)
+        z = torch.where(valid.unsqueeze(-1), z, 0)
+        return QuantizerOutput(z, indices, losses if self.training else {})
+
+    @torch.no_grad()
+    def encode(
+        self, x: Float[Tensor, "*batch D"], mask: Bool[Tensor, "*batch"] | None = None
+    ) -> Int[Tensor, "*tokens Q"]:
+        """Indices of the vectors, without gradients, losses or statistics: what :meth:`forward` gives in eval."""
+        with evaluating(self):
+            return self(x, mask).indices
+
+    def decode(self, indices: Int[Tensor, "*tokens Q"]) -> Float[Tensor, "*batch D"]:
+        """Values of indices, bitwise what :meth:`forward` returned (before its cast to the input's type).
+
+        Args:
+            indices: (*tokens, Q), integers in ``[0, codebook_size)``, or -1 for a masked position, which gives zeros.
+
+        Raises:
+            ValueError: If the last axis is not Q, the type is not integer, or an index is out of range.
+        """
+        num_channels = len(self.codebook_sizes)
+        if indices.ndim < 1 or indices.shape[-1] != num_channels or indices.is_floating_point() or indices.is_complex():
+            raise ValueError(
+                f"expected integer indices (*tokens, {num_channels}), got {indices.dtype} {tuple(indices.shape)}; the "
+                "last axis holds the index channels, also where there is one: use indices.unsqueeze(-1)"
+            )
+        indices = indices.long()
+        if not torch.compiler.is_compiling():
+            largest = torch.tensor([size - 1 for size in self.codebook_sizes], device=indices.device)
+            wrong = (indices < -1) | (indices > largest)
+            if bool(wrong.any()):
+                raise ValueError(
+                    f"expected indices below {self.codebook_sizes} and -1 for masked ones, got "
+                    f"{int(indices[wrong][0])}; were they made with another tokenizer?"
+                )
+        return self._hide(self.after(self.lookup(indices)), indices)
+
+    def _hide(self, values: Float[Tensor, "*batch D"], indices: Int[Tensor, "*tokens Q"]) -> Tensor:
+        """Zeros at masked positions, in any vectors that were made of the values of these indices."""
+        return torch.where((indices < 0).all(-1, keepdim=True), 0, values)
+
+    def token_shape(self, batch: tuple[int, ...]) -> tuple[int, ...]:
+        """Leading shape of the indices for inputs of leading shape ``batch``.
+
+        Row by row they agree; a quantizer with a ``layout`` makes another number of tokens of it.
+
+        Raises:
+            ValueError: If inputs of this shape do not fit the layout.
+        """
+        return tuple(batch)
+
+    def bits(self, batch: tuple[int, ...]) -> float:
+        """Bits that the indices of inputs of leading shape ``batch`` take at fixed length: ``sum log2 K`` over tokens.
+
+        Example:
+            >>> from gritvq import grit_vq
+            >>> grit_vq(4, 16).bits((8, 8))
+            256.0
+        """
+        tokens = math.prod(self.token_shape(batch))
+        return bits_per_sample(self.codebook_sizes, [tokens] * len(self.codebook_sizes))
+
+    def initialize_codebook(self, x: Float[Tensor, "*batch D"], generator: torch.Generator | None = None) -> None:
+        """Fit the codes to data. Explicit: nothing is ever fitted inside forward, least of all in eval.
+
+        Args:
+            x: Sample latents; fewer than K are repeated with jitter, non-finite rows are left out. With several
+                processes the rows of all of them are used, and all get the same codes.
+            generator: CPU generator of the draws; a fixed seed where None.
+        """
+        for child in self.children():
+            if isinstance(child, Quantizer):
+                child.initialize_codebook(x, generator)
+
+    def nearest(self, y: Float[Tensor, "*batch D"], num_codes: int) -> Int[Tensor, "*batch n"]:
+        """The ``num_codes`` nearest codes of vectors in code space, nearest first: for beams and perturbations.
+
+        Raises:
+            ValueError: If this quantizer has no table of codes to be near to.
+        """
+        raise ValueError(
+            f"expected a quantizer with a table of codes to search, got {type(self).__name__}; use VectorQuantizer"
+        )
+
+    @property
+    def wants_initialization(self) -> bool:
+        """Whether training should call :meth:`initialize_codebook` on the first batches."""
+        return any(m.initialization != "normal" for m in self.modules() if isinstance(m, Codebook))
+
+    @torch.no_grad()
+    def update_codebook(self, optimizer: torch.optim.Optimizer | None = None) -> None:
+        """Apply what the learning rules do after a step (moving average, revival). Call after ``optimizer.step()``.
+
+        Reaches every quantizer inside, a shared one once, and moves all schedules one step on. Where no process has had
+        a valid vector since the last update, nothing moves.
+
+        Args:
+            optimizer: If given, the moments of replaced codes are reset in it.
+        """
+        if optimizer is not None and not self._rates_are_known:
+            ignored = ignored_scales(optimizer, self._scales())
+            if ignored:
+                warnings.warn(
+                    f"the optimizer moves codes at the encoder's learning rate, though they ask for {_times(ignored)} "
+                    "that (lr_scale). Call quantizer.attach(optimizer), or make the optimizer from "
+                    "quantizer.parameter_groups(lr).",
+                    stacklevel=3,
+                )
+        for module in self.modules():
+            if isinstance(module, Schedule):
+                module.advance()
+            elif isinstance(module, Quantizer):
+                module.update(optimizer)
+                module._rates_are_known |= optimizer is not None
+        self.expect_updates()
+
+    def expect_updates(self) -> None:
+        """Say that :meth:`update_codebook` will follow the steps, however many passes each of them takes.
+
+        For what calls it in your place, such as a callback: no warning comes before the first step.
+        """
+        for module in self.modules():
+            if isinstance(module, Quantizer):
+                module._passes = _EARLY - _LATE
+
+    def update(self, optimizer: torch.optim.Optimizer | None) -> None:
+        """What this quantizer alone does after a step, its inner ones aside; nothing unless overridden."""
+
+    def parameter_groups(self, lr: float) -> list[dict[str, Any]]:
+        """Optimizer groups with the learning rates this quantizer wants.
+
+        Codebooks get ``lr_scale * lr`` (or their own per parameter) and no weight decay, everything else ``lr``.
+
+        Example:
+            >>> from gritvq import grit_vq
+            >>> [(group["name"], group["lr"]) for group in grit_vq(4, 16).parameter_groups(1e-3)]
+            [('codebook', 0.01)]
+        """
+        self._know_rates()
+        scales = self._scales()
+        groups: dict[float, list[nn.Parameter]] = {}
+        for parameter, scale in scales.items():
+            groups.setdefault(scale, []).append(parameter)
+        rest = [p for p in self.parameters() if p.requires_grad and p not in scales]
+        made = [codebook_group(params, lr, scale) for scale, params in groups.items()]
+        return made + ([{"params": rest, "lr": lr, "name": "quantizer"}] if rest else [])
+
+    def attach(self, optimizer: torch.optim.Optimizer, lr: float | None = None) -> Attachment:
+        """Let the optimizer train this quantizer as it wants to be trained; one line in place of two.
+
+        Sets the optimizer's groups right, as :meth:`parameter_groups` would have made them: parameters of codebooks
+        that have another learning rate than ``lr_scale`` times the encoder's, or weight decay, get groups of their own;
+        parameters of this quantizer that the optimizer lacks are added. From then on :meth:`update_codebook` follows
+        every step that is taken; one that a ``GradScaler`` skips is not. Do not call it yourself then.
+
+        Call it right after making the optimizer, before a schedule and before ``optimizer.load_state_dict``. A second
+        call changes nothing. Neither copies nor saved states hold the attachment: attach again after loading.
+
+        Args:
+            optimizer: Of the whole model, or of this quantizer.
+            lr: The encoder's rate. If None, that of the first group with other parameters than codes; without one, a
+                group of codes is taken to have been given the encoder's rate.
+
+        Returns:
+            Something with a method ``remove()``, after which steps are not followed any more.
+
+        Raises:
+            ValueError: If groups would have to change under a learning rate schedule.
+
+        Example:
+            >>> from gritvq import grit_vq
+            >>> encoder, quantizer = nn.Linear(8, 4), grit_vq(4, 16)
+            >>> optimizer = torch.optim.AdamW([*encoder.parameters(), *quantizer.parameters()], lr=1e-3)
+            >>> attachment = quantizer.attach(optimizer)
+            >>> [(group["lr"], group["weight_decay"]) for group in optimizer.param_groups]
+            [(0.001, 0.01), (0.01, 0.0)]
+        """
+        scales = self._scales()
+        others = [p for p in self.parameters() if p.requires_grad and p not in scales]
+        arrange_groups(optimizer, scales, others, lr, {p: name for name, p in self.named_parameters()})
+        self._know_rates()
+        self.expect_updates()
+        return Attachment.of(self, optimizer, self.update_codebook)
+
+    def _scales(self) -> dict[nn.Parameter, float]:
+        """Learning rate over the encoder's of every trained parameter of the codebooks inside."""
+        scales: dict[nn.Parameter, float] = {}
+        for module in self.modules():
+            if isinstance(module, Codebook):
+                scales = {**module.learning_rate_scales(), **scales}
+        return scales
+
+    def _know_rates(self) -> None:
+        for module in self.modules():
+            if isinstance(module, Quantizer):
+                module._rates_are_known = True
+
+    @abstractmethod
+    def fold(self) -> Quantizer:
+        """The same map with transforms baked into plain tables and no training parts: same indices and values."""
+
+    def _finite_rows(self, y: Float[Tensor, "*batch D"]) -> Float[Tensor, "N D"]:
+        """Finite vectors of all processes as rows, float32 or wider.
+
+        Raises:
+            ValueError: If there is none.
+        """
+        rows = all_gather_rows(wide(y.detach()).reshape(-1, y.shape[-1]))
+        rows = rows[torch.isfinite(rows).all(1)]
+        if len(rows) == 0:
+            raise ValueError(
+                "expected at least one finite vector to initialise the codebook, got none; pass a non-empty batch"
+            )
+        return rows
+
+    def _check_input(self, x: Tensor, mask: Tensor | None) -> None:
+        if x.ndim < 1 or x.shape[-1] != self.input_dim:
+            raise ValueError(
+                f"expected vectors (*batch, {self.input_dim}), got {tuple(x.shape)}; channels come last: use "
+                "x.movedim(1, -1) for images (B, D, H, W), or ChannelsFirst(quantizer)"
+            )
+        if not x.is_floating_point():
+            raise ValueError(f"expected a floating type, got {x.dtype}; use x.float()")
+        if self.layout:
+            self.token_shape(tuple(x.shape[:-1]))  # says what does not fit
+        if mask is not None and (mask.dtype != torch.bool or mask.shape != x.shape[:-1]):
+            raise ValueError(
+                f"expected a bool mask {tuple(x.shape[:-1])}, True where a vector is real, got {mask.dtype} "
+                f"{tuple(mask.shape)}"
+            )
+
+
+def _times(scales: set[float]) -> str:
+    return " or ".join(f"{scale:g} times" for scale in sorted(scales))
+
+
+def check_quantizer(part: object) -> None:
+    """Refuse what is no quantizer of vectors with their channels last.
+
+    Raises:
+        ValueError: If it is something else, such as a ``ChannelsFirst``.
+    """
+    if not isinstance(part, Quantizer):
+        raise ValueError(
+            f"expected a quantizer, whose vectors have their channels last, got {type(part).__name__}; put the "
+            "quantizers together first and ChannelsFirst around the whole"
+        )

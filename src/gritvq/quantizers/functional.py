@@ -1,0 +1,567 @@
+"""Stateless mathematics of vector quantization: nothing here holds parameters or knows about modules.
+
+Everything is computed in float32 or wider, whatever the autocast type, and nothing holds an N x K array: searches
+work in blocks of at most 64 MB with a running best.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from gritvq.quantizers import kernels
+from gritvq.quantizers.canonical import ranked
+from gritvq.quantizers.kernels.blocked import search_rows
+
+__all__ = [
+    "Metric",
+    "Precision",
+    "bits_per_sample",
+    "bits_per_token",
+    "central_code",
+    "cluster_means",
+    "code_counts",
+    "code_sums",
+    "effective_rank",
+    "kmeans",
+    "nearest_code",
+    "nearest_codes",
+    "nearest_residual",
+    "perplexity",
+    "rotate_to",
+    "sample_rows",
+    "squared_distance",
+    "to_unit_length",
+    "usage",
+    "wide",
+]
+
+Metric = Literal["euclidean", "cosine"]
+Precision = Literal["float32", "tf32", "bf16"]
+
+_BLOCK_ENTRIES = 1 << 24  # of scores, where several codes per vector are wanted: 64 MB
+
+
+def transforming() -> bool:
+    """Whether ``torch.func`` is at work around this call: then plain operators take the place of tuned backward passes.
+
+    Example:
+        >>> transforming(), torch.func.vmap(lambda x: x + transforming())(torch.zeros(1))
+        (False, tensor([1.]))
+    """
+    return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
+
+
+def vectorizing() -> bool:
+    """Whether ``torch.vmap`` is at work around this call.
+
+    Example:
+        >>> vectorizing(), torch.func.vmap(lambda x: x + vectorizing())(torch.zeros(1))
+        (False, tensor([1.]))
+    """
+    if not transforming():
+        return False
+    own = torch._C._functorch
+    return any(level.key() == own.TransformType.Vmap for level in own.get_interpreter_stack() or ())
+
+
+def unwrapped(x: Tensor) -> Tensor:
+    """The plain tensor inside those that ``torch.func`` puts around it; with all entries of a batch under ``vmap``."""
+    own = torch._C._functorch
+    while own.is_functorch_wrapped_tensor(x):
+        x = own.get_unwrapped(x)
+    return x
+
+
+def without_derivative(operator: Callable[..., Any], *inputs: Any) -> Any:
+    """The result of an operator that cannot be differentiated: for a backward pass under ``torch.func``.
+
+    Raises:
+        RuntimeError: When the result is differentiated after all, as a second derivative does.
+    """
+    return _WithoutDerivative.apply(operator, *inputs)
+
+
+class _WithoutDerivative(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(operator: Callable[..., Any], *inputs: Any) -> Any:
+        return operator(*inputs)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        raise RuntimeError("expected first derivatives only through a soft choice of code, got a second one; detach it")
+
+
+def wide(x: Tensor) -> Tensor:
+    """Cast to float32, unless ``x`` is float64 already.
+
+    Example:
+        >>> wide(torch.ones(1, dtype=torch.bfloat16)).dtype
+        torch.float32
+    """
+    return x if x.dtype in (torch.float32, torch.float64) else x.float()
+
+
+def to_unit_length(x: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch D"]:
+    """Divide by the length; a vector shorter than 1e-6, whose direction is noise, gets no gradient.
+
+    The values are those of ``torch.nn.functional.normalize``, whose gradient is up to 1e12 times the one handed to it.
+
+    Example:
+        >>> to_unit_length(torch.tensor([[3.0, 4.0], [0.0, 0.0]]))
+        tensor([[0.6000, 0.8000],
+                [0.0000, 0.0000]])
+    """
+    unit = F.normalize(x, dim=-1)
+    short = torch.linalg.vector_norm(x.detach(), dim=-1, keepdim=True) < 1e-6
+    return torch.where(short, unit.detach(), unit)
+
+
+def nearest_code(
+    x: Float[Tensor, "N D"],
+    codes: Float[Tensor, "K D"],
+    metric: Metric = "euclidean",
+    precision: Precision = "float32",
+) -> Int[Tensor, " N"]:
+    """Index of the nearest code of every vector; ties go to the lowest index.
+
+    Computes ``argmin_k |x_n - c_k|^2 = argmin_k |c_k|^2 / 2 - <x_n, c_k>`` in float32 (float64 for float64 input) after
+    subtracting a median code from both sides, so that neither data far from the origin nor a runaway code costs digits.
+    Memory beyond inputs and output is at most 64 MB. A row with a non-finite entry gets index 0.
+
+    Args:
+        x: Vectors (N, D), any floating type.
+        codes: Codes (K, D), K >= 1.
+        metric: ``"euclidean"``, or ``"cosine"``, which compares directions.
+        precision: At least how precise the products of a search on a GPU are: ``"float32"``, ``"tf32"`` (10 bits) or
+            ``"bf16"`` (8 bits), of centred numbers with sums in float32. A lower one is faster and may confuse codes
+            that are about equally near. Searches on a CPU or of float64 input are exact whatever it says.
+
+    Returns:
+        Indices (N,), int64. Not differentiable.
+
+    Raises:
+        ValueError: If the shapes do not fit, or metric or precision is unknown.
+
+    Example:
+        >>> codes = torch.tensor([[0.0, 0.0], [1.0, 1.0]])
+        >>> nearest_code(torch.tensor([[0.1, 0.2], [0.9, 0.8]]), codes)
+        tensor([0, 1])
+    """
+    _check(x, codes, metric, precision)
+    x, codes = x.detach(), codes.detach()
+    if torch.compiler.is_exporting():  # an exported program carries plain operators only
+        x, codes, bias, center = _prepared(x, codes, metric == "cosine")
+        return search_rows(x.to(codes.dtype) - center, codes, bias)
+    return torch.ops.gritvq.nearest_code(x, codes, metric == "cosine", precision)
+
+
+def _check(x: Tensor, codes: Tensor, metric: str, precision: str) -> None:
+    if x.ndim != 2 or codes.ndim != 2 or x.shape[1] != codes.shape[1] or codes.shape[0] < 1:
+        raise ValueError(
+            f"expected vectors (N, D) and codes (K, D) with K >= 1, got {tuple(x.shape)} and {tuple(codes.shape)}; "
+            "flatten the leading axes and compare the last one"
+        )
+    if metric not in ("euclidean", "cosine"):
+        raise ValueError(f"expected metric 'euclidean' or 'cosine', got {metric!r}")
+    if precision not in kernels.PRECISIONS:
+        raise ValueError(f"expected a precision among {kernels.PRECISIONS}, got {precision!r}")
+
+
+def nearest_residual(
+    x: Float[Tensor, "N D"],
+    codes: Float[Tensor, "K D"],
+    metric: Metric = "euclidean",
+    precision: Precision = "float32",
+) -> tuple[Int[Tensor, " N"], Float[Tensor, "N D"]]:
+    """Index of the nearest code of every vector and what that code leaves over, ``x_n - c_k``: a residual level.
+
+    The same bits as ``x - codes[nearest_code(x, codes)]``; the fused search writes both in one pass and never holds the
+    gathered codes.
+
+    Args:
+        x: Vectors (N, D), any floating type.
+        codes: Codes (K, D), K >= 1.
+        metric: As in :func:`nearest_code`; the codes are subtracted as they are.
+        precision: As in :func:`nearest_code`.
+
+    Returns:
+        Indices (N,), int64, and residuals (N, D), in the common type of both inputs. Not differentiable.
+
+    Raises:
+        ValueError: If the shapes do not fit, or metric or precision is unknown.
+
+    Example:
+        >>> nearest_residual(torch.tensor([[0.75]]), torch.tensor([[0.0], [1.0]]))
+        (tensor([1]), tensor([[-0.2500]]))
+    """
+    _check(x, codes, metric, precision)
+    return torch.ops.gritvq.nearest_residual(x.detach(), codes.detach(), metric == "cosine", precision)
+
+
+def nearest_codes(
+    x: Float[Tensor, "N D"], codes: Float[Tensor, "K D"], num_codes: int, metric: Metric = "euclidean"
+) -> Int[Tensor, "N n"]:
+    """Indices of the ``num_codes`` nearest codes of every vector, nearest first; ties go to the lowest index.
+
+    Euclidean or cosine, as in :func:`nearest_code`. Memory beyond inputs and output is one block of 64 MB of scores.
+
+    Raises:
+        ValueError: If there are fewer codes than asked for.
+
+    Example:
+        >>> nearest_codes(torch.tensor([[0.9]]), torch.tensor([[0.0], [1.0], [3.0]]), 2)
+        tensor([[1, 0]])
+    """
+    if not 1 <= num_codes <= len(codes):
+        raise ValueError(f"expected num_codes in 1 .. {len(codes)}, got {num_codes}")
+    with torch.autocast(x.device.type, enabled=False):
+        x, codes, bias, center = _prepared(x.detach(), codes.detach(), metric == "cosine")
+        found = [x.new_empty(0, num_codes, dtype=torch.int64)]
+        for rows in x.split(max(1, _BLOCK_ENTRIES // len(codes))) if len(x) else ():
+            scores = torch.addmm(bias, rows.to(codes.dtype) - center, codes.T, alpha=-1)
+            found.append(ranked(scores, num_codes, largest=False))
+        return torch.cat(found)
+
+
+def _prepared(x: Tensor, codes: Tensor, cosine: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What a search takes: vectors, centred codes, half their squared lengths, the centre."""
+    dtype = torch.float64 if torch.float64 in (x.dtype, codes.dtype) else torch.float32
+    codes = codes.to(dtype)
+    if cosine:
+        x, codes = F.normalize(x.to(dtype), dim=1), F.normalize(codes, dim=1)
+    center = central_code(codes)
+    codes = codes - center
+    return x, codes, 0.5 * (codes * codes).sum(1), center
+
+
+@torch.library.custom_op("gritvq::nearest_code", mutates_args=())
+def _nearest_code(x: Tensor, codes: Tensor, cosine: bool, precision: str) -> Tensor:
+    """Eager and compiled path: opaque to the compiler, so a graph neither unrolls the blocks nor depends on N."""
+    if len(x) == 0:
+        return torch.empty(0, dtype=torch.int64, device=x.device)
+    with torch.autocast(x.device.type, enabled=False):
+        return kernels.search(*_prepared(x, codes, cosine), precision)
+
+
+@_nearest_code.register_fake
+def _(x: Tensor, codes: Tensor, cosine: bool, precision: str) -> Tensor:
+    return x.new_empty(x.shape[0], dtype=torch.int64)
+
+
+@torch.library.custom_op("gritvq::nearest_residual", mutates_args=())
+def _nearest_residual(x: Tensor, codes: Tensor, cosine: bool, precision: str) -> tuple[Tensor, Tensor]:
+    if len(x) == 0:
+        return torch.empty(0, dtype=torch.int64, device=x.device), x.new_empty(x.shape, dtype=_common(x, codes))
+    with torch.autocast(x.device.type, enabled=False):
+        return kernels.search_residual(*_prepared(x, codes, cosine), x, codes, precision)
+
+
+@_nearest_residual.register_fake
+def _(x: Tensor, codes: Tensor, cosine: bool, precision: str) -> tuple[Tensor, Tensor]:
+    return x.new_empty(x.shape[0], dtype=torch.int64), x.new_empty(x.shape, dtype=_common(x, codes))
+
+
+def _common(x: Tensor, codes: Tensor) -> torch.dtype:
+    return torch.promote_types(x.dtype, codes.dtype)
+
+
+def central_code(codes: Float[Tensor, "K D"]) -> Float[Tensor, " D"]:
+    """Median of 128 to 255 codes (all, if fewer), component by component: no single code can carry it away.
+
+    Example:
+        >>> central_code(torch.tensor([[1.0], [2.0], [900.0]]))
+        tensor([2.])
+    """
+    sample = codes[:: max(1, len(codes) // 128)]
+    if torch.compiler.is_exporting():  # the same number by an operator that every format has
+        return sample.sort(0).values[(len(sample) - 1) // 2]
+    return sample.median(0).values
+
+
+def squared_distance(x: Float[Tensor, "N D"], codes: Float[Tensor, "K D"]) -> Float[Tensor, "N K"]:
+    """All squared euclidean distances: O(N K) memory, for the rules that need every pair.
+
+    Differentiable. Centred like :func:`nearest_code`; negative rounding is clamped to 0.
+
+    Example:
+        >>> squared_distance(torch.tensor([[3.0, 4.0]]), torch.zeros(1, 2))
+        tensor([[25.]])
+    """
+    with torch.autocast(x.device.type, enabled=False):
+        dtype = torch.promote_types(wide(x).dtype, codes.dtype)
+        center = central_code(codes.detach()).to(dtype)
+        x, codes = x.to(dtype) - center, codes.to(dtype) - center
+        return ((x * x).sum(1, keepdim=True) + (codes * codes).sum(1) - 2 * x @ codes.T).clamp_min(0)
+
+
+def rotate_to(x: Float[Tensor, "N D"], q: Float[Tensor, "N D"], g: Float[Tensor, "N D"]) -> Float[Tensor, "N D"]:
+    """Apply the transpose of the scaled rotation that takes ``x`` to ``q`` to the gradient ``g``.
+
+    With unit vectors ``a = x/|x|``, ``b = q/|q|``, ``w = (a+b)/|a+b|`` and ``s = |q|/|x|`` the map is
+    ``G = s (Id - 2 w w^T + 2 b a^T)`` with ``G x = q`` and ``G G^T = s^2 Id``; this returns ``G^T g``. Antiparallel
+    rows use ``w = 0``, the reflection that still takes ``x`` to ``q``; rows with ``|x|`` or ``|q|`` below 1e-6 use ``G
+    = Id``.
+
+    Args:
+        x: Start vectors (N, D).
+        q: Target vectors (N, D).
+        g: Vectors to map (N, D).
+
+    Returns:
+        Mapped vectors (N, D).
+
+    Example:
+        >>> x, q = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 2.0]])
+        >>> rotate_to(x, q, torch.tensor([[0.0, 1.0]])).round(decimals=5)
+        tensor([[2., 0.]])
+
+    References:
+        Fifty et al., "Restructuring Vector Quantization with the Rotation Trick", ICLR 2025, arXiv 2410.06424.
+    """
+    norm_x, norm_q = x.norm(dim=-1, keepdim=True), q.norm(dim=-1, keepdim=True)
+    usable = (norm_x > 1e-6) & (norm_q > 1e-6)
+    a = x / norm_x.clamp_min(1e-6)
+    b = q / norm_q.clamp_min(1e-6)
+    w = a + b
+    norm_w = w.norm(dim=-1, keepdim=True)
+    w = torch.where(norm_w > 1e-6, w / norm_w.clamp_min(1e-6), torch.zeros_like(w))
+    mapped = g - 2 * w * (w * g).sum(-1, keepdim=True) + 2 * a * (b * g).sum(-1, keepdim=True)
+    return torch.where(usable, norm_q / norm_x.clamp_min(1e-6) * mapped, g)
+
+
+def code_counts(
+    indices: Int[Tensor, " N"], codebook_size: int, weight: Float[Tensor, " N"] | None = None
+) -> Float[Tensor, " K"]:
+    """How often each code is chosen, float32; rows may be weighted (0 drops a row).
+
+    Example:
+        >>> code_counts(torch.tensor([0, 2, 2]), 4)
+        tensor([1., 0., 2., 0.])
+    """
+    weight = torch.ones_like(indices, dtype=torch.float32) if weight is None else weight.float()
+    counts = torch.zeros(codebook_size, dtype=torch.float32, device=indices.device)
+    return counts.index_add_(0, indices, weight)
+
+
+def code_sums(x: Float[Tensor, "N D"], indices: Int[Tensor, " N"], codebook_size: int) -> Float[Tensor, "K D"]:
+    """Sum of the vectors assigned to each code, O(N D + K D); memory never grows with N x K.
+
+    Float32 or wider. On a CPU, and on a GPU with Triton, the same bits every time; on a GPU without Triton too under
+    ``torch.use_deterministic_algorithms``.
+
+    Example:
+        >>> code_sums(torch.ones(3, 1), torch.tensor([0, 1, 1]), 2)
+        tensor([[1.],
+                [2.]])
+    """
+    return torch.ops.gritvq.code_sums(wide(x), indices, codebook_size)
+
+
+@torch.library.custom_op("gritvq::code_sums", mutates_args=())
+def _code_sums(x: Tensor, indices: Tensor, codebook_size: int) -> Tensor:
+    return kernels.code_sums(x, indices, codebook_size)
+
+
+@_code_sums.register_fake
+def _(x: Tensor, indices: Tensor, codebook_size: int) -> Tensor:
+    return x.new_empty(codebook_size, x.shape[1])
+
+
+def _keep_indices(ctx: Any, inputs: tuple[Tensor, Tensor, int], output: Tensor) -> None:
+    ctx.save_for_backward(inputs[1])
+
+
+def _code_sums_backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+    return gradient[ctx.saved_tensors[0]], None, None
+
+
+_code_sums.register_autograd(_code_sums_backward, setup_context=_keep_indices)
+
+
+def cluster_means(
+    x: Float[Tensor, "N D"], indices: Int[Tensor, " N"], codes: Float[Tensor, "K D"]
+) -> tuple[Float[Tensor, "K D"], Float[Tensor, " K"]]:
+    """Means of the vectors assigned to each code, where there are any, else the code itself; and the counts.
+
+    Example:
+        >>> x, codes = torch.tensor([[0.0], [1.0], [8.0]]), torch.tensor([[0.0], [99.0]])
+        >>> cluster_means(x, torch.tensor([0, 0, 0]), codes)
+        (tensor([[ 3.],
+                [99.]]), tensor([3., 0.]))
+    """
+    counts = code_counts(indices, len(codes)).to(x.dtype)
+    means = code_sums(x, indices, len(codes)) / counts[:, None].clamp_min(1)
+    return torch.where(counts[:, None] > 0, means, codes), counts
+
+
+def perplexity(counts: Float[Tensor, "*levels K"]) -> Float[Tensor, "*levels"]:
+    """``exp`` of the entropy (nats) of the code histogram: between 1 and K, and 0 where nothing was counted.
+
+    Example:
+        >>> perplexity(torch.tensor([5, 5, 0]))
+        tensor(2.)
+    """
+    counts = counts.double()
+    total = counts.sum(-1, keepdim=True)
+    p = counts / torch.where(total > 0, total, 1.0)
+    entropy = -torch.xlogy(p, p).sum(-1)
+    return torch.where(total.squeeze(-1) > 0, entropy.exp(), 0.0).float()
+
+
+def usage(counts: Float[Tensor, "*levels K"]) -> Float[Tensor, "*levels"]:
+    """Share of codes that were chosen at least once.
+
+    Example:
+        >>> usage(torch.tensor([5, 5, 0, 0]))
+        tensor(0.5000)
+    """
+    return (counts > 0).float().mean(-1)
+
+
+def effective_rank(codes: Float[Tensor, "K D"]) -> float:
+    """``exp`` of the entropy of the normalised singular values of the centred codes: between 1 and min(K, D).
+
+    Zero for a single code or identical codes, which span nothing.
+
+    Example:
+        >>> round(effective_rank(torch.eye(3)), 3)
+        2.0
+
+    References:
+        Roy and Vetterli, "The effective rank", EUSIPCO 2007.
+    """
+    values = torch.linalg.svdvals((codes - codes.mean(0)).double())
+    total = float(values.sum())
+    if total <= 1e-12:
+        return 0.0
+    p = values[values > 1e-12 * values[0]] / total
+    return math.exp(float(-(p * p.log()).sum()))
+
+
+def bits_per_token(codebook_sizes: tuple[int, ...]) -> float:
+    """Bits of one token position: ``sum_q log2 K_q``.
+
+    Example:
+        >>> bits_per_token((1024, 4))
+        12.0
+    """
+    return float(sum(math.log2(size) for size in codebook_sizes))
+
+
+def bits_per_sample(codebook_sizes: Sequence[int], tokens_per_channel: Sequence[int]) -> float:
+    """Bits of one sample whose index channels hold different numbers of tokens: ``sum_q n_q log2 K_q``.
+
+    Example:
+        >>> bits_per_sample((512, 512), (32**2, 64**2))
+        46080.0
+    """
+    pairs = zip(codebook_sizes, tokens_per_channel, strict=True)
+    return float(sum(tokens * math.log2(size) for size, tokens in pairs))
+
+
+def sample_rows(x: Float[Tensor, "N D"], num_rows: int, generator: torch.Generator | None = None) -> Tensor:
+    """Draw ``num_rows`` distinct rows; where N is smaller, repeat rows with a small jitter so that none coincide.
+
+    The jitter's standard deviation is 1 % of the data's (1e-3 where all rows are equal).
+
+    Args:
+        x: Rows to draw from (N, D), N >= 1, finite.
+        num_rows: How many to return.
+        generator: CPU generator of the draw.
+
+    Raises:
+        ValueError: If ``x`` has no rows.
+
+    Example:
+        >>> sample_rows(torch.zeros(1, 2), 3, torch.Generator().manual_seed(0)).unique(dim=0).shape
+        torch.Size([3, 2])
+    """
+    if len(x) < 1:
+        raise ValueError("expected at least one finite vector to draw codes from, got none; pass a non-empty batch")
+    order = torch.randperm(len(x), generator=generator).to(x.device)
+    if num_rows <= len(x):
+        return x[order[:num_rows]].clone()
+    rows = x[order.repeat(math.ceil(num_rows / len(x)))[:num_rows]]
+    scale = 0.01 * x.std(unbiased=False)
+    scale = torch.where(scale > 0, scale, torch.full_like(scale, 1e-3))
+    noise = torch.randn(rows.shape, generator=generator, dtype=torch.float32).to(rows)
+    noise[: len(x)] = 0
+    return rows + scale * noise
+
+
+def kmeans(
+    x: Float[Tensor, "N D"],
+    codebook_size: int,
+    num_iterations: int = 10,
+    generator: torch.Generator | None = None,
+    metric: Metric = "euclidean",
+) -> Float[Tensor, "K D"]:
+    """Lloyd's k-means from sampled rows; an empty cluster takes over half of a crowded one.
+
+    An empty cluster's code is put next to the code of a cluster drawn in proportion to its population, a small
+    symmetric step apart, so no code is left without members for lack of luck and none is ever zero by accident.
+
+    Args:
+        x: Vectors (N, D); rows with non-finite entries are left out.
+        codebook_size: Number of codes K; may exceed N, then rows are repeated with jitter.
+        num_iterations: Lloyd steps.
+        generator: CPU generator of all draws.
+        metric: ``"cosine"`` clusters directions and returns unit codes.
+
+    Returns:
+        Codes (K, D), float32 or float64.
+
+    Raises:
+        ValueError: If no finite row is left.
+
+    Example:
+        >>> x = torch.tensor([[0.0], [0.2], [1.0], [1.2]])
+        >>> sorted(round(v, 1) for v in kmeans(x, 2, generator=torch.Generator().manual_seed(0)).flatten().tolist())
+        [0.1, 1.1]
+    """
+    x = wide(x.detach())
+    x = x[torch.isfinite(x).all(1)]
+    if metric == "cosine":
+        x = F.normalize(x, dim=1)
+    if bool((x == x[:1]).all()):  # one row many times is one row: there is no spread to split a cluster by
+        x = x[:1]
+    codes = sample_rows(x, codebook_size, generator)
+    if len(x) <= codebook_size:
+        return F.normalize(codes, dim=1) if metric == "cosine" else codes
+    for _ in range(num_iterations):
+        indices = nearest_code(x, codes)
+        codes, counts = cluster_means(x, indices, codes)
+        codes = _split_crowded(codes, counts, x.std(0, unbiased=False), generator)
+        if metric == "cosine":
+            codes = F.normalize(codes, dim=1)
+    return codes
+
+
+def _split_crowded(codes: Tensor, counts: Tensor, spread: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Move every empty cluster beside a cluster of at least two members, crowded ones first in probability."""
+    empty = (counts == 0).nonzero().squeeze(1)
+    donors = (counts - 1).clamp_min(0).cpu()
+    num_moved = min(len(empty), int((donors > 0).sum()))
+    if num_moved == 0:
+        return codes
+    # As torch.multinomial without replacement, whose draws depend on the processor's maker: the largest of u^(1 / n).
+    draws = torch.rand(len(donors), generator=generator, dtype=torch.float64).log() / donors
+    donor = ranked(draws, num_moved).to(codes.device)
+    step = 1e-2 * spread * torch.randn(num_moved, codes.shape[1], generator=generator).to(codes)
+    codes = codes.clone()
+    codes[empty[:num_moved]] = codes[donor] + step
+    codes[donor] = codes[donor] - step
+    return codes

@@ -1,0 +1,216 @@
+"""Triton's side of :mod:`gritvq.quantizers.kernels.fused`, whose functions alone import it: it needs Triton."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+__all__ = ["finish", "search", "segment_sums", "tuned_search"]
+
+
+@triton.jit
+def _loaded(x, live, center, d, D: tl.constexpr):
+    """Centred rows in float32, zero beyond their ends."""
+    inside = d < D
+    rows = tl.load(x + d[None, :], mask=live[:, None] & inside[None, :], other=0.0).to(tl.float32)
+    return rows - tl.load(center + d, mask=inside, other=0.0)[None, :]
+
+
+@triton.jit
+def _product(a, b, total, EMULATED: tl.constexpr):
+    """``total + a b`` of bfloat16 tiles. Triton's interpreter multiplies their bit patterns, so it gets float32."""
+    if EMULATED:
+        a = a.to(tl.float32)
+        b = b.to(tl.float32)
+    return tl.dot(a, b, total)
+
+
+@triton.jit
+def _products(rows, codes, piece_stride, total, PIECES: tl.constexpr, EMULATED: tl.constexpr):
+    """``total + rows codes^T`` in the precision that PIECES names: 0 TF32, 1 bfloat16, 3 all 24 bits of float32."""
+    codes_high = tl.load(codes)
+    if PIECES == 0:
+        total = tl.dot(rows, codes_high, total, input_precision="tf32")
+    else:
+        high = rows.to(tl.bfloat16)
+        if PIECES == 3:
+            codes_middle = tl.load(codes + piece_stride)
+            codes_low = tl.load(codes + 2 * piece_stride)
+            rest = rows - high.to(tl.float32)
+            middle = rest.to(tl.bfloat16)
+            low = (rest - middle.to(tl.float32)).to(tl.bfloat16)
+            total = _product(low, codes_high, total, EMULATED)
+            total = _product(high, codes_low, total, EMULATED)
+            total = _product(middle, codes_middle, total, EMULATED)
+            total = _product(middle, codes_high, total, EMULATED)
+            total = _product(high, codes_middle, total, EMULATED)
+        total = _product(high, codes_high, total, EMULATED)
+    return total
+
+
+@triton.jit
+def _improved(products, bias, start, columns, best, block):
+    """Running best of every column, and the start of the block it came from; the earlier block keeps a tie."""
+    score = tl.load(bias + start + columns)[None, :] - products
+    better = score < best  # never true of NaN
+    return tl.where(better, score, best), tl.where(better, start, block)
+
+
+@triton.jit
+def _write_residual(source, table, residual, index, live, table_stride, D: tl.constexpr, BLOCK_D: tl.constexpr):
+    """``source - table[index]``, rounded as PyTorch rounds it."""
+    codes = table + index[:, None].to(tl.int64) * table_stride
+    for start in range(0, D, BLOCK_D):
+        d = start + tl.arange(0, BLOCK_D)[None, :]
+        inside = live[:, None] & (d < D)
+        value = tl.load(source + d, mask=inside, other=0.0).to(tl.float32)
+        value -= tl.load(codes + d, mask=inside, other=0.0).to(tl.float32)
+        tl.store(residual + d, value.to(residual.dtype.element_ty), mask=inside)
+
+
+@triton.jit(do_not_specialize=["n_bucket", "k_bucket"])
+def search(
+    x,
+    codes,
+    bias,
+    center,
+    indices,
+    keys,
+    source,
+    table,
+    residual,
+    N,
+    K,
+    x_stride,
+    piece_stride,
+    source_stride,
+    table_stride,
+    split_codes,
+    n_bucket,
+    k_bucket,
+    D: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    PIECES: tl.constexpr,
+    SPLIT: tl.constexpr,
+    RESIDUAL: tl.constexpr,
+    EMULATED: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """BLOCK_N rows against ``split_codes`` codes: indices (or residuals too), or one key per row and split.
+
+    Codes and bias are padded to whole blocks (K counts the padding), the bias with infinity, so none of their loads
+    needs a mask and no padding is ever chosen.
+    """
+    first_row = tl.program_id(0).to(tl.int64) * BLOCK_N
+    rows = tl.arange(0, BLOCK_N)
+    live = first_row + rows < N
+    x += first_row * x_stride + rows[:, None].to(tl.int64) * x_stride
+    columns = tl.arange(0, BLOCK_K)
+    d = tl.arange(0, BLOCK_D)
+    first = tl.program_id(1) * split_codes
+    last = tl.minimum(first + split_codes, K)
+    BLOCKS_D: tl.constexpr = (D + BLOCK_D - 1) // BLOCK_D
+    tile = columns[None, :] * (BLOCKS_D * BLOCK_D) + d[:, None]
+    best = tl.full([BLOCK_N, BLOCK_K], float("inf"), tl.float32)
+    block = tl.zeros([BLOCK_N, BLOCK_K], tl.int32)
+    finite = tl.full([BLOCK_N], 1, tl.int32)
+    if BLOCKS_D == 1:  # the rows stay, the codes stream by
+        own = _loaded(x, live, center, d, D)
+        finite = tl.min((tl.abs(own) < float("inf")).to(tl.int32), 1)
+        for start in range(first, last, BLOCK_K):
+            here = codes + tl.cast(start, tl.int64) * BLOCK_D + tile
+            products = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)
+            products = _products(own, here, piece_stride, products, PIECES, EMULATED)
+            best, block = _improved(products, bias, start, columns, best, block)
+    else:  # one loop over blocks of codes and of components, so that its loads overlap throughout
+        products = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)
+        for step in range(0, tl.cdiv(last - first, BLOCK_K) * BLOCKS_D):
+            start = first + step // BLOCKS_D * BLOCK_K
+            here_d = step % BLOCKS_D * BLOCK_D + d
+            own = _loaded(x, live, center, here_d, D)
+            finite = tl.minimum(finite, tl.min((tl.abs(own) < float("inf")).to(tl.int32), 1))
+            here = codes + tl.cast(start, tl.int64) * (BLOCKS_D * BLOCK_D) + step % BLOCKS_D * BLOCK_D + tile
+            products = _products(own, here, piece_stride, products, PIECES, EMULATED)
+            if step % BLOCKS_D == BLOCKS_D - 1:
+                best, block = _improved(products, bias, start, columns, best, block)
+                products = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)
+    least = tl.min(best, 1)
+    index = tl.min(tl.where(best == least[:, None], block + columns[None, :], 2147483647), 1)
+    index = tl.where(finite == 1, index, 0)
+    if SPLIT:
+        bits = least.to(tl.int32, bitcast=True)  # never those of -0, since no bias is -0
+        bits = bits ^ ((bits >> 31) & 2147483647)  # integers in the order of the floats
+        key = (bits.to(tl.int64) << 32) | index.to(tl.int64)
+        tl.store(keys + tl.program_id(1).to(tl.int64) * N + first_row + rows, key, mask=live)
+    else:
+        tl.store(indices + first_row + rows, index.to(tl.int64), mask=live)
+        if RESIDUAL:
+            source += first_row * source_stride + rows[:, None].to(tl.int64) * source_stride
+            residual += first_row * D + rows[:, None] * D
+            _write_residual(source, table, residual, index, live, table_stride, D, BLOCK_D)
+
+
+@triton.jit
+def finish(
+    keys,
+    indices,
+    source,
+    table,
+    residual,
+    N,
+    num_splits,
+    source_stride,
+    table_stride,
+    D: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    RESIDUAL: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    """Least key of every row over the splits: the least score and, among equals, the lowest index."""
+    first_row = tl.program_id(0).to(tl.int64) * BLOCK_N
+    rows = tl.arange(0, BLOCK_N)
+    live = first_row + rows < N
+    keys += first_row + rows
+    key = tl.load(keys, mask=live, other=0)
+    for split in range(1, num_splits):
+        key = tl.minimum(key, tl.load(keys + tl.cast(split, tl.int64) * N, mask=live, other=0))
+    index = key.to(tl.int32)  # the lower half
+    tl.store(indices + first_row + rows, index.to(tl.int64), mask=live)
+    if RESIDUAL:
+        source += first_row * source_stride + rows[:, None].to(tl.int64) * source_stride
+        residual += first_row * D + rows[:, None] * D
+        _write_residual(source, table, residual, index, live, table_stride, D, BLOCK_D)
+
+
+@triton.jit
+def segment_sums(x, order, bounds, sums, x_stride, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_ROWS: tl.constexpr):
+    """Sum of the rows ``order[bounds[k] : bounds[k + 1]]``, in that order, for one code and one block of components."""
+    code = tl.program_id(0).to(tl.int64)
+    d = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
+    last = tl.load(bounds + code + 1)
+    total = tl.zeros([BLOCK_ROWS, BLOCK_D], tl.float32)
+    for start in range(tl.load(bounds + code), last, BLOCK_ROWS):
+        place = start + tl.arange(0, BLOCK_ROWS)
+        row = tl.load(order + place, mask=place < last, other=0)
+        inside = (place < last)[:, None] & (d < D)[None, :]
+        total += tl.load(x + row[:, None] * x_stride + d[None, :], mask=inside, other=0.0).to(tl.float32)
+    tl.store(sums + code * D + d, tl.sum(total, 0), mask=d < D)
+
+
+# None is meant to change how a score is summed, so tuning changes no index; a deterministic run is not tuned at all. A
+# card that has no room for one leaves it out.
+tuned_search = triton.autotune(
+    [
+        triton.Config({"BLOCK_N": 64, "BLOCK_K": 32}, num_warps=4, num_stages=2),
+        triton.Config({"BLOCK_N": 128, "BLOCK_K": 32}, num_warps=8, num_stages=3),
+        triton.Config({"BLOCK_N": 64, "BLOCK_K": 64}, num_warps=4, num_stages=2),
+        triton.Config({"BLOCK_N": 64, "BLOCK_K": 64}, num_warps=4, num_stages=3),
+        triton.Config({"BLOCK_N": 64, "BLOCK_K": 128}, num_warps=8, num_stages=2),
+        triton.Config({"BLOCK_N": 128, "BLOCK_K": 64}, num_warps=8, num_stages=2),
+        triton.Config({"BLOCK_N": 128, "BLOCK_K": 64}, num_warps=8, num_stages=3),
+        triton.Config({"BLOCK_N": 128, "BLOCK_K": 128}, num_warps=8, num_stages=2),
+        triton.Config({"BLOCK_N": 128, "BLOCK_K": 128}, num_warps=8, num_stages=3),
+    ],
+    key=["n_bucket", "k_bucket", "D", "PIECES", "SPLIT"],
+)(search)

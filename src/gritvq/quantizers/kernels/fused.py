@@ -1,0 +1,203 @@
+"""Search in one Triton kernel on NVIDIA cards: the scores never leave the chip.
+
+A program holds a block of rows and lets the codes pass by in blocks. The matrix unit gives a block of products; from
+them every column keeps its best score and the block it came from, four cheap operations per score and no exchange
+between threads. The columns are compared once at the end. Everything compares strictly, earlier codes first, so a tie
+goes to the lowest index. Where the rows alone cannot fill the card, the codes are split over programs as well; each
+leaves one 64-bit key per row, the score in the upper half and the index in the lower, and the least key of a row is the
+answer, whatever the number of splits.
+
+Precision. A float32 number is the sum of three bfloat16 numbers, exactly: 24 bits are three times 8. With ``x = h + m +
+l`` for the centred vector and the same for the code, ``"float32"`` adds the six products ``hh, hm, mh, mm, hl, lh``.
+Products of bfloat16 are exact in float32, and what is left out, ``ml + lm + ll``, is below ``2^-25 |x_d c_d|``, half of
+the rounding of one float32 product. So a score has the error of a float32 dot product, up to the order of its sum.
+Three TF32 products would cost the same time and leave out ``2^-22``. ``"tf32"`` takes one TF32 product (10 bits),
+``"bf16"`` one bfloat16 product (8 bits); both add up in float32 and both see centred numbers.
+
+Another float type than float64 goes in as it is; float64 goes to :mod:`gritvq.quantizers.kernels.blocked`. The same
+module sums vectors per code: sorted by code, then one program per code adds its rows in their order, without atomic
+operations.
+
+References:
+    Henry, Tang and Heinecke, "Leveraging the bfloat16 Artificial Intelligence Datatype For Higher-Precision
+    Computations", ARITH 2019, arXiv 1904.06376 (float32 as three bfloat16). Column-wise running bests and the keys are
+    our choice.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import math
+from types import ModuleType
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from gritvq.quantizers.kernels import blocked
+
+__all__ = ["code_sums", "search", "search_residual", "supported"]
+
+_PIECES = {"float32": 3, "tf32": 0, "bf16": 1}  # as the kernel counts them
+_SPLIT_CODES = 128  # splits end at multiples of the largest block of codes
+
+
+@functools.cache
+def supported() -> bool:
+    """Whether this machine runs the kernels: an NVIDIA card with bfloat16 products (compute 8.0), and Triton."""
+    return (
+        torch.cuda.is_available()
+        and torch.version.hip is None
+        and torch.cuda.get_device_capability() >= (8, 0)
+        and importlib.util.find_spec("triton") is not None
+    )
+
+
+@functools.cache
+def _kernels() -> ModuleType:
+    try:
+        from gritvq.quantizers.kernels import _triton_kernels
+    except ImportError as error:
+        raise ImportError("the fused search needs Triton; install gritvq[gpu]") from error
+    return _triton_kernels
+
+
+def search(
+    x: Float[Tensor, "N D"],
+    codes: Float[Tensor, "K D"],
+    bias: Float[Tensor, " K"],
+    center: Float[Tensor, " D"],
+    precision: str = "float32",
+) -> Int[Tensor, " N"]:
+    """``argmin_k bias_k - <x_n - center, codes_k>``, the lowest index among equals; 0 for a row that is not finite."""
+    if codes.dtype == torch.float64:
+        return blocked.search(x, codes, bias, center)
+    return _run(x, codes, bias, center, precision, None, None)[0]
+
+
+def search_residual(
+    x: Float[Tensor, "N D"],
+    codes: Float[Tensor, "K D"],
+    bias: Float[Tensor, " K"],
+    center: Float[Tensor, " D"],
+    source: Float[Tensor, "N D"],
+    table: Float[Tensor, "K D"],
+    precision: str = "float32",
+) -> tuple[Int[Tensor, " N"], Float[Tensor, "N D"]]:
+    """What :func:`search` finds, and ``source - table[indices]``, without the gathered codes in between."""
+    return _run(x, codes, bias, center, precision, source, table)
+
+
+def _run(
+    x: Tensor,
+    codes: Tensor,
+    bias: Tensor,
+    center: Tensor,
+    precision: str,
+    source: Tensor | None,
+    table: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """Indices, and the residuals where a source and a table are given."""
+    kernels = _kernels()
+    (num, dim), size = x.shape, len(codes)
+    emulated = not x.is_cuda  # by Triton's interpreter, which truncates to bfloat16: the residual stays wide there
+    indices = residual = torch.empty(num, dtype=torch.int64, device=x.device)
+    dtype = residual.dtype
+    if source is not None and table is not None:
+        dtype = torch.promote_types(source.dtype, table.dtype)
+        residual = torch.empty(num, dim, dtype=torch.float32 if emulated else dtype, device=x.device)
+        source, table = _rows(source), _rows(table)
+    if num == 0:
+        return indices, residual.to(dtype)
+    x = _rows(x)
+    pieces = _PIECES[precision]
+    resident = 256 if pieces == 1 else 128  # components of a row that a program can hold
+    block_d = 64 if dim > resident else max(16, 1 << (dim - 1).bit_length())
+    padded = -(-size // _SPLIT_CODES) * _SPLIT_CODES
+    parts = _parts(codes, pieces, padded, -(-dim // block_d) * block_d)
+    # As many splits as fill the card, each of whole blocks.
+    wanted = max(1, _programs(x.device) // -(-num // 128))
+    split_codes = -(-padded // (wanted * _SPLIT_CODES)) * _SPLIT_CODES
+    splits = -(-padded // split_codes)
+    keys = torch.empty(splits, num, dtype=torch.int64, device=x.device) if splits > 1 else indices
+    shared = dict(
+        keys=keys,
+        indices=indices,
+        source=source,
+        table=table,
+        residual=residual,
+        N=num,
+        source_stride=0 if source is None else source.stride(0),
+        table_stride=0 if table is None else table.stride(0),
+        D=dim,
+        RESIDUAL=source is not None,
+    )
+    # Tuning takes time at the first call with a shape, so it is left out where every run is to be alike.
+    fixed = emulated or torch.are_deterministic_algorithms_enabled()
+    options = _fixed_options(block_d) if fixed else {}
+    with torch.cuda.device_of(x):
+        launch = kernels.search if fixed else kernels.tuned_search
+        launch[lambda meta: (-(-num // meta["BLOCK_N"]), splits)](
+            x=x,
+            codes=parts,
+            bias=F.pad(bias, (0, padded - size), value=math.inf),
+            center=center,
+            K=padded,
+            x_stride=x.stride(0),
+            piece_stride=parts.stride(0),
+            split_codes=split_codes,
+            n_bucket=num.bit_length() // 3,
+            k_bucket=size.bit_length() // 3,
+            BLOCK_D=block_d,
+            PIECES=pieces,
+            SPLIT=splits > 1,
+            EMULATED=emulated,
+            **shared,
+            **options,
+        )
+        if splits > 1:
+            kernels.finish[(-(-num // 32),)](num_splits=splits, BLOCK_D=min(block_d, 64), BLOCK_N=32, **shared)
+    return indices, residual.to(dtype)
+
+
+def _fixed_options(block_d: int) -> dict[str, int]:
+    """A configuration that every card has room for."""
+    return dict(BLOCK_N=64, BLOCK_K=64 if block_d <= 64 else 32, num_warps=4, num_stages=2)
+
+
+def _rows(x: Tensor) -> Tensor:
+    """With components side by side, as the kernels read them."""
+    return x if x.stride(1) == 1 else x.contiguous()
+
+
+def _parts(codes: Tensor, pieces: int, size: int, dim: int) -> Tensor:
+    """Codes as the kernel takes them, padded with zeros: float32 (1, K, D), or their bfloat16 parts (pieces, K, D)."""
+    dtype = torch.bfloat16 if pieces else torch.float32
+    parts = torch.zeros(max(1, pieces), size, dim, dtype=dtype, device=codes.device)
+    for part in parts[:, : len(codes), : codes.shape[1]]:
+        part.copy_(codes)
+        codes = codes - part
+    return parts
+
+
+@functools.cache
+def _programs(device: torch.device) -> int:
+    """How many programs a search should have at least: two for every multiprocessor."""
+    return 2 * torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
+
+
+def code_sums(x: Float[Tensor, "N D"], indices: Int[Tensor, " N"], codebook_size: int) -> Float[Tensor, "K D"]:
+    """Sum of the vectors assigned to each code in float32: the same bits every time."""
+    x = _rows(x)
+    dim = x.shape[1]
+    ordered, order = indices.int().sort(stable=True)
+    bounds = torch.searchsorted(ordered, torch.arange(codebook_size + 1, dtype=torch.int32, device=x.device))
+    sums = torch.empty(codebook_size, dim, dtype=torch.float32, device=x.device)
+    block_d = min(128, max(16, 1 << (dim - 1).bit_length()))
+    with torch.cuda.device_of(x):
+        _kernels().segment_sums[(codebook_size, -(-dim // block_d))](
+            x, order, bounds, sums, x.stride(0), D=dim, BLOCK_D=block_d, BLOCK_ROWS=32
+        )
+    return sums

@@ -1,0 +1,292 @@
+r"""Lookup-free quantizers: the codes are the points of a fixed grid, so there is no table, no search and no dead code.
+
+A vector is bounded, every component is rounded on its own, and the digits are read as one integer: digit i has weight
+``prod_{j<i} L_j``. Nothing grows with the number of codes K: 2^40 of them cost as much as 2^10.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from gritvq.distributed import all_reduce_sum, joined_count, joined_mean
+from gritvq.quantizers.base import Quantizer, QuantizerOutput, Surrogate
+from gritvq.quantizers.functional import to_unit_length, wide
+from gritvq.quantizers.surrogates import StraightThrough
+
+__all__ = ["BSQ", "FSQ", "LFQ"]
+
+
+class _Grid(Quantizer):
+    """Codes on a grid with ``levels[i]`` values in component i; subclasses say how values and digits correspond.
+
+    Args:
+        levels: Number of values of each component.
+        surrogate: Gradient rule through the rounding.
+    """
+
+    counts: Tensor
+    weights: Tensor
+
+    def __init__(self, levels: Sequence[int], surrogate: Surrogate) -> None:
+        super().__init__()
+        if len(levels) < 1 or any(not isinstance(level, int) or level < 2 for level in levels):
+            raise ValueError(f"expected at least one level count, each an integer >= 2, got {list(levels)!r}")
+        size = math.prod(levels)
+        if size > 2**63:
+            raise ValueError(
+                f"expected at most 2^63 codes, so that an index fits an int64, got 2^{math.log2(size):.1f}; use fewer "
+                "components or put two such quantizers into a ProductQuantizer"
+            )
+        self.levels = tuple(levels)
+        self.dim, self.codebook_sizes = len(levels), (size,)
+        self.exact = surrogate.exact
+        self.surrogate = surrogate
+        self._write_constants(None)
+
+    def _write_constants(self, device: torch.device | None) -> None:
+        """Level counts and weights of the digits: integers, which no conversion to half precision can round."""
+        weights = [math.prod(self.levels[:i]) for i in range(self.dim)]
+        for name, value in (("counts", self.levels), ("weights", weights)):
+            self.register_buffer(name, torch.tensor(value, dtype=torch.int64, device=device), persistent=False)
+
+    @abstractmethod
+    def digits(self, y: Float[Tensor, "*batch D"]) -> Int[Tensor, "*batch D"]:
+        """Digits in ``[0, levels[i])`` of the nearest grid point."""
+
+    @abstractmethod
+    def values(self, digits: Int[Tensor, "*batch D"]) -> Float[Tensor, "*batch D"]:
+        """The grid point of the digits, float32."""
+
+    def losses(self, y: Float[Tensor, "*batch D"], q: Tensor, valid: Bool[Tensor, "*batch"]) -> dict[str, Tensor]:
+        """Weighted losses of training; none unless overridden."""
+        return {}
+
+    def quantize(self, x: Float[Tensor, "*batch D"], valid: Bool[Tensor, "*batch"]) -> QuantizerOutput:
+        """Round to the grid."""
+        with torch.autocast(x.device.type, enabled=False):
+            y = wide(x)
+            digits = self.digits(y.detach())
+            q = self.values(digits)
+            losses = self.losses(y, q, valid) if self.training else {}
+            index = (digits * self.weights).sum(-1)
+            return QuantizerOutput(q, torch.where(valid, index, -1).unsqueeze(-1), losses)
+
+    def lookup(self, indices: Int[Tensor, "*batch 1"]) -> Float[Tensor, "*batch D"]:
+        """Values from the digits of the index; zeros for -1."""
+        values = self.values(indices.clamp_min(0) // self.weights % self.counts)
+        return torch.where(indices < 0, 0, values)
+
+    def fold(self) -> _Grid:
+        """The same grid without training parts."""
+        return self._plain().eval()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> _Grid:
+        super()._apply(fn, recurse)
+        self._write_constants(self.weights.device)  # no state dict holds them, and `to_empty` leaves them undefined
+        return self
+
+    @abstractmethod
+    def _plain(self) -> _Grid:
+        """The same grid with no losses."""
+
+
+class FSQ(_Grid):
+    """Finite scalar quantization: bound every component with a tanh, round it to one of ``levels[i]`` values.
+
+    ``b_i = h_i tanh(x_i + s_i) - o_i`` with ``h = (L - 1)(1 + eps) / 2``, ``o = 1/2`` for even L and 0 for odd,
+    ``s = atanh(o / h)``; the code is ``round(b_i) / floor(L_i / 2)``, in [-1, 1]. The gradient is that of the bounded
+    value (straight-through). There is no loss and nothing to initialise.
+
+    Args:
+        levels: Values per component, each at least 2; 5 or more work best, as the authors say. D is their number, K
+            their product.
+
+    Raises:
+        ValueError: If a level is below 2, or K exceeds 2^63.
+
+    Example:
+        >>> quantizer = FSQ([8, 5, 5, 5])
+        >>> quantized, indices, losses = quantizer(torch.randn(2, 7, 4))
+        >>> quantizer.codebook_sizes, indices.shape, losses
+        ((1000,), torch.Size([2, 7, 1]), {})
+
+    References:
+        Mentzer et al., "Finite Scalar Quantization: VQ-VAE Made Simple", ICLR 2024, arXiv 2309.15505, section 3.
+    """
+
+    def __init__(self, levels: Sequence[int]) -> None:
+        super().__init__(levels, StraightThrough())
+
+    def before(self, x: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch D"]:
+        """The bounded value, scaled as the codes are; float32 or wider."""
+        with torch.autocast(x.device.type, enabled=False):
+            x = wide(x)
+            counts = self.counts.to(x.dtype)
+            scale = (counts - 1) * (1 + 1e-3) / 2
+            offset = torch.where(self.counts % 2 == 0, 0.5, 0.0).to(x.dtype)
+            return (torch.tanh(x + torch.atanh(offset / scale)) * scale - offset) / (self.counts // 2)
+
+    def digits(self, y: Float[Tensor, "*batch D"]) -> Int[Tensor, "*batch D"]:
+        """Rounded to the grid; from 1001 levels on the widened bound reaches beyond its ends."""
+        half = self.counts // 2
+        return ((y * half).round().long() + half).clamp_min(0).minimum(self.counts - 1)
+
+    def values(self, digits: Int[Tensor, "*batch D"]) -> Float[Tensor, "*batch D"]:
+        """``(digit - floor(L/2)) / floor(L/2)``."""
+        half = self.counts // 2
+        return (digits - half).float() / half
+
+    def _plain(self) -> FSQ:
+        return FSQ(self.levels)
+
+
+class _Binary(_Grid):
+    """Two values ``+-value`` per component, with a commitment loss and an entropy loss in analytic form.
+
+    With ``softmax_c(-|y - c|^2 / temperature)`` over all 2^D codes the components are independent, and component i is
+    positive with ``p_i = sigmoid(4 value y_i / temperature)``. So the entropy of a vector's distribution is exactly the
+    sum of D binary entropies. The entropy of the batch's mean distribution is replaced by its bound, the sum of the
+    entropies of the mean ``p_i``. No sum over codes is ever formed.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        value: float,
+        entropy_weight: float,
+        balance: float,
+        temperature: float,
+        commitment_weight: float,
+    ) -> None:
+        if not isinstance(dim, int) or dim < 1:
+            raise ValueError(f"expected dim >= 1, got {dim!r}; it is the number of bits")
+        if not min(entropy_weight, balance, commitment_weight) >= 0:
+            raise ValueError(
+                "expected entropy_weight, balance and commitment_weight >= 0, got "
+                f"{entropy_weight!r}, {balance!r}, {commitment_weight!r}"
+            )
+        if not temperature > 0:
+            raise ValueError(f"expected temperature > 0, got {temperature!r}")
+        super().__init__([2] * dim, StraightThrough())
+        self.value = value
+        self.entropy_weight, self.balance, self.temperature = entropy_weight, balance, temperature
+        self.commitment_weight = commitment_weight
+
+    def digits(self, y: Float[Tensor, "*batch D"]) -> Int[Tensor, "*batch D"]:
+        """1 where positive."""
+        return (y > 0).long()
+
+    def values(self, digits: Int[Tensor, "*batch D"]) -> Float[Tensor, "*batch D"]:
+        """``+-value``."""
+        return (2 * digits - 1).float() * self.value
+
+    def losses(self, y: Float[Tensor, "*batch D"], q: Tensor, valid: Bool[Tensor, "*batch"]) -> dict[str, Tensor]:
+        """``commitment`` and ``entropy``, where their weights are not zero."""
+        losses: dict[str, Tensor] = {}
+        weight = valid.to(y.dtype).unsqueeze(-1)
+        if not self.commitment_weight and not self.entropy_weight:
+            return losses
+        total = joined_count(valid)
+        if self.commitment_weight:
+            error = joined_mean(((y - q).square() * weight).sum() / self.dim, total)
+            losses["commitment"] = self.commitment_weight * error
+        if self.entropy_weight:
+            logits = 4 * self.value / self.temperature * y
+            each = (_binary_entropy(logits) * weight).sum()
+            mean = (torch.sigmoid(logits) * weight).reshape(-1, self.dim).sum(0)
+            total, each, mean = total.clamp_min(1), all_reduce_sum(each), all_reduce_sum(mean)
+            mean = mean / total
+            batch = -(mean * mean.clamp_min(1e-20).log() + (1 - mean) * (1 - mean).clamp_min(1e-20).log()).sum()
+            losses["entropy"] = self.entropy_weight * (each / total - self.balance * batch)
+        return losses
+
+
+def _binary_entropy(logits: Tensor) -> Tensor:
+    """Entropy in nats of a coin with these log odds, without loss of digits at either end."""
+    return F.softplus(logits) - logits * torch.sigmoid(logits)
+
+
+class LFQ(_Binary):
+    """Lookup-free quantization: the sign of every component, codes ``{-1, 1}^D``, K = 2^D.
+
+    Losses: ``commitment_weight * mean |x - q|^2 / D`` and ``entropy_weight * (mean_n H(p_n) - balance H(mean_n p_n))``
+    in nats, analytic per bit; the second entropy is the sum over bits, a bound.
+
+    Args:
+        dim: Number of bits D, at most 63.
+        entropy_weight: Weight of the entropy loss.
+        balance: Weight of the batch entropy inside it.
+        temperature: Softmax temperature in squared latent units.
+        commitment_weight: Weight of the commitment loss.
+
+    Example:
+        >>> quantizer = LFQ(10)
+        >>> quantizer.codebook_sizes, sorted(quantizer(torch.randn(3, 10)).losses)
+        ((1024,), ['commitment', 'entropy'])
+
+    References:
+        Yu et al., "Language Model Beats Diffusion: Tokenizer is Key to Visual Generation", ICLR 2024, arXiv 2310.05737.
+        Deviation: the batch entropy per bit; temperature 1 is our choice.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        entropy_weight: float = 0.1,
+        balance: float = 1.0,
+        temperature: float = 1.0,
+        commitment_weight: float = 0.25,
+    ) -> None:
+        super().__init__(dim, 1.0, entropy_weight, balance, temperature, commitment_weight)
+
+    def _plain(self) -> LFQ:
+        return LFQ(self.dim, entropy_weight=0.0, commitment_weight=0.0)
+
+
+class BSQ(_Binary):
+    """Binary spherical quantization: the sign of every component of the vector at unit length.
+
+    Codes are ``{-1, 1}^D / sqrt(D)``, K = 2^D. They have unit length, so the error of a vector on the sphere has a
+    bound. Losses as in :class:`LFQ`.
+
+    Args:
+        dim: Number of bits D, at most 63.
+        entropy_weight: Weight of the entropy loss.
+        balance: Weight of the batch entropy inside it.
+        temperature: Softmax temperature in squared latent units; components on the sphere are small, so it is too.
+        commitment_weight: Weight of the commitment loss.
+
+    Example:
+        >>> BSQ(16)(torch.randn(3, 16)).quantized.norm(dim=1).round(decimals=5)
+        tensor([1., 1., 1.])
+
+    References:
+        Zhao et al., "Image and Video Tokenization with Binary Spherical Quantization", ICLR 2025, arXiv 2406.07548.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        entropy_weight: float = 0.1,
+        balance: float = 1.0,
+        temperature: float = 0.01,
+        commitment_weight: float = 0.25,
+    ) -> None:
+        super().__init__(dim, 1 / math.sqrt(max(1, dim)), entropy_weight, balance, temperature, commitment_weight)
+
+    def before(self, x: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch D"]:
+        """The vector at unit length, float32 or wider."""
+        with torch.autocast(x.device.type, enabled=False):
+            return to_unit_length(wide(x))
+
+    def _plain(self) -> BSQ:
+        return BSQ(self.dim, entropy_weight=0.0, commitment_weight=0.0)

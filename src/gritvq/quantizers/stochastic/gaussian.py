@@ -1,0 +1,271 @@
+"""Stochastic quantization: the encoder's output is a Gaussian, or a direction with a spread, over the codes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from gritvq.distributed import joined_count, masked_mean
+from gritvq.quantizers.assignments import NearestAssignment
+from gritvq.quantizers.base import Codebook, Quantizer, QuantizerOutput, Schedule, keeping_precision, scheduled
+from gritvq.quantizers.codebooks import FreeCodebook
+from gritvq.quantizers.functional import nearest_code, nearest_codes, to_unit_length, wide
+from gritvq.quantizers.stochastic.relaxations import (
+    centered,
+    gaussian_factors,
+    negative_entropy,
+    over_blocks,
+    relaxed_choice,
+)
+from gritvq.quantizers.vector_quantizer import VectorQuantizer
+
+__all__ = ["StochasticQuantizer"]
+
+# Logarithms of variances are held within +-30, so that neither a variance nor its inverse leaves float32.
+_LIMIT = 30.0
+
+
+class StochasticQuantizer(Quantizer):
+    """Stochastic quantization (SQ-VAE): a relaxed random code in training, the nearest one in eval.
+
+    ``q_k = softmax_k(-sum_d (z_d - c_kd)^2 / (2 v_d))``; training returns ``sum_k y_k c_k`` with the Gumbel-softmax
+    sample y of q, differentiable in latents and codes (no straight-through). As the learned variance v falls, the
+    choice hardens. Two losses, in nats per vector: ``entropy``, ``sum_k q_k log q_k`` (the constant log K left out),
+    and ``distance``, ``sum_d (z_d - value_d)^2 / (2 v_d)``. They belong beside a log-likelihood summed over pixels:
+    train with :class:`gritvq.training.objectives.ElboObjective`.
+
+    ``variance`` says what v is, with a learned scalar theta and log variances ``l`` from extra input channels:
+
+    - ``"scalar"``: ``floor + exp(theta)``, input D channels;
+    - ``"image"``: ``floor + exp(mean l) + exp(theta)``, input D + 1, the mean over the positions of one sample of the
+      first axis (this type alone sees how vectors lie together; for an input (N, D + 1) each row is its own image);
+    - ``"position"``: ``floor + exp(l) + exp(theta)``, input D + 1;
+    - ``"channel"``: the same for every component, input 2 D.
+
+    ``distribution="vmf"`` compares directions instead (von Mises-Fisher): latents and codes at unit length, ``q =
+    softmax_k(kappa <z, c_k>)``, ``kappa = floor + exp(theta)``, ``distance`` is ``kappa <z, z - value>``.
+
+    The indices are those of eval in training too: the most probable code, not the sampled one. In eval the gradient of
+    the value is straight-through. Costs O(N K) in training: two arrays N x K are kept for the backward pass, up to 67
+    million pairs, beyond which blocks are recomputed.
+
+    Args:
+        codebook: Where the K codes come from.
+        variance: Kind of variance.
+        distribution: ``"gaussian"`` or ``"vmf"``; the latter has a scalar concentration only.
+        temperature: Of the relaxed sample, > 0. Published: ``exp(-1e-5 step)``.
+        initial_variance: ``exp(theta)`` at the start, for vMF the concentration's. Published: 20 (CIFAR-10, CelebA) and
+            10 (MNIST) with codes from N(0, Id), whose squared length is D.
+        floor: Added to it. None means as released: 1 for the scalar type and vMF, 0 for the others.
+
+    Raises:
+        ValueError: If a number is out of range, or vMF is combined with another variance than the scalar one.
+
+    Example:
+        >>> from gritvq import FreeCodebook
+        >>> quantizer = StochasticQuantizer(FreeCodebook(4, 16))
+        >>> quantized, indices, losses = quantizer(torch.randn(2, 5, 4))
+        >>> quantized.shape, indices.shape, sorted(losses)
+        (torch.Size([2, 5, 4]), torch.Size([2, 5, 1]), ['distance', 'entropy'])
+        >>> StochasticQuantizer(FreeCodebook(4, 16), variance="channel").input_dim
+        8
+
+    References:
+        Takida et al., "SQ-VAE: Variational Bayes on Discrete Representation with Self-annealed Stochastic
+        Quantization", ICML 2022, arXiv 2205.07547; formulas and floors after the released code (sony/sqvae).
+        Deviations: log variances are clamped to [-30, 30]; the sampled evaluation is not offered.
+    """
+
+    exact = "eval"
+    objective = "arelbo"
+    surrogate = None
+
+    def __init__(
+        self,
+        codebook: Codebook,
+        *,
+        variance: Literal["scalar", "image", "position", "channel"] = "scalar",
+        distribution: Literal["gaussian", "vmf"] = "gaussian",
+        temperature: float | Schedule = 1.0,
+        initial_variance: float = 20.0,
+        floor: float | None = None,
+    ) -> None:
+        super().__init__()
+        if variance not in ("scalar", "image", "position", "channel"):
+            raise ValueError(f"expected variance 'scalar', 'image', 'position' or 'channel', got {variance!r}")
+        if distribution not in ("gaussian", "vmf"):
+            raise ValueError(f"expected distribution 'gaussian' or 'vmf', got {distribution!r}")
+        if distribution == "vmf" and variance != "scalar":
+            raise ValueError(f"expected variance 'scalar' with distribution 'vmf', got {variance!r}; leave it out")
+        floor = float(variance == "scalar") if floor is None else floor
+        if not floor >= 0:
+            raise ValueError(f"expected floor >= 0, got {floor!r}")
+        self.codebook, self.variance, self.distribution = codebook, variance, distribution
+        self.temperature = checked_temperature(temperature)
+        self.log_variance = nn.Parameter(torch.tensor(initial_log_variance(initial_variance)))
+        self.initial_variance, self.floor = float(initial_variance), float(floor)
+        self.dim, self.codebook_sizes = codebook.dim, (codebook.codebook_size,)
+
+    @property
+    def input_dim(self) -> int:
+        """D, and the channels that hold log variances."""
+        return self.dim + {"scalar": 0, "image": 1, "position": 1, "channel": self.dim}[self.variance]
+
+    def codes(self) -> Float[Tensor, "K D"]:
+        """The codebook's codes, at unit length for vMF."""
+        codes = self.codebook.codes()
+        return to_unit_length(codes) if self.distribution == "vmf" else codes
+
+    def quantize(self, x: Float[Tensor, "*batch C"], valid: Bool[Tensor, "*batch"]) -> QuantizerOutput:
+        """A relaxed sample and its losses in training, the most probable code in eval."""
+        with torch.autocast(x.device.type, enabled=False):
+            x = wide(x)
+            z, extra = x[..., : self.dim], x[..., self.dim :]
+            z = to_unit_length(z) if self.distribution == "vmf" else z
+            flat, codes = z.reshape(-1, self.dim), self.codes()
+            variance = self._variances(extra, valid)
+            indices = self._most_probable(flat, codes, variance)
+            losses: dict[str, Tensor] = {}
+            if self.training:
+                rows, entropy = self._sample(flat, codes, variance)
+                weight = valid.reshape(-1)
+                count = joined_count(weight)
+                losses["entropy"] = masked_mean(entropy, weight, count)
+                losses["distance"] = masked_mean(self._distance(flat, rows, variance), weight, count)
+                value = rows.view(z.shape)
+            else:
+                value = F.embedding(indices, codes).view(z.shape) + (z - z.detach())
+            return QuantizerOutput(value, torch.where(valid, indices.view(valid.shape), -1).unsqueeze(-1), losses)
+
+    def _variances(self, extra: Tensor, valid: Tensor) -> Tensor:
+        """The variance: a scalar, (N, 1) or (N, D); for vMF the concentration."""
+        own = self.floor + self.log_variance.clamp(-_LIMIT, _LIMIT).exp()
+        if self.variance == "scalar":
+            return own
+        if self.variance == "image" and extra.ndim > 2:
+            inner = tuple(range(1, extra.ndim - 1))
+            total = torch.where(valid.unsqueeze(-1), extra, 0).sum(inner, keepdim=True)
+            count = valid.unsqueeze(-1).sum(inner, keepdim=True).clamp_min(1)
+            extra = (total / count).expand(extra.shape)
+        return own + extra.reshape(-1, extra.shape[-1]).clamp(-_LIMIT, _LIMIT).exp()
+
+    def _most_probable(self, flat: Tensor, codes: Tensor, variance: Tensor) -> Int[Tensor, " N"]:
+        """The nearest code; only a variance per component changes what near means."""
+        if self.variance != "channel":
+            return nearest_code(flat, codes, self._metric)
+        flat, codes, variance = flat.detach(), codes.detach(), variance.detach()
+        relative = variance / variance.amin(1, keepdim=True)  # the order stays, and no factor can overflow
+        factors, table = gaussian_factors(*centered(flat, codes), relative)
+        return most_probable(factors, table)
+
+    def _sample(self, flat: Tensor, codes: Tensor, variance: Tensor) -> tuple[Tensor, ...]:
+        """Relaxed samples and negative entropies of all vectors."""
+        if self.distribution == "vmf":
+            factors, table = flat * variance, codes.to(flat.dtype)
+        else:
+            factors, table = gaussian_factors(*centered(flat, codes), variance)
+        return sample_codes(factors, table, codes, self.temperature)
+
+    def _distance(self, flat: Tensor, rows: Tensor, variance: Tensor) -> Float[Tensor, " N"]:
+        if self.distribution == "vmf":
+            return variance * (flat * (flat - rows)).sum(1)
+        return 0.5 * ((flat - rows).square() / variance).sum(1)
+
+    @property
+    def _metric(self) -> Literal["euclidean", "cosine"]:
+        return "cosine" if self.distribution == "vmf" else "euclidean"
+
+    def lookup(self, indices: Int[Tensor, "*batch 1"]) -> Float[Tensor, "*batch D"]:
+        """Rows of the table; zeros for -1."""
+        return look_up(indices, self.codes())
+
+    def nearest(self, y: Float[Tensor, "*batch D"], num_codes: int) -> Int[Tensor, "*batch n"]:
+        """The nearest codes, by direction for vMF; a variance per component is left out of it."""
+        found = nearest_codes(y.reshape(-1, self.dim), self.codes(), num_codes, self._metric)
+        return found.view(*y.shape[:-1], num_codes)
+
+    @torch.no_grad()
+    def initialize_codebook(self, x: Float[Tensor, "*batch C"], generator: torch.Generator | None = None) -> None:
+        """Fit the codebook to the latents (:meth:`Codebook.fit`); variances stay as they are."""
+        self._check_input(x, None)
+        generator = torch.Generator().manual_seed(0) if generator is None else generator
+        self.codebook.fit(self._finite_rows(x)[:, : self.dim], self._metric, generator)
+
+    def fold(self) -> Quantizer:
+        """A plain :class:`gritvq.VectorQuantizer`, or over a plain table where the input has channels for variances."""
+        table = plain_table(self.codes())
+        if self.variance == "scalar":
+            return VectorQuantizer(table, NearestAssignment(self._metric), learning=[]).eval()
+        folded = StochasticQuantizer(table, variance=self.variance, floor=self.floor)
+        folded.log_variance = nn.Parameter(self.log_variance.detach().clone())
+        return folded.requires_grad_(False).eval()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> StochasticQuantizer:
+        return super()._apply(keeping_precision(fn), recurse)
+
+
+# --- shared by the quantizers of this package -------------------------------------------------------------------------
+
+
+def checked_temperature(temperature: float | Schedule) -> float | Schedule:
+    """The temperature as given, if it can be one."""
+    if not isinstance(temperature, Schedule) and not temperature > 0:
+        raise ValueError(f"expected temperature > 0, got {temperature!r}")
+    return temperature
+
+
+def initial_log_variance(initial_variance: float) -> float:
+    """Logarithm of a start value of a learned variance."""
+    if not 0 < initial_variance < math.inf:
+        raise ValueError(f"expected initial_variance > 0, got {initial_variance!r}")
+    return math.log(initial_variance)
+
+
+def clamped_temperature(temperature: float | Schedule) -> float | Tensor:
+    """The temperature now; a schedule that reaches 0 stays just above it."""
+    now = scheduled(temperature)
+    return now.clamp_min(1e-6) if isinstance(now, Tensor) else now
+
+
+def sample_codes(
+    factors: Float[Tensor, "N F"],
+    table: Float[Tensor, "K F"],
+    codes: Float[Tensor, "K D"],
+    temperature: float | Schedule,
+) -> tuple[Tensor, ...]:
+    """Relaxed samples (N, D) from ``softmax(factors @ table.T)``, and the negative entropies (N,)."""
+    now = clamped_temperature(temperature)
+
+    def block(rows: Tensor) -> tuple[Tensor, ...]:
+        logits = rows @ table.T
+        return relaxed_choice(logits, codes, now), negative_entropy(logits)
+
+    return over_blocks(block, [factors], len(codes))
+
+
+def most_probable(factors: Float[Tensor, "N F"], table: Float[Tensor, "K F"]) -> Int[Tensor, " N"]:
+    """``argmax_k factors @ table.T`` in blocks; all rows at once in an exported program."""
+    if torch.compiler.is_exporting():
+        return (factors @ table.T).argmax(1)
+    return over_blocks(lambda rows: ((rows @ table.T).argmax(1),), [factors], len(table))[0]
+
+
+def look_up(indices: Int[Tensor, "*batch 1"], codes: Float[Tensor, "K D"]) -> Float[Tensor, "*batch D"]:
+    """Rows of a table; zeros for -1."""
+    rows = F.embedding(indices.squeeze(-1).clamp_min(0), codes)
+    return torch.where(indices < 0, 0, rows)
+
+
+def plain_table(codes: Float[Tensor, "K D"]) -> FreeCodebook:
+    """A frozen table of exactly these codes."""
+    codes = codes.detach()
+    table = FreeCodebook(codes.shape[1], codes.shape[0]).to(codes.device, codes.dtype)
+    table.write(torch.arange(len(codes), device=codes.device), codes)
+    table.freeze()
+    return table

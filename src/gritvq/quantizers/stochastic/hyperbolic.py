@@ -1,0 +1,202 @@
+"""Quantization by hyperbolic multinomial logistic regression in the Poincare ball."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from gritvq.quantizers.base import Quantizer, QuantizerOutput, Schedule, keeping_precision, scheduled
+from gritvq.quantizers.canonical import ranked
+from gritvq.quantizers.functional import transforming, wide
+from gritvq.quantizers.stochastic.relaxations import over_blocks, relaxed_choice
+
+__all__ = ["HyperbolicQuantizer"]
+
+
+class HyperbolicQuantizer(Quantizer):
+    """Hyperbolic quantization (HyperVQ): codes are hyperplanes of the Poincare ball, chosen by logistic regression.
+
+    Code k has a direction ``a_k`` and an offset ``r_k``. With curvature -c, ``x = exp_0(v)`` of the input v and ``lam =
+    2 / (1 - c |x|^2)``::
+
+        logit_k = 2 |a_k| / sqrt(c) * asinh(lam sqrt(c) <x, a_k / |a_k|> cosh(2 sqrt(c) r_k)
+                                            - (lam - 1) sinh(2 sqrt(c) r_k))
+
+    Its representative is the point of the hyperplane nearest to the origin, ``exp_0(r_k a_k / |a_k|)``. Values are
+    given back in the tangent space, ``log_0`` of the representative, which is ``r_k a_k / |a_k|`` exactly. Since
+    ``exp_0`` maps length to ``tanh``, ``lam sqrt(c) x = sinh(2 sqrt(c) |v|) v / |v|`` and ``lam - 1 = cosh(2 sqrt(c)
+    |v|)``; so all logits are one matrix product and one asinh, and no point of the ball is ever formed.
+
+    In training the value is the representative of a code drawn from ``softmax(logits)``, with the gradient of the
+    Gumbel-softmax mixture; in eval it is that of the largest logit, with a straight-through gradient. There is no
+    codebook loss. The largest logit need not be the nearest representative's, and encoding a representative again may
+    give another code: a representative lies on its own boundary, ``logit_k = 0``.
+
+    The indices are those of eval in training too, the largest logit's, not the drawn ones. Costs O(N K) in training and
+    in eval; three arrays N x K are kept for the backward pass, up to 67 million pairs, beyond which blocks are
+    recomputed. Nothing is fitted to data: :meth:`initialize_codebook` leaves the codes.
+
+    Args:
+        dim: Size D of a vector.
+        codebook_size: Number of codes K.
+        curvature: c > 0; as it falls to 0 the logits become ``4 (<a_k, v> - |a_k| r_k)``.
+        temperature: Of the mixture whose gradient is used, > 0.
+        clip: Points of the ball are kept within ``(1 - clip) / sqrt(c)`` of its centre, latents and representatives.
+
+    Raises:
+        ValueError: If an argument is out of range.
+
+    Example:
+        >>> quantizer = HyperbolicQuantizer(4, 16)
+        >>> quantized, indices, losses = quantizer(torch.randn(2, 5, 4))
+        >>> quantized.shape, indices.shape, losses
+        (torch.Size([2, 5, 4]), torch.Size([2, 5, 1]), {})
+
+    References:
+        Goswami et al., "HyperVQ: MLR-based Vector Quantization in Hyperbolic Space", TMLR 2025, arXiv 2403.13015;
+        Shimizu et al., "Hyperbolic Neural Networks++", ICLR 2021, arXiv 2006.08210 (the logit). That the method uses
+        this form of the logit, the straight-through sample and the absence of a codebook loss are inferred; curvature,
+        temperature and the start are our choices: random directions, |a_k| = 4, r_k = 1/2. With equal offsets the first
+        choice is by direction alone and reaches all codes; with representatives from N(0, Id / D) a few win everything.
+    """
+
+    exact = "eval"
+    surrogate = None
+
+    def __init__(
+        self,
+        dim: int,
+        codebook_size: int,
+        *,
+        curvature: float = 1.0,
+        temperature: float | Schedule = 1.0,
+        clip: float = 1e-3,
+    ) -> None:
+        super().__init__()
+        for name, value in (("dim", dim), ("codebook_size", codebook_size)):
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"expected {name} >= 1, got {value!r}; arguments are (dim, codebook_size)")
+        if not curvature > 0 or not 0 < clip < 1:
+            raise ValueError(f"expected curvature > 0 and clip in (0, 1), got {curvature!r} and {clip!r}")
+        if not isinstance(temperature, Schedule) and not temperature > 0:
+            raise ValueError(f"expected temperature > 0, got {temperature!r}")
+        self.dim, self.codebook_sizes = dim, (codebook_size,)
+        self.curvature, self.temperature, self.clip = float(curvature), temperature, float(clip)
+        self.directions = nn.Parameter(4 * F.normalize(torch.randn(codebook_size, dim), dim=1))
+        self.offsets = nn.Parameter(torch.full((codebook_size,), 0.5))
+
+    @property
+    def radius(self) -> float:
+        """Largest length of a vector in the tangent space that is told apart from longer ones."""
+        return math.atanh(1 - self.clip) / math.sqrt(self.curvature)
+
+    def codes(self) -> Float[Tensor, "K D"]:
+        """Representatives in the tangent space, ``r_k a_k / |a_k|``."""
+        with torch.autocast(self.directions.device.type, enabled=False):
+            offsets = wide(self.offsets).clamp(-self.radius, self.radius)
+            return offsets[:, None] * F.normalize(wide(self.directions), dim=1)
+
+    def logits(self, v: Float[Tensor, "N D"]) -> Float[Tensor, "N K"]:
+        """Logits of tangent vectors; all N x K of them at once, in the wider type of input and parameters."""
+        with torch.autocast(v.device.type, enabled=False):
+            return self._scores(self._points(wide(v)), self._planes())
+
+    def _points(self, v: Tensor) -> Float[Tensor, "N F"]:
+        """``(sinh(2s) v / |v|, -cosh(2s))`` with ``s = sqrt(c) |v|``, no longer than the clip allows."""
+        root = math.sqrt(self.curvature)
+        length = torch.linalg.vector_norm(v, dim=1, keepdim=True)
+        double = 2 * root * length.clamp_max(self.radius)
+        return torch.cat([torch.sinh(double) * (v / length.clamp_min(1e-12)), -torch.cosh(double)], 1)
+
+    def _planes(self) -> tuple[Float[Tensor, "K F"], Float[Tensor, " K"]]:
+        """``(cosh(2 sqrt(c) r) a / |a|, sinh(2 sqrt(c) r))`` and the factor ``2 |a| / sqrt(c)``."""
+        root = math.sqrt(self.curvature)
+        directions, offsets = wide(self.directions), wide(self.offsets)
+        double = 2 * root * offsets.clamp(-self.radius, self.radius)[:, None]
+        planes = torch.cat([torch.cosh(double) * F.normalize(directions, dim=1), torch.sinh(double)], 1)
+        return planes, 2 / root * torch.linalg.vector_norm(directions, dim=1)
+
+    def _scores(self, points: Tensor, planes: tuple[Tensor, Tensor]) -> Float[Tensor, "N K"]:
+        table, scale = planes
+        dtype = torch.promote_types(points.dtype, table.dtype)
+        products = points.to(dtype) @ table.to(dtype).T
+        return (products.asinh() if transforming() else _Asinh.apply(products)) * scale.to(dtype)
+
+    def quantize(self, x: Float[Tensor, "*batch D"], valid: Bool[Tensor, "*batch"]) -> QuantizerOutput:
+        """The representative of a drawn code in training, of the most probable one in eval."""
+        with torch.autocast(x.device.type, enabled=False):
+            x = wide(x)
+            codes = self.codes()
+            if self.training:
+                points, planes = self._points(x.reshape(-1, self.dim)), self._planes()
+                now = scheduled(self.temperature)
+                now = now.clamp_min(1e-6) if isinstance(now, Tensor) else now
+
+                def block(rows: Tensor) -> tuple[Tensor, ...]:
+                    scores = self._scores(rows, planes)
+                    return relaxed_choice(scores, codes, now, hard=True), scores.argmax(1)
+
+                rows, indices = over_blocks(block, [points], len(codes))
+                value = rows.view(x.shape)
+            else:
+                indices = self.nearest(x, 1)
+                value = F.embedding(indices.squeeze(-1), codes) + (x - x.detach())
+            return QuantizerOutput(value, torch.where(valid, indices.view(valid.shape), -1).unsqueeze(-1), {})
+
+    def lookup(self, indices: Int[Tensor, "*batch 1"]) -> Float[Tensor, "*batch D"]:
+        """Representatives in the tangent space; zeros for -1."""
+        rows = F.embedding(indices.squeeze(-1).clamp_min(0), self.codes())
+        return torch.where(indices < 0, 0, rows)
+
+    @torch.no_grad()
+    def nearest(self, y: Float[Tensor, "*batch D"], num_codes: int) -> Int[Tensor, "*batch n"]:
+        """The codes of the largest logits, most probable first: that is what counts as near here."""
+        size = self.codebook_sizes[0]
+        if not 1 <= num_codes <= size:
+            raise ValueError(f"expected num_codes in 1 .. {size}, got {num_codes}")
+        with torch.autocast(y.device.type, enabled=False):
+            planes = self._planes()
+
+            def block(rows: Tensor) -> tuple[Tensor, ...]:
+                scores = self._scores(rows, planes)
+                return (scores.argmax(1, keepdim=True) if num_codes == 1 else ranked(scores, num_codes),)
+
+            points = self._points(wide(y).reshape(-1, self.dim))
+            found = block(points) if torch.compiler.is_exporting() else over_blocks(block, [points], size)
+            return found[0].view(*y.shape[:-1], num_codes)
+
+    def fold(self) -> HyperbolicQuantizer:
+        """A frozen copy: the choice is by logits, so it needs the hyperplanes and not only a table."""
+        folded = HyperbolicQuantizer(self.dim, self.codebook_sizes[0], curvature=self.curvature, clip=self.clip)
+        folded.directions = nn.Parameter(self.directions.detach().clone())
+        folded.offsets = nn.Parameter(self.offsets.detach().clone())
+        return folded.requires_grad_(False).eval()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> HyperbolicQuantizer:
+        return super()._apply(keeping_precision(fn), recurse)
+
+
+class _Asinh(torch.autograd.Function):
+    """``asinh`` as ``sign(x) log(|x| + sqrt(1 + x^2))``, several times faster than the library's on a CPU.
+
+    Its error is a rounding of the absolute value of 1 near zero, which is what a logit's is.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        size = (x * x).add_(1).sqrt_().add_(x.abs()).log_()
+        if torch.compiler.is_exporting():  # not every format can copy a sign
+            return torch.where(x < 0, -size, size)
+        return size.copysign_(x)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return (x * x).add_(1).rsqrt_().mul_(gradient)

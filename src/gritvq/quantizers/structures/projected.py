@@ -1,0 +1,99 @@
+"""A quantizer between two linear maps."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from gritvq.quantizers.base import Quantizer, QuantizerOutput, check_quantizer
+from gritvq.quantizers.functional import wide
+
+__all__ = ["ProjectedQuantizer"]
+
+
+class ProjectedQuantizer(Quantizer):
+    """A quantizer in a space of another size: a linear map in front of it and one behind.
+
+    ``value = W_out Q(W_in x + b_in) + b_out``, in float32 also under autocast. The maps get their gradients through the
+    quantizer's own surrogate. They start orthogonal and without bias: a bias comparable to the latents would fix the
+    sign of every component, and with it all bits of a binary quantizer.
+
+    Args:
+        quantizer: The quantizer inside.
+        dim: Size of the vectors outside.
+
+    Example:
+        >>> from gritvq import FSQ
+        >>> quantizer = ProjectedQuantizer(FSQ([8, 5, 5, 5]), 64)
+        >>> quantizer(torch.randn(3, 64)).quantized.shape
+        torch.Size([3, 64])
+    """
+
+    def __init__(self, quantizer: Quantizer, dim: int) -> None:
+        super().__init__()
+        if not isinstance(dim, int) or dim < 1:
+            raise ValueError(f"expected dim >= 1, got {dim!r}")
+        check_quantizer(quantizer)
+        self.quantizer = quantizer
+        self.dim, self.codebook_sizes = dim, quantizer.codebook_sizes
+        self.exact, self.surrogate = quantizer.exact, quantizer.surrogate
+        self.draws_indices = quantizer.draws_indices
+        self.layout, self.objective = quantizer.layout, quantizer.objective
+        self.project_in, self.project_out = nn.Linear(dim, quantizer.input_dim), nn.Linear(quantizer.dim, dim)
+        for layer in (self.project_in, self.project_out):
+            nn.init.orthogonal_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def before(self, x: Float[Tensor, "*batch D"]) -> Tensor:
+        """Into the inner space."""
+        return self.quantizer.before(_linear(x, self.project_in))
+
+    def after(self, q: Tensor) -> Float[Tensor, "*batch D"]:
+        """Back out of it."""
+        return _linear(self.quantizer.after(q), self.project_out)
+
+    def quantize(self, x: Tensor, valid: Bool[Tensor, "*batch"]) -> QuantizerOutput:
+        """The inner quantizer's."""
+        return self.quantizer.quantize(x, valid)
+
+    def lookup(self, indices: Int[Tensor, "*tokens Q"]) -> Tensor:
+        """The inner quantizer's."""
+        return self.quantizer.lookup(indices)
+
+    def nearest(self, y: Tensor, num_codes: int) -> Int[Tensor, "*batch n"]:
+        """The inner quantizer's."""
+        return self.quantizer.nearest(y, num_codes)
+
+    def token_shape(self, batch: tuple[int, ...]) -> tuple[int, ...]:
+        """The inner quantizer's."""
+        return self.quantizer.token_shape(batch)
+
+    def bits(self, batch: tuple[int, ...]) -> float:
+        """The inner quantizer's."""
+        return self.quantizer.bits(batch)
+
+    def _hide(self, values: Float[Tensor, "*batch D"], indices: Int[Tensor, "*tokens Q"]) -> Tensor:
+        return self.quantizer._hide(values, indices)
+
+    def initialize_codebook(self, x: Float[Tensor, "*batch D"], generator: torch.Generator | None = None) -> None:
+        """Fit the inner codes to the projected data."""
+        self._check_input(x, None)
+        with torch.no_grad():
+            self.quantizer.initialize_codebook(_linear(x, self.project_in), generator)
+
+    def fold(self) -> ProjectedQuantizer:
+        """The same maps around the folded quantizer."""
+        folded = ProjectedQuantizer(self.quantizer.fold(), self.dim)
+        folded.project_in, folded.project_out = copy.deepcopy(self.project_in), copy.deepcopy(self.project_out)
+        return folded.requires_grad_(False).eval()
+
+
+def _linear(x: Tensor, layer: nn.Linear) -> Tensor:
+    """A linear layer in its own precision, but at least float32."""
+    with torch.autocast(x.device.type, enabled=False):
+        weight, bias = wide(layer.weight), wide(layer.bias)
+        return F.linear(x.to(weight.dtype), weight, bias)

@@ -1,0 +1,216 @@
+"""A codebook, an assignment, a surrogate and learning rules composed into one quantizer."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from gritvq.distributed import joined_place
+from gritvq.quantizers.assignments import NearestAssignment
+from gritvq.quantizers.base import (
+    Assignment,
+    Codebook,
+    CodeStatistics,
+    Context,
+    LearningRule,
+    Quantizer,
+    QuantizerOutput,
+    Surrogate,
+    least_exact,
+)
+from gritvq.quantizers.codebooks import FreeCodebook
+from gritvq.quantizers.functional import nearest_codes, wide
+from gritvq.quantizers.learning import CodebookLoss, CommitmentLoss
+from gritvq.quantizers.surrogates import StraightThrough
+
+__all__ = ["VectorQuantizer"]
+
+
+class VectorQuantizer(Quantizer):
+    """Vector quantization from four parts: where codes come from, which one is taken, what gradient flows, what learns.
+
+    Args:
+        codebook: Where the K codes come from.
+        assignment: Which code a vector gets; nearest by euclidean distance unless given.
+        surrogate: The gradient through the hard choice; straight-through unless given. Must be None for a
+            differentiable assignment.
+        learning: Losses and updates. None means a codebook loss of weight 1 and a commitment loss of weight 0.25 where
+            the surrogate gives the codes no gradient, and nothing otherwise; ``[]`` means nothing at all.
+
+    Raises:
+        ValueError: If the parts do not fit together; nothing fails later.
+
+    Example:
+        >>> from gritvq import FreeCodebook
+        >>> quantizer = VectorQuantizer(FreeCodebook(4, 16))
+        >>> quantized, indices, losses = quantizer(torch.randn(2, 5, 4))
+        >>> quantized.shape, indices.shape, sorted(losses)
+        (torch.Size([2, 5, 4]), torch.Size([2, 5, 1]), ['codebook', 'commitment'])
+        >>> torch.equal(quantizer.decode(indices), quantized)
+        True
+
+    References:
+        van den Oord et al., "Neural Discrete Representation Learning", NeurIPS 2017, arXiv 1711.00937.
+    """
+
+    def __init__(
+        self,
+        codebook: Codebook,
+        assignment: Assignment | None = None,
+        surrogate: Surrogate | None = None,
+        learning: Sequence[LearningRule] | None = None,
+    ) -> None:
+        super().__init__()
+        assignment = NearestAssignment() if assignment is None else assignment
+        if assignment.differentiable:
+            if surrogate is not None:
+                raise ValueError(
+                    f"expected no surrogate with the differentiable {type(assignment).__name__}, got "
+                    f"{type(surrogate).__name__}; leave `surrogate` out"
+                )
+        elif surrogate is None:
+            surrogate = StraightThrough()
+        moves_codes = assignment.differentiable or (surrogate is not None and surrogate.moves_codes)
+        if learning is None:
+            learning = [] if moves_codes else [CodebookLoss(), CommitmentLoss()]
+        _check_learning(codebook, surrogate, moves_codes, learning)
+
+        self.codebook, self.assignment, self.surrogate = codebook, assignment, surrogate
+        self.learning = nn.ModuleList(learning)
+        self.dim, self.codebook_sizes = codebook.dim, (codebook.codebook_size,)
+        self.exact = least_exact(assignment.exact, *([] if surrogate is None else [surrogate.exact]))
+        self.draws_indices = assignment.draws_indices
+        needs = frozenset().union(*(rule.needs for rule in learning))
+        updates = any(rule.writes_codes for rule in learning)
+        self.statistics = CodeStatistics(self.dim, codebook.codebook_size, needs) if updates else None
+        if self.statistics is not None:
+            codebook.observed_by(self.statistics)
+        if any(rule.writes_codes == "table" for rule in learning):
+            codebook.freeze()
+
+    def quantize(self, x: Float[Tensor, "*batch D"], valid: Bool[Tensor, "*batch"]) -> QuantizerOutput:
+        """Assign codes; in training also accumulate statistics and compute the losses."""
+        with torch.autocast(x.device.type, enabled=False):
+            x = wide(x)
+            codes = self.codebook.codes()
+            flat = x.reshape(-1, self.dim)
+            chosen, values = self.assignment(flat, codes)
+            indices, q = chosen.view(x.shape[:-1]), values.view(x.shape)
+            losses: dict[str, Tensor] = {}
+            if self.training and len(self.learning):
+                first, count = joined_place(valid)
+                if self.statistics is not None:
+                    self.statistics.accumulate(flat, chosen, valid.reshape(-1), first, count)
+                context = Context(x, q, indices, valid, codes, count)
+                for rule in self._rules():
+                    own = rule.loss(context)
+                    if losses.keys() & own.keys():
+                        raise ValueError(
+                            f"expected losses of different names, got {sorted(losses.keys() & own.keys())} twice; give "
+                            "one rule the whole weight or rename the loss"
+                        )
+                    losses.update(own)
+            return QuantizerOutput(q, torch.where(valid, indices, -1).unsqueeze(-1), losses)
+
+    def _rules(self) -> list[LearningRule]:
+        return cast("list[LearningRule]", list(self.learning))
+
+    def lookup(self, indices: Int[Tensor, "*batch 1"]) -> Float[Tensor, "*batch D"]:
+        """Rows of the materialised table; zeros for -1."""
+        index = indices.squeeze(-1)
+        rows = nn.functional.embedding(index.clamp_min(0), self.codebook.codes())
+        return torch.where((index < 0).unsqueeze(-1), 0, rows)
+
+    def nearest(self, y: Float[Tensor, "*batch D"], num_codes: int) -> Int[Tensor, "*batch n"]:
+        """The nearest codes by the assignment's metric."""
+        found = nearest_codes(y.reshape(-1, self.dim), self.codebook.codes(), num_codes, self.assignment.metric)
+        return found.view(*y.shape[:-1], num_codes)
+
+    @torch.no_grad()
+    def initialize_codebook(self, x: Float[Tensor, "*batch D"], generator: torch.Generator | None = None) -> None:
+        """Fit the codebook to the data (:meth:`Codebook.fit`); the surrogate sees them too.
+
+        Raises:
+            ValueError: If no finite vector is left, or no code could be written.
+        """
+        self._check_input(x, None)
+        rows = self._finite_rows(self.before(x))
+        generator = torch.Generator().manual_seed(0) if generator is None else generator
+        self.codebook.fit(rows, self.assignment.metric, generator)
+        if self.surrogate is not None:
+            self.surrogate.initialize(rows)
+        if self.statistics is not None:
+            self.statistics.reset()
+
+    @torch.no_grad()
+    def update(self, optimizer: torch.optim.Optimizer | None) -> None:
+        """Reduce the statistics over all ranks and let every rule act on them."""
+        if self.statistics is None:
+            return
+        self.statistics.begin_update()
+        try:
+            for rule in self._rules():
+                replaced = rule.update(self.codebook, self.statistics)
+                if replaced is not None and len(replaced):
+                    self.statistics.reset_rows(replaced)
+                    _reset_moments(optimizer, self.codebook.row_parameter(), replaced)
+        finally:
+            self.statistics.end_update()
+
+    def fold(self) -> VectorQuantizer:
+        """Plain quantizer over the materialised codes: same indices, bitwise the same values, no training parts."""
+        with torch.no_grad():
+            codes = self.codebook.codes()
+        table = FreeCodebook(self.dim, self.codebook.codebook_size)
+        table.to(codes.device, codes.dtype)
+        table.write(torch.arange(len(codes), device=codes.device), codes)
+        table.freeze()
+        assignment = copy.deepcopy(self.assignment)
+        folded = VectorQuantizer(table, assignment, None if assignment.differentiable else StraightThrough(), [])
+        return folded.eval()
+
+
+def _check_learning(
+    codebook: Codebook, surrogate: Surrogate | None, moves_codes: bool, learning: Sequence[LearningRule]
+) -> None:
+    """The only place where parts are checked against each other; they declare, this compares."""
+    kind = type(codebook).__name__
+    owners = [rule for rule in learning if rule.writes_codes == "table"]
+    trainers = [type(rule).__name__ for rule in learning if rule.trains_codes]
+    if moves_codes:
+        trainers.append(type(surrogate).__name__ if surrogate is not None else "the differentiable assignment")
+    if owners:
+        owner = type(owners[0]).__name__
+        if len(owners) > 1:
+            raise ValueError(
+                f"expected one rule that owns the codes, got {[type(o).__name__ for o in owners]}; keep one"
+            )
+        if codebook.writes != "table":
+            raise ValueError(
+                f"expected a plain table under {owner}, got {kind} (writes={codebook.writes!r}); use FreeCodebook, or "
+                "train this codebook by gradients"
+            )
+        if trainers:
+            raise ValueError(
+                f"expected one owner of the codes, got {owner} and gradients from {', '.join(trainers)}; drop one of "
+                "them"
+            )
+    for rule in learning:
+        if rule.writes_codes == "rows" and codebook.writes is None:
+            raise ValueError(
+                f"expected a codebook whose codes can be written for {type(rule).__name__}, got {kind} (writes=None); "
+                "drop the rule: a shared map keeps its codes alive by itself"
+            )
+
+
+def _reset_moments(optimizer: torch.optim.Optimizer | None, table: nn.Parameter | None, rows: Tensor) -> None:
+    if optimizer is None or table is None:
+        return
+    for value in optimizer.state.get(table, {}).values():
+        if isinstance(value, Tensor) and value.shape == table.shape:
+            value[rows] = 0

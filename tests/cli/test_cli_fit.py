@@ -1,0 +1,265 @@
+"""What ``fit`` and ``demo`` make of a configuration, and what they leave alone."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import json
+import os
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+from safetensors.torch import load_file
+
+from gritvq.cli import fit as fitting
+from gritvq.cli import main
+from gritvq.cli.errors import parser_class
+from gritvq.cli.output import tracked
+from program import wrong
+
+CONFIGS = sorted(
+    path for kind in ("methods", "image") for path in (Path(__file__).parents[2] / "configs" / kind).iterdir()
+)
+
+
+@pytest.fixture(autouse=True)
+def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
+    with warnings.catch_warnings():
+        yield
+
+
+def parsed(*words: str) -> Any:
+    """The quantizer that arguments of ``fit`` ask for."""
+    parser = parser_class()()
+    fitting.fit_arguments(parser, words)
+    return parser.parse_args(list(words)).tokenizer.quantizer
+
+
+def defaults(path: str) -> dict[str, Any]:
+    module, _, name = path.rpartition(".")
+    found = inspect.signature(getattr(importlib.import_module(module), name)).parameters.items()
+    return {key: parameter.default for key, parameter in found if parameter.default is not inspect.Parameter.empty}
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=[path.stem for path in CONFIGS])
+def test_a_configuration_gives_what_it_says_and_the_presets_defaults(path: Path) -> None:
+    said = yaml.safe_load(path.read_text())["tokenizer"]["quantizer"]
+    found = parsed("--config", str(path))
+    assert found.class_path == said["class_path"]
+    given = {name: tuple(value) if isinstance(value, list) else value for name, value in found.init_args.items()}
+    expected = {**defaults(said["class_path"]), **said["init_args"]}
+    assert {name: given[name] for name in expected} == expected
+
+
+@pytest.mark.parametrize(
+    ("words", "path", "expected"),
+    [
+        (["--tokenizer.quantizer", "gritvq.vq_vae"], "gritvq.vq_vae", {"dim": 16, "codebook_size": 4096}),
+        (["--tokenizer.quantizer=gritvq.rotation_vq"], "gritvq.rotation_vq", {"dim": 16, "codebook_size": 4096}),
+        (["--tokenizer.quantizer.codebook_size", "64"], "gritvq.grit_vq", {"codebook_size": 64}),
+        (["--tokenizer.quantizer.class_path", "gritvq.diveq"], "gritvq.diveq", {}),
+        (["--config", "vq.yaml", "--tokenizer.quantizer", "gritvq.rotation_vq"], "gritvq.rotation_vq", {"dim": 8}),
+        (["--tokenizer", "tokenizer.yaml"], "gritvq.vq_vae", {"dim": 8, "codebook_size": 32}),
+        ([], "gritvq.grit_vq", {"dim": 16, "codebook_size": 4096}),
+    ],
+)
+def test_another_class_brings_its_own_defaults(words: list[str], path: str, expected: dict[str, Any]) -> None:
+    part = {"quantizer": {"class_path": "gritvq.vq_vae", "init_args": {"dim": 8, "codebook_size": 32}}}
+    Path("vq.yaml").write_text(yaml.safe_dump({"tokenizer": part}))
+    Path("tokenizer.yaml").write_text(yaml.safe_dump(part))
+    found = parsed(*words)
+    wanted = {**defaults(path), **expected}
+    assert found.class_path == path and {name: found.init_args[name] for name in wanted} == wanted
+
+
+def test_short_settings_reach_every_part() -> None:
+    words = ["--preset", "rq", "--codebook_size", "32", "--dim", "8", "--factor", "8", "--channels", "1"]
+    Path("short.yaml").write_text(yaml.safe_dump({"preset": "rq", "codebook_size": 32, "dim": 8, "factor": 8}))
+    for given in ([*words, "--tokenizer.quantizer.num_levels", "3"], ["--config", "short.yaml", "--channels", "1"]):
+        parser = parser_class()()
+        fitting.fit_arguments(parser, given)
+        config = parser.parse_args(given)
+        fitting.spread(config)
+        encoder, quantizer, decoder = (config.tokenizer[part] for part in ("encoder", "quantizer", "decoder"))
+        expected = {**defaults("gritvq.rq"), "dim": 8, "codebook_size": 32}
+        expected["num_levels"] = 3 if given[0] == "--preset" else 4
+        assert quantizer.class_path == "gritvq.rq" and quantizer.init_args.as_dict() == expected
+        for part in (encoder, decoder):
+            assert (part.init_args.dim, part.init_args.factor, part.init_args.channels) == (8, 8, 1)
+        assert config.data.channels == 1
+        assert not {"preset", "codebook_size", "dim", "factor", "channels"} & set(vars(config))
+        parts = parser.instantiate(config)
+        assert parts.tokenizer.quantizer.codebook_sizes == (32,) * expected["num_levels"]
+
+
+def test_a_run_of_short_settings_is_written_down_in_full() -> None:
+    short = ["--preset", "fsq", "--codebook_size", "64", "--dim", "4", "--factor", "2", "--channels", "1"]
+    small()  # makes the pictures
+    sizes = ["--tokenizer.encoder.width", "8", "--tokenizer.decoder.width", "8", "--plan.max_steps", "1"]
+    data = ["--data.path", "pictures", "--data.batch_size", "4", "--plan.accelerator", "cpu"]
+    assert main(["fit", *short, *sizes, *data, "--out", "run"]) == 0
+    assert "preset" not in yaml.safe_load(Path("run/config.yaml").read_text())
+    assert main(["fit", "--config", "run/config.yaml", "--out", "again"]) == 0
+    name = "tokenizer/model.safetensors"
+    assert Path("run", name).read_bytes() == Path("again", name).read_bytes()
+    assert (
+        json.loads(Path("run/tokenizer/config.json").read_text())["tokenizer"]["init_args"]["encoder"]["init_args"][
+            "channels"
+        ]
+        == 1
+    )
+
+
+def small(*words: str, out: str = "run") -> list[str]:
+    """Two steps of something small."""
+    if not Path("pictures").exists():
+        Path("pictures").mkdir()
+        for number in range(24):
+            colours = np.random.default_rng(number).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+            Image.fromarray(colours).save(f"pictures/{number:02}.png")
+    parts: dict[str, Any] = {
+        "encoder": {"class_path": "gritvq.images.ImageEncoder", "init_args": {"dim": 4, "width": 8}},
+        "quantizer": {
+            "class_path": "gritvq.ns_vq",
+            "init_args": {"dim": 4, "codebook_size": 8, "halving_interval": None},
+        },
+        "decoder": {"class_path": "gritvq.images.ImageDecoder", "init_args": {"dim": 4, "width": 8}},
+    }
+    content = {"tokenizer": parts, "data": {"path": "pictures", "batch_size": 4}, "plan": {"max_steps": 2}}
+    Path("small.yaml").write_text(yaml.safe_dump(content))
+    return ["fit", "--config", "small.yaml", "--plan.accelerator", "cpu", "--out", out, *words]
+
+
+def test_settings_of_none_are_written_down(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(small()) == 0
+    told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("data: ")]
+    count = len(list(Path("pictures").iterdir()))
+    held = count // 10
+    said = f"validation {held} (the last {held} of train), test {held} (as validation)"
+    assert told == [f"data: pictures: train {count - held} (no name of a split), {said}"]
+    assert main(["fit", "--config", "run/config.yaml", "--out", "again"]) == 0
+    configs = [json.loads(Path(f"{run}/tokenizer/config.json").read_text()) for run in ("run", "again")]
+    assert configs[0] == configs[1]
+    name = "tokenizer/model.safetensors"
+    assert Path("run", name).read_bytes() == Path("again", name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--data.channels", "1"], "expected data.channels=3 as the tokenizer's encoder has, got 1; make them equal"),
+        (["--tokenizer.decoder.factor", "2"], "expected the decoder to have factor=4 as the encoder has, got 2"),
+        (["--data.size", "18", "--tokenizer.quantizer", "gritvq.msvq"], "18"),
+        (["--plan.accelerator", "nonsense"], "nonsense"),
+        (["--plan.accelerator", "tpu"], "tpu"),
+    ],
+)
+def test_a_run_stays_where_the_next_cannot_be(
+    words: list[str], expected: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(small()) == 0
+    before = {path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file()}
+    capsys.readouterr()
+    assert expected in wrong(small("--overwrite", "true", *words), capsys)
+    assert {path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file()} == before
+    wrong(small(*words, out="other"), capsys)
+    assert not Path("other").exists()
+
+
+@pytest.mark.parametrize("words", [["--config", "pipe.yaml"], ["--config=pipe.yaml"], ["--tokenizer", "pipe.yaml"]])
+def test_a_pipe_is_no_configuration(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    os.mkfifo("pipe.yaml")
+    assert "expected a configuration file, got 'pipe.yaml', which is a pipe" in wrong(["fit", *words], capsys)
+
+
+def test_a_demo_replaces_no_run_of_fit(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(small()) == 0
+    before = Path("run/tokenizer/model.safetensors").read_bytes()
+    capsys.readouterr()
+    assert "run of fit" in wrong(["demo", "--out", "run", "--steps", "2"], capsys)
+    assert Path("run/tokenizer/model.safetensors").read_bytes() == before
+
+
+def test_a_run_goes_on_with_the_rates_it_began_with(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(small("--task.betas", "[0.8,0.9]")) == 0
+    capsys.readouterr()
+    before = Path("run/config.yaml").read_bytes()
+    more = ["--plan.max_steps", "3", "--resume", "last"]
+    for rates in (["--task.betas", "[0.8,0.9]", "--task.lr", "0.5"], ["--task.weight_decay", "0.3"], []):
+        assert "as the run began with" in wrong(small(*rates, *more), capsys)
+        assert Path("run/config.yaml").read_bytes() == before
+    same = ["--task.betas", "[0.8,0.9]", "--plan.max_steps", "3"]
+    elsewhere = ["--resume", "run/checkpoints/last.ckpt"]
+    for name, value in (
+        ("task.lr", "0.5"),
+        ("data.seed", "1"),
+        ("data.batch_size", "3"),
+        ("plan.precision", "bf16-mixed"),
+        ("task.objective", "gritvq.training.ReconstructionObjective"),  # a class in the place of null
+    ):
+        assert f"--{name} " in wrong(small(*same, f"--{name}", value, *elsewhere, out="other"), capsys)
+        assert not Path("other").exists()
+    assert "3 steps" not in wrong(
+        small("--task.betas", "[0.8,0.9]", "--plan.max_steps", "1", "--resume", "last"), capsys
+    )
+    assert main(small("--task.betas", "[0.8,0.9]", *more)) == 0
+
+
+def test_a_new_run_starts_from_the_weights_of_another(capsys: pytest.CaptureFixture[str]) -> None:
+    fitted = ["--tokenizer.quantizer.class_path", "gritvq.vq_vae_ema"]
+    assert main(small(*fitted)) == 0
+    said = "--init_from", "run/tokenizer", "--task.lr", "1e-30", "--plan.max_steps", "1", *fitted
+    assert (
+        main(small(*said, out="tuned")) == 0
+    )  # a rate at which nothing moves, other than by fitting the codes to data
+    began, tuned = (load_file(f"{folder}/tokenizer/model.safetensors") for folder in ("run", "tuned"))
+    assert all(
+        torch.allclose(value, tuned[name], rtol=0, atol=1e-20)
+        for name, value in began.items()
+        if name.startswith(("encoder", "decoder"))
+    )
+    assert yaml.safe_load(Path("tuned/config.yaml").read_text())["init_from"] == "run/tokenizer"
+    capsys.readouterr()
+    text = wrong(small(*said, "--tokenizer.quantizer.codebook_size", "9", out="other"), capsys)
+    assert "quantizer.codebook.weight ((9, 4) here, (8, 4) there)" in text
+    assert not Path("other").exists()
+
+
+def test_callbacks_loggers_and_progress_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    csv_logger = {
+        "class_path": "lightning.pytorch.loggers.CSVLogger",
+        "init_args": {"save_dir": "mine", "name": "more"},
+    }
+    monitor = {"class_path": "lightning.pytorch.callbacks.LearningRateMonitor"}
+    told = small("--plan.max_steps", "30")
+    content = yaml.safe_load(Path("small.yaml").read_text())
+    Path("small.yaml").write_text(yaml.safe_dump({**content, "callbacks": [monitor], "loggers": [csv_logger]}))
+    assert main(told) == 0
+    said = capsys.readouterr().err.splitlines()
+    assert [line.split("  ")[0] for line in said if line.startswith("step")] == [
+        f"step {step} of 30" for step in range(3, 31, 3)
+    ]
+    assert not [line for line in said if "GPU" in line or "Tip" in line or "warning" in line]
+    described = json.loads(Path("run/data.json").read_text())
+    assert described["splits"]["train"]["pictures"] == 22 and described["splits"]["validation"]["pictures"] == 2
+    assert any("22" in line and "2" in line and "pictures" in line for line in said)
+    with next(Path("mine/more").glob("*/metrics.csv")).open() as file:
+        assert "lr-AdamW/pg1" in file.readline()
+    saved = yaml.safe_load(Path("run/config.yaml").read_text())
+    assert saved["callbacks"][0]["class_path"] == monitor["class_path"]
+
+
+def test_long_tests_say_how_far_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    assert list(tracked(range(25), "testing")) == list(range(25))
+    assert capsys.readouterr().err.splitlines() == [
+        f"testing: {n} of 25" for n in (3, 5, 8, 10, 13, 15, 18, 20, 23, 25)
+    ]

@@ -1,0 +1,435 @@
+"""The program on a small catalogue: ids, their report, new items, a recommender; and wrong input."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+import shutil
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow
+import pytest
+import torch
+import yaml
+from pyarrow import parquet
+
+from gritvq.cli import main
+from gritvq.items import GenerativeRecommender, ItemTokenizer, SemanticIds
+from gritvq.items.catalogue import embed_texts
+from program import wrong
+from test_catalogue import tiny_encoder
+
+NUM_ITEMS, NUM_USERS = 60, 50
+KMEANS = ["--tokenizer.codebook_size", "8", "--tokenizer.num_levels", "2"]
+
+
+@pytest.fixture(autouse=True)
+def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
+    with warnings.catch_warnings():
+        yield
+
+
+def write_catalogue(folder: Path, count: int) -> None:
+    """Items a0, a1, ... of six kinds, whose vectors lie around their kind's."""
+    generator = np.random.default_rng(0)
+    kinds = np.arange(count) % 6
+    vectors = generator.normal(size=(6, 16))[kinds] + 0.3 * np.random.default_rng(1).normal(size=(count, 16))
+    table = {"item": [f"a{i}" for i in range(count)], "title": [f"thing {i}" for i in range(count)]}
+    folder.mkdir(exist_ok=True)
+    parquet.write_table(pyarrow.table({**table, "kind": [f"kind {k}" for k in kinds]}), folder / "items.parquet")
+    np.save(folder / "item_embeddings.npy", vectors.astype(np.float16))
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A catalogue, and users who go from an item to the next but one."""
+    folder = tmp_path_factory.mktemp("shop") / "data"
+    write_catalogue(folder, NUM_ITEMS)
+    users, items, positions = [], [], []
+    for user in range(NUM_USERS):
+        for position in range(6):
+            users.append(f"u{user}")
+            items.append(f"a{(user + 2 * position) % NUM_ITEMS}")
+            positions.append(position)
+    events = pyarrow.table({"user": users, "item": items, "position": positions})
+    parquet.write_table(events, folder / "interactions.parquet")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(shop: Path) -> Path:
+    """Ids of the catalogue."""
+    out = shop.parent / "ids-run"
+    assert main(["semantic-ids", "fit", "--data", str(shop), "--categories", "kind", "--out", str(out), *KMEANS]) == 0
+    return out
+
+
+def small(**changes: Any) -> dict[str, Any]:
+    """A configuration that trains a recommender in seconds."""
+    settings = {"dim": 16, "num_layers": 1, "num_heads": 2, "hidden_dim": 32}
+    return {
+        "backbone": {"class_path": "gritvq.items.DepthDecoder", "init_args": settings},
+        "tokenizer": {
+            "class_path": "gritvq.items.ResidualKMeans",
+            "init_args": {"codebook_size": 8, "num_levels": 2},
+        },
+        "batches": {"batch_size": 16, "max_history": 6},
+        "task": {"lr": 0.01, "warmup_steps": 2},
+        "plan": {"max_steps": 12, "validate_every": 6, "checkpoint_every": 6, "accelerator": "cpu"},
+        **changes,
+    }
+
+
+@pytest.fixture(scope="module")
+def recommender(shop: Path) -> Path:
+    """Folder of a finished run."""
+    out = shop.parent / "recommender-run"
+    (shop.parent / "small.yaml").write_text(yaml.safe_dump(small()))
+    arguments = ["fit", "--config", str(shop.parent / "small.yaml"), "--data.folder", str(shop), "--out", str(out)]
+    assert main(arguments) == 0
+    return out
+
+
+class TestSemanticIds:
+    def test_fit_writes_ids_report_and_pictures(self, run: Path) -> None:
+        ids = SemanticIds.load(run / "ids")
+        assert ids.items == tuple(f"a{i}" for i in range(NUM_ITEMS)) and ids.codebook_sizes[:2] == (8, 8)
+        assert len(torch.unique(ids.codes, dim=0)) == NUM_ITEMS
+        numbers = json.loads((run / "report.json").read_text())
+        assert numbers["items"] == NUM_ITEMS and numbers["uniqueness"] == 1
+        assert numbers["level1/purity"] > 0.9  # kinds are far apart
+        for name in ("usage.png", "collisions.png", "tree.png"):
+            assert (run / name).stat().st_size > 1000
+
+    def test_encode_gives_the_codes_of_the_ids(self, run: Path, shop: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        told = ["semantic-ids", "encode", str(run), "--embeddings", str(shop / "item_embeddings.npy")]
+        expected = SemanticIds.load(run / "ids").codes[:, :2].numpy()
+        Path("codes.npy").write_bytes(b"somebody's")
+        assert "--overwrite true" in wrong([*told, "--out", "codes.npy"], capsys)
+        assert Path("codes.npy").read_bytes() == b"somebody's"
+        assert main([*told, "--out", "codes.npy", "--overwrite", "true"]) == 0
+        assert np.array_equal(np.load("codes.npy"), expected)
+
+    def test_report_says_the_same_of_saved_ids(self, run: Path, shop: Path) -> None:
+        told = ["semantic-ids", "report", str(run), "--data", str(shop), "--categories", "kind", "--out", "judged"]
+        assert main(told) == 0
+        assert json.loads(Path("judged/report.json").read_text()) == json.loads((run / "report.json").read_text())
+
+    def test_report_of_ids_alone(self, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        assert main(["semantic-ids", "report", str(run / "ids"), "--out", "judged"]) == 0
+        assert "perplexity per level" in capsys.readouterr().out
+
+    def test_add_keeps_every_id(self, run: Path) -> None:
+        write_catalogue(Path("larger"), NUM_ITEMS + 7)
+        assert main(["semantic-ids", "add", str(run), "--data", "larger", "--out", "grown"]) == 0
+        before, after = SemanticIds.load(run / "ids"), SemanticIds.load("grown")
+        assert len(after) == NUM_ITEMS + 7 and torch.equal(after.codes[:NUM_ITEMS], before.codes)
+        vectors = np.load("larger/item_embeddings.npy")[NUM_ITEMS:]
+        expected = ItemTokenizer.from_pretrained(run / "tokenizer").encode(vectors)
+        assert torch.equal(after.codes[NUM_ITEMS:, :2], expected)
+        assert len(torch.unique(after.codes, dim=0)) == len(after)
+
+    @pytest.mark.parametrize("policy", ["nearest_free", "sinkhorn", "keep"])
+    def test_policies(self, shop: Path, policy: str) -> None:
+        told = ["semantic-ids", "fit", "--data", str(shop), "--out", "out", "--collisions", policy, *KMEANS]
+        assert main([*told, "--tokenizer.codebook_size", "16"]) == 0
+        ids = SemanticIds.load("out/ids")
+        assert ids.codebook_sizes == (16, 16) and ids.collisions == policy
+        numbers = json.loads(Path("out/report.json").read_text())
+        values = ItemTokenizer.from_pretrained("out/tokenizer").decode(ids.codes).numpy()
+        error = ((np.load(shop / "item_embeddings.npy").astype(np.float32) - values) ** 2).mean()
+        assert numbers["reconstruction/mse"] == pytest.approx(error, rel=1e-5)
+        assert ("perturbed/kept_ids" in numbers) == (policy == "keep")  # the others choose codes themselves
+
+    def test_embeddings_of_texts(self, capsys: pytest.CaptureFixture[str]) -> None:
+        model = str(tiny_encoder(Path.cwd()))
+        parts = (("red", "blue", "soap"), ("with", "a", "long", "name"), ("red", "blue", "soap", "name", "long"))
+        titles = [" ".join(words) for words in itertools.product(*parts)]
+        for name, count in (("some.parquet", 57), ("all.parquet", 60)):
+            parquet.write_table(pyarrow.table({"item": list(range(count)), "title": titles[:count]}), name)
+        told = ["--text_model", model]
+        assert main(["semantic-ids", "fit", "--data", "some.parquet", "--out", "out", *told, *KMEANS]) == 0
+        ids = SemanticIds.load("out/ids")
+        tokenizer = ItemTokenizer.from_pretrained("out/tokenizer")
+        assert torch.equal(tokenizer.encode(embed_texts(titles[:57], model)), ids.codes[:, :2])
+        assert ids.fingerprint["encoder"] == model
+        assert main(["semantic-ids", "add", "out", "--data", "all.parquet", *told, "--out", "grown"]) == 0
+        grown = SemanticIds.load("grown")
+        assert torch.equal(grown.codes[:57], ids.codes)
+        assert torch.equal(grown.codes[57:, :2], tokenizer.encode(embed_texts(titles[57:], model)))
+        other = ["--data", "all.parquet", *told, "--fields", "[title,title]", "--out", "no"]
+        for job in ("add", "report"):  # texts made of other columns are other vectors
+            assert "fields 'title'" in wrong(["semantic-ids", job, "out", *other], capsys)
+        assert not Path("no").exists()
+
+    def test_grit_vq_units_between_networks(self, shop: Path) -> None:
+        stack = {"dim": 8, "codebook_size": 8, "num_levels": 2}
+        parts = {
+            "quantizer": {"class_path": "gritvq.items.grit_stack", "init_args": stack},
+            "encoder": {"class_path": "gritvq.items.ItemEncoder", "init_args": {"input_dim": 16, "dim": 8}},
+            "decoder": {"class_path": "gritvq.items.ItemDecoder", "init_args": {"input_dim": 16, "dim": 8}},
+            "steps": 20,
+        }
+        content = {"tokenizer": {"class_path": "gritvq.items.RQVAE", "init_args": parts}}
+        Path("rqvae.yaml").write_text(yaml.safe_dump(content))
+        assert main(["semantic-ids", "fit", "--config", "rqvae.yaml", "--data", str(shop), "--out", "out"]) == 0
+        assert SemanticIds.load("out/ids").codebook_sizes[:2] == (8, 8)
+
+
+class TestRecommender:
+    def test_fit_makes_ids_trains_and_tests(self, recommender: Path) -> None:
+        numbers = json.loads((recommender / "metrics.json").read_text())
+        assert set(numbers) == {"recall@5", "ndcg@5", "recall@10", "ndcg@10"}
+        assert 0 <= numbers["ndcg@5"] <= numbers["recall@5"] <= numbers["recall@10"] <= 1
+        assert (recommender / "recommender" / "model.safetensors").exists()
+        assert len(SemanticIds.load(recommender / "semantic-ids" / "ids")) == NUM_ITEMS
+
+    def test_given_ids_and_its_own_config_repeat_it(self, recommender: Path) -> None:
+        ids = str(recommender / "semantic-ids")
+        assert main(["fit", "--config", str(recommender / "config.yaml"), "--ids", ids, "--out", "again"]) == 0
+        name = "recommender/model.safetensors"
+        assert (Path("again") / name).read_bytes() == (recommender / name).read_bytes()
+
+    def test_recommends_to_users_and_after_histories(
+        self, recommender: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert main(["recommend", str(recommender), "--user", "u3", "--k", "5"]) == 0
+        of_user = capsys.readouterr().out
+        assert "after 6 items" in of_user and "thing" in of_user
+        history = "[" + ",".join(f"a{3 + 2 * position}" for position in range(6)) + "]"
+        assert main(["recommend", str(recommender), "--history", history, "--k", "5"]) == 0
+        assert capsys.readouterr().out == of_user
+        assert main(["recommend", str(recommender), "--history", history, "--k", "5", "--exact", "true"]) == 0
+        assert "log-probability" in capsys.readouterr().out
+
+    def test_keys_that_are_numbers(self, recommender: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        loaded = GenerativeRecommender.from_pretrained(recommender / "recommender")
+        ids = SemanticIds(loaded.ids.codes, loaded.ids.codebook_sizes, range(NUM_ITEMS), collisions="append")
+        GenerativeRecommender(loaded.backbone, ids, max_history=6).save_pretrained("numbers")
+        assert main(["recommend", "numbers", "--history", "[3,5]", "--k", "4"]) == 0
+        assert "after 2 items, the last one 5" in capsys.readouterr().out
+        assert "999" in wrong(["recommend", "numbers", "--history", "[3,999]"], capsys)
+        assert "whole numbers" in wrong(["recommend", "numbers", "--history", "[3,x]"], capsys)
+
+    def test_keys_stay_as_they_are_typed(self, recommender: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        loaded = GenerativeRecommender.from_pretrained(recommender / "recommender")
+        keys = ["8", "010", "10", "12:30", "null", "a,b", *(f"a{row}" for row in range(6, NUM_ITEMS))]
+        ids = SemanticIds(loaded.ids.codes, loaded.ids.codebook_sizes, keys, collisions="append")
+        GenerativeRecommender(loaded.backbone, ids, max_history=6).save_pretrained("strings")
+        typed = {"[010]": "010", '["010"]': "010", "['8']": "8", "10": "10", "[12:30]": "12:30", "[8, null]": "null"}
+        for history, last in {**typed, '[8, "a,b"]': "a,b"}.items():
+            assert main(["recommend", "strings", "--history", history]) == 0
+            assert f"the last one {last!r}" in capsys.readouterr().out
+
+    def test_items_of_one_id_come_by_priority(self, recommender: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        loaded = GenerativeRecommender.from_pretrained(recommender / "recommender")
+        codes = loaded.ids.codes.clone()
+        codes[:] = codes[0]
+        ids = SemanticIds(codes, loaded.ids.codebook_sizes)
+        priority = torch.rand(NUM_ITEMS)
+        GenerativeRecommender(loaded.backbone, ids, max_history=6, priority=priority).save_pretrained("one")
+        for exact in ("false", "true"):
+            assert main(["recommend", "one", "--history", "[3]", "--exact", exact, "--k", str(NUM_ITEMS)]) == 0
+            lines = re.findall(r"^\W*\d+\W+(\d+) ", capsys.readouterr().out, flags=re.MULTILINE)
+            assert [int(row) for row in lines] == priority.argsort(descending=True).tolist()
+
+    def test_data_of_the_same_columns_elsewhere(self, shop: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        for folder in ("one", "two"):
+            shutil.copytree(shop, folder)
+            for name in ("items", "interactions"):
+                table = parquet.read_table(f"{folder}/{name}.parquet")
+                renamed = ["asin" if column == "item" else column for column in table.column_names]
+                parquet.write_table(table.rename_columns(renamed), f"{folder}/{name}.parquet")
+        Path("small.yaml").write_text(yaml.safe_dump(small()))
+        told = ["fit", "--config", "small.yaml", "--data.folder", "one", "--data.item", "asin", "--out", "out"]
+        assert main(told) == 0
+        assert main(["recommend", "out", "--user", "u3", "--data", "two"]) == 0
+        assert "after 6 items" in capsys.readouterr().out
+
+    def test_rare_items_are_left_out(self, recommender: Path) -> None:
+        config = str(recommender / "config.yaml")
+        assert main(["fit", "--config", config, "--k_core", "2", "--num_test", "9", "--out", "core"]) == 0
+        ids = SemanticIds.load("core/recommender/ids")
+        assert 0 < len(ids) < NUM_ITEMS
+        assert main(["recommend", "core", "--user", "u20"]) == 0
+
+    def test_resumes_bitwise(self, recommender: Path) -> None:
+        checkpoint = str(recommender / "checkpoints" / "step-6.ckpt")
+        ids = str(recommender / "semantic-ids")
+        told = ["fit", "--config", str(recommender / "config.yaml"), "--ids", ids, "--out", "b", "--resume", checkpoint]
+        assert main(told) == 0
+        last = [
+            torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+            for folder in (recommender, Path("b"))
+        ]
+        assert last[0].keys() == last[1].keys()
+        assert all(torch.equal(last[0][name], last[1][name]) for name in last[0])
+
+
+class TestWrongInput:
+    def test_no_catalogue(self, capsys: pytest.CaptureFixture[str]) -> None:
+        Path("empty").mkdir()
+        assert "items.parquet" in wrong(["semantic-ids", "fit", "--data", "empty"], capsys)
+
+    def test_no_embeddings(self, shop: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        Path("bare").mkdir()
+        (Path("bare") / "items.parquet").write_bytes((shop / "items.parquet").read_bytes())
+        assert "--text_model" in wrong(["semantic-ids", "fit", "--data", "bare"], capsys)
+
+    def test_more_codes_than_items(self, shop: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        assert "at least as many items as codes" in wrong(["semantic-ids", "fit", "--data", str(shop)], capsys)
+        assert not Path("runs").exists()
+
+    @pytest.mark.parametrize("bad", [np.nan, np.inf])
+    def test_embeddings_that_are_not_finite(self, shop: Path, bad: float, capsys: pytest.CaptureFixture[str]) -> None:
+        vectors = np.load(shop / "item_embeddings.npy")
+        vectors[5, 3] = bad
+        np.save("bad.npy", vectors)
+        said = wrong(["semantic-ids", "fit", "--data", str(shop), "--embeddings", "bad.npy", *KMEANS], capsys)
+        assert "a5" in said
+
+    def test_constant_embeddings(self, shop: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        np.save("flat.npy", np.ones((NUM_ITEMS, 4), dtype=np.float32))
+        told = ["semantic-ids", "fit", "--data", str(shop), "--embeddings", "flat.npy", *KMEANS]
+        assert "different" in wrong(told, capsys)
+
+    def test_an_unknown_category_column(self, shop: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        told = ["semantic-ids", "fit", "--data", str(shop), "--categories", "colour", *KMEANS]
+        assert "colour" in wrong(told, capsys)
+
+    def test_ids_that_lack_an_item(self, run: Path, shop: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        write_catalogue(Path("smaller"), NUM_ITEMS - 5)
+        assert "5" in wrong(["semantic-ids", "report", str(run), "--data", "smaller"], capsys)
+
+    def test_an_item_twice(self, shop: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        Path("twice.csv").write_text("item,title\na,x\na,y\n")
+        assert "'a'" in wrong(["semantic-ids", "fit", "--data", "twice.csv"], capsys)
+
+    def test_other_embeddings_for_new_items(self, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        write_catalogue(Path("larger"), NUM_ITEMS + 1)
+        np.save("larger/item_embeddings.npy", np.ones((NUM_ITEMS + 1, 5), dtype=np.float32))
+        before = (run / "ids" / "ids.parquet").read_bytes()
+        wrong(["semantic-ids", "add", str(run), "--data", "larger"], capsys)
+        assert (run / "ids" / "ids.parquet").read_bytes() == before
+
+    def test_the_embeddings_of_yesterday_beside_a_catalogue_of_today(
+        self, run: Path, shop: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        write_catalogue(Path("today"), NUM_ITEMS + 1)
+        shutil.copy(shop / "item_embeddings.npy", "today/item_embeddings.npy")
+        said = wrong(["semantic-ids", "add", str(run), "--data", "today"], capsys)
+        assert f"expected {NUM_ITEMS + 1} vectors in 'today/item_embeddings.npy'" in said and f"got {NUM_ITEMS}" in said
+        assert "--embeddings" in said and "--text_model" in said
+
+    def test_a_small_catalogue(self, capsys: pytest.CaptureFixture[str]) -> None:
+        write_catalogue(Path("small"), 50)
+        said = wrong(["semantic-ids", "fit", "--data", "small", "--out", "out"], capsys)
+        assert "50 items for 256 codes; take a smaller codebook_size, such as 12" in said and not Path("out").exists()
+
+    def test_encode_from_nowhere_and_onto_its_own_input(
+        self, run: Path, shop: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        vectors = str(shutil.copy(shop / "item_embeddings.npy", "mine.npy"))
+        assert "has no tokenizer" in wrong(["semantic-ids", "encode", "nowhere", "--embeddings", vectors], capsys)
+        told = ["semantic-ids", "encode", str(run), "--embeddings", vectors, "--out", "./mine.npy"]
+        assert "another file" in wrong(told, capsys)
+        assert np.array_equal(np.load("mine.npy"), np.load(shop / "item_embeddings.npy"))
+
+    def test_nested_categories(self, shop: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        Path("nested").mkdir()
+        table = parquet.read_table(shop / "items.parquet").append_column("path", [[[["Beauty", "Hair"]]] * NUM_ITEMS])
+        parquet.write_table(table, "nested/items.parquet")
+        shutil.copy(shop / "item_embeddings.npy", "nested")
+        told = ["semantic-ids", "fit", "--data", "nested", "--categories", "path", "--out", "out", *KMEANS]
+        assert "flatten" in wrong(told, capsys)
+        assert not Path("out").exists()
+
+    def test_longer_histories_than_the_backbone_reads(self, shop: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        Path("small.yaml").write_text(yaml.safe_dump(small(batches={"batch_size": 16, "max_history": 30})))
+        told = ["fit", "--config", "small.yaml", "--data.folder", str(shop), "--out", "out"]
+        assert "max_items 31" in wrong(told, capsys)
+        assert not Path("out").exists()
+
+    @pytest.mark.parametrize(
+        ("told", "expected"),
+        [
+            (["--user", "nobody"], "nobody"),
+            (["--history", "[a1,zzz]"], "zzz"),
+            (["--history", "[]"], "at least one item"),
+            (["--user", "u1", "--history", "[a1]"], "either"),
+            ([], "either"),
+            (["--user", "u1", "--k", "0"], "k >= 1"),
+            (["--user", "u1", "--beam", "0"], "beam >= 1"),
+            (["--user", "u1", "--column", "colour"], "colour"),
+        ],
+    )
+    def test_recommend(
+        self, recommender: Path, told: list[str], expected: str, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert expected in wrong(["recommend", str(recommender), *told], capsys)
+
+    def test_a_run_is_not_replaced_unless_told(
+        self, recommender: Path, shop: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        before = (recommender / "recommender" / "model.safetensors").read_bytes()
+        Path("small.yaml").write_text(yaml.safe_dump(small()))
+        told = ["fit", "--config", "small.yaml", "--data.folder", str(shop), "--out", str(recommender)]
+        assert "--overwrite true" in wrong(told, capsys)
+        assert (recommender / "recommender" / "model.safetensors").read_bytes() == before
+
+    def test_ids_inside_of_the_run_that_is_replaced(
+        self, recommender: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        shutil.copytree(recommender, "run")
+        told = [
+            "fit",
+            "--config",
+            "run/config.yaml",
+            "--ids",
+            "run/semantic-ids",
+            "--out",
+            "run",
+            "--overwrite",
+            "true",
+        ]
+        assert "outside" in wrong(told, capsys)
+        assert len(SemanticIds.load("run/semantic-ids/ids")) == NUM_ITEMS
+
+    def test_a_checkpoint_of_other_ids(self, recommender: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        ids = SemanticIds.load(recommender / "semantic-ids" / "ids")
+        SemanticIds(ids.codes.flip(0), ids.codebook_sizes, ids.items, collisions="append").save("others")
+        checkpoint = str(recommender / "checkpoints" / "step-6.ckpt")
+        told = ["fit", "--config", str(recommender / "config.yaml"), "--ids", "others", "--out", "b"]
+        assert "other items" in wrong([*told, "--resume", checkpoint], capsys)
+        assert not Path("b").exists()
+
+    def test_the_report_of_another_tokenizer(self, run: Path, shop: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        other = ["semantic-ids", "fit", "--data", str(shop), "--out", "other", *KMEANS, "--tokenizer.seed", "5"]
+        assert main(other) == 0
+        shutil.copytree(run / "tokenizer", "other/tokenizer", dirs_exist_ok=True)
+        before = Path("other/report.json").read_bytes()
+        assert "made the ids" in wrong(["semantic-ids", "report", "other", "--data", str(shop)], capsys)
+        assert Path("other/report.json").read_bytes() == before
+
+    @pytest.mark.parametrize("content", [None, b"nonsense"])
+    def test_a_damaged_recommender(
+        self, recommender: Path, content: bytes | None, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        shutil.copytree(recommender / "recommender", "broken")
+        Path("broken/priority.safetensors").unlink()
+        if content is not None:
+            Path("broken/priority.safetensors").write_bytes(content)
+        assert "priority" in wrong(["recommend", "broken", "--history", "[a1]"], capsys)
+
+    def test_ids_of_other_items(self, run: Path, shop: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        ids = SemanticIds.load(run / "ids")
+        SemanticIds(ids.codes[:-3], ids.codebook_sizes, ids.items[:-3], collisions="append").save("fewer")
+        Path("small.yaml").write_text(yaml.safe_dump(small(ids="fewer")))
+        assert "a57" in wrong(["fit", "--config", "small.yaml", "--data.folder", str(shop), "--out", "out"], capsys)

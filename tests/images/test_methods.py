@@ -1,0 +1,123 @@
+"""Every preset as people meet it: listed with its paper, described in the documentation, trained from a file."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from gritvq import Tokenizer
+from gritvq.cli import main, paper_of
+from gritvq.component import build
+from gritvq.images import ImageTokenizer
+from gritvq.quantizers import presets
+from gritvq.results import read_results
+
+ROOT = Path(__file__).parents[2]
+CONFIGS = ROOT / "configs" / "methods"
+PAGES = "\n".join(path.read_text() for path in sorted((ROOT / "docs" / "methods").glob("*.md")))
+
+
+def configured(path: Path) -> Tokenizer:
+    """The tokenizer of a configuration."""
+    parts = yaml.safe_load(path.read_text())["tokenizer"]
+    preset = parts["quantizer"]
+    quantizer = getattr(presets, preset["class_path"].removeprefix("gritvq."))(**preset["init_args"])
+    encoder, decoder = (build(parts[name]) for name in ("encoder", "decoder"))
+    return ImageTokenizer(encoder, quantizer, decoder)
+
+
+def test_every_preset_has_a_configuration_and_every_configuration_a_preset() -> None:
+    assert {path.stem for path in CONFIGS.glob("*.yaml")} == set(presets.__all__)
+
+
+@pytest.mark.parametrize("name", presets.__all__)
+def test_every_preset_has_a_paper_and_a_section(name: str) -> None:
+    assert re.search(r"\d{4}", paper_of(getattr(presets, name)))
+    assert f"`{name}`" in PAGES
+    marks = " ".join(re.findall(r"<!-- measured ([^>]*?) -->", PAGES)).split()
+    assert marks.count(name) == 1
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """40 smooth pictures of 32 x 32."""
+    folder = tmp_path_factory.mktemp("pictures")
+    for number in range(40):
+        corners = np.random.default_rng(number).integers(0, 256, (4, 4, 3), dtype=np.uint8)
+        Image.fromarray(corners).resize((32, 32), Image.Resampling.BICUBIC).save(folder / f"{number:02}.png")
+    return folder
+
+
+@pytest.mark.parametrize("name", presets.__all__)
+def test_every_configuration_trains(
+    name: str, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Ten steps of the real thing on small pictures: nothing diverges, and the tokenizer written can be used."""
+    arguments = ["fit", "--config", str(CONFIGS / f"{name}.yaml"), "--data.path", str(pictures)]
+    arguments += ["--data.num_validation", "8", "--data.batch_size", "4", "--plan.max_steps", "10"]
+    arguments += ["--plan.validate_every", "0"]
+    arguments += ["--tokenizer.encoder.init_args.width", "8", "--tokenizer.decoder.init_args.width", "8"]
+    arguments += ["--tokenizer.quantizer.init_args.codebook_size", "64", "--out", str(tmp_path / "run")]
+    assert main(arguments) == 0
+    assert "PSNR" in capsys.readouterr().out
+    tokenizer = Tokenizer.from_pretrained(tmp_path / "run" / "tokenizer")
+    images = torch.rand(2, 3, 32, 32)
+    tokens = tokenizer.encode(images)
+    decoded = tokenizer.decode(tokens)
+    assert decoded.shape == images.shape
+    if tokenizer.quantizer.exact != "never":
+        assert torch.equal(decoded, tokenizer(images).reconstruction.detach().clamp(0, 1))
+
+
+def test_hierarchical_and_flat_have_equal_bits_and_parameters() -> None:
+    two, one = (configured(ROOT / "configs" / "image" / f"{name}.yaml") for name in ("hierarchical", "flat"))
+    assert two.quantizer.bits((8, 8)) == 720
+    assert one.quantizer.bits((8, 8)) == pytest.approx(720, rel=1e-3)
+    sizes = [sum(p.numel() for p in tokenizer.parameters()) for tokenizer in (two, one)]
+    assert sizes[0] == pytest.approx(sizes[1], rel=0.05)
+
+
+def measured(table: str) -> dict[str, list[dict[str, Any]]]:
+    """Runs by method of a table of the committed comparison of all presets."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for path in sorted((ROOT / "benchmarks" / "results").glob(f"methods_{table}_*.csv")):
+        for run in read_results(path):
+            found.setdefault(run["method"], []).append(run)
+    return found
+
+
+@pytest.mark.parametrize("name", presets.__all__)
+def test_every_preset_was_measured_well_above_the_mean_colour(name: str) -> None:
+    table = {"vq_wae": "transport", "scq": "convex"}.get(name, "main")
+    runs = measured(table)
+    floor = runs["mean colour"][0]["psnr"]
+    assert len({run["seed"] for run in runs[name]}) >= 3
+    assert all(run["psnr"] >= floor + 3 for run in runs[name])
+
+
+def test_one_level_is_as_good_as_two_at_equal_bits() -> None:
+    runs = measured("hierarchy")
+    one, two = (sum(run["mse"] for run in runs[name]) / len(runs[name]) for name in ("one level", "two levels"))
+    assert one <= 1.05 * two
+
+
+@pytest.mark.soak  # every preset trains in the test above; how runs are compared is in test_training.py
+def test_compare_runs_all_presets(pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The smoke version of the comparison in the documentation: 20 steps each, small."""
+    plan: dict[str, Any] = {
+        "codebook_sizes": [64],
+        "contest": {"max_steps": 20, "width": 8, "warmup_steps": 2, "split": "validation"},
+        "data": {"path": str(pictures), "batch_size": 4, "num_validation": 8},
+    }
+    (tmp_path / "plan.yaml").write_text(yaml.safe_dump(plan))
+    assert main(["compare", "--config", str(tmp_path / "plan.yaml"), "--out", str(tmp_path / "out")]) == 0
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in presets.__all__) and "mean colour" in shown
+    assert (tmp_path / "out" / "comparison.png").exists()
