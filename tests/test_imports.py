@@ -135,7 +135,7 @@ from PIL import Image
 
 from gritvq import fsq
 from gritvq.cli import main
-from gritvq.models import ImageDecoder, ImageEncoder
+from gritvq.images import ImageDecoder, ImageEncoder, ImageTokenizer
 
 ImageTokenizer(ImageEncoder(4, width=8), fsq(4, 16), ImageDecoder(4, width=8)).save_pretrained("tokenizer")
 Path("pictures").mkdir()

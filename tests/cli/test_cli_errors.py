@@ -404,7 +404,7 @@ def likely(draw: random.Random) -> dict[str, Any]:
 
     parts = {}
     for name, path in (("encoder", "ImageEncoder"), ("quantizer", "vq_vae"), ("decoder", "ImageDecoder")):
-        path = f"gritvq.{path}" if name == "quantizer" else f"gritvq.models.{path}"
+        path = f"gritvq.{path}" if name == "quantizer" else f"gritvq.images.{path}"
         sizes: dict[str, Any] = {"dim": perhaps(4)}
         sizes |= {"codebook_size": perhaps(8)} if name == "quantizer" else {"width": perhaps(8)}
         parts[name] = perhaps({"class_path": perhaps(path), "init_args": perhaps(sizes)})
