@@ -34,7 +34,9 @@ class Component(nn.Module):
         except TypeError:  # __init__ reports the same mistake better; copy and pickle come here without arguments
             return component
         bound.apply_defaults()  # all settings are saved, so that a default that changes later breaks no old file
-        arguments = dict(list(bound.arguments.items())[1:])
+        variable = inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD
+        named = [name for name, each in bound.signature.parameters.items() if each.kind not in variable][1:]
+        arguments = {name: bound.arguments[name] for name in named}
         object.__setattr__(component, "_arguments", arguments)
         return component
 
@@ -166,6 +168,7 @@ def build(description: dict[str, Any], trusted: Iterable[str] = ()) -> Component
     path = description.get("class_path") if isinstance(description, dict) else None
     if not isinstance(path, str) or "." not in path:
         raise ValueError(f"expected a description with a 'class_path' like 'gritvq.FreeCodebook', got {description!r}")
+    path = current_name(path)
     module, _, name = path.rpartition(".")
     allowed = {"gritvq", *trusted}
     if module.split(".")[0] not in allowed:

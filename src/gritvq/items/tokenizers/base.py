@@ -46,6 +46,7 @@ class ItemTokenizer(Component, ABC):
     def __init__(self) -> None:
         super().__init__()
         self._dim: int | None = None
+        self._saved: dict[str, Any] | None = None  # the description that it was loaded with, whatever version wrote it
 
     @property
     def dim(self) -> int:
@@ -79,7 +80,7 @@ class ItemTokenizer(Component, ABC):
         rows = self._rows(x, 0, len(x))
         with torch.no_grad():
             self._fit(rows, progress)
-        self._dim = rows.shape[1]
+        self._dim, self._saved = rows.shape[1], None
         return self.eval()
 
     @torch.no_grad()
@@ -175,7 +176,7 @@ class ItemTokenizer(Component, ABC):
 
     def fingerprint(self) -> str:
         """SHA-256 of configuration and weights, as 64 hexadecimal digits; the same after saving and loading."""
-        config = json.dumps([describe(self), self.dim], sort_keys=True)
+        config = json.dumps([self._saved or describe(self), self.dim], sort_keys=True)
         digest = hashlib.sha256(config.encode())
         for name, tensor in sorted(tensors_of(self).items()):
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
@@ -216,7 +217,7 @@ class ItemTokenizer(Component, ABC):
             raise ValueError(
                 f"expected sizes in {folder / 'config.json'} that fit into memory, got others ({error}); copy it again"
             ) from error
-        tokenizer._dim = dim
+        tokenizer._dim, tokenizer._saved = dim, config[_KIND]
         load_weights(tokenizer, folder, config)
         return tokenizer.eval()
 
