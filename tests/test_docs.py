@@ -15,7 +15,7 @@ import torch
 import yaml
 
 from gritvq import grit_vq
-from gritvq.cli import contest_entries
+from gritvq.cli import comparison_entries
 from gritvq.images import ImageDecoder, ImageEncoder, ImageTokenizer
 
 ROOT = Path(__file__).parents[1]
@@ -38,14 +38,14 @@ def test_python_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_configurations_shown_are_accepted() -> None:
     lightning, fit, compare = (yaml.safe_load(block) for block in blocks(ROOT / "docs" / "cli.md", "yaml"))
-    from gritvq.component import build
+    from gritvq.component import from_config
 
     for each in (*lightning["callbacks"], *lightning["loggers"]):
         module, _, name = each["class_path"].rpartition(".")
         inspect.signature(getattr(importlib.import_module(module), name)).bind(**each.get("init_args", {}))
 
-    assert isinstance(build(fit["tokenizer"]["quantizer"]), torch.nn.Module)
-    entries = contest_entries(compare["methods"], compare["codebook_sizes"], compare["seeds"])
+    assert isinstance(from_config(fit["tokenizer"]["quantizer"]), torch.nn.Module)
+    entries = comparison_entries(compare["methods"], compare["codebook_sizes"], compare["seeds"])
     assert len(entries) == 3 * 2 * 3
 
 

@@ -20,7 +20,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from gritvq import FreeCodebook, Quantizer, Tokenizer, VectorQuantizer, describe, grit_vq
+from gritvq import FreeCodebook, Quantizer, Tokenizer, VectorQuantizer, grit_vq, to_config
 from gritvq.export import Program, load_program, write_programs
 from gritvq.images import ImageDecoder, ImageEncoder, ImageTokenizer
 from gritvq.quantizers.functional import central_code
@@ -37,7 +37,7 @@ def forms() -> dict[str, Make]:
     """One quantizer of each kind of folded form: those that fold into the same description are the same program."""
     found: dict[str, str] = {}
     for name, make in QUANTIZERS.items():
-        found.setdefault(json.dumps(describe(make(DIM, SIZE).fold())), name)
+        found.setdefault(json.dumps(to_config(make(DIM, SIZE).fold())), name)
     return {name: QUANTIZERS[name] for name in found.values()}
 
 

@@ -22,13 +22,13 @@ def hardware() -> str:
     return f"cpu{os.cpu_count()}"
 
 
-def circumstances(contest: str, data: str) -> dict[str, str]:
+def circumstances(comparison: str, data: str) -> dict[str, str]:
     """Columns that every line of the results carries."""
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], cwd=HERE, capture_output=True, text=True
     ).stdout.strip()
     return {
-        "contest": contest,
+        "comparison": comparison,
         "data": data,
         "hardware": hardware(),
         "commit": commit or "none",

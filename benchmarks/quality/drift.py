@@ -244,15 +244,15 @@ def run(method: str, seed: int, wanted: Sequence[tuple[str, Mapping[str, float]]
 
 def complete(path: Path, tasks: Sequence[Task], jobs: int) -> list[dict[str, Any]]:
     """Run what is missing in a results file, drop what is no longer asked for, return all results."""
-    contest = f"dim={DIM} codebook_size={SIZE} num_steps={NUM_STEPS} num_latents={NUM_LATENTS} optimizer=Adam"
-    about = circumstances(contest, "Gaussian cloud")
+    comparison = f"dim={DIM} codebook_size={SIZE} num_steps={NUM_STEPS} num_latents={NUM_LATENTS} optimizer=Adam"
+    about = circumstances(comparison, "Gaussian cloud")
     order = {
         (method, drift, settings_text(settings), seed): None
         for method, seed, wanted in tasks
         for drift, settings in wanted
     }
     found = read_results(path, IDENTITY) if path.exists() else []
-    keyed = {(r["method"], r["drift"], r["settings"], r["seed"]): r for r in found if r["contest"] == contest}
+    keyed = {(r["method"], r["drift"], r["settings"], r["seed"]): r for r in found if r["comparison"] == comparison}
     missing: list[Task] = []
     for method, seed, wanted in tasks:
         rest = [(d, each) for d, each in wanted if (method, d, settings_text(each), seed) not in keyed]

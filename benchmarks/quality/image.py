@@ -22,13 +22,13 @@ from benchmarks.quality.common import HERE, RESULTS, circumstances, hardware
 from rich.progress import track
 
 from gritvq.images import ImageData
-from gritvq.images.comparison import Contest, Entry, describe_contest, run_contest
+from gritvq.images.comparison import Comparison, Entry, describe_comparison, run_comparison
 from gritvq.quantizers import presets
 from gritvq.results import read_results, write_results
 
 
 def key(result: Any) -> tuple[str, str, int, int]:
-    """What identifies a run within one contest."""
+    """What identifies a run within one comparison."""
     return result["method"], result["settings"], result["codebook_size"], result["seed"]
 
 
@@ -38,17 +38,17 @@ def settings_text(entry: Entry) -> str:
 
 
 def complete(
-    path: Path, contest: Contest, entries: Sequence[Entry], data: ImageData | Any, name: str, jobs: int
+    path: Path, comparison: Comparison, entries: Sequence[Entry], data: ImageData | Any, name: str, jobs: int
 ) -> list[dict[str, Any]]:
-    """Run what is missing in a results file, drop what is no longer asked for, return all results of this contest."""
-    about = circumstances(describe_contest(contest), name)
+    """Run what is missing in a results file, drop what is no longer asked for, return all results of this comparison."""
+    about = circumstances(describe_comparison(comparison), name)
     results = read_results(path) if path.exists() else []
-    others = [r for r in results if (r["contest"], r["data"]) != (about["contest"], name)]
+    others = [r for r in results if (r["comparison"], r["data"]) != (about["comparison"], name)]
     wanted = {(e.method, settings_text(e), e.codebook_size, e.seed): e for e in entries}
-    done = [r for r in results if (r["contest"], r["data"]) == (about["contest"], name) and key(r) in wanted]
+    done = [r for r in results if (r["comparison"], r["data"]) == (about["comparison"], name) and key(r) in wanted]
     have = {key(r) for r in done}
     missing = [entry for k, entry in wanted.items() if k not in have]
-    for result in track(run_contest(contest, missing, data, jobs=jobs), total=len(missing), description=path.stem):
+    for result in track(run_comparison(comparison, missing, data, jobs=jobs), total=len(missing), description=path.stem):
         done.append({**result, **about})
         write_results(path, others + done, about)
     write_results(path, others + done, about)
@@ -64,7 +64,7 @@ def main() -> None:
     parser.add_argument("--stop-after-tuning", action="store_true")
     arguments = parser.parse_args()
     plan = yaml.safe_load(arguments.plan.read_text())
-    contest = Contest(**plan["contest"])
+    comparison = Comparison(**plan["comparison"])
     make_data = functools.partial(ImageData, arguments.data, **plan["data"])
     name = Path(arguments.data).name
     stamp = f"{hardware()}_{date.today():%Y%m}"
@@ -75,7 +75,7 @@ def main() -> None:
         for method, choices in methods.items()
         for settings in choices
     ]
-    tuning = replace(contest, split="validation")
+    tuning = replace(comparison, split="validation")
     tuned = complete(RESULTS / f"image_tuning_{stamp}.csv", tuning, grid, make_data, name, arguments.jobs)
     if arguments.stop_after_tuning:
         return
@@ -90,7 +90,7 @@ def main() -> None:
         if place not in best or score(entry) > score(best[place]):
             best[place] = entry
     finals = [replace(entry, seed=seed) for seed in plan["seeds"] for entry in best.values()]
-    complete(RESULTS / f"image_{stamp}.csv", contest, finals, make_data, name, arguments.jobs)
+    complete(RESULTS / f"image_{stamp}.csv", comparison, finals, make_data, name, arguments.jobs)
 
 
 if __name__ == "__main__":

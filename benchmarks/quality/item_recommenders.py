@@ -32,7 +32,7 @@ from gritvq.items.catalogue import read_item_data
 from gritvq.items.sequences import SequenceData
 from gritvq.results import read_results, write_results
 from gritvq.training import TrainingPlan, train
-from gritvq.training.run import prepare
+from gritvq.training.run import seed_everything
 
 RANDOM = "random codes"
 TOKENIZERS = ("residual_kmeans", "residual_kmeans_normalized", "rqvae_vq_vae", "rqvae_rotation_vq", "rqvae_simvq")
@@ -50,7 +50,7 @@ def random_codes(num_items: int, size: int, levels: int, seed: int) -> torch.Ten
 
 def run(name: str, seed: int, data_folder: Path, plan: dict[str, Any], steps: int, beam: int) -> dict[str, Any]:
     """Ids, a recommender trained on them, and the ranks of the test items."""
-    prepare(seed, 1)
+    seed_everything(seed, 1)
     data = read_item_data(data_folder)
     split = data.interactions.split()
     vectors = data.catalogue.vectors()
@@ -61,7 +61,7 @@ def run(name: str, seed: int, data_folder: Path, plan: dict[str, Any], steps: in
         tokenizer = made(plan["tokenizers"][name], plan, vectors.shape[1], seed).fit(vectors)
         sizes, codes = tokenizer.codebook_sizes, tokenizer.encode(vectors)
     ids = SemanticIds.assign(codes, sizes, collisions="append")
-    prepare(seed, 1)  # the same draws for every tokenizer
+    seed_everything(seed, 1)  # the same draws for every tokenizer
     recommender = recommender_of(ids, split)
     begun = time.process_time()
     train(

@@ -18,9 +18,9 @@ import yaml
 from benchmarks.quality.common import HERE, RESULTS, circumstances, hardware
 from benchmarks.quality.image import complete
 
-from gritvq.cli import contest_entries
+from gritvq.cli import comparison_entries
 from gritvq.images import ImageData
-from gritvq.images.comparison import Contest, describe_contest, mean_colour_row
+from gritvq.images.comparison import Comparison, describe_comparison, mean_colour_row
 from gritvq.results import write_results
 
 
@@ -34,14 +34,14 @@ def main() -> None:
     arguments = parser.parse_args()
     plan = yaml.safe_load(arguments.plan.read_text())
     make_data = functools.partial(ImageData, arguments.data, **plan["data"])
-    contest, data = Contest(**plan["contest"]), Path(arguments.data).name
-    about = circumstances(describe_contest(contest), data)
-    floor = mean_colour_row(contest, make_data)
+    comparison, data = Comparison(**plan["comparison"]), Path(arguments.data).name
+    about = circumstances(describe_comparison(comparison), data)
+    floor = mean_colour_row(comparison, make_data)
     for name in arguments.tables or plan["tables"]:
         table = plan["tables"][name]
-        entries = contest_entries(table["methods"], [table["codebook_size"]], plan["seeds"])
+        entries = comparison_entries(table["methods"], [table["codebook_size"]], plan["seeds"])
         path = RESULTS / f"methods_{name}_{hardware()}_{date.today():%Y%m}.csv"
-        results = complete(path, contest, entries, make_data, data, arguments.jobs)
+        results = complete(path, comparison, entries, make_data, data, arguments.jobs)
         write_results(path, [{**floor, **about}, *results], about)
 
 

@@ -41,7 +41,7 @@ from gritvq.items.interactions import Split
 from gritvq.items.sequences import SequenceData
 from gritvq.results import read_results, write_results
 from gritvq.training import TrainingPlan, train
-from gritvq.training.run import prepare
+from gritvq.training.run import seed_everything
 
 IDENTITY = ("method", "level", "split", "users", "beam", "step", "seed")
 SAMPLE = 4000
@@ -111,7 +111,7 @@ def run(options: argparse.Namespace, data: Any, split: Split) -> None:
     if not (folder / "ids").exists():
         catalogue(data).save(folder / "ids")
     ids = SemanticIds.load(folder / "ids")
-    prepare(options.seed, options.threads)
+    seed_everything(options.seed, options.threads)
     recommender = recommender_of(ids, split)
     copies = Copies(folder / "copies")
     task = RecommenderTask(recommender, beam=20)
@@ -131,7 +131,7 @@ def run(options: argparse.Namespace, data: Any, split: Split) -> None:
 
 def measure(options: argparse.Namespace, split: Split) -> None:
     """Rank the test items."""
-    prepare(0, options.threads)
+    seed_everything(0, options.threads)
     folder = Path(options.run) / "copies"
     lines = [json.loads(path.read_text()) for path in sorted(folder.glob("step-*.json"))]
     about = circumstances("python -m benchmarks.quality.next_item", Path(options.data).name)

@@ -110,7 +110,7 @@ def tokenizers(folder: Path) -> str:
             firm_row = [key[0], *(told(f"level{level}/effective_codes", ".0f") for level in (1, 2, 3))]
             firm_row += [told("perturbed/kept_ids", ".3f"), *(told(f"depth{d}/cohesion", ".2f") for d in (1, 2, 3))]
             firm_lines.append(firm_row)
-        parts += [circumstances(results, (*ABOUT, "contest")), markdown_table(columns, lines)]
+        parts += [circumstances(results, (*ABOUT, "comparison")), markdown_table(columns, lines)]
         parts += [FIRMNESS, markdown_table(firm_columns, firm_lines)]
     return "\n\n".join([TOKENIZERS, *parts])
 

@@ -15,11 +15,11 @@ from benchmarks.speed.cases import Row
 from benchmarks.speed.measure import percentile
 from torch import Tensor
 
-from gritvq.component import build
+from gritvq.component import from_config
 from gritvq.images import ImageData, ImageTokenizer, TokenizerTask
 from gritvq.quantizers import presets
 from gritvq.training import TrainingPlan, train
-from gritvq.training.run import prepare
+from gritvq.training.run import seed_everything
 
 QUANTIZERS = ("grit_vq", "vq_vae_ema")
 CODEBOOK_SIZE = 16384
@@ -151,12 +151,12 @@ def measure(
     parts = settings["tokenizer"]
     dim = parts["encoder"]["init_args"]["dim"]
     chosen = getattr(presets, quantizer)(dim, codebook_size)
-    prepare(0, threads)
+    seed_everything(0, threads)
     watch = Stopwatch()
     images = TimedData(data, **{k: v for k, v in settings.get("data", {}).items() if k != "path"})
     images.watch = watch
     images.setup("fit")
-    tokenizer = ImageTokenizer(build(parts["encoder"]), chosen, build(parts["decoder"]))
+    tokenizer = ImageTokenizer(from_config(parts["encoder"]), chosen, from_config(parts["decoder"]))
     task = TimedTask(tokenizer, **settings.get("task", {})).observe(watch)
     plan = TrainingPlan(max_steps=steps, validate_every=0, checkpoint_every=0)
     with tempfile.TemporaryDirectory() as folder:

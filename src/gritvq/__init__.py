@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from gritvq.component import Component, build, describe
+from gritvq.component import Component, from_config, to_config
 from gritvq.lazy import lazy_names
 from gritvq.quantizers.assignments import (
     ConvexAssignment,
@@ -115,6 +115,7 @@ if TYPE_CHECKING:
     from gritvq.items.ids import SemanticIds
 
 __version__ = "0.1.0"
+build, describe = from_config, to_config  # their names in earlier versions
 
 __all__ = [
     "BSQ",
@@ -192,6 +193,7 @@ __all__ = [
     "build",
     "describe",
     "diveq",
+    "from_config",
     "fsq",
     "fvq",
     "gm_vq",
@@ -211,6 +213,7 @@ __all__ = [
     "soft_vq",
     "sq_vae",
     "sq_vae_2",
+    "to_config",
     "transvq",
     "vaevq_paper",
     "vaevq_released",

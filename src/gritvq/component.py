@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-__all__ = ["Component", "build", "describe", "evaluating"]
+__all__ = ["Component", "eval_mode", "from_config", "to_config"]
 
 
 class Component(nn.Module):
@@ -22,7 +22,7 @@ class Component(nn.Module):
 
     Example:
         >>> from gritvq import FreeCodebook
-        >>> describe(FreeCodebook(2, 8))
+        >>> to_config(FreeCodebook(2, 8))
         {'class_path': 'gritvq.quantizers.codebooks.FreeCodebook', 'init_args': {'dim': 2, 'codebook_size': 8}}
     """
 
@@ -42,12 +42,12 @@ class Component(nn.Module):
 
 
 @contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
+def eval_mode(module: nn.Module) -> Iterator[None]:
     """Everything in eval mode inside the block; afterwards each submodule is in the mode it was in.
 
     Example:
         >>> part = nn.Sequential(nn.Dropout().eval(), nn.Dropout())
-        >>> with evaluating(part):
+        >>> with eval_mode(part):
         ...     part[1].training
         False
         >>> part[0].training, part[1].training
@@ -107,7 +107,7 @@ def current_name(path: str) -> str:
     return _OLD_NAMES.get(path, path)
 
 
-def describe(component: Component) -> dict[str, Any]:
+def to_config(component: Component) -> dict[str, Any]:
     """Class and constructor arguments of a component as plain data, nested components included.
 
     Returns:
@@ -134,7 +134,7 @@ def describe(component: Component) -> dict[str, Any]:
 
 def _to_plain(value: Any, where: str) -> Any:
     if isinstance(value, Component):
-        return describe(value)
+        return to_config(value)
     if isinstance(value, torch.Generator):
         return None
     if value is None or isinstance(value, (bool, int, float, str)):
@@ -149,8 +149,8 @@ def _to_plain(value: Any, where: str) -> Any:
     )
 
 
-def build(description: dict[str, Any], trusted: Iterable[str] = ()) -> Component:
-    """Make a component from its description; the inverse of :func:`describe`.
+def from_config(description: dict[str, Any], trusted: Iterable[str] = ()) -> Component:
+    """Make a component from its description; the inverse of :func:`to_config`.
 
     Args:
         description: ``{"class_path": ..., "init_args": {...}}``.
@@ -162,7 +162,7 @@ def build(description: dict[str, Any], trusted: Iterable[str] = ()) -> Component
 
     Example:
         >>> from gritvq import FreeCodebook
-        >>> build(describe(FreeCodebook(2, 8))).codes().shape
+        >>> from_config(to_config(FreeCodebook(2, 8))).codes().shape
         torch.Size([8, 2])
     """
     path = description.get("class_path") if isinstance(description, dict) else None
@@ -199,7 +199,7 @@ def build(description: dict[str, Any], trusted: Iterable[str] = ()) -> Component
 def _from_plain(value: Any, trusted: Iterable[str]) -> Any:
     if isinstance(value, dict):
         if "class_path" in value:
-            return build(value, trusted)
+            return from_config(value, trusted)
         return {k: _from_plain(v, trusted) for k, v in value.items()}
     if isinstance(value, list):
         return [_from_plain(v, trusted) for v in value]

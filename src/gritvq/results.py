@@ -27,7 +27,7 @@ def write_results(
     Args:
         path: CSV to write, whole or not at all.
         results: One mapping per run: identity and metrics by name.
-        about: Columns equal in all lines, for example contest, hardware, commit and versions.
+        about: Columns equal in all lines, for example comparison, hardware, commit and versions.
         identity: Columns that together name a run.
         units: Units by metric; 1 for the others.
     """

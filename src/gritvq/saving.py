@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from gritvq.component import Component, describe
+from gritvq.component import Component, to_config
 from gritvq.files import checked_file, holds_files, read_header, replacing_files, write_header
 
 __all__ = [
@@ -72,7 +72,7 @@ def write_folder(
             raise ValueError(
                 f"expected a new folder or one that holds a gritvq {kind}, got {folder}; choose another name"
             ) from error
-    config = {"format": _FORMAT, "format_version": FORMAT_VERSION, kind: describe(component), **(extra or {})}
+    config = {"format": _FORMAT, "format_version": FORMAT_VERSION, kind: to_config(component), **(extra or {})}
     with replacing_files(folder) as scratch:
         save_file(tensors_of(component), scratch / WEIGHTS, metadata={"format": "pt"})
         for name, write in (others or {}).items():

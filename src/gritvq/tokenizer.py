@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from torch import Tensor
 
-from gritvq.component import Component, build
+from gritvq.component import Component, from_config
 from gritvq.quantizers.base import Quantizer, QuantizerOutput, check_quantizer
 from gritvq.saving import load_weights, local_folder, read_config, write_folder
 
@@ -102,7 +102,7 @@ class Tokenizer(Component, ABC):
         """
         folder = local_folder(source)
         config = read_config(folder, "tokenizer")
-        tokenizer = build(config["tokenizer"], trusted)
+        tokenizer = from_config(config["tokenizer"], trusted)
         if not isinstance(tokenizer, cls):
             raise ValueError(f"expected a saved {cls.__name__} in {folder}, got {type(tokenizer).__name__}")
         load_weights(tokenizer, folder, config)

@@ -20,7 +20,7 @@ from gritvq.results import read_results
 
 CPU = torch.device("cpu")
 ODD = Row(1100, 7, 2100)  # more than a block of both, and no multiple of one
-ABOUT = dict.fromkeys(("contest", "data", "hardware", "commit", "versions", "threads", "cpu"), "made up")
+ABOUT = dict.fromkeys(("comparison", "data", "hardware", "commit", "versions", "threads", "cpu"), "made up")
 
 
 def test_every_search_names_the_nearest_code() -> None:

@@ -23,7 +23,7 @@ from PIL import Image
 
 import gritvq
 from gritvq import Tokenizer, VectorQuantizer, msvq, vq_vae
-from gritvq.cli import contest_entries, main
+from gritvq.cli import comparison_entries, main
 from gritvq.images import ImageDecoder, ImageEncoder, ImageTokenizer, read_images
 from gritvq.tokens.files import TokenizedImage, read_tokens, write_tokens
 from program import wrong
@@ -422,7 +422,7 @@ def test_compare(pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
         "methods": {"grit_vq": {}, "faster": {"preset": "vq_vae", "lr_scale": 3.0}},
         "codebook_sizes": [16, 32],
         "seeds": [0, 1],
-        "contest": {"dim": 6, "width": 8, "num_blocks": 1, "max_steps": 3, "split": "validation"},
+        "comparison": {"dim": 6, "width": 8, "num_blocks": 1, "max_steps": 3, "split": "validation"},
         "data": {"path": str(pictures), "batch_size": 8},
     }
     Path("compare.yaml").write_text(yaml.safe_dump(settings))
@@ -440,10 +440,10 @@ def test_compare(pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
 class TestCompareInAFolder:
     """Small runs of two presets, one result or more in ``out``."""
 
-    ARGUMENTS = ("compare", "--contest.dim", "6", "--contest.width", "8", "--contest.max_steps", "2", "--out", "out")
+    ARGUMENTS = ("compare", "--comparison.dim", "6", "--comparison.width", "8", "--comparison.max_steps", "2", "--out", "out")
 
     def compare(self, pictures: Path, *more: str) -> int:
-        data = ("--data.path", str(pictures), "--data.batch_size", "8", "--contest.split", "validation")
+        data = ("--data.path", str(pictures), "--data.batch_size", "8", "--comparison.split", "validation")
         return main([*self.ARGUMENTS, "--codebook_sizes", "[16]", *data, *more])
 
     def test_does_not_overwrite_unless_told(self, pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -461,10 +461,10 @@ class TestCompareInAFolder:
 
         whole = compare.run_entry
 
-        def run_entry(contest: Any, entry: Any, *arguments: Any) -> dict[str, Any]:
+        def run_entry(comparison: Any, entry: Any, *arguments: Any) -> dict[str, Any]:
             if entry.method == "vq_vae":
                 raise ValueError("expected luck, got none")
-            return whole(contest, entry, *arguments)
+            return whole(comparison, entry, *arguments)
 
         monkeypatch.setattr(compare, "run_entry", run_entry)
         assert self.compare(pictures, "--methods", "{vq_vae: {}, grit_vq: {}}") == 2
@@ -477,7 +477,7 @@ class TestCompareInAFolder:
         assert not Path("out/results.csv").exists()
 
     def test_equal_seeds_and_sizes_run_once(self) -> None:
-        entries = contest_entries({"vq_vae": {}, "fsq": {"codebook_size": 64}}, [32, 16, 32], [1, 0, 1])
+        entries = comparison_entries({"vq_vae": {}, "fsq": {"codebook_size": 64}}, [32, 16, 32], [1, 0, 1])
         found = [(entry.seed, entry.codebook_size, entry.method) for entry in entries]
         one = [(32, "vq_vae"), (64, "fsq"), (16, "vq_vae")]
         assert found == [(seed, *run) for seed in (1, 0) for run in one]
@@ -537,7 +537,7 @@ class TestWrongInput:
             (["compare", "--methods", "{grit_vq: {speed: 3}}"], "expected settings that grit_vq takes"),
             (["compare", "--methods", "{grit_vq: {lr_scale: fast}}"], "expected settings that fit grit_vq"),
             (["compare", "--codebook_sizes", "[16, 0]"], "expected codebook_size >= 1, got 0"),
-            (["compare", "--contest.max_steps", "0"], "expected max_steps >= 1, got 0"),
+            (["compare", "--comparison.max_steps", "0"], "expected max_steps >= 1, got 0"),
             (["compare", "--seeds", "[]"], "expected at least one method"),
             (["fly"], "invalid choice: 'fly'"),
             ([], 'expected "verb" to be one of {demo,fit,'),

@@ -348,7 +348,7 @@ class TestCollections:
             ImageData(str(tmp_path)).setup()
 
     @pytest.mark.parametrize(
-        ("prepare", "message"),
+        ("seed_everything", "message"),
         [
             (lambda path: path / "missing.parquet", "which does not exist"),
             (lambda path: path / "a" / "b", "which does not exist"),

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from gritvq.component import build, describe
+from gritvq.component import from_config, to_config
 from gritvq.images import ImageDecoder, ImageEncoder, num_parameters
 
 
@@ -111,7 +111,7 @@ def test_num_parameters_counts_shared_once_and_frozen_not_at_all() -> None:
 
 def test_rebuilds_from_its_description() -> None:
     encoder = ImageEncoder(6, width=16, factor=8, attention=True)
-    again = build(describe(encoder))
+    again = from_config(to_config(encoder))
     assert isinstance(again, ImageEncoder)
     again.load_state_dict(encoder.state_dict())
     images = torch.rand(1, 3, 16, 16)

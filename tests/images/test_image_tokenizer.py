@@ -28,9 +28,9 @@ from gritvq import (
     RotationTrick,
     Tokenizer,
     VectorQuantizer,
-    build,
-    describe,
+    from_config,
     grit_vq,
+    to_config,
     vq_vae,
 )
 from gritvq.images import ImageDecoder, ImageEncoder, ImageTokenizer
@@ -135,7 +135,7 @@ def test_saved_and_loaded_gives_bitwise_the_same(preset: Callable[..., Quantizer
     tokens = tokenizer.encode(images)
     assert torch.equal(loaded.encode(images), tokens) and not loaded.training
     assert torch.equal(loaded.decode(tokens), tokenizer.decode(tokens))
-    assert describe(loaded) == describe(tokenizer)
+    assert to_config(loaded) == to_config(tokenizer)
     config = json.loads((folder / "config.json").read_text())
     assert config["format"] == "gritvq" and config["format_version"] == 1
 
@@ -247,11 +247,11 @@ def test_replaced_parts_are_saved_as_they_are(tmp_path: Path) -> None:
     assert torch.equal(loaded.encode(images), tokens)
     quantizer = grit_vq(4, 8)
     quantizer.surrogate = RotationTrick()
-    rebuilt = build(describe(quantizer))
+    rebuilt = from_config(to_config(quantizer))
     assert isinstance(rebuilt, VectorQuantizer) and type(rebuilt.surrogate) is RotationTrick
     quantizer = VectorQuantizer(FreeCodebook(4, 8))  # its assignment is the default
     quantizer.assignment = NearestAssignment("cosine")
-    rebuilt = build(describe(quantizer))
+    rebuilt = from_config(to_config(quantizer))
     assert isinstance(rebuilt, VectorQuantizer) and rebuilt.assignment.metric == "cosine"
 
 
@@ -444,7 +444,7 @@ class TestDescriptions:
     )
     def test_bad_ones(self, description: dict[str, Any], message: str) -> None:
         with pytest.raises(ValueError, match=message):
-            build(description)
+            from_config(description)
 
     def test_arguments_must_be_plain(self) -> None:
         class Strange(Component):
@@ -452,7 +452,7 @@ class TestDescriptions:
                 super().__init__()
 
         with pytest.raises(ValueError, match="expected plain values or gritvq components as constructor arguments"):
-            describe(Strange(object()))
+            to_config(Strange(object()))
 
     def test_constructors_must_name_their_arguments(self) -> None:
         class Vague(FreeCodebook):
@@ -460,8 +460,8 @@ class TestDescriptions:
                 super().__init__(*args, **kwargs)  # type: ignore[arg-type]
 
         with pytest.raises(ValueError, match="expected a constructor with named arguments"):
-            describe(Vague(2, 3))
+            to_config(Vague(2, 3))
 
     def test_generators_are_left_out(self) -> None:
         book = FreeCodebook(2, 3, generator=torch.Generator().manual_seed(1))
-        assert describe(book)["init_args"]["generator"] is None
+        assert to_config(book)["init_args"]["generator"] is None

@@ -14,7 +14,7 @@ from PIL import Image
 
 from gritvq import Tokenizer
 from gritvq.cli import main, paper_of
-from gritvq.component import build
+from gritvq.component import from_config
 from gritvq.images import ImageTokenizer
 from gritvq.quantizers import presets
 from gritvq.results import read_results
@@ -29,7 +29,7 @@ def configured(path: Path) -> Tokenizer:
     parts = yaml.safe_load(path.read_text())["tokenizer"]
     preset = parts["quantizer"]
     quantizer = getattr(presets, preset["class_path"].removeprefix("gritvq."))(**preset["init_args"])
-    encoder, decoder = (build(parts[name]) for name in ("encoder", "decoder"))
+    encoder, decoder = (from_config(parts[name]) for name in ("encoder", "decoder"))
     return ImageTokenizer(encoder, quantizer, decoder)
 
 
@@ -113,7 +113,7 @@ def test_compare_runs_all_presets(pictures: Path, tmp_path: Path, capsys: pytest
     """The smoke version of the comparison in the documentation: 20 steps each, small."""
     plan: dict[str, Any] = {
         "codebook_sizes": [64],
-        "contest": {"max_steps": 20, "width": 8, "warmup_steps": 2, "split": "validation"},
+        "comparison": {"max_steps": 20, "width": 8, "warmup_steps": 2, "split": "validation"},
         "data": {"path": str(pictures), "batch_size": 4, "num_validation": 8},
     }
     (tmp_path / "plan.yaml").write_text(yaml.safe_dump(plan))

@@ -14,7 +14,7 @@ from jsonargparse import ArgumentParser
 
 from gritvq.cli import recommend as recommending
 from gritvq.cli import semantic_ids as semantic
-from gritvq.component import build
+from gritvq.component import from_config
 from gritvq.items import (
     Backbone,
     DepthDecoder,
@@ -27,7 +27,7 @@ from gritvq.items import (
 from gritvq.items.interactions import Histories, Split
 from gritvq.items.sequences import SequenceData
 from gritvq.training import TrainingPlan, train
-from gritvq.training.run import prepare
+from gritvq.training.run import seed_everything
 
 pytest.importorskip("transformers")
 
@@ -248,7 +248,7 @@ def test_every_backbone_learns_the_walk(kind: type[Backbone]) -> None:
 
 
 def learn(folder: Path | None, steps: int, resume: Path | None = None) -> float:
-    prepare(0, 1)
+    seed_everything(0, 1)
     generator = torch.Generator().manual_seed(5)
     codes = torch.cartesian_prod(*(torch.arange(size) for size in SIZES))
     ids = SemanticIds(codes[torch.randperm(60, generator=generator)[:20]], SIZES)
@@ -307,7 +307,9 @@ def test_complete_runs_can_be_built(path: Path) -> None:
     assert parser.instantiate(config).tokenizer.codebook_sizes == (256, 256, 256)
     chosen = config.backbone.as_dict()
     sizes = [256, 256, 256, 27]
-    model = build({"class_path": chosen["class_path"], "init_args": {"codebook_sizes": sizes, **chosen["init_args"]}})
+    model = from_config(
+        {"class_path": chosen["class_path"], "init_args": {"codebook_sizes": sizes, **chosen["init_args"]}}
+    )
     assert isinstance(model, Backbone)
     count = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     assert count < 2e6 if path.stem.endswith("small") else 4e6 < count < 6e6

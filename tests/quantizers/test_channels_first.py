@@ -21,9 +21,9 @@ from gritvq import (
     Quantizer,
     ResidualQuantizer,
     VariationalLatent,
-    build,
-    describe,
+    from_config,
     grit_vq,
+    to_config,
     vq_vae,
     vq_vae_ema,
 )
@@ -102,11 +102,11 @@ def test_start_from_data_and_the_memory_layout() -> None:
 
 def test_is_saved_with_its_quantizer() -> None:
     _, quantizer = pair(lambda: grit_vq(D, 32))
-    again: Any = build(describe(quantizer))
+    again: Any = from_config(to_config(quantizer))
     again.load_state_dict(quantizer.state_dict())
     x = torch.randn(2, D, 4, 4)
     assert torch.equal(again.encode(x), quantizer.encode(x))
-    assert describe(quantizer)["class_path"] == "gritvq.quantizers.structures.ChannelsFirst"
+    assert to_config(quantizer)["class_path"] == "gritvq.quantizers.structures.ChannelsFirst"
     assert (again.dim, again.input_dim, again.codebook_sizes, again.exact) == (D, D, (32,), "always")
 
 

@@ -19,10 +19,10 @@ from gritvq import (
     StraightThrough,
     TransformerCodebook,
     VectorQuantizer,
-    build,
-    describe,
+    from_config,
     grit_vq,
     simvq,
+    to_config,
 )
 from zoo import CODEBOOKS, DIM, SEEDS, SIZE, trained_a_little
 
@@ -313,7 +313,7 @@ class TestMapsOfTheWholeTable:
 
     def test_rebuilds_and_counts_every_parameter(self, make: Callable[[], Codebook]) -> None:
         book = make()
-        other = build(describe(book))
+        other = from_config(to_config(book))
         assert isinstance(other, Codebook)
         other.load_state_dict(book.state_dict())
         assert torch.equal(other.codes(), book.codes())
@@ -498,7 +498,7 @@ def test_map_and_base_table_may_have_their_own_rates() -> None:
     rates = {p: group["lr"] for group in quantizer.parameter_groups(1e-3) for p in group["params"]}
     for name, parameter in quantizer.named_parameters():
         assert rates[parameter] == pytest.approx(0.06 if name == "codebook.base" else 0.01), name
-    rebuilt = build(describe(quantizer))
+    rebuilt = from_config(to_config(quantizer))
     assert isinstance(rebuilt, VectorQuantizer) and len(rebuilt.parameter_groups(1.0)) == 2
     for bad in ((1.0,), (1.0, 0.0), (1.0, 2.0, 3.0)):
         with pytest.raises(ValueError, match="expected lr_scale > 0, or two such numbers"):

@@ -19,7 +19,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch._inductor import config as inductor_config
 from torch.utils.checkpoint import checkpoint
 
-from gritvq import Codebook, CodeStatistics, Quantizer, build, describe
+from gritvq import Codebook, CodeStatistics, Quantizer, from_config, to_config
 from zoo import DIM, KINDS, QUANTIZERS, SIZE, quick, trained_a_little
 
 Make = Callable[[int, int], Quantizer]
@@ -326,13 +326,13 @@ class TestEveryQuantizer:
 
     def test_rebuilds_from_its_description(self, make: Make) -> None:
         quantizer = made(make)
-        description = describe(quantizer)
-        other: Any = build(description)
+        description = to_config(quantizer)
+        other: Any = from_config(description)
         other.load_state_dict(quantizer.state_dict())
-        assert type(other) is type(quantizer) and describe(other) == description
+        assert type(other) is type(quantizer) and to_config(other) == description
         assert torch.equal(other.encode(data(quantizer, 50)), quantizer.encode(data(quantizer, 50)))
         clone = copy.deepcopy(quantizer)
-        assert describe(clone) == description
+        assert to_config(clone) == description
         assert_same(contents(clone), contents(quantizer))
 
     def test_initialization_fits_the_data_and_forward_never_does(self, make: Make) -> None:

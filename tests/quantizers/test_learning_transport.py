@@ -14,7 +14,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from gritvq import CodebookLoss, Context, FreeCodebook, LearningRule, VectorQuantizer, WassersteinLoss, describe
+from gritvq import CodebookLoss, Context, FreeCodebook, LearningRule, VectorQuantizer, WassersteinLoss, to_config
 from gritvq.quantizers.functional import code_counts, perplexity
 from zoo import DIM, SIZE
 
@@ -242,7 +242,7 @@ def test_logits_stay_wide_and_learn_with_the_rest() -> None:
     assert isinstance(rule, WassersteinLoss) and rule.logits is not None and rule.logits.dtype == torch.float32
     groups = {group["name"]: group["params"] for group in quantizer.parameter_groups(1e-3)}
     assert any(p is rule.logits for p in groups["quantizer"])
-    assert "codebook_size" in describe(rule)["init_args"]
+    assert "codebook_size" in to_config(rule)["init_args"]
 
 
 def test_bad_arguments() -> None:

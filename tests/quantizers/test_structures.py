@@ -31,13 +31,13 @@ from gritvq import (
     StochasticQuantizer,
     VariationalLatent,
     VectorQuantizer,
-    build,
-    describe,
+    from_config,
     gm_vq,
     grit_vq,
     rq,
     rsq_vae,
     sq_vae,
+    to_config,
     vq_vae,
 )
 from zoo import DIM, SIZE
@@ -389,7 +389,7 @@ class TestProduct:
             assert torch.equal(output.quantized, folded.decode(output.indices))
             assert not folded.training and not any(p.requires_grad for p in folded.parameters())
             assert all(p.requires_grad for p in quantizer.parameters())
-            rebuilt = build(describe(folded))
+            rebuilt = from_config(to_config(folded))
             rebuilt.load_state_dict(folded.state_dict())
             assert torch.equal(rebuilt.eval()(x).quantized, output.quantized)
         both = ProductQuantizer([soft(), soft()]).fold()

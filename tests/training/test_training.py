@@ -42,12 +42,12 @@ from gritvq.files import replacing, write_json
 from gritvq.images import ImageData, ImageDecoder, ImageEncoder, ImageTokenizer, TokenizerTask, evaluate
 from gritvq.images import plots as drawn
 from gritvq.images.comparison import (
-    Contest,
+    Comparison,
     Entry,
     FailedRuns,
     comparison_rows,
     mean_colour_row,
-    run_contest,
+    run_comparison,
     run_entry,
 )
 from gritvq.images.evaluation import token_statistics
@@ -58,7 +58,7 @@ from gritvq.tokens.files import TokenizedImage, read_tokens, write_tokens
 from gritvq.training import TrainingPlan, train
 from gritvq.training.callbacks import collapse_advice
 from gritvq.training.objectives import ReconstructionObjective
-from gritvq.training.run import prepare
+from gritvq.training.run import seed_everything
 from zoo import PRESETS
 
 DIM, SIZE = 6, 32
@@ -76,7 +76,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def task_for(preset: Callable[..., Quantizer], **settings: Any) -> TokenizerTask:
-    prepare(0)
+    seed_everything(0)
     shape: dict[str, Any] = dict(width=8, num_blocks=1)
     tokenizer = ImageTokenizer(ImageEncoder(DIM, **shape), preset(DIM, SIZE, **settings), ImageDecoder(DIM, **shape))
     return TokenizerTask(tokenizer, lr=3e-3, warmup_steps=3)
@@ -147,7 +147,7 @@ def short_run(max_steps: int) -> list[float]:
             losses.append(float(loss.detach()))
             return loss
 
-    prepare(0)
+    seed_everything(0)
     tokenizer = ImageTokenizer(ImageEncoder(8, width=16), grit_vq(8, 128), ImageDecoder(8, width=16))
     data = ImageData("photographs", size=32, batch_size=4)
     train(Recorded(tokenizer, warmup_steps=5), data, plan(max_steps), progress=False)
@@ -385,9 +385,9 @@ def test_token_statistics() -> None:
 
 class TestCompare:
     def test_results_survive_the_file(self, pictures: str, tmp_path: Path) -> None:
-        contest = Contest(dim=DIM, width=8, num_blocks=1, max_steps=3, split="validation")
+        comparison = Comparison(dim=DIM, width=8, num_blocks=1, max_steps=3, split="validation")
         entries = [Entry("ours", grit_vq, SIZE, 0, {"lr_scale": 5.0}), Entry("plain", vq_vae, SIZE, 1)]
-        results = list(run_contest(contest, entries, lambda: data_from(pictures)))
+        results = list(run_comparison(comparison, entries, lambda: data_from(pictures)))
         assert [(r["method"], r["settings"], r["seed"]) for r in results] == [
             ("ours", "lr_scale=5.0", 0),
             ("plain", "-", 1),
@@ -400,7 +400,7 @@ class TestCompare:
 
     @pytest.mark.parametrize("split", ["test", "validation"])
     def test_mean_colour_is_the_floor(self, pictures: str, tmp_path: Path, split: str) -> None:
-        floor = mean_colour_row(Contest(split=split), lambda: data_from(pictures))
+        floor = mean_colour_row(Comparison(split=split), lambda: data_from(pictures))
         data = data_from(pictures)
         data.setup()
         loader = data.test_dataloader() if split == "test" else data.val_dataloader()
@@ -420,17 +420,17 @@ class TestCompare:
         def variational(dim: int, codebook_size: int) -> Quantizer:
             return VariationalLatent(vq_vae(dim, codebook_size))
 
-        contest = Contest(dim=DIM, width=8, num_blocks=1, max_steps=2, split="validation")
-        result = run_entry(contest, Entry("variational", variational, SIZE, 0), lambda: data_from(pictures))
+        comparison = Comparison(dim=DIM, width=8, num_blocks=1, max_steps=2, split="validation")
+        result = run_entry(comparison, Entry("variational", variational, SIZE, 0), lambda: data_from(pictures))
         assert math.isfinite(result["psnr"]) and result["bits_per_token"] == 5
 
     @pytest.mark.parametrize("jobs", [1, 2])
     def test_a_failing_run_leaves_the_others(self, pictures: str, jobs: int) -> None:
-        contest = Contest(dim=DIM, width=8, num_blocks=1, max_steps=2, split="validation")
+        comparison = Comparison(dim=DIM, width=8, num_blocks=1, max_steps=2, split="validation")
         entries = [Entry("bad", vq_vae, 0, 3), Entry("ours", grit_vq, SIZE, 0), Entry("plain", vq_vae, SIZE, 1)]
         results = []
         with pytest.raises(FailedRuns, match=r"all 3 runs to finish, got 1 .* bad with 0 codes and seed 3 \(Val"):
-            for result in run_contest(contest, entries, functools.partial(data_from, pictures), jobs=jobs):
+            for result in run_comparison(comparison, entries, functools.partial(data_from, pictures), jobs=jobs):
                 results.append(result["method"])
         assert sorted(results) == ["ours", "plain"]
 
@@ -455,7 +455,7 @@ class TestCompare:
                 asked.append(settings)
 
         monkeypatch.setattr("gritvq.images.comparison.ProcessPoolExecutor", Pool)
-        runs = run_contest(Contest(), [Entry("ours", grit_vq, SIZE, seed) for seed in range(3)], list, jobs=2)  # type: ignore[arg-type]
+        runs = run_comparison(Comparison(), [Entry("ours", grit_vq, SIZE, seed) for seed in range(3)], list, jobs=2)  # type: ignore[arg-type]
         if interrupted:
             with pytest.raises(KeyboardInterrupt):
                 list(runs)
@@ -468,9 +468,9 @@ class TestCompare:
         with pytest.raises(ValueError, match=r"expected settings that grit_vq takes \(radius, .*got speed"):
             Entry("x", grit_vq, 8, 0, {"speed": 3})
         with pytest.raises(ValueError, match="expected split 'test' or 'validation', got 'train'"):
-            Contest(split="train")
+            Comparison(split="train")
         with pytest.raises(ValueError, match="expected jobs >= 1, got 0"):
-            list(run_contest(Contest(), [], lambda: data_from("x"), jobs=0))
+            list(run_comparison(Comparison(), [], lambda: data_from("x"), jobs=0))
 
 
 class TestFiles:

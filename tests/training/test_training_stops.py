@@ -21,7 +21,7 @@ from gritvq import vq_vae_ema
 from gritvq.images import ImageData, ImageDecoder, ImageEncoder, ImageTokenizer, TokenizerTask
 from gritvq.training import TrainingPlan, train
 from gritvq.training.interruption import Interrupted
-from gritvq.training.run import prepare
+from gritvq.training.run import seed_everything
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,7 @@ class Told(TokenizerTask):
     """Gets signals during the training step or validation after so many steps; -1 is before the first step."""
 
     def __init__(self, signals: Sequence[signal.Signals] = (), step: int = 0, *, validating: bool = False) -> None:
-        prepare(0)
+        seed_everything(0)
         shape: dict[str, Any] = dict(width=8, num_blocks=1)
         super().__init__(ImageTokenizer(ImageEncoder(4, **shape), vq_vae_ema(4, 16), ImageDecoder(4, **shape)), lr=3e-3)
         self.signals, self.at, self.validating = list(signals), step, validating

@@ -21,10 +21,10 @@ from gritvq.cli import errors, images
 from gritvq.cli import fit as fitting
 from gritvq.cli import recommend as recommending
 from gritvq.cli import semantic_ids as semantic
-from gritvq.cli.compare import contest_entries, paper_of
+from gritvq.cli.compare import comparison_entries, paper_of
 from gritvq.cli.errors import parser_class
 
-__all__ = ["contest_entries", "main", "paper_of"]
+__all__ = ["comparison_entries", "main", "paper_of"]
 
 Verb = Callable[[Any, Any], None]
 

@@ -17,7 +17,7 @@ from gritvq.quantizers.base import Quantizer
 __all__ = [
     "compare",
     "compare_arguments",
-    "contest_entries",
+    "comparison_entries",
     "paper_of",
     "preset_named",
     "presets_arguments",
@@ -26,8 +26,8 @@ __all__ = [
 
 
 def compare_arguments(parser: Any) -> None:
-    """Methods, sizes, seeds, and the contest they share."""
-    from gritvq.images.comparison import Contest
+    """Methods, sizes, seeds, and the comparison they share."""
+    from gritvq.images.comparison import Comparison
     from gritvq.images.data import ImageData
 
     parser.add_argument("--config", action="config", help="YAML file with any of the arguments below")
@@ -41,7 +41,7 @@ def compare_arguments(parser: Any) -> None:
     parser.add_argument("--codebook_sizes", type=list[int], default=[1024], help="codebook sizes to compare at")
     parser.add_argument("--seeds", type=list[int], default=[0], help="one run per seed")
     parser.add_argument("--jobs", type=int, default=1, help="runs at once, each with one thread if more than one")
-    parser.add_class_arguments(Contest, "contest")
+    parser.add_class_arguments(Comparison, "comparison")
     parser.add_class_arguments(ImageData, "data")
     parser.add_argument(
         "--out", type=str, default="runs/compare", help="folder for the table, the numbers and the plot"
@@ -58,9 +58,9 @@ def compare(parser: Any, config: Any) -> None:
         COMPARISON_COLUMNS,
         FailedRuns,
         comparison_rows,
-        describe_contest,
+        describe_comparison,
         mean_colour_row,
-        run_contest,
+        run_comparison,
     )
     from gritvq.images.data import ImageData
     from gritvq.results import write_results
@@ -72,15 +72,15 @@ def compare(parser: Any, config: Any) -> None:
             f"expected a folder without results, got {out}, which holds {numbers.name}; choose another --out, or "
             "replace them with --overwrite true"
         )
-    contest = parser.instantiate(config).contest
-    entries = contest_entries(config.methods, config.codebook_sizes, config.seeds)
+    comparison = parser.instantiate(config).comparison
+    entries = comparison_entries(config.methods, config.codebook_sizes, config.seeds)
     for entry in entries:
-        entry.quantizer(contest.dim)  # what does not fit is said before anything runs
+        entry.quantizer(comparison.dim)  # what does not fit is said before anything runs
     make_data = functools.partial(ImageData, **arguments_of(config.data))
     make_data().setup("fit")
-    results = [mean_colour_row(contest, make_data)]
-    about = {"contest": describe_contest(contest), "data": str(config.data.path)}
-    runs = run_contest(contest, entries, make_data, jobs=config.jobs)
+    results = [mean_colour_row(comparison, make_data)]
+    about = {"comparison": describe_comparison(comparison), "data": str(config.data.path)}
+    runs = run_comparison(comparison, entries, make_data, jobs=config.jobs)
     failure = None
     try:
         for result in track(runs, total=len(entries), description="comparing", console=console()):
@@ -97,7 +97,7 @@ def compare(parser: Any, config: Any) -> None:
         raise failure
 
 
-def contest_entries(methods: Mapping[str, Any], sizes: Sequence[int], seeds: Sequence[int]) -> list[Any]:
+def comparison_entries(methods: Mapping[str, Any], sizes: Sequence[int], seeds: Sequence[int]) -> list[Any]:
     """Every method at every size and seed, once; one whose settings name a ``codebook_size`` runs at that alone.
 
     Raises:

@@ -44,7 +44,7 @@ def demo(parser: Any, config: Any) -> None:
     from gritvq.images.tokenizer import ImageTokenizer
     from gritvq.training import TrainingPlan
     from gritvq.training.launch import Launch
-    from gritvq.training.run import prepare
+    from gritvq.training.run import seed_everything
 
     if (Path(config.out) / "config.yaml").exists():
         raise ValueError(
@@ -52,7 +52,7 @@ def demo(parser: Any, config: Any) -> None:
         )
     plan = TrainingPlan(max_steps=config.steps, seed=config.seed, validate_every=0, checkpoint_every=0)
     launch = Launch(plan)
-    prepare(config.seed)
+    seed_everything(config.seed)
     quantizer = presets.grit_vq(16, config.codebook_size)
     task = TokenizerTask(ImageTokenizer(ImageEncoder(16), quantizer, ImageDecoder(16)))
     data = ImageData("photographs", batch_size=16)
@@ -211,13 +211,13 @@ def fit(parser: Any, config: Any) -> None:
     from gritvq.images.tokenizer import ImageTokenizer
     from gritvq.training import TrainingPlan
     from gritvq.training.launch import Launch
-    from gritvq.training.run import check_checkpoint, prepare
+    from gritvq.training.run import check_checkpoint, seed_everything
 
     spread(config)
     launch = Launch(TrainingPlan(**arguments_of(config.plan)))
     place = place_of(config, launch)
     check_settings(parser, config, place)
-    prepare(config.plan.seed)
+    seed_everything(config.plan.seed)
     parts = parser.instantiate(config)
     parts.data.setup("fit")
     task = TokenizerTask(parts.tokenizer, **arguments_of(parts.task))
@@ -235,14 +235,14 @@ def _check_picture(tokenizer: Any, shape: tuple[int, int, int]) -> None:
     """Refuse pictures that the tokenizer cannot take, before an old run makes way."""
     import torch
 
-    from gritvq.component import evaluating
+    from gritvq.component import eval_mode
 
     if shape[0] != tokenizer.channels:
         raise ValueError(
             f"expected data.channels={tokenizer.channels} as the tokenizer's encoder has, got {shape[0]}; make them "
             "equal"
         )
-    with torch.no_grad(), torch.random.fork_rng(), evaluating(tokenizer):
+    with torch.no_grad(), torch.random.fork_rng(), eval_mode(tokenizer):
         tokenizer(torch.zeros(1, *shape))
 
 

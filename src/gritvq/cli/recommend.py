@@ -83,7 +83,7 @@ def fit_recommender(parser: Any, config: Any) -> None:
     from gritvq.items.task import RecommenderTask
     from gritvq.training import TrainingPlan
     from gritvq.training.launch import Launch
-    from gritvq.training.run import check_checkpoint, prepare
+    from gritvq.training.run import check_checkpoint, seed_everything
 
     plan = TrainingPlan(**arguments_of(config.plan))
     place = place_of(config, Launch(plan))
@@ -97,7 +97,7 @@ def fit_recommender(parser: Any, config: Any) -> None:
         raise ValueError(
             f"expected ids outside of the run's own folder {place.out}, got {config.ids}; choose another --out"
         )
-    prepare(config.plan.seed)
+    seed_everything(config.plan.seed)
     items = _data(config.data.as_dict(), config.k_core)
     tokenizer = None
     if config.ids is None and place.fresh:

@@ -23,17 +23,17 @@ from gritvq.images.task import TokenizerTask
 from gritvq.images.tokenizer import ImageTokenizer
 from gritvq.quantizers.base import Quantizer
 from gritvq.training.data import TrainingData
-from gritvq.training.run import TrainingPlan, prepare, train
+from gritvq.training.run import TrainingPlan, seed_everything, train
 
 __all__ = [
     "COMPARISON_COLUMNS",
-    "Contest",
+    "Comparison",
     "Entry",
     "FailedRuns",
     "comparison_rows",
-    "describe_contest",
+    "describe_comparison",
     "mean_colour_row",
-    "run_contest",
+    "run_comparison",
     "run_entry",
 ]
 
@@ -41,7 +41,7 @@ log = logging.getLogger("gritvq")
 
 
 @dataclass(frozen=True)
-class Contest:
+class Comparison:
     """What all entries have in common.
 
     Args:
@@ -112,11 +112,11 @@ class Entry:
 
 
 class FailedRuns(ValueError):
-    """Says which runs of a contest failed, when all others are done."""
+    """Says which runs of a comparison failed, when all others are done."""
 
 
 def run_entry(
-    contest: Contest,
+    comparison: Comparison,
     entry: Entry,
     make_data: Callable[[], TrainingData],
     threads: int | None = None,
@@ -125,7 +125,7 @@ def run_entry(
     """Train one entry from scratch and measure it.
 
     Args:
-        contest: The common budget.
+        comparison: The common budget.
         entry: What to train.
         make_data: Builds the data module, whose order depends on its own seed.
         threads: Threads of this process.
@@ -134,19 +134,19 @@ def run_entry(
     Returns:
         The entry's fields and its numbers.
     """
-    prepare(entry.seed, threads)
-    quantizer = entry.quantizer(contest.dim)
-    shape: dict[str, Any] = {"width": contest.width, "factor": contest.factor, "num_blocks": contest.num_blocks}
+    seed_everything(entry.seed, threads)
+    quantizer = entry.quantizer(comparison.dim)
+    shape: dict[str, Any] = {"width": comparison.width, "factor": comparison.factor, "num_blocks": comparison.num_blocks}
     data: Any = make_data()
     encoder: Component = ImageEncoder(quantizer.input_dim, channels=data.channels, **shape)
     tokenizer = ImageTokenizer(encoder, quantizer, ImageDecoder(quantizer.dim, channels=data.channels, **shape))
-    task = TokenizerTask(tokenizer, lr=contest.lr, warmup_steps=contest.warmup_steps)
-    plan = TrainingPlan(max_steps=contest.max_steps, seed=entry.seed, accelerator="cpu" if threads else "auto")
+    task = TokenizerTask(tokenizer, lr=comparison.lr, warmup_steps=comparison.warmup_steps)
+    plan = TrainingPlan(max_steps=comparison.max_steps, seed=entry.seed, accelerator="cpu" if threads else "auto")
     started = time.perf_counter()
     train(task, data, plan, progress=progress)
-    seconds = (time.perf_counter() - started) / contest.max_steps
+    seconds = (time.perf_counter() - started) / comparison.max_steps
     device = "cuda" if torch.cuda.is_available() and not threads else "cpu"
-    numbers, _ = evaluate(tokenizer, _measured_images(contest, data), device=device)
+    numbers, _ = evaluate(tokenizer, _measured_images(comparison, data), device=device)
     return {
         "method": entry.method,
         "preset": entry.preset.__name__,
@@ -159,37 +159,37 @@ def run_entry(
     }
 
 
-def mean_colour_row(contest: Contest, make_data: Callable[[], TrainingData]) -> dict[str, Any]:
-    """The floor of a comparison: every picture replaced by its own mean colour, measured on the contest's images.
+def mean_colour_row(comparison: Comparison, make_data: Callable[[], TrainingData]) -> dict[str, Any]:
+    """The baseline of a comparison: every picture replaced by its own mean colour, measured on the comparison's images.
 
     A method near it has learned nothing of the content. It has no codes: its codebook size is 0, and usage, perplexity
     and bits are missing.
 
     Args:
-        contest: Says which images.
+        comparison: Says which images.
         make_data: Builds the data module.
 
     Returns:
         The same fields as from :func:`run_entry`, as far as they have a meaning, with the method ``"mean colour"``.
     """
     error = ReconstructionError()
-    for images in _measured_images(contest, make_data()):
+    for images in _measured_images(comparison, make_data()):
         error.update(images.mean((2, 3), keepdim=True).expand_as(images), images)
     floor = {"method": "mean colour", "preset": "-", "settings": "-", "codebook_size": 0, "seed": 0}
     return {**floor, **error.compute()}
 
 
-def _measured_images(contest: Contest, data: Any) -> Iterator[Tensor]:
+def _measured_images(comparison: Comparison, data: Any) -> Iterator[Tensor]:
     seen = 0
-    for images in data.test_dataloader() if contest.split == "test" else data.val_dataloader():
+    for images in data.test_dataloader() if comparison.split == "test" else data.val_dataloader():
         yield images
         seen += len(images)
-        if contest.num_images is not None and seen >= contest.num_images:
+        if comparison.num_images is not None and seen >= comparison.num_images:
             return
 
 
-def run_contest(
-    contest: Contest,
+def run_comparison(
+    comparison: Comparison,
     entries: Sequence[Entry],
     make_data: Callable[[], TrainingData],
     *,
@@ -200,7 +200,7 @@ def run_contest(
     A run that fails does not end the others.
 
     Args:
-        contest: The common budget.
+        comparison: The common budget.
         entries: What to run.
         make_data: Builds the data module; must be picklable for several jobs.
         jobs: Runs at once.
@@ -211,7 +211,7 @@ def run_contest(
     if jobs < 1:
         raise ValueError(f"expected jobs >= 1, got {jobs}")
     failed: list[str] = []
-    for entry, outcome in _outcomes(contest, entries, make_data, jobs):
+    for entry, outcome in _outcomes(comparison, entries, make_data, jobs):
         try:
             result = outcome()
         except Exception as error:  # kept as text: its traceback would hold the run's memory
@@ -228,30 +228,30 @@ def run_contest(
 
 
 def _outcomes(
-    contest: Contest, entries: Sequence[Entry], make_data: Callable[[], TrainingData], jobs: int
+    comparison: Comparison, entries: Sequence[Entry], make_data: Callable[[], TrainingData], jobs: int
 ) -> Iterator[tuple[Entry, Callable[[], dict[str, Any]]]]:
     """Every entry and what returns its result or raises its error; what still waits is cancelled when closed."""
     if jobs == 1:
         for entry in entries:
-            yield entry, functools.partial(run_entry, contest, entry, make_data)
+            yield entry, functools.partial(run_entry, comparison, entry, make_data)
         return
     pool = ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn"))
     try:
-        futures = {pool.submit(run_entry, contest, entry, make_data, 1): entry for entry in entries}
+        futures = {pool.submit(run_entry, comparison, entry, make_data, 1): entry for entry in entries}
         for future in as_completed(futures):
             yield futures[future], future.result
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def describe_contest(contest: Contest) -> str:
+def describe_comparison(comparison: Comparison) -> str:
     """One line that says what all runs shared.
 
     Example:
-        >>> describe_contest(Contest())[:30]
+        >>> describe_comparison(Comparison())[:30]
         'dim=16 factor=4 width=64 num_b'
     """
-    return " ".join(f"{name}={value}" for name, value in asdict(contest).items() if value is not None)
+    return " ".join(f"{name}={value}" for name, value in asdict(comparison).items() if value is not None)
 
 
 COMPARISON_COLUMNS = (

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from gritvq.component import evaluating
+from gritvq.component import eval_mode
 from gritvq.distributed import all_reduce_sum
 from gritvq.images.metrics import ReconstructionError
 from gritvq.images.tokenizer import ImageTokenizer
@@ -40,7 +40,7 @@ def evaluate(
     tokenizer = tokenizer.to(device)
     used, error = CodebookUsage(tokenizer.quantizer.codebook_sizes), ReconstructionError()
     pixels = pictures = 0
-    with evaluating(tokenizer):
+    with eval_mode(tokenizer):
         folded = ImageTokenizer(tokenizer.encoder, tokenizer.quantizer.fold(), tokenizer.decoder)  # the codes made once
         for images in batches:
             images = images.to(device)

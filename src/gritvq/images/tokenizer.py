@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from gritvq.component import Component, evaluating
+from gritvq.component import Component, eval_mode
 from gritvq.export import DecoderProgram, EncoderProgram, Format, Program, write_programs
 from gritvq.quantizers.base import Quantizer
 from gritvq.tokenizer import Tokenizer, TokenizerOutput
@@ -149,7 +149,7 @@ class ImageTokenizer(Tokenizer):
             return self._encode_each(images)
         images = self._as_tensor(images)
         batch = self._as_batch(images)
-        with evaluating(self):
+        with eval_mode(self):
             tokens = self.quantizer.encode(self.latents(batch))
         return tokens if images.ndim == 4 else tokens[0]
 
@@ -176,7 +176,7 @@ class ImageTokenizer(Tokenizer):
             raise ValueError(f"expected tokens (B, {one}) or ({one}), got {tuple(tokens.shape)}")
         single = tokens.ndim == axes + 1
         batch = tokens[None] if single else tokens
-        with evaluating(self):
+        with eval_mode(self):
             values = self.quantizer.decode(batch.to(next(self.decoder.parameters()).device))
             full = (values.shape[1] * self.factor, values.shape[2] * self.factor)
             height, width = full if size is None else size

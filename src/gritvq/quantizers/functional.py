@@ -22,6 +22,7 @@ from gritvq.quantizers.kernels.blocked import search_rows
 __all__ = [
     "Metric",
     "Precision",
+    "at_least_float32",
     "bits_per_sample",
     "bits_per_token",
     "central_code",
@@ -39,7 +40,6 @@ __all__ = [
     "squared_distance",
     "to_unit_length",
     "usage",
-    "wide",
 ]
 
 Metric = Literal["euclidean", "cosine"]
@@ -104,11 +104,11 @@ class _WithoutDerivative(torch.autograd.Function):
         raise RuntimeError("expected first derivatives only through a soft choice of code, got a second one; detach it")
 
 
-def wide(x: Tensor) -> Tensor:
+def at_least_float32(x: Tensor) -> Tensor:
     """Cast to float32, unless ``x`` is float64 already.
 
     Example:
-        >>> wide(torch.ones(1, dtype=torch.bfloat16)).dtype
+        >>> at_least_float32(torch.ones(1, dtype=torch.bfloat16)).dtype
         torch.float32
     """
     return x if x.dtype in (torch.float32, torch.float64) else x.float()
@@ -301,7 +301,7 @@ def squared_distance(x: Float[Tensor, "N D"], codes: Float[Tensor, "K D"]) -> Fl
         tensor([[25.]])
     """
     with torch.autocast(x.device.type, enabled=False):
-        dtype = torch.promote_types(wide(x).dtype, codes.dtype)
+        dtype = torch.promote_types(at_least_float32(x).dtype, codes.dtype)
         center = central_code(codes.detach()).to(dtype)
         x, codes = x.to(dtype) - center, codes.to(dtype) - center
         return ((x * x).sum(1, keepdim=True) + (codes * codes).sum(1) - 2 * x @ codes.T).clamp_min(0)
@@ -367,7 +367,7 @@ def code_sums(x: Float[Tensor, "N D"], indices: Int[Tensor, " N"], codebook_size
         tensor([[1.],
                 [2.]])
     """
-    return torch.ops.gritvq.code_sums(wide(x), indices, codebook_size)
+    return torch.ops.gritvq.code_sums(at_least_float32(x), indices, codebook_size)
 
 
 @torch.library.custom_op("gritvq::code_sums", mutates_args=())
@@ -532,7 +532,7 @@ def kmeans(
         >>> sorted(round(v, 1) for v in kmeans(x, 2, generator=torch.Generator().manual_seed(0)).flatten().tolist())
         [0.1, 1.1]
     """
-    x = wide(x.detach())
+    x = at_least_float32(x.detach())
     x = x[torch.isfinite(x).all(1)]
     if metric == "cosine":
         x = F.normalize(x, dim=1)

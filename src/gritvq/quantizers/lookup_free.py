@@ -17,7 +17,7 @@ from torch import Tensor
 
 from gritvq.distributed import all_reduce_sum, joined_count, joined_mean
 from gritvq.quantizers.base import Quantizer, QuantizerOutput, Surrogate
-from gritvq.quantizers.functional import to_unit_length, wide
+from gritvq.quantizers.functional import at_least_float32, to_unit_length
 from gritvq.quantizers.surrogates import StraightThrough
 
 __all__ = ["BSQ", "FSQ", "LFQ"]
@@ -71,7 +71,7 @@ class _Grid(Quantizer):
     def quantize(self, x: Float[Tensor, "*batch D"], valid: Bool[Tensor, "*batch"]) -> QuantizerOutput:
         """Round to the grid."""
         with torch.autocast(x.device.type, enabled=False):
-            y = wide(x)
+            y = at_least_float32(x)
             digits = self.digits(y.detach())
             q = self.values(digits)
             losses = self.losses(y, q, valid) if self.training else {}
@@ -127,7 +127,7 @@ class FSQ(_Grid):
     def before(self, x: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch D"]:
         """The bounded value, scaled as the codes are; float32 or wider."""
         with torch.autocast(x.device.type, enabled=False):
-            x = wide(x)
+            x = at_least_float32(x)
             counts = self.counts.to(x.dtype)
             scale = (counts - 1) * (1 + 1e-3) / 2
             offset = torch.where(self.counts % 2 == 0, 0.5, 0.0).to(x.dtype)
@@ -286,7 +286,7 @@ class BSQ(_Binary):
     def before(self, x: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch D"]:
         """The vector at unit length, float32 or wider."""
         with torch.autocast(x.device.type, enabled=False):
-            return to_unit_length(wide(x))
+            return to_unit_length(at_least_float32(x))
 
     def _plain(self) -> BSQ:
         return BSQ(self.dim, entropy_weight=0.0, commitment_weight=0.0)

@@ -24,7 +24,7 @@ from gritvq.quantizers.base import (
     least_exact,
 )
 from gritvq.quantizers.codebooks import FreeCodebook
-from gritvq.quantizers.functional import nearest_codes, wide
+from gritvq.quantizers.functional import at_least_float32, nearest_codes
 from gritvq.quantizers.learning import CodebookLoss, CommitmentLoss
 from gritvq.quantizers.surrogates import StraightThrough
 
@@ -96,7 +96,7 @@ class VectorQuantizer(Quantizer):
     def quantize(self, x: Float[Tensor, "*batch D"], valid: Bool[Tensor, "*batch"]) -> QuantizerOutput:
         """Assign codes; in training also accumulate statistics and compute the losses."""
         with torch.autocast(x.device.type, enabled=False):
-            x = wide(x)
+            x = at_least_float32(x)
             codes = self.codebook.codes()
             flat = x.reshape(-1, self.dim)
             chosen, values = self.assignment(flat, codes)

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import lightning
 import torch
-from lightning import Callback, Trainer, seed_everything
+from lightning import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
@@ -24,7 +25,7 @@ from gritvq.training.data import DataModule, TrainingData
 from gritvq.training.interruption import Interrupted, Interruption, Listener, Stop
 from gritvq.training.task import LOG_EVERY, Task
 
-__all__ = ["TrainingPlan", "check_checkpoint", "prepare", "silence", "train"]
+__all__ = ["TrainingPlan", "check_checkpoint", "seed_everything", "silence", "train"]
 
 
 @dataclass(frozen=True)
@@ -231,12 +232,12 @@ def check_checkpoint(task: Task, plan: TrainingPlan, path: str | Path) -> int:
     return done
 
 
-def prepare(seed: int, threads: int | None = None) -> None:
+def seed_everything(seed: int, threads: int | None = None) -> None:
     """Seed everything and silence Lightning's own chatter."""
     if threads is not None:
         torch.set_num_threads(threads)
     silence()
-    seed_everything(seed, verbose=False)
+    lightning.seed_everything(seed, verbose=False)
 
 
 def silence() -> None:

@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from gritvq.component import build, evaluating
+from gritvq.component import eval_mode, from_config
 from gritvq.items.ids import SemanticIds
 from gritvq.items.interactions import Histories
 from gritvq.items.recommenders.backbones import Backbone, Context
@@ -118,7 +118,7 @@ class GenerativeRecommender(nn.Module):
     @torch.no_grad()
     def search(self, histories: Histories | Sequence[Sequence[int]], beam: int) -> Beams:
         """The best ids by beam search, as leaves of ``trie``."""
-        with evaluating(self):
+        with eval_mode(self):
             return beam_search(self.backbone, self._read(histories), self.trie, beam)
 
     @torch.no_grad()
@@ -132,7 +132,7 @@ class GenerativeRecommender(nn.Module):
         Raises:
             ValueError: If a row is no item.
         """
-        with evaluating(self):
+        with eval_mode(self):
             found = exact_scores(self.backbone, self._read(histories), self.trie, block=block)
         return found[:, self.trie.leaves_of_rows()]
 
@@ -181,7 +181,7 @@ class GenerativeRecommender(nn.Module):
                 f"added, got others, {_digest(ids)[:12]}; train again, or load it without ids to take those in the "
                 "folder"
             )
-        backbone = build(config[_KIND], trusted)
+        backbone = from_config(config[_KIND], trusted)
         if not isinstance(backbone, Backbone):
             raise ValueError(f"expected a recommender's backbone in {folder}, got {type(backbone).__name__}")
         load_weights(backbone, folder, config)

@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gritvq.component import Component, build, describe, evaluating
+from gritvq.component import Component, eval_mode, from_config, to_config
 from gritvq.saving import load_weights, local_folder, read_config, tensors_of, write_folder
 
 __all__ = ["Embeddings", "ItemTokenizer", "tracked"]
@@ -97,7 +97,7 @@ class ItemTokenizer(Component, ABC):
         """
         chunks = self._chunks(x, batch_size)
         codes = torch.empty(len(x), len(self.codebook_sizes), dtype=torch.int64)  # whole, so that chunks leave no holes
-        with evaluating(self):
+        with eval_mode(self):
             encode = self._encoder()
             for place, rows in zip(tracked(codes.split(batch_size), "encoding", progress), chunks, strict=False):
                 place.copy_(encode(rows))
@@ -121,7 +121,7 @@ class ItemTokenizer(Component, ABC):
                 f"expected codes in 0 .. K-1 for K = {self.codebook_sizes}, got {int(codes[wrong][0])}; leave out an "
                 "appended collision token, and see that the codes are this tokenizer's"
             )
-        with evaluating(self):
+        with eval_mode(self):
             return self._decode(codes)
 
     @torch.no_grad()
@@ -133,7 +133,7 @@ class ItemTokenizer(Component, ABC):
         Raises:
             ValueError: As :meth:`encode`, or if the last level has no table.
         """
-        with evaluating(self):
+        with eval_mode(self):
             parts = [self._last_level(rows) for rows in self._chunks(x, batch_size)]
             if not parts:
                 table = self._last_level(torch.zeros(1, self.dim, device=self._device()))[1].cpu()
@@ -166,7 +166,7 @@ class ItemTokenizer(Component, ABC):
         mean, square = total / max(len(x), 1)
         deviation = scale * float((square - mean.square()).clamp_min(0).mean().sqrt())
         random = np.random.default_rng(seed)  # draws number by number, whatever the shapes
-        with evaluating(self):
+        with eval_mode(self):
             encode = self._encoder()
             for draw in found:
                 for place, rows in zip(draw.split(batch_size), self._chunks(x, batch_size), strict=False):
@@ -176,7 +176,7 @@ class ItemTokenizer(Component, ABC):
 
     def fingerprint(self) -> str:
         """SHA-256 of configuration and weights, as 64 hexadecimal digits; the same after saving and loading."""
-        config = json.dumps([self._saved or describe(self), self.dim], sort_keys=True)
+        config = json.dumps([self._saved or to_config(self), self.dim], sort_keys=True)
         digest = hashlib.sha256(config.encode())
         for name, tensor in sorted(tensors_of(self).items()):
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
@@ -205,7 +205,7 @@ class ItemTokenizer(Component, ABC):
         """
         folder = local_folder(source)
         config = read_config(folder, _KIND)
-        tokenizer = build(config[_KIND], trusted)
+        tokenizer = from_config(config[_KIND], trusted)
         if not isinstance(tokenizer, cls):
             raise ValueError(f"expected a {cls.__name__} in {folder}, got {type(tokenizer).__name__}")
         dim = config.get("dim")

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from gritvq.quantizers.base import Assignment
-from gritvq.quantizers.functional import nearest_code, transforming, wide, without_derivative
+from gritvq.quantizers.functional import at_least_float32, nearest_code, transforming, without_derivative
 
 __all__ = ["ConvexAssignment"]
 
@@ -87,7 +87,7 @@ class ConvexAssignment(Assignment):
         """Nearest indices (N,) and convex combinations (N, D)."""
         indices = nearest_code(x, codes)
         with torch.autocast(x.device.type, enabled=False):
-            dtype = torch.promote_types(wide(x).dtype, wide(codes).dtype)
+            dtype = torch.promote_types(at_least_float32(x).dtype, at_least_float32(codes).dtype)
             x, codes = x.to(dtype), codes.to(dtype)
             if self.relaxed:
                 return indices, _relaxed_values(x, codes, indices, self.penalty)
@@ -99,7 +99,7 @@ class ConvexAssignment(Assignment):
     def weights(self, x: Float[Tensor, "N D"], codes: Float[Tensor, "K D"]) -> Float[Tensor, "N K"]:
         """The weights of the combinations, to look at: rows on the simplex."""
         indices = nearest_code(x, codes)
-        dtype = torch.promote_types(wide(x).dtype, wide(codes).dtype)
+        dtype = torch.promote_types(at_least_float32(x).dtype, at_least_float32(codes).dtype)
         x, codes = x.to(dtype), codes.to(dtype)
         if self.relaxed:
             return _relaxed_weights(x, codes, indices, _influence(codes, self.penalty))

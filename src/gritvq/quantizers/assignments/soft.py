@@ -16,11 +16,11 @@ from torch import Tensor
 from gritvq.quantizers.base import Assignment, Schedule, scheduled
 from gritvq.quantizers.functional import (
     Metric,
+    at_least_float32,
     nearest_code,
     squared_distance,
     to_unit_length,
     transforming,
-    wide,
     without_derivative,
 )
 
@@ -196,7 +196,7 @@ def _mixture(
 ) -> tuple[Tensor, Tensor]:
     """Index of the largest weight, and the weighted mean of the codes; differentiable in ``x`` and ``codes``."""
     with torch.autocast(x.device.type, enabled=False):
-        dtype = torch.promote_types(wide(x).dtype, wide(codes).dtype)
+        dtype = torch.promote_types(at_least_float32(x).dtype, at_least_float32(codes).dtype)
         x, values = x.to(dtype), codes.to(dtype)
         keys = values
         if metric == "cosine":

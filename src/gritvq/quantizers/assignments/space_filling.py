@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from gritvq.quantizers.base import Assignment
-from gritvq.quantizers.functional import nearest_code, wide
+from gritvq.quantizers.functional import at_least_float32, nearest_code
 
 __all__ = ["SpaceFillingAssignment"]
 
@@ -62,7 +62,7 @@ class SpaceFillingAssignment(Assignment):
                 f"expected at least 2 codes, the ends of a segment, got {len(codes)}; use a larger codebook"
             )
         with torch.autocast(x.device.type, enabled=False):
-            dtype = torch.promote_types(wide(x).dtype, wide(codes).dtype)
+            dtype = torch.promote_types(at_least_float32(x).dtype, at_least_float32(codes).dtype)
             x, codes = x.to(dtype), codes.to(dtype)
             if self.training:
                 along = torch.rand(len(codes) - 1, 1, dtype=dtype, device=codes.device)

@@ -1,7 +1,5 @@
 """The interfaces: a quantizer, its result, its four kinds of parts, and the statistics that learning works from."""
 
-from gritvq.component import Component, build, describe, evaluating
-from gritvq.distributed import all_gather_rows, all_reduce_sum, joined_count, joined_mean, joined_place, masked_mean
 from gritvq.quantizers.base.attachment import Attachment
 from gritvq.quantizers.base.parts import (
     Assignment,
@@ -21,7 +19,6 @@ __all__ = [
     "Attachment",
     "CodeStatistics",
     "Codebook",
-    "Component",
     "Context",
     "DecaySchedule",
     "Exactness",
@@ -31,17 +28,8 @@ __all__ = [
     "QuantizerOutput",
     "Schedule",
     "Surrogate",
-    "all_gather_rows",
-    "all_reduce_sum",
-    "build",
     "check_quantizer",
-    "describe",
-    "evaluating",
-    "joined_count",
-    "joined_mean",
-    "joined_place",
     "keeping_precision",
     "least_exact",
-    "masked_mean",
     "scheduled",
 ]

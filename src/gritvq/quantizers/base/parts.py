@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from gritvq.component import Component
 from gritvq.distributed import joined_count, joined_mean, masked_mean
 from gritvq.quantizers.base.statistics import CodeStatistics
-from gritvq.quantizers.functional import Metric, kmeans, sample_rows, wide
+from gritvq.quantizers.functional import Metric, at_least_float32, kmeans, sample_rows
 
 __all__ = ["Assignment", "Codebook", "Context", "Exactness", "LearningRule", "Surrogate", "keeping_precision"]
 
@@ -90,7 +90,7 @@ class Codebook(Component, ABC):
     def codes(self) -> Float[Tensor, "K D"]:
         """Materialize all codes: what forward, decode and fold all read."""
         with torch.autocast(self._device_type(), enabled=False):
-            codes = wide(self.table())
+            codes = at_least_float32(self.table())
             return F.normalize(codes, dim=1) if self.normalize else codes
 
     def forward(self) -> Float[Tensor, "K D"]:

@@ -11,13 +11,13 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from gritvq.component import Component, evaluating
+from gritvq.component import Component, eval_mode
 from gritvq.distributed import all_gather_rows
 from gritvq.quantizers.base.attachment import Attachment, arrange_groups, codebook_group, ignored_scales
 from gritvq.quantizers.base.parts import Codebook, Exactness, Surrogate
 from gritvq.quantizers.base.schedules import Schedule
 from gritvq.quantizers.base.statistics import CodeStatistics
-from gritvq.quantizers.functional import bits_per_sample, wide
+from gritvq.quantizers.functional import at_least_float32, bits_per_sample
 
 __all__ = ["Quantizer", "QuantizerOutput", "check_quantizer", "least_exact"]
 
@@ -170,7 +170,7 @@ class Quantizer(Component, ABC):
         self, x: Float[Tensor, "*batch D"], mask: Bool[Tensor, "*batch"] | None = None
     ) -> Int[Tensor, "*tokens Q"]:
         """Indices of the vectors, without gradients, losses or statistics: what :meth:`forward` gives in eval."""
-        with evaluating(self):
+        with eval_mode(self):
             return self(x, mask).indices
 
     def decode(self, indices: Int[Tensor, "*tokens Q"]) -> Float[Tensor, "*batch D"]:
@@ -197,9 +197,9 @@ class Quantizer(Component, ABC):
                     f"expected indices below {self.codebook_sizes} and -1 for masked ones, got "
                     f"{int(indices[wrong][0])}; were they made with another tokenizer?"
                 )
-        return self._hide(self.after(self.lookup(indices)), indices)
+        return self._zero_masked(self.after(self.lookup(indices)), indices)
 
-    def _hide(self, values: Float[Tensor, "*batch D"], indices: Int[Tensor, "*tokens Q"]) -> Tensor:
+    def _zero_masked(self, values: Float[Tensor, "*batch D"], indices: Int[Tensor, "*tokens Q"]) -> Tensor:
         """Zeros at masked positions, in any vectors that were made of the values of these indices."""
         return torch.where((indices < 0).all(-1, keepdim=True), 0, values)
 
@@ -369,7 +369,7 @@ class Quantizer(Component, ABC):
         Raises:
             ValueError: If there is none.
         """
-        rows = all_gather_rows(wide(y.detach()).reshape(-1, y.shape[-1]))
+        rows = all_gather_rows(at_least_float32(y.detach()).reshape(-1, y.shape[-1]))
         rows = rows[torch.isfinite(rows).all(1)]
         if len(rows) == 0:
             raise ValueError(

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from gritvq.quantizers.base import Codebook
 from gritvq.quantizers.codebooks.recomputed import mapped_rows
-from gritvq.quantizers.functional import transforming, wide
+from gritvq.quantizers.functional import at_least_float32, transforming
 
 __all__ = ["AffineCodebook", "FreeCodebook", "Initialization", "MLPCodebook", "normal_table", "pair_of_scales"]
 
@@ -116,8 +116,10 @@ class _TransformedCodebook(Codebook):
         """``T(C)``; a training step keeps no graph of K rows, see ``mapped_rows``."""
         swapped = not all(isinstance(p, nn.Parameter) for p in self.parameters())  # as functional_call does
         if swapped or torch.compiler.is_compiling() or transforming():
-            return self.transform(wide(self.base))
-        return mapped_rows(self.transform, wide(self.base), [p for p in self.parameters() if p is not self.base])
+            return self.transform(at_least_float32(self.base))
+        return mapped_rows(
+            self.transform, at_least_float32(self.base), [p for p in self.parameters() if p is not self.base]
+        )
 
     @torch.no_grad()
     def write(self, rows: Int[Tensor, " M"], vectors: Float[Tensor, "M D"]) -> Bool[Tensor, " M"]:

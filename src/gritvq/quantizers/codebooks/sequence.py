@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from gritvq.quantizers.base import Codebook
 from gritvq.quantizers.codebooks.rowwise import Initialization, normal_table, pair_of_scales
-from gritvq.quantizers.functional import wide
+from gritvq.quantizers.functional import at_least_float32
 
 __all__ = ["BridgeCodebook", "TransformerCodebook"]
 
@@ -50,7 +50,7 @@ class _SequenceCodebook(Codebook):
         is matched. Moments are those before normalisation.
         """
         with torch.autocast(self._device_type(), enabled=False):
-            own, data = self.mapped(), wide(x)
+            own, data = self.mapped(), at_least_float32(x)
         (own_std, own_mean), (std, mean) = (torch.std_mean(each, dim=0, correction=0) for each in (own, data))
         apart = (own_std > 1e-5 * own_mean.abs()) & (own_std > 0) & (std > 0)
         scale = torch.where(apart, std / torch.where(apart, own_std, 1), 1)
@@ -123,7 +123,7 @@ class TransformerCodebook(_SequenceCodebook):
 
     def mapped(self) -> Float[Tensor, "K D"]:
         """The transformer's output."""
-        h = self.enter(wide(self.base)) + self.positions
+        h = self.enter(at_least_float32(self.base)) + self.positions
         query, key, value = self.qkv(self.norm_attention(h)).chunk(3, dim=1)
         query, key = F.elu(query) + 1, F.elu(key) + 1
         h = h + self.mix((query @ (key.T @ value)) / (query @ key.sum(0))[:, None])
@@ -246,7 +246,7 @@ class BridgeCodebook(_SequenceCodebook):
     def mapped(self) -> Float[Tensor, "K D"]:
         """The bridge's output."""
         missing = self.num_tokens * self.codes_per_token - self.codebook_size
-        groups = F.pad(wide(self.base), (0, 0, 0, missing)).view(self.num_tokens, -1)
+        groups = F.pad(at_least_float32(self.base), (0, 0, 0, missing)).view(self.num_tokens, -1)
         h = self.compress(groups)
         if self.registers is not None:
             h = torch.cat([h, self.registers])

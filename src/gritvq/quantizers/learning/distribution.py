@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from gritvq.quantizers.base import Context, LearningRule
-from gritvq.quantizers.functional import wide
+from gritvq.quantizers.functional import at_least_float32
 from gritvq.quantizers.learning.losses import check_weight
 
 __all__ = ["DistributionConsistencyLoss"]
@@ -51,7 +51,7 @@ class DistributionConsistencyLoss(LearningRule):
 
     def loss(self, context: Context) -> dict[str, Float[Tensor, ""]]:
         """The weighted loss as ``distribution``."""
-        codes = wide(context.codes)
+        codes = at_least_float32(context.codes)
         size, dim = codes.shape
         mean = codes.mean(0)
         values = torch.linalg.svdvals((codes - mean) / math.sqrt(max(1, size - 1)))

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from gritvq.distributed import all_reduce_sum
 from gritvq.quantizers.base import Context, LearningRule, Schedule, scheduled
-from gritvq.quantizers.functional import squared_distance, wide
+from gritvq.quantizers.functional import at_least_float32, squared_distance
 from gritvq.quantizers.learning.losses import check_weight
 
 __all__ = ["DriftLoss"]
@@ -79,7 +79,7 @@ class DriftLoss(LearningRule):
     def loss(self, context: Context) -> dict[str, Float[Tensor, ""]]:
         """The weighted loss as ``drift``."""
         codes = context.codes
-        x, valid = wide(context.x.detach()).reshape(-1, codes.shape[1]), context.valid.reshape(-1)
+        x, valid = at_least_float32(context.x.detach()).reshape(-1, codes.shape[1]), context.valid.reshape(-1)
         indices = context.indices.reshape(-1).clamp_min(0)
         temperature = torch.as_tensor(scheduled(self.temperature), dtype=x.dtype, device=x.device)
         if self.relative:

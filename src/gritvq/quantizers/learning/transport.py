@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from gritvq.distributed import all_reduce_sum, joined_mean
 from gritvq.quantizers.base import Context, LearningRule, keeping_precision
-from gritvq.quantizers.functional import squared_distance, wide
+from gritvq.quantizers.functional import at_least_float32, squared_distance
 from gritvq.quantizers.learning.losses import check_weight
 
 __all__ = ["WassersteinLoss"]
@@ -114,7 +114,7 @@ class WassersteinLoss(LearningRule):
     def loss(self, context: Context) -> dict[str, Float[Tensor, ""]]:
         """The weighted losses as ``wasserstein`` and, with learned weights, ``weights_kl``."""
         x, valid, num_vectors = self._problems(context)
-        codes, size = wide(context.codes), len(context.codes)
+        codes, size = at_least_float32(context.codes), len(context.codes)
         if self.codebook_size not in (None, size):
             raise ValueError(
                 f"expected {self.codebook_size} codes, got {size}; give the rule the codebook_size of its codebook"
@@ -125,7 +125,7 @@ class WassersteinLoss(LearningRule):
         if self.logits is None:
             log_pi = x.new_full((1, size), -math.log(size))
         else:
-            log_pi = F.log_softmax(wide(self.logits), dim=1).to(x.dtype)
+            log_pi = F.log_softmax(at_least_float32(self.logits), dim=1).to(x.dtype)
         pi = log_pi.exp().expand(len(x), -1)
         value, plan, potential = torch.ops.gritvq.transport(
             cost.detach(), of_latents, pi.detach(), self.regularization or 0.0
@@ -148,7 +148,7 @@ class WassersteinLoss(LearningRule):
 
         Sampled where there are too many; masked ones are drawn last.
         """
-        x, valid = wide(context.x), context.valid
+        x, valid = at_least_float32(context.x), context.valid
         dim = x.shape[-1]
         if self.num_positions is None:
             x, valid = x.reshape(1, -1, dim), valid.reshape(1, -1)

@@ -15,7 +15,7 @@ from gritvq.distributed import joined_count, masked_mean
 from gritvq.quantizers.assignments import NearestAssignment
 from gritvq.quantizers.base import Codebook, Quantizer, QuantizerOutput, Schedule, keeping_precision, scheduled
 from gritvq.quantizers.codebooks import FreeCodebook
-from gritvq.quantizers.functional import nearest_code, nearest_codes, to_unit_length, wide
+from gritvq.quantizers.functional import at_least_float32, nearest_code, nearest_codes, to_unit_length
 from gritvq.quantizers.stochastic.relaxations import (
     centered,
     gaussian_factors,
@@ -125,7 +125,7 @@ class StochasticQuantizer(Quantizer):
     def quantize(self, x: Float[Tensor, "*batch C"], valid: Bool[Tensor, "*batch"]) -> QuantizerOutput:
         """A relaxed sample and its losses in training, the most probable code in eval."""
         with torch.autocast(x.device.type, enabled=False):
-            x = wide(x)
+            x = at_least_float32(x)
             z, extra = x[..., : self.dim], x[..., self.dim :]
             z = to_unit_length(z) if self.distribution == "vmf" else z
             flat, codes = z.reshape(-1, self.dim), self.codes()

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from gritvq.quantizers.base import Quantizer, QuantizerOutput, Schedule, keeping_precision, scheduled
 from gritvq.quantizers.canonical import ranked
-from gritvq.quantizers.functional import transforming, wide
+from gritvq.quantizers.functional import at_least_float32, transforming
 from gritvq.quantizers.stochastic.relaxations import over_blocks, relaxed_choice
 
 __all__ = ["HyperbolicQuantizer"]
@@ -99,13 +99,13 @@ class HyperbolicQuantizer(Quantizer):
     def codes(self) -> Float[Tensor, "K D"]:
         """Representatives in the tangent space, ``r_k a_k / |a_k|``."""
         with torch.autocast(self.directions.device.type, enabled=False):
-            offsets = wide(self.offsets).clamp(-self.radius, self.radius)
-            return offsets[:, None] * F.normalize(wide(self.directions), dim=1)
+            offsets = at_least_float32(self.offsets).clamp(-self.radius, self.radius)
+            return offsets[:, None] * F.normalize(at_least_float32(self.directions), dim=1)
 
     def logits(self, v: Float[Tensor, "N D"]) -> Float[Tensor, "N K"]:
         """Logits of tangent vectors; all N x K of them at once, in the wider type of input and parameters."""
         with torch.autocast(v.device.type, enabled=False):
-            return self._scores(self._points(wide(v)), self._planes())
+            return self._scores(self._points(at_least_float32(v)), self._planes())
 
     def _points(self, v: Tensor) -> Float[Tensor, "N F"]:
         """``(sinh(2s) v / |v|, -cosh(2s))`` with ``s = sqrt(c) |v|``, no longer than the clip allows."""
@@ -117,7 +117,7 @@ class HyperbolicQuantizer(Quantizer):
     def _planes(self) -> tuple[Float[Tensor, "K F"], Float[Tensor, " K"]]:
         """``(cosh(2 sqrt(c) r) a / |a|, sinh(2 sqrt(c) r))`` and the factor ``2 |a| / sqrt(c)``."""
         root = math.sqrt(self.curvature)
-        directions, offsets = wide(self.directions), wide(self.offsets)
+        directions, offsets = at_least_float32(self.directions), at_least_float32(self.offsets)
         double = 2 * root * offsets.clamp(-self.radius, self.radius)[:, None]
         planes = torch.cat([torch.cosh(double) * F.normalize(directions, dim=1), torch.sinh(double)], 1)
         return planes, 2 / root * torch.linalg.vector_norm(directions, dim=1)
@@ -131,7 +131,7 @@ class HyperbolicQuantizer(Quantizer):
     def quantize(self, x: Float[Tensor, "*batch D"], valid: Bool[Tensor, "*batch"]) -> QuantizerOutput:
         """The representative of a drawn code in training, of the most probable one in eval."""
         with torch.autocast(x.device.type, enabled=False):
-            x = wide(x)
+            x = at_least_float32(x)
             codes = self.codes()
             if self.training:
                 points, planes = self._points(x.reshape(-1, self.dim)), self._planes()
@@ -167,7 +167,7 @@ class HyperbolicQuantizer(Quantizer):
                 scores = self._scores(rows, planes)
                 return (scores.argmax(1, keepdim=True) if num_codes == 1 else ranked(scores, num_codes),)
 
-            points = self._points(wide(y).reshape(-1, self.dim))
+            points = self._points(at_least_float32(y).reshape(-1, self.dim))
             found = block(points) if torch.compiler.is_exporting() else over_blocks(block, [points], size)
             return found[0].view(*y.shape[:-1], num_codes)
 

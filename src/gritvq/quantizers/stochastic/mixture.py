@@ -12,7 +12,7 @@ from torch import Tensor
 
 from gritvq.distributed import all_reduce_sum, joined_count, masked_mean
 from gritvq.quantizers.base import Codebook, Quantizer, QuantizerOutput, Schedule
-from gritvq.quantizers.functional import nearest_code, nearest_codes, wide
+from gritvq.quantizers.functional import at_least_float32, nearest_code, nearest_codes
 from gritvq.quantizers.stochastic.gaussian import checked_temperature, clamped_temperature, look_up, plain_table
 from gritvq.quantizers.stochastic.relaxations import (
     centered,
@@ -99,7 +99,7 @@ class GaussianMixtureQuantizer(Quantizer):
     def quantize(self, x: Float[Tensor, "*batch D"], valid: Bool[Tensor, "*batch"]) -> QuantizerOutput:
         """A noisy relaxed sample and its losses in training, the nearest code in eval."""
         with torch.autocast(x.device.type, enabled=False):
-            x = wide(x)
+            x = at_least_float32(x)
             flat, codes = x.reshape(-1, self.dim), self.codebook.codes()
             indices = nearest_code(flat, codes)
             losses: dict[str, Tensor] = {}

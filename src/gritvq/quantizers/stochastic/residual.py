@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from gritvq.distributed import joined_count, masked_mean
 from gritvq.quantizers.base import Codebook, Quantizer, QuantizerOutput, Schedule, keeping_precision
-from gritvq.quantizers.functional import nearest_code, wide
+from gritvq.quantizers.functional import at_least_float32, nearest_code
 from gritvq.quantizers.stochastic.gaussian import (
     checked_temperature,
     initial_log_variance,
@@ -94,7 +94,7 @@ class ResidualStochasticQuantizer(Quantizer):
     def quantize(self, x: Float[Tensor, "*batch D"], valid: Bool[Tensor, "*batch"]) -> QuantizerOutput:
         """Relaxed samples and their losses in training, nearest codes in eval."""
         with torch.autocast(x.device.type, enabled=False):
-            x = wide(x)
+            x = at_least_float32(x)
             flat, tables = x.reshape(-1, self.dim), self.codes()
             value, indices = self._nearest_codes(flat, tables)
             losses: dict[str, Tensor] = {}

@@ -13,7 +13,7 @@ from torch import Tensor
 from gritvq.component import Component
 from gritvq.distributed import masked_mean
 from gritvq.quantizers.base import Quantizer, QuantizerOutput, Surrogate, check_quantizer
-from gritvq.quantizers.functional import wide
+from gritvq.quantizers.functional import at_least_float32
 
 __all__ = ["RepresentationCoherenceLoss", "VariationalLatent"]
 
@@ -171,7 +171,7 @@ class VariationalLatent(Quantizer):
     def before(self, x: Float[Tensor, "*batch 2D"]) -> Float[Tensor, "*batch 3D"]:
         """Draw z; z, mean and log variance side by side, so that one draw serves everything."""
         with torch.autocast(x.device.type, enabled=False):
-            mean, raw = wide(x).chunk(2, -1)
+            mean, raw = at_least_float32(x).chunk(2, -1)
             log_variance = (raw + self.initial_log_variance).clamp(*_LOG_VARIANCE)
             z = mean + (0.5 * log_variance).exp() * torch.randn_like(mean) if self.training else mean
             return torch.cat([z, mean, log_variance], -1)
@@ -216,8 +216,8 @@ class VariationalLatent(Quantizer):
         """The inner quantizer's."""
         return self.quantizer.bits(batch)
 
-    def _hide(self, values: Float[Tensor, "*batch D"], indices: Int[Tensor, "*tokens Q"]) -> Tensor:
-        return self.quantizer._hide(values, indices)
+    def _zero_masked(self, values: Float[Tensor, "*batch D"], indices: Int[Tensor, "*tokens Q"]) -> Tensor:
+        return self.quantizer._zero_masked(values, indices)
 
     def initialize_codebook(self, x: Float[Tensor, "*batch 2D"], generator: torch.Generator | None = None) -> None:
         """Fit the inner codes to the means; the surrogate sees them too."""

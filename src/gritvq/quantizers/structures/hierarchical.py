@@ -12,10 +12,10 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from gritvq.component import evaluating
+from gritvq.component import eval_mode
 from gritvq.distributed import joined_count
 from gritvq.quantizers.base import Quantizer, QuantizerOutput, check_quantizer, least_exact
-from gritvq.quantizers.functional import bits_per_sample, wide
+from gritvq.quantizers.functional import at_least_float32, bits_per_sample
 from gritvq.quantizers.structures.pyramid import Pyramid, convolve, pooled_mask
 from gritvq.quantizers.structures.stack import folded_parts
 
@@ -110,7 +110,7 @@ class HierarchicalQuantizer(Pyramid):
 
     def _dtype(self) -> torch.dtype:
         """The networks' precision, but at least float32: that of features and states."""
-        return wide(cast("_Combine", self.combine[0]).block[0].weight[:0]).dtype  # type: ignore[union-attr,index]
+        return at_least_float32(cast("_Combine", self.combine[0]).block[0].weight[:0]).dtype  # type: ignore[union-attr,index]
 
     # --- tokens -------------------------------------------------------------------------------------------------------
 
@@ -216,7 +216,7 @@ class HierarchicalQuantizer(Pyramid):
         side = x.shape[-2]
         x = x.detach().to(self._dtype()).reshape(-1, side, side, self.dim)
         valid = torch.isfinite(x).all(-1)
-        with evaluating(self):
+        with eval_mode(self):
             features = self._features(torch.where(valid.unsqueeze(-1), x, 0), valid)
             state = torch.zeros_like(features[0][0])
             started: set[Quantizer] = set()

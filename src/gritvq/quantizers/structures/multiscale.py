@@ -12,10 +12,10 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from gritvq.component import evaluating
+from gritvq.component import eval_mode
 from gritvq.distributed import joined_count, masked_mean
 from gritvq.quantizers.base import Quantizer, QuantizerOutput, least_exact
-from gritvq.quantizers.functional import wide
+from gritvq.quantizers.functional import at_least_float32
 from gritvq.quantizers.structures.pyramid import Pyramid, convolve, pooled
 from gritvq.quantizers.structures.stack import check_hard_part, drawn_depths, value_of
 
@@ -169,7 +169,7 @@ class MultiScaleQuantizer(Pyramid):
     def quantize(self, x: Float[Tensor, "*batch P P D"], valid: Bool[Tensor, "*batch P P"]) -> QuantizerOutput:
         """Level by level, coarse to fine."""
         shape, side = x.shape, self.sides[-1]
-        x, valid = wide(x).reshape(-1, side, side, self.dim), valid.reshape(-1, side, side)
+        x, valid = at_least_float32(x).reshape(-1, side, side, self.dim), valid.reshape(-1, side, side)
         total = torch.zeros(x.shape, device=x.device)
         kept = None
         if self.training and self.dropout:
@@ -227,12 +227,12 @@ class MultiScaleQuantizer(Pyramid):
         """
         self._check_input(x, None)
         side = self.sides[-1]
-        x = wide(x.detach()).reshape(-1, side, side, self.dim)
+        x = at_least_float32(x.detach()).reshape(-1, side, side, self.dim)
         valid = torch.isfinite(x).all(-1)
         x = torch.where(valid.unsqueeze(-1), x, 0)
         for exact in (True, False):
             total, found = torch.zeros_like(x), []
-            with evaluating(self):
+            with eval_mode(self):
                 for level, side in enumerate(self.sides):
                     y, seen = pooled((x - total) / self._scale(level), valid, side)
                     found.append(y[seen])

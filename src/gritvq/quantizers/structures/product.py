@@ -130,15 +130,17 @@ class ProductQuantizer(Stack):
         pairs = zip(self._parts(), self._channels(indices), strict=True)
         return self._joined([value_of(part, own) for part, own in pairs])
 
-    def _hide(self, values: Float[Tensor, "*batch D"], indices: Int[Tensor, "*tokens Q"]) -> Tensor:
+    def _zero_masked(self, values: Float[Tensor, "*batch D"], indices: Int[Tensor, "*tokens Q"]) -> Tensor:
         if not self.layout:
-            return super()._hide(values, indices)
+            return super()._zero_masked(values, indices)
         pairs = list(zip(self._parts(), self._channels(indices), strict=True))
         if self.split == "tokens":
             chunks = values.chunk(len(pairs), -2)
-            return torch.cat([part._hide(chunk, own) for (part, own), chunk in zip(pairs, chunks, strict=True)], -2)
+            return torch.cat(
+                [part._zero_masked(chunk, own) for (part, own), chunk in zip(pairs, chunks, strict=True)], -2
+            )
         ones = torch.ones_like(values[..., :1])
-        shown = torch.stack([part._hide(ones, own) for part, own in pairs]).amax(0) > 0
+        shown = torch.stack([part._zero_masked(ones, own) for part, own in pairs]).amax(0) > 0
         return torch.where(shown, values, 0)
 
     def initialize_codebook(self, x: Float[Tensor, "*batch D"], generator: torch.Generator | None = None) -> None:

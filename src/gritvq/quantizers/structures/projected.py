@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from gritvq.quantizers.base import Quantizer, QuantizerOutput, check_quantizer
-from gritvq.quantizers.functional import wide
+from gritvq.quantizers.functional import at_least_float32
 
 __all__ = ["ProjectedQuantizer"]
 
@@ -76,8 +76,8 @@ class ProjectedQuantizer(Quantizer):
         """The inner quantizer's."""
         return self.quantizer.bits(batch)
 
-    def _hide(self, values: Float[Tensor, "*batch D"], indices: Int[Tensor, "*tokens Q"]) -> Tensor:
-        return self.quantizer._hide(values, indices)
+    def _zero_masked(self, values: Float[Tensor, "*batch D"], indices: Int[Tensor, "*tokens Q"]) -> Tensor:
+        return self.quantizer._zero_masked(values, indices)
 
     def initialize_codebook(self, x: Float[Tensor, "*batch D"], generator: torch.Generator | None = None) -> None:
         """Fit the inner codes to the projected data."""
@@ -95,5 +95,5 @@ class ProjectedQuantizer(Quantizer):
 def _linear(x: Tensor, layer: nn.Linear) -> Tensor:
     """A linear layer in its own precision, but at least float32."""
     with torch.autocast(x.device.type, enabled=False):
-        weight, bias = wide(layer.weight), wide(layer.bias)
+        weight, bias = at_least_float32(layer.weight), at_least_float32(layer.bias)
         return F.linear(x.to(weight.dtype), weight, bias)

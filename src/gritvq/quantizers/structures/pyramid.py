@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from gritvq.quantizers.base import Quantizer
-from gritvq.quantizers.functional import wide
+from gritvq.quantizers.functional import at_least_float32
 
 __all__ = ["Pyramid", "convolve", "pooled", "pooled_mask"]
 
@@ -39,7 +39,7 @@ class Pyramid(Quantizer):
         parts = indices.split([side**2 for side in sides], dim=1)
         return [part.unflatten(1, (side, side)) for part, side in zip(parts, sides, strict=True)]
 
-    def _hide(self, values: Float[Tensor, "*batch D"], indices: Int[Tensor, "*tokens Q"]) -> Tensor:
+    def _zero_masked(self, values: Float[Tensor, "*batch D"], indices: Int[Tensor, "*tokens Q"]) -> Tensor:
         """Zeros where the finest level that a sample has says -1 about a position."""
         missing = (indices < 0).all(-1)
         sides = self._sides(missing.shape[-1])
@@ -110,7 +110,7 @@ def _covering(cells: Bool[Tensor, "B p p"], full: int) -> Bool[Tensor, "B P P"]:
 def convolve(x: Float[Tensor, "B H W D"], layer: nn.Conv2d | nn.ConvTranspose2d) -> Float[Tensor, "B h w C"]:
     """A convolution with channels last, in the layer's own precision but at least float32, whatever autocast says."""
     with torch.autocast(x.device.type, enabled=False):
-        weight, bias = wide(layer.weight), None if layer.bias is None else wide(layer.bias)
+        weight, bias = at_least_float32(layer.weight), None if layer.bias is None else at_least_float32(layer.bias)
         y = x.to(weight.dtype).permute(0, 3, 1, 2).contiguous()
         if isinstance(layer, nn.ConvTranspose2d):
             y = F.conv_transpose2d(y, weight, bias, layer.stride)

@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from gritvq.component import evaluating
+from gritvq.component import eval_mode
 from gritvq.quantizers.base import Quantizer, QuantizerOutput
 from gritvq.quantizers.canonical import ranked
-from gritvq.quantizers.functional import wide
+from gritvq.quantizers.functional import at_least_float32
 from gritvq.quantizers.structures.stack import Stack, check_hard_part, code_type, drawn_depths, value_of
 
 __all__ = ["ResidualQuantizer"]
@@ -78,7 +78,7 @@ class ResidualQuantizer(Stack):
 
     def quantize(self, x: Float[Tensor, "*batch D"], valid: Bool[Tensor, "*batch"]) -> QuantizerOutput:
         """Level by level."""
-        x = wide(x)
+        x = at_least_float32(x)
         total = torch.zeros(x.shape, device=x.device)  # float32 as the codes are; wider if they are
         kept = self._kept(x)
         channels: list[Tensor] = []
@@ -147,9 +147,9 @@ class ResidualQuantizer(Stack):
 
     @torch.no_grad()
     def _beam(self, x: Tensor, mask: Tensor | None, greedy: Tensor, levels: int, beam: int) -> Tensor:
-        with evaluating(self), torch.autocast(x.device.type, enabled=False):
+        with eval_mode(self), torch.autocast(x.device.type, enabled=False):
             y, valid = self._enter(x, mask)
-            rows = wide(y).reshape(-1, self.dim)
+            rows = at_least_float32(y).reshape(-1, self.dim)
             start = greedy.reshape(-1, greedy.shape[-1])
             block = max(1, _BLOCK_ENTRIES // (beam * beam * self.dim))
             parts = self._parts()[:levels]
@@ -171,7 +171,7 @@ class ResidualQuantizer(Stack):
     def initialize_codebook(self, x: Float[Tensor, "*batch D"], generator: torch.Generator | None = None) -> None:
         """Fit each level to what the levels before leave over."""
         self._check_input(x, None)
-        rows = wide(x.detach()).reshape(-1, self.dim)
+        rows = at_least_float32(x.detach()).reshape(-1, self.dim)
         rows = rows[torch.isfinite(rows).all(1)]
         seen: set[Quantizer] = set()
         for part in self._parts():

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from gritvq.component import describe
+from gritvq.component import to_config
 from gritvq.quantizers.base import Codebook, Quantizer, check_quantizer, least_exact
 
 __all__ = [
@@ -28,7 +28,7 @@ __all__ = [
 
 def value_of(part: Quantizer, indices: Int[Tensor, "*tokens Q"]) -> Float[Tensor, "*batch D"]:
     """What a part's indices stand for outside of it; zeros where all channels are -1."""
-    return part._hide(part.after(part.lookup(indices)), indices)
+    return part._zero_masked(part.after(part.lookup(indices)), indices)
 
 
 def code_type(part: Quantizer) -> torch.dtype:
@@ -102,7 +102,7 @@ class Stack(Quantizer):
             check_quantizer(part)
             if part.surrogate is not None:
                 check_hard_part(part, type(self).__name__)
-        surrogates = [None if part.surrogate is None else describe(part.surrogate) for part in quantizers]
+        surrogates = [None if part.surrogate is None else to_config(part.surrogate) for part in quantizers]
         if any(surrogate != surrogates[0] for surrogate in surrogates):
             names = [type(part.surrogate).__name__ for part in quantizers]
             raise ValueError(f"expected one surrogate for all parts, got {names}; give every part the same one")
