@@ -40,7 +40,7 @@ def settings_text(entry: Entry) -> str:
 def complete(
     path: Path, comparison: Comparison, entries: Sequence[Entry], data: ImageData | Any, name: str, jobs: int
 ) -> list[dict[str, Any]]:
-    """Run what is missing in a results file, drop what is no longer asked for, return all results of this comparison."""
+    """Run what a results file lacks, drop what is no longer asked for, return all results of this comparison."""
     about = circumstances(describe_comparison(comparison), name)
     results = read_results(path) if path.exists() else []
     others = [r for r in results if (r["comparison"], r["data"]) != (about["comparison"], name)]
@@ -48,7 +48,9 @@ def complete(
     done = [r for r in results if (r["comparison"], r["data"]) == (about["comparison"], name) and key(r) in wanted]
     have = {key(r) for r in done}
     missing = [entry for k, entry in wanted.items() if k not in have]
-    for result in track(run_comparison(comparison, missing, data, jobs=jobs), total=len(missing), description=path.stem):
+    for result in track(
+        run_comparison(comparison, missing, data, jobs=jobs), total=len(missing), description=path.stem
+    ):
         done.append({**result, **about})
         write_results(path, others + done, about)
     write_results(path, others + done, about)

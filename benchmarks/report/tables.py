@@ -13,7 +13,8 @@ def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str
 
 
 def circumstances(
-    results: Sequence[Mapping[str, Any]], names: Sequence[str] = ("data", "hardware", "versions", "commit", "comparison")
+    results: Sequence[Mapping[str, Any]],
+    names: Sequence[str] = ("data", "hardware", "versions", "commit", "comparison"),
 ) -> str:
     """Where and with what the rows were made."""
     told = {name: sorted({str(r[name]) for r in results}) for name in names}

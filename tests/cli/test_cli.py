@@ -440,7 +440,17 @@ def test_compare(pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
 class TestCompareInAFolder:
     """Small runs of two presets, one result or more in ``out``."""
 
-    ARGUMENTS = ("compare", "--comparison.dim", "6", "--comparison.width", "8", "--comparison.max_steps", "2", "--out", "out")
+    ARGUMENTS = (
+        "compare",
+        "--comparison.dim",
+        "6",
+        "--comparison.width",
+        "8",
+        "--comparison.max_steps",
+        "2",
+        "--out",
+        "out",
+    )
 
     def compare(self, pictures: Path, *more: str) -> int:
         data = ("--data.path", str(pictures), "--data.batch_size", "8", "--comparison.split", "validation")

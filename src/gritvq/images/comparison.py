@@ -136,7 +136,11 @@ def run_entry(
     """
     seed_everything(entry.seed, threads)
     quantizer = entry.quantizer(comparison.dim)
-    shape: dict[str, Any] = {"width": comparison.width, "factor": comparison.factor, "num_blocks": comparison.num_blocks}
+    shape: dict[str, Any] = {
+        "width": comparison.width,
+        "factor": comparison.factor,
+        "num_blocks": comparison.num_blocks,
+    }
     data: Any = make_data()
     encoder: Component = ImageEncoder(quantizer.input_dim, channels=data.channels, **shape)
     tokenizer = ImageTokenizer(encoder, quantizer, ImageDecoder(quantizer.dim, channels=data.channels, **shape))
