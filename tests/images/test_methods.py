@@ -21,7 +21,7 @@ from gritvq.results import read_results
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "configs" / "methods"
-PAGES = "\n".join(path.read_text() for path in sorted((ROOT / "docs" / "methods").glob("*.md")))
+PAGES = {path.stem: path.read_text() for path in (ROOT / "docs" / "methods").glob("*.md")}
 
 
 def configured(path: Path) -> Tokenizer:
@@ -40,9 +40,10 @@ def test_every_preset_has_a_configuration_and_every_configuration_a_preset() -> 
 @pytest.mark.parametrize("name", presets.__all__)
 def test_every_preset_has_a_paper_and_a_section(name: str) -> None:
     assert re.search(r"\d{4}", paper_of(getattr(presets, name)))
-    assert f"`{name}`" in PAGES
-    marks = " ".join(re.findall(r"<!-- measured ([^>]*?) -->", PAGES)).split()
-    assert marks.count(name) == 1
+    marks = {page: " ".join(re.findall(r"<!-- measured ([^>]*?) -->", text)).split() for page, text in PAGES.items()}
+    described = [page for page, names in marks.items() for each in names if each == name]
+    assert described == [getattr(presets, name).__module__.rpartition(".")[2]]  # the page has the name of the file
+    assert f"`{name}`" in PAGES[described[0]]
 
 
 @pytest.fixture(scope="module")

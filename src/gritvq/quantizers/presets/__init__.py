@@ -4,12 +4,13 @@ Each returns a plain composition of parts; copy the line to change it. Default a
 tuned.
 """
 
-from gritvq.quantizers.presets.grids import bsq, fsq, lfq
-from gritvq.quantizers.presets.maps import fvq, grit_vq, simvq, transvq
-from gritvq.quantizers.presets.soft import gumbel_vq, scq, sf_diveq, soft_vq
+from gritvq.quantizers.presets.assignments import gumbel_vq, scq, sf_diveq, soft_vq
+from gritvq.quantizers.presets.codebooks import fvq, grit_vq, simvq, transvq
+from gritvq.quantizers.presets.learning import ns_vq, vq_vae, vq_vae_ema, vq_wae
+from gritvq.quantizers.presets.lookup_free import bsq, fsq, lfq
 from gritvq.quantizers.presets.stochastic import gm_vq, hyper_vq, rsq_vae, sq_vae, sq_vae_2, vaevq_paper, vaevq_released
-from gritvq.quantizers.presets.structured import msvq, pq, rq, vq_vae_2, xq
-from gritvq.quantizers.presets.tables import diveq, ns_vq, rotation_vq, vq_vae, vq_vae_ema, vq_wae
+from gritvq.quantizers.presets.structures import msvq, pq, rq, vq_vae_2, xq
+from gritvq.quantizers.presets.surrogates import diveq, rotation_vq
 
 __all__ = [
     "bsq",

@@ -7,7 +7,7 @@ from typing import Any
 
 from gritvq.quantizers.codebooks import FreeCodebook
 from gritvq.quantizers.learning import EMAUpdate
-from gritvq.quantizers.presets.tables import revival, vq_vae_ema
+from gritvq.quantizers.presets.learning import revival, vq_vae_ema
 from gritvq.quantizers.structures import HierarchicalQuantizer, MultiScaleQuantizer, ProductQuantizer, ResidualQuantizer
 from gritvq.quantizers.vector_quantizer import VectorQuantizer
 

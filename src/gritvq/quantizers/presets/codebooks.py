@@ -1,4 +1,4 @@
-"""Presets whose codes are a shared map of a base table."""
+"""Presets that change where codes come from: a shared map of a base table."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Literal
 from gritvq.quantizers.base import LearningRule
 from gritvq.quantizers.codebooks import AffineCodebook, BridgeCodebook, Initialization, MLPCodebook, TransformerCodebook
 from gritvq.quantizers.learning import CodebookLoss, CommitmentLoss
-from gritvq.quantizers.presets.tables import revival
+from gritvq.quantizers.presets.learning import revival
 from gritvq.quantizers.surrogates import RadialSurrogate, Radius, StraightThrough
 from gritvq.quantizers.vector_quantizer import VectorQuantizer
 

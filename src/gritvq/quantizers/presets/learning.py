@@ -1,4 +1,4 @@
-"""Presets of one codebook trained by gradients or moving averages."""
+"""Presets that change what moves the codes: losses, moving averages, a kernel, optimal transport."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from gritvq.quantizers.learning import (
     EMAUpdate,
     WassersteinLoss,
 )
-from gritvq.quantizers.surrogates import DirectionalReparameterization, RotationTrick, StraightThrough
+from gritvq.quantizers.surrogates import StraightThrough
 from gritvq.quantizers.vector_quantizer import VectorQuantizer
 
-__all__ = ["diveq", "ns_vq", "revival", "rotation_vq", "vq_vae", "vq_vae_ema", "vq_wae"]
+__all__ = ["ns_vq", "revival", "vq_vae", "vq_vae_ema", "vq_wae"]
 
 
 def revival(interval: int | None) -> list[LearningRule]:
@@ -73,53 +73,6 @@ def vq_vae_ema(
     codebook = FreeCodebook(dim, codebook_size, normalize=metric == "cosine", initialization=initialization)
     rules: list[LearningRule] = [EMAUpdate(decay), CommitmentLoss(commitment_weight)]
     return VectorQuantizer(codebook, NearestAssignment(metric), StraightThrough(), rules + revival(revival_interval))
-
-
-def rotation_vq(
-    dim: int,
-    codebook_size: int,
-    *,
-    decay: float = 0.99,
-    commitment_weight: float = 1.0,
-    initialization: Initialization = "kmeans",
-    revival_interval: int | None = 20,
-) -> VectorQuantizer:
-    """VQ with moving-average codes under the rotation trick.
-
-    Example:
-        >>> type(rotation_vq(16, 1024).surrogate).__name__
-        'RotationTrick'
-
-    References:
-        Fifty et al., "Restructuring Vector Quantization with the Rotation Trick", ICLR 2025, arXiv 2410.06424.
-    """
-    codebook = FreeCodebook(dim, codebook_size, initialization=initialization)
-    rules: list[LearningRule] = [EMAUpdate(decay), CommitmentLoss(commitment_weight)]
-    return VectorQuantizer(codebook, surrogate=RotationTrick(), learning=rules + revival(revival_interval))
-
-
-def diveq(
-    dim: int,
-    codebook_size: int,
-    *,
-    noise_std: float = 1e-3,
-    lr_scale: float = 1.0,
-    initialization: Initialization = "normal",
-    revival_interval: int | None = 100,
-) -> VectorQuantizer:
-    """DiVeQ: a free table trained by the task through a noisy direction, dead codes replaced now and then.
-
-    Example:
-        >>> diveq(16, 1024).exact
-        'eval'
-
-    References:
-        Vali et al., "DiVeQ", ICLR 2026, arXiv 2509.26469; the standard deviation of the noise and the replacement
-        interval follow the authors' code. Deviation: codes start from N(0, 1/D).
-    """
-    codebook = FreeCodebook(dim, codebook_size, lr_scale=lr_scale, initialization=initialization)
-    surrogate = DirectionalReparameterization(noise_std)
-    return VectorQuantizer(codebook, surrogate=surrogate, learning=revival(revival_interval))
 
 
 def ns_vq(

@@ -1,4 +1,4 @@
-"""Presets whose choice of a code is soft or sampled, or whose values lie between the codes."""
+"""Presets that change the choice of a code: soft, sampled, convex, space-filling."""
 
 from __future__ import annotations
 
