@@ -12,7 +12,7 @@ import torch
 
 from gritvq import Tokenizer
 from gritvq.images import ImageTokenizer
-from gritvq.items import GenerativeRecommender, ItemTokenizer, SemanticIds
+from gritvq.items import RQVAE, GenerativeRecommender, ItemTokenizer, ResidualKMeans, SemanticIds
 
 # Written by 0.1.0 before its files moved into wings: configurations name places of that time, and only what was given.
 OLD = Path(__file__).parent / "artefacts" / "0.1.0"
@@ -31,11 +31,22 @@ def test_a_tokenizer_of_images_gives_the_same_tokens(name: str, tmp_path: Path) 
     assert ImageTokenizer.from_pretrained(tmp_path / "new").encode(images).tolist() == FOUND[name]
 
 
-@pytest.mark.parametrize(("name", "place"), [("residual_kmeans", 0), ("rqvae", 1)])
-def test_an_item_tokenizer_gives_the_same_codes_and_the_same_fingerprint(name: str, place: int) -> None:
-    tokenizer = ItemTokenizer.from_pretrained(OLD / name)
-    assert tokenizer.encode(EMBEDDINGS).tolist() == FOUND[name]
-    assert tokenizer.fingerprint() == FOUND["fingerprints"][place]  # ids that it made still know it
+@pytest.mark.parametrize(("cls", "place"), [(ResidualKMeans, 0), (RQVAE, 1)])
+def test_an_item_tokenizer_gives_the_same_codes_and_the_same_fingerprint(
+    cls: type[ItemTokenizer], place: int, tmp_path: Path
+) -> None:
+    name = cls.__name__.replace("KMeans", "_KMeans").lower()
+    for asked in (Tokenizer, ItemTokenizer, cls):
+        tokenizer = asked.from_pretrained(OLD / name)
+        assert type(tokenizer) is cls
+        assert tokenizer.encode(EMBEDDINGS).tolist() == FOUND[name]
+        assert tokenizer.fingerprint() == FOUND["fingerprints"][place]  # ids that it made still know it
+    shutil.copytree(OLD / name, tmp_path / name)  # the old one is replaced by the new one
+    config = json.loads((tokenizer.save_pretrained(tmp_path / name) / "config.json").read_text())
+    assert config["tokenizer"]["class_path"] == f"gritvq.items.{cls.__name__}" and "item_tokenizer" not in config
+    assert cls.from_pretrained(tmp_path / name).encode(EMBEDDINGS).tolist() == FOUND[name]
+    with pytest.raises(ValueError, match=f"expected a saved ImageTokenizer in .*, got {cls.__name__}"):
+        ImageTokenizer.from_pretrained(OLD / name)
 
 
 def test_ids_and_a_recommender_of_them() -> None:

@@ -28,6 +28,7 @@ __all__ = [
 FORMAT_VERSION = 1
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 _FORMAT = "gritvq"
+_OLD_KINDS = {"tokenizer": "item_tokenizer"}  # what tokenizers of items said they were until 0.1
 
 
 def tensors_of(component: Component) -> dict[str, Tensor]:
@@ -115,6 +116,8 @@ def read_config(folder: Path, kind: str) -> dict[str, Any]:
         ValueError: If it is missing, damaged, foreign, of a newer version, or of another kind.
     """
     config = read_header(folder, CONFIG, "a tokenizer folder", _FORMAT, FORMAT_VERSION)
+    if kind not in config and _OLD_KINDS.get(kind) in config:
+        config[kind] = config.pop(_OLD_KINDS[kind])
     if kind not in config:
         raise ValueError(f"expected the key {kind!r} in {folder / CONFIG}, got {sorted(config)}; it holds another kind")
     return config

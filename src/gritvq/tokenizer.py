@@ -1,4 +1,4 @@
-"""The tokenizer: encoder, quantizer and decoder of any domain, the thing people train, save, share, load and serve."""
+"""Tokenizers of any domain: what people train, save, share, load and serve."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from gritvq.component import Component, from_config
 from gritvq.quantizers.base import Quantizer, QuantizerOutput, check_quantizer
 from gritvq.saving import load_weights, local_folder, read_config, write_folder
 
-__all__ = ["Tokenizer", "TokenizerOutput"]
+__all__ = ["Autoencoder", "Tokenizer", "TokenizerOutput"]
 
+_KIND = "tokenizer"
 _Self = TypeVar("_Self", bound="Tokenizer")
 
 
@@ -35,7 +36,85 @@ class TokenizerOutput(NamedTuple):
 
 
 class Tokenizer(Component, ABC):
-    """Encoder, quantizer and decoder of anything: images, texts, items.
+    """Anything into tokens and back: what people fit, save, share, load and serve.
+
+    Subclasses own their parts and implement :meth:`encode` and :meth:`decode`. One whose tensors get their shapes in
+    training implements :meth:`_settings` and :meth:`_restore` too.
+    """
+
+    @abstractmethod
+    def encode(self, batch: Any) -> Any:
+        """Tokens (B, *tokens, Q) of a batch, int64, in eval mode and without gradients."""
+
+    @abstractmethod
+    def decode(self, tokens: Tensor) -> Any:
+        """What tokens stand for, in eval mode and without gradients."""
+
+    def fold(self: _Self) -> _Self:
+        """A copy of the tokenizer with the codebooks' transforms baked in: for serving, not for training on."""
+        folded: dict[int, Any] = {id(part): part.fold() for part in self.children() if isinstance(part, Quantizer)}
+        return copy.deepcopy(self, folded).eval()
+
+    # --- saving and loading -------------------------------------------------------------------------------------------
+
+    def save_pretrained(self, folder: str | os.PathLike[str], training: Mapping[str, Any] | None = None) -> Path:
+        """Write ``config.json`` (readable, format version) and ``model.safetensors``; no pickle, nothing half-written.
+
+        An existing tokenizer is replaced; if the process dies, the folder holds the old one or the new one, never a
+        mixture. ``config.json`` has the checksums that loading compares. Statistics of training (moving averages) are
+        not part of it, a training checkpoint holds those. Levels that share one codebook are written each on its own,
+        and share it no longer when loaded.
+
+        Args:
+            folder: New, empty, or with a tokenizer in it.
+            training: What to say of the training, plain values by name: ``training`` in ``config.json``.
+
+        Raises:
+            ValueError: If the path is a file, or a folder that holds something else than a tokenizer.
+        """
+        more = {} if training is None else {"training": dict(training)}
+        return write_folder(folder, _KIND, self, {**self._settings(), **more})
+
+    @classmethod
+    def from_pretrained(cls: type[_Self], source: str | os.PathLike[str], trusted: Iterable[str] = ()) -> _Self:
+        """Load a tokenizer from a folder or, by name, from the Hugging Face Hub; in eval mode.
+
+        ``Tokenizer.from_pretrained`` returns the class that was saved; a subclass refuses others.
+
+        Args:
+            source: A folder, or ``"owner/name"`` (needs ``huggingface_hub``).
+            trusted: Modules besides ``gritvq`` that its classes may come from.
+
+        Raises:
+            ValueError: If there is no tokenizer, it is damaged, or written by a newer version.
+        """
+        folder = local_folder(source)
+        config = read_config(folder, _KIND)
+        tokenizer = from_config(config[_KIND], trusted)
+        if not isinstance(tokenizer, cls):
+            raise ValueError(f"expected a saved {cls.__name__} in {folder}, got {type(tokenizer).__name__}")
+        tokenizer._restore(config[_KIND], config)
+        load_weights(tokenizer, folder, config)
+        return tokenizer.eval()
+
+    def _settings(self) -> dict[str, Any]:
+        """What ``config.json`` says beside the constructor's arguments."""
+        return {}
+
+    def _restore(self, description: dict[str, Any], config: Mapping[str, Any]) -> None:
+        """Make a tokenizer that was built from its description ready for its weights.
+
+        Args:
+            description: Class and arguments as they were saved, by whatever version.
+            config: All of ``config.json``.
+
+        Raises:
+            ValueError: If settings are missing or wrong.
+        """
+
+
+class Autoencoder(Tokenizer):
+    """A tokenizer of three parts that are trained together.
 
     Args:
         encoder: Maps a batch to latents (B, *positions, D).
@@ -55,55 +134,3 @@ class Tokenizer(Component, ABC):
     @abstractmethod
     def latents(self, batch: Any) -> Tensor:
         """What the encoder makes of a batch: (B, *positions, D)."""
-
-    @abstractmethod
-    def encode(self, batch: Any) -> Any:
-        """Tokens (B, *tokens, Q) of a batch, int64, in eval mode and without gradients."""
-
-    @abstractmethod
-    def decode(self, tokens: Tensor) -> Any:
-        """What tokens stand for, in eval mode and without gradients."""
-
-    def fold(self: _Self) -> _Self:
-        """A copy of the tokenizer with the codebook's transform baked in: for serving, not for training on."""
-        return copy.deepcopy(self, {id(self.quantizer): self.quantizer.fold()}).eval()
-
-    # --- saving and loading -------------------------------------------------------------------------------------------
-
-    def save_pretrained(self, folder: str | os.PathLike[str], training: Mapping[str, Any] | None = None) -> Path:
-        """Write ``config.json`` (readable, format version) and ``model.safetensors``; no pickle, nothing half-written.
-
-        An existing tokenizer is replaced; if the process dies, the folder holds the old one or the new one, never a
-        mixture. ``config.json`` has the checksums that loading compares. Statistics of training (moving averages) are
-        not part of it, a training checkpoint holds those. Levels that share one codebook are written each on its own,
-        and share it no longer when loaded.
-
-        Args:
-            folder: New, empty, or with a tokenizer in it.
-            training: What to say of the training, plain values by name: ``training`` in ``config.json``.
-
-        Raises:
-            ValueError: If the path is a file, or a folder that holds something else than a tokenizer.
-        """
-        return write_folder(folder, "tokenizer", self, {} if training is None else {"training": dict(training)})
-
-    @classmethod
-    def from_pretrained(cls: type[_Self], source: str | os.PathLike[str], trusted: Iterable[str] = ()) -> _Self:
-        """Load a tokenizer from a folder or, by name, from the Hugging Face Hub; in eval mode.
-
-        ``Tokenizer.from_pretrained`` returns the class that was saved; a subclass refuses others.
-
-        Args:
-            source: A folder, or ``"owner/name"`` (needs ``huggingface_hub``).
-            trusted: Modules besides ``gritvq`` that its classes may come from.
-
-        Raises:
-            ValueError: If there is no tokenizer, it is damaged, or written by a newer version.
-        """
-        folder = local_folder(source)
-        config = read_config(folder, "tokenizer")
-        tokenizer = from_config(config["tokenizer"], trusted)
-        if not isinstance(tokenizer, cls):
-            raise ValueError(f"expected a saved {cls.__name__} in {folder}, got {type(tokenizer).__name__}")
-        load_weights(tokenizer, folder, config)
-        return tokenizer.eval()

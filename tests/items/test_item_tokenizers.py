@@ -14,7 +14,18 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from conftest import DATA
-from gritvq import FSQ, Quantizer, QuantizerOutput, ResidualQuantizer, gm_vq, grit_vq, rsq_vae, vq_vae, vq_vae_ema
+from gritvq import (
+    FSQ,
+    Quantizer,
+    QuantizerOutput,
+    ResidualQuantizer,
+    Tokenizer,
+    gm_vq,
+    grit_vq,
+    rsq_vae,
+    vq_vae,
+    vq_vae_ema,
+)
 from gritvq.items import (
     RQVAE,
     CollaborativeLoss,
@@ -133,11 +144,25 @@ class TestEveryKind:
         x = blobs(60, seed=4)
         folder = fitted.save_pretrained(tmp_path / "tokenizer")
         assert sorted(p.name for p in folder.iterdir()) == ["config.json", "model.safetensors"]
-        for loaded in (ItemTokenizer.from_pretrained(folder), type(fitted).from_pretrained(folder)):
+        for cls in (Tokenizer, ItemTokenizer, type(fitted)):
+            loaded = cls.from_pretrained(folder)
+            assert isinstance(loaded, ItemTokenizer)  # for the type checker
             assert type(loaded) is type(fitted) and loaded.dim == DIM and not loaded.training
             assert loaded.fingerprint() == fitted.fingerprint()
             codes = fitted.encode(x)
             assert torch.equal(loaded.encode(x), codes) and torch.equal(loaded.decode(codes), fitted.decode(codes))
+
+    def test_folded_ones_give_the_same(self, fitted: ItemTokenizer, tmp_path: Path) -> None:
+        x, before = blobs(60, seed=4), fitted.fingerprint()
+        codes = fitted.encode(x)
+        loaded = ItemTokenizer.from_pretrained(fitted.save_pretrained(tmp_path / "tokenizer"))
+        folded = loaded.fold()
+        assert torch.equal(folded.encode(x), codes) and torch.equal(folded.decode(codes), fitted.decode(codes))
+        again = ItemTokenizer.from_pretrained(folded.save_pretrained(tmp_path / "folded"))
+        assert torch.equal(again.encode(x), codes) and again.fingerprint() == folded.fingerprint()
+        assert loaded.fingerprint() == before
+        if isinstance(folded, RQVAE):
+            assert not any(parameter.requires_grad for parameter in folded.quantizer.parameters())
 
     def test_better_than_the_mean(self, fitted: ItemTokenizer) -> None:
         x = blobs()

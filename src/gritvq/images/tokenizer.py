@@ -16,7 +16,7 @@ from torch import Tensor
 from gritvq.component import Component, eval_mode
 from gritvq.export import DecoderProgram, EncoderProgram, Format, Program, write_programs
 from gritvq.quantizers.base import Quantizer
-from gritvq.tokenizer import Tokenizer, TokenizerOutput
+from gritvq.tokenizer import Autoencoder, TokenizerOutput
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -28,7 +28,7 @@ __all__ = ["ImageTokenizer"]
 _PIXELS_AT_ONCE = 2**22  # of a list's pictures of equal size; memory grows with it
 
 
-class ImageTokenizer(Tokenizer):
+class ImageTokenizer(Autoencoder):
     """Encoder, quantizer and decoder of images.
 
     Args:

@@ -12,7 +12,7 @@ from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from gritvq.distributed import all_gather_rows
-from gritvq.tokenizer import Tokenizer
+from gritvq.tokenizer import Autoencoder
 
 __all__ = [
     "CodebookInitialization",
@@ -27,8 +27,8 @@ log = logging.getLogger("gritvq")
 _QUIET = 60.0  # seconds without a line
 
 
-def _tokenizer(task: LightningModule) -> Tokenizer:
-    return cast(Tokenizer, task.tokenizer)
+def _tokenizer(task: LightningModule) -> Autoencoder:
+    return cast(Autoencoder, task.tokenizer)
 
 
 class CodebookInitialization(Callback):

@@ -16,7 +16,7 @@ from gritvq.component import Component
 from gritvq.distributed import all_reduce_sum
 from gritvq.quantizers.base import Quantizer, keeping_precision
 from gritvq.quantizers.stochastic import VariationalLatent
-from gritvq.tokenizer import Tokenizer, TokenizerOutput
+from gritvq.tokenizer import Autoencoder, TokenizerOutput
 
 __all__ = ["ElboObjective", "Objective", "ReconstructionObjective", "TwoPathObjective", "objective_for"]
 
@@ -26,7 +26,7 @@ class Objective(Component, ABC):
 
     @abstractmethod
     def forward(
-        self, tokenizer: Tokenizer, images: Float[Tensor, "B C H W"]
+        self, tokenizer: Autoencoder, images: Float[Tensor, "B C H W"]
     ) -> tuple[dict[str, Tensor], TokenizerOutput]:
         """Return the losses by name and the tokenizer's output."""
 
@@ -53,7 +53,7 @@ class ReconstructionObjective(Objective):
         self.norm, self.weight = _check_norm(norm), float(weight)
 
     def forward(
-        self, tokenizer: Tokenizer, images: Float[Tensor, "B C H W"]
+        self, tokenizer: Autoencoder, images: Float[Tensor, "B C H W"]
     ) -> tuple[dict[str, Tensor], TokenizerOutput]:
         """Losses ``reconstruction`` and those of the quantizer."""
         output = tokenizer(images)
@@ -110,7 +110,7 @@ class ElboObjective(Objective):
         self.log_variance = nn.Parameter(torch.tensor(math.log(self.variance))) if likelihood == "learned" else None
 
     def forward(
-        self, tokenizer: Tokenizer, images: Float[Tensor, "B C H W"]
+        self, tokenizer: Autoencoder, images: Float[Tensor, "B C H W"]
     ) -> tuple[dict[str, Tensor], TokenizerOutput]:
         """Losses ``reconstruction`` and, scaled to the image, those of the quantizer."""
         output = tokenizer(images)
@@ -164,7 +164,7 @@ class TwoPathObjective(Objective):
         self.norm, self.weight = _check_norm(norm), float(weight)
 
     def forward(
-        self, tokenizer: Tokenizer, images: Float[Tensor, "B C H W"]
+        self, tokenizer: Autoencoder, images: Float[Tensor, "B C H W"]
     ) -> tuple[dict[str, Tensor], TokenizerOutput]:
         """Losses ``reconstruction``, in training ``continuous_reconstruction``, and those of the quantizer."""
         quantizer = tokenizer.quantizer

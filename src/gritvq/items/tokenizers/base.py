@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -16,19 +14,19 @@ from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gritvq.component import Component, eval_mode, from_config, to_config
-from gritvq.saving import load_weights, local_folder, read_config, tensors_of, write_folder
+from gritvq.component import eval_mode, to_config
+from gritvq.saving import tensors_of
+from gritvq.tokenizer import Tokenizer
 
 __all__ = ["Embeddings", "ItemTokenizer", "tracked"]
 
 Embeddings = Tensor | NDArray[Any]
 _Self = TypeVar("_Self", bound="ItemTokenizer")
 _Item = TypeVar("_Item")
-_KIND = "item_tokenizer"
 _LARGEST = 1e15  # whose square float32 still holds, some hundred times over
 
 
-class ItemTokenizer(Component, ABC):
+class ItemTokenizer(Tokenizer):
     """Maps item embeddings (n, D) to codes (n, L) and back.
 
     Embeddings are tensors or arrays of any floating type, memory-mapped ones included; they are read chunk by chunk and
@@ -183,43 +181,22 @@ class ItemTokenizer(Component, ABC):
             digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
 
-    def save_pretrained(self, folder: str | os.PathLike[str]) -> Path:
-        """Write ``config.json`` and ``model.safetensors``; an existing tokenizer is replaced.
+    def _settings(self) -> dict[str, Any]:
+        """The size of an embedding, which :meth:`fit` finds."""
+        return {"dim": self.dim}
 
-        Raises:
-            ValueError: Before :meth:`fit`, or if the path is a file, or a folder that holds something else.
-        """
-        return write_folder(folder, _KIND, self, {"dim": self.dim})
-
-    @classmethod
-    def from_pretrained(cls: type[_Self], source: str | os.PathLike[str], trusted: Iterable[str] = ()) -> _Self:
-        """Load a tokenizer from a folder or, by name, from the Hugging Face Hub.
-
-        Args:
-            source: A folder, or ``"owner/name"`` (needs ``huggingface_hub``).
-            trusted: Modules besides ``gritvq`` that its classes may come from.
-
-        Raises:
-            ValueError: If there is no item tokenizer, it is another kind than the class asked, it is damaged, or
-                written by a newer version.
-        """
-        folder = local_folder(source)
-        config = read_config(folder, _KIND)
-        tokenizer = from_config(config[_KIND], trusted)
-        if not isinstance(tokenizer, cls):
-            raise ValueError(f"expected a {cls.__name__} in {folder}, got {type(tokenizer).__name__}")
+    def _restore(self, description: dict[str, Any], config: Mapping[str, Any]) -> None:
+        """Make the buffers, and keep the description: ids know the tokenizer by it."""
         dim = config.get("dim")
         if not isinstance(dim, int) or dim < 1:
-            raise ValueError(f"expected the size of an embedding as 'dim' in {folder / 'config.json'}, got {dim!r}")
+            raise ValueError(f"expected the size of an embedding as 'dim' in config.json, got {dim!r}")
         try:
-            tokenizer._allocate(dim)
+            self._allocate(dim)
         except (OverflowError, RuntimeError, TypeError) as error:
             raise ValueError(
-                f"expected sizes in {folder / 'config.json'} that fit into memory, got others ({error}); copy it again"
+                f"expected sizes in config.json that fit into memory, got others ({error}); copy it again"
             ) from error
-        tokenizer._dim, tokenizer._saved = dim, config[_KIND]
-        load_weights(tokenizer, folder, config)
-        return tokenizer.eval()
+        self._dim, self._saved = dim, description
 
     # --- what subclasses supply ---------------------------------------------------------------------------------------
 

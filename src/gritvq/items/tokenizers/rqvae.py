@@ -116,6 +116,12 @@ class RQVAE(ItemTokenizer):
         if dim != self.encoder.input_dim:
             raise ValueError(f"expected an encoder of embeddings of size {dim}, got {self.encoder.input_dim}")
 
+    def fold(self) -> RQVAE:
+        """As for any tokenizer. The folded one has another quantizer, and so a fingerprint of its own."""
+        folded = super().fold()
+        folded._saved = None
+        return folded
+
     # --- training -----------------------------------------------------------------------------------------------------
 
     def _fit(self, x: Float[Tensor, "n D"], progress: bool) -> None:
