@@ -63,7 +63,7 @@ capabilities: $(VENV)/.installed-development  ## run the tests as on other proce
 	done
 
 LOWEST := .venv-lowest
-EXTRAS := $(addprefix --extra ,train images items search text transport export dev)
+EXTRAS := $(addprefix --extra ,train images hub items search text transport export dev)
 
 lowest: $(VENV)/.installed-development  ## run the tests with the lowest versions that are declared (TESTS="files" for some)
 	@echo "==> installing the lowest declared versions into $(LOWEST), with the torch and triton of constraints.txt"

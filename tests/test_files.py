@@ -8,6 +8,7 @@ import random
 import shutil
 import signal
 import stat
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -387,3 +388,16 @@ def test_only_regular_files_are_opened(tmp_path: Path) -> None:
         ):
             with pytest.raises(ValueError, match="expected"):
                 read(tmp_path / place)
+
+
+def test_a_figure_leaves_the_backend_and_pyplot_alone(tmp_path: Path) -> None:
+    code = (
+        "import sys, matplotlib\n"
+        "from gritvq.plotting import new_figure, save_figure\n"
+        "matplotlib.use('svg')\n"
+        "figure, axes = new_figure(3, 2, 1, 2)\n"
+        "print(save_figure(figure, 'a.png').stat().st_size > 0, matplotlib.get_backend(), *figure.get_size_inches())\n"
+        "print(len(axes), 'matplotlib.pyplot' in sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert done.stdout.split() == ["True", "svg", "3.0", "2.0", "2", "False"]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import subprocess
 import sys
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -51,3 +53,19 @@ def test_all_is_every_extra_that_users_choose_from() -> None:
     """``all`` leaves out nothing but the tools for work on the project itself."""
     named = {extra for line in EXTRAS["all"] for extra in Requirement(line).extras}
     assert named == set(EXTRAS) - {"all", "bench", "dev"}
+
+
+def test_a_missing_package_is_named_with_an_extra_that_brings_it() -> None:
+    """Every ``optional(module, extra)`` of the code."""
+    provides = packages_distributions()
+    calls = [
+        (path.name, *(argument.value for argument in node.args[:2]))
+        for path in sorted((ROOT / "src").rglob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "optional"
+    ]
+    assert len(calls) > 10
+    for file, module, extra in calls:
+        brought = {canonicalize_name(Requirement(line).name) for line in EXTRAS[extra]}
+        packages = {canonicalize_name(name) for name in provides.get(module.partition(".")[0], [])}
+        assert not packages or packages & brought, f"{file}: the extra {extra} does not bring {module}"

@@ -9,7 +9,7 @@ from typing import Any
 
 from benchmarks.report.speed_targets import Measured
 
-from gritvq.files import replacing
+from gritvq.plotting import new_figure, save_figure
 
 # Okabe and Ito's colours, told apart with any colour vision; lines differ in marker and dash too.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00", "#56B4E9", "#999999")
@@ -43,13 +43,8 @@ def spread(heights: list[float], gap: float) -> list[float]:
 
 def against_codebook_size(rows: Measured, path: Path) -> None:
     """Two panels; rows share N and D."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     methods = list(dict.fromkeys(method for each in rows.values() for method in each))
-    figure, axes = pyplot.subplots(1, 2, figsize=(13, 4.8))
+    figure, axes = new_figure(13, 4.8, 1, 2)
     for axis, (metric, scale, title) in zip(axes, PANELS, strict=True):
         ends: list[tuple[str, float, float, str]] = []
         for place, method in enumerate(methods):
@@ -75,9 +70,7 @@ def against_codebook_size(rows: Measured, path: Path) -> None:
     n, dim = next(iter(rows))[:2]
     figure.suptitle(f"N = {n:,} vectors, D = {dim}", fontsize=11)
     figure.tight_layout(w_pad=2.5)
-    with replacing(path) as scratch:
-        figure.savefig(scratch, dpi=120, bbox_inches="tight", facecolor="white")
-    pyplot.close(figure)
+    save_figure(figure, path)
 
 
 def _label(axis: Any, ends: list[tuple[str, float, float, str]]) -> None:

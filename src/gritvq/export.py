@@ -8,7 +8,6 @@ Two formats: ``"onnx"`` (``.onnx``, for onnxruntime and everything else that rea
 from __future__ import annotations
 
 import contextlib
-import importlib
 import logging
 import os
 import warnings
@@ -20,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from gritvq.files import place_of_file, replacing_files
+from gritvq.lazy import optional
 from gritvq.quantizers.base import Quantizer
 
 __all__ = ["DecoderProgram", "EncoderProgram", "Format", "Program", "load_program", "write_programs"]
@@ -116,7 +116,7 @@ def write_programs(
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"expected a folder for the programs, got the file {folder}; choose another name")
     if format == "onnx":
-        _require("onnx"), _require("onnxscript")
+        optional("onnx", "export"), optional("onnxscript", "export")
     traced = {name: _traced(name, program) for name, program in programs.items()}
     with replacing_files(folder) as scratch:  # weights of more than 2 GB lie beside an .onnx file
         for name, program in programs.items():
@@ -142,7 +142,7 @@ def load_program(path: str | os.PathLike[str]) -> Callable[[Tensor], Tensor]:
     if path.suffix not in _SUFFIXES.values() or not path.is_file():
         raise ValueError(f"expected an .onnx or .pt2 file as export writes it, got {path}; is it another name?")
     if path.suffix == ".onnx":
-        runtime = _require("onnxruntime")
+        runtime = optional("onnxruntime", "export")
     try:
         if path.suffix == ".pt2":
             with _quiet("torch._export"):
@@ -156,13 +156,6 @@ def load_program(path: str | os.PathLike[str]) -> Callable[[Tensor], Tensor]:
 
 
 # --- helpers ----------------------------------------------------------------------------------------------------------
-
-
-def _require(module: str) -> Any:
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise ValueError(f"expected the package {module}, got none; pip install 'gritvq[export]'") from error
 
 
 def _traced(name: str, program: Program) -> torch.export.ExportedProgram:

@@ -33,12 +33,13 @@ def lazy_names(package: str, modules: Mapping[str, Iterable[str]]) -> Callable[[
     return find
 
 
-def optional(module: str, extra: str) -> Any:
+def optional(module: str, extra: str, purpose: str = "") -> Any:
     """Import a module of an optional package.
 
     Args:
         module: Such as ``"pyarrow.parquet"``.
         extra: The extra of gritvq that installs it.
+        purpose: What it is needed for, such as ``"to draw"``, where the caller did not ask for it in so many words.
 
     Raises:
         ValueError: If the package is missing; the message names the extra.
@@ -51,5 +52,5 @@ def optional(module: str, extra: str) -> Any:
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        package = module.partition(".")[0]
+        package = f"{module.partition('.')[0]} {purpose}".rstrip()
         raise ValueError(f"expected the package {package}, got none; pip install 'gritvq[{extra}]'") from error

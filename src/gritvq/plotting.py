@@ -7,31 +7,29 @@ from pathlib import Path
 from typing import Any
 
 from gritvq.files import replacing
+from gritvq.lazy import optional
 
 __all__ = ["new_figure", "save_figure"]
 
 
 def new_figure(width: float, height: float, *args: Any, **kwargs: Any) -> Any:
-    """Figure and axes of ``pyplot.subplots``, width and height in inches.
+    """A figure and its axes, as ``pyplot.subplots`` makes them, without pyplot: no window, no change of the backend.
+
+    Args:
+        width: In inches.
+        height: In inches.
+        *args: Of ``matplotlib.figure.Figure.subplots``, as ``**kwargs`` are.
+        **kwargs: See there.
 
     Raises:
         ValueError: If matplotlib is missing.
     """
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise ValueError("expected matplotlib for pictures, got none; install 'gritvq[train]'") from error
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    return pyplot.subplots(*args, figsize=(width, height), **kwargs)
+    figure = optional("matplotlib.figure", "train").Figure(figsize=(width, height))
+    return figure, figure.subplots(*args, **kwargs)
 
 
 def save_figure(figure: Any, path: str | os.PathLike[str]) -> Path:
-    """Write a picture, whole or not at all, and close the figure."""
-    from matplotlib import pyplot
-
+    """Write a figure, whole or not at all."""
     with replacing(path) as scratch:
         figure.savefig(scratch, dpi=120, bbox_inches="tight", facecolor="white")
-    pyplot.close(figure)
     return Path(path)

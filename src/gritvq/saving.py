@@ -13,6 +13,7 @@ from torch import Tensor
 
 from gritvq.component import Component, to_config
 from gritvq.files import checked_file, holds_files, read_header, replacing_files, write_header
+from gritvq.lazy import optional
 
 __all__ = [
     "CONFIG",
@@ -94,15 +95,9 @@ def local_folder(source: str | os.PathLike[str]) -> Path:
     name = str(source)
     if folder.exists() or name.count("/") != 1 or name.startswith((".", "/", "~")):
         raise ValueError(f"expected a tokenizer folder or a Hub name 'owner/name', got {name!r}, which is neither")
+    hub = optional("huggingface_hub", "hub", f"to look on the Hub for {name!r}, which is no folder here")
     try:
-        from huggingface_hub import snapshot_download
-    except ImportError as error:
-        raise ValueError(
-            f"expected a tokenizer folder, got {name!r}, which does not exist here; to load it from the Hub install "
-            "'gritvq[images]'"
-        ) from error
-    try:
-        return Path(snapshot_download(name, allow_patterns=[CONFIG, WEIGHTS]))
+        return Path(hub.snapshot_download(name, allow_patterns=[CONFIG, WEIGHTS]))
     except Exception as error:  # the client's many errors all mean the same to the caller
         raise ValueError(
             f"expected a tokenizer folder or a reachable Hub name, got {name!r} ({type(error).__name__})"

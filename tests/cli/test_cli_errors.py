@@ -286,7 +286,7 @@ class TestOneMessage:
             (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"), "fits into memory"),
             (RuntimeError("a fault of ours"), None),
             (OSError(errno.EFBIG, "File too large"), "room on the disk to write, got none"),
-            (ModuleNotFoundError("No module named 'onnx'", name="onnx"), "this needs onnx"),
+            (ModuleNotFoundError("No module named 'onnx'", name="onnx"), "the package onnx, got none; pip install"),
             (ValueError("expected a, got b"), "expected a, got b"),
             (ValueError(), "ValueError"),
             (TypeError("a fault of ours"), None),
@@ -359,8 +359,8 @@ printf '%s\\n' "${COMPREPLY[@]}"
 
 def test_a_shell_completes(capsys: pytest.CaptureFixture[str]) -> None:
     if importlib.util.find_spec("shtab") is None:
-        assert "pip install shtab" in wrong(["completion", "bash"], capsys)
-        pytest.skip("needs shtab, which the extra dev brings")
+        assert "pip install 'gritvq[train]'" in wrong(["completion", "bash"], capsys)
+        pytest.skip("needs shtab, which the extra train brings")
     assert main(["completion", "bash"]) == 0
     Path("gritvq.bash").write_text(capsys.readouterr().out)
     for words, offered in (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -369,6 +370,9 @@ def test_the_hub_is_asked_for_names(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(huggingface_hub, "snapshot_download", unreachable)
     with pytest.raises(ValueError, match=r"or a reachable Hub name, got 'somebody/something' \(ConnectionError\)"):
         Tokenizer.from_pretrained("somebody/something")
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(ValueError, match=r"for 'runs/typo', which is no folder here, got none; .*'gritvq\[hub\]'"):
+        Tokenizer.from_pretrained("runs/typo")
 
 
 class TestBadInput:

@@ -23,6 +23,7 @@ from gritvq.cli import recommend as recommending
 from gritvq.cli import semantic_ids as semantic
 from gritvq.cli.compare import comparison_entries, paper_of
 from gritvq.cli.errors import parser_class
+from gritvq.lazy import optional
 
 __all__ = ["comparison_entries", "main", "paper_of"]
 
@@ -74,11 +75,7 @@ def completion_arguments(parser: Any) -> None:
 
 def completion(parser: Any, config: Any) -> None:
     """Print a script with which a shell completes verbs and arguments."""
-    try:
-        import shtab
-    except ImportError as error:
-        raise ValueError("expected the package shtab, got none; pip install shtab") from error
-    print(shtab.complete(_program([], whole=True)[0], config.shell))
+    print(optional("shtab", "train").complete(_program([], whole=True)[0], config.shell))
 
 
 def _flushed(code: int) -> int:

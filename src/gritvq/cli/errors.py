@@ -29,7 +29,8 @@ def explained(error: Exception) -> str | None:
     """
     text = str(error)
     if isinstance(error, ImportError):
-        return f"this needs {error.name}; install 'gritvq[train,images]'" if error.name else text
+        package = (error.name or "").partition(".")[0]
+        return f"expected the package {package}, got none; pip install 'gritvq[train,images]'" if package else text
     if isinstance(error, RecursionError):
         return (
             "expected input nested a few levels deep, got brackets within brackets without end; is it the right file?"

@@ -5,7 +5,6 @@ Pictures stay compressed where they are until one is asked for.
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 import os
 from collections import Counter
@@ -33,6 +32,7 @@ from gritvq.images.sources import (
     read_footer,
 )
 from gritvq.images.splits import SPLITS, looks_held_out, split_of
+from gritvq.lazy import optional
 
 __all__ = [
     "Picture",
@@ -448,10 +448,7 @@ def open_photographs(channels: int, held_out: bool = False) -> Pictures:
     Raises:
         ValueError: If scikit-image, which they come with, is not installed.
     """
-    spec = importlib.util.find_spec("skimage")
-    if spec is None or spec.origin is None:
-        raise ValueError("expected scikit-image for 'photographs', got none; pip install 'gritvq[images]'.")
-    folder = Path(spec.origin).parent / "data"
+    folder = Path(optional("skimage", "images").__file__).parent / "data"
     origin = {"data": "photographs", "splits": {"validation" if held_out else ALL: {"photographs": len(PHOTOGRAPHS)}}}
     whole = Pictures(open_files([folder / name for name in PHOTOGRAPHS], folder), channels, strict=True, origin=origin)
     if not held_out:

@@ -5,7 +5,6 @@ A source gives out compressed pictures by number and reads nothing before it is 
 
 from __future__ import annotations
 
-import importlib
 import io
 import logging
 import os
@@ -20,6 +19,8 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from PIL import Image
 from torch import Tensor
+
+from gritvq.lazy import optional
 
 __all__ = [
     "Blocks",
@@ -221,7 +222,7 @@ def read_footer(file: Path, name: str, column: str, label: str) -> Footer:
     Raises:
         ValueError: If the file is damaged or lacks the column.
     """
-    pyarrow, parquet = _require("pyarrow"), _require("pyarrow.parquet")
+    pyarrow, parquet = optional("pyarrow", "images"), optional("pyarrow.parquet", "images")
     try:
         with parquet.ParquetFile(file) as opened:
             schema, metadata = opened.schema_arrow, opened.metadata
@@ -274,11 +275,11 @@ class _Cache:
         """The table of a row group."""
         key = (footer.file, group)
         if key not in self.groups:
-            pyarrow = _require("pyarrow")
+            pyarrow = optional("pyarrow", "images")
             while self.held and len(self.groups) >= self.held:
                 self.groups.popitem(last=False)
             try:
-                with _require("pyarrow.parquet").ParquetFile(footer.file) as opened:
+                with optional("pyarrow.parquet", "images").ParquetFile(footer.file) as opened:
                     self.groups[key] = opened.read_row_group(group, columns=footer.columns, use_threads=False)
             except (pyarrow.ArrowException, OSError) as error:
                 raise ValueError(f"its row group cannot be read: {error}") from error
@@ -310,7 +311,7 @@ def open_hub(name: str, column: str, label: str) -> dict[str, Table]:
     Raises:
         ValueError: If the data set cannot be loaded or lacks the column.
     """
-    datasets = _require("datasets")
+    datasets = optional("datasets", "images")
     try:
         loaded = datasets.load_dataset(name)
     except Exception as error:  # network, authentication, naming and script errors share no class
@@ -387,14 +388,6 @@ def find_files(folder: Path, suffixes: Collection[str]) -> list[Path]:
             real_files.add(real)
             found.append(path)
     return sorted(found)
-
-
-def _require(module: str) -> Any:
-    """An optional package, or a ValueError that says how to install it."""
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise ValueError(f"expected the package {module}, got none; pip install 'gritvq[images]'.") from error
 
 
 def _padded(number: int, length: int) -> str:

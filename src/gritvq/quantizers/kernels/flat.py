@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from gritvq.lazy import optional
 from gritvq.quantizers.kernels import blocked
 from gritvq.quantizers.kernels.blocked import finite_rows
 
@@ -22,10 +23,7 @@ def search(
     """
     if x.device.type != "cpu" or codes.dtype != torch.float32 or not bool(bias.isfinite().all()):
         return blocked.search(x, codes, bias, center)
-    try:
-        import faiss
-    except ImportError as error:
-        raise ValueError("expected faiss for this search, got none; install 'gritvq[search]'") from error
+    faiss = optional("faiss", "search")
     rows, finite = finite_rows(x, center)
     index = faiss.IndexFlatL2(codes.shape[1])
     index.add(codes.contiguous().numpy())

@@ -36,6 +36,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from gritvq.lazy import optional
 from gritvq.quantizers.kernels import blocked
 
 __all__ = ["code_sums", "search", "search_residual", "supported"]
@@ -57,10 +58,9 @@ def supported() -> bool:
 
 @functools.cache
 def _kernels() -> ModuleType:
-    try:
-        from gritvq.quantizers.kernels import _triton_kernels
-    except ImportError as error:
-        raise ImportError("the fused search needs Triton; install gritvq[gpu]") from error
+    optional("triton", "gpu")
+    from gritvq.quantizers.kernels import _triton_kernels
+
     return _triton_kernels
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from gritvq.distributed import all_reduce_sum, joined_mean
+from gritvq.lazy import optional
 from gritvq.quantizers.base import Context, LearningRule, keeping_precision
 from gritvq.quantizers.functional import at_least_float32, squared_distance
 from gritvq.quantizers.learning.losses import check_weight
@@ -56,8 +56,8 @@ class WassersteinLoss(LearningRule):
             0. Takes both ``codebook_size`` and ``num_positions``.
 
     Raises:
-        ValueError: If the arguments do not fit together, or the input does not have P vectors per item.
-        ImportError: When a loss is computed without POT, which ``pip install gritvq[transport]`` brings.
+        ValueError: If the arguments do not fit together, the input does not have P vectors per item, or a loss is
+            computed without POT (the package ``ot``), which ``pip install 'gritvq[transport]'`` brings.
 
     Example:
         >>> x = torch.tensor([[0.0], [1.0]])
@@ -171,16 +171,6 @@ class WassersteinLoss(LearningRule):
         return super()._apply(keeping_precision(fn), recurse)
 
 
-def _pot() -> Any:
-    try:
-        import ot
-    except ImportError as error:
-        raise ImportError(
-            "expected the package POT for WassersteinLoss, got none; install it with `pip install gritvq[transport]`"
-        ) from error
-    return ot
-
-
 @torch.library.custom_op("gritvq::transport", mutates_args=())
 def _transport(
     cost: Tensor, of_latents: Tensor, of_codes: Tensor, regularization: float
@@ -218,7 +208,7 @@ def _(cost: Tensor, of_latents: Tensor, of_codes: Tensor, regularization: float)
 def _simplex(cost: Tensor, a: Tensor, b: Tensor, _: float) -> tuple[Tensor, Tensor, Tensor]:
     """Exact transport of float64 problems."""
     arrays = [t.detach().cpu().numpy() for t in (a, b, cost)]
-    plan, log = _pot().lp.emd(*arrays, numItermax=10_000_000, log=True)
+    plan, log = optional("ot", "transport").lp.emd(*arrays, numItermax=10_000_000, log=True)
     exact = torch.from_numpy(plan)
     return (exact * cost.cpu()).sum(), exact, torch.from_numpy(log["v"])
 
@@ -229,7 +219,7 @@ def _sinkhorn(cost: Tensor, a: Tensor, b: Tensor, regularization: float) -> tupl
     The last half step is done here, for codes without weight too: then the columns of the plan sum to exactly ``b``,
     and ``<a, f> + <b, g>`` is the value of the dual.
     """
-    _, log = _pot().sinkhorn(
+    _, log = optional("ot", "transport").sinkhorn(
         a, b, cost, regularization, method="sinkhorn_log", numItermax=500, stopThr=1e-6, warn=False, log=True
     )
     log_a = a.log()
