@@ -19,7 +19,8 @@ from gritvq.items import (
     beam_search,
     exact_scores,
 )
-from gritvq.items.recommenders.backbones import BOS, Context
+from gritvq.items.recommenders.backbones import Context
+from gritvq.tokens import BOS
 
 pytest.importorskip("transformers")
 
@@ -167,7 +168,7 @@ def test_beam_search_equals_generate_of_transformers() -> None:
             logits_processor=[TrieLogitsProcessor(trie, prompt_length=1)],
         )
     assert generated.sequences[:, 0].eq(BOS).all()
-    leaves = trie.walk(generated.sequences[:, 1 : 1 + len(sizes)] - torch.tensor(model.first_tokens[:-1]))
+    leaves = trie.walk(model.vocabulary.indices_of(generated.sequences[:, 1 : 1 + len(sizes)]))
     assert torch.equal(leaves.view(4, beam), beams.leaves)
     torch.testing.assert_close(generated.sequences_scores.view(4, beam), beams.scores)
 

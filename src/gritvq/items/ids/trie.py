@@ -9,6 +9,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from gritvq.tokens import EOS, Vocabulary
+
 __all__ = ["PrefixTrie", "TrieLogitsProcessor"]
 
 _FEW = 16  # a level is sparse where a prefix has at most 1 / _FEW of the codes after it, on average
@@ -253,7 +255,7 @@ class PrefixTrie(nn.Module):
 class TrieLogitsProcessor:
     """Keeps ``generate`` of transformers on ids that exist; goes into its ``logits_processor`` list.
 
-    Code c of level l is token ``first_token + sum(codebook_sizes[:l]) + c``. Everything that is not allowed gets -inf.
+    Tokens are those of a :class:`gritvq.tokens.Vocabulary` of the levels. Everything that is not allowed gets -inf.
     After a whole id, and after tokens that begin no id, only ``end_token`` is allowed, so no row is ever empty. The
     scores are changed in place, as they are given.
 
@@ -270,11 +272,11 @@ class TrieLogitsProcessor:
         [[0, 6], [1, 5]]
     """
 
-    def __init__(self, trie: PrefixTrie, *, prompt_length: int, first_token: int = 3, end_token: int = 2) -> None:
+    def __init__(
+        self, trie: PrefixTrie, *, prompt_length: int, first_token: int = EOS + 1, end_token: int = EOS
+    ) -> None:
         self.trie, self.prompt_length, self.end_token = trie, prompt_length, end_token
-        self.first_tokens = [first_token]
-        for size in trie.codebook_sizes:
-            self.first_tokens.append(self.first_tokens[-1] + size)
+        self.vocabulary = Vocabulary(trie.codebook_sizes, first_token=first_token)
 
     def __call__(self, input_ids: Int[Tensor, "B T"], scores: Float[Tensor, "B V"]) -> Float[Tensor, "B V"]:
         """Mask the scores of the next token.
@@ -283,21 +285,18 @@ class TrieLogitsProcessor:
             ValueError: If the prompt is longer than the tokens, or the vocabulary ends before the last code.
         """
         level, levels = input_ids.shape[1] - self.prompt_length, self.trie.num_levels
-        if level < 0 or scores.shape[1] < self.first_tokens[-1]:
+        if level < 0 or scores.shape[1] < self.vocabulary.vocab_size:
             raise ValueError(
-                f"expected at least {self.prompt_length} tokens and a vocabulary of {self.first_tokens[-1]}, got "
+                f"expected at least {self.prompt_length} tokens and a vocabulary of {self.vocabulary.vocab_size}, got "
                 f"{input_ids.shape[1]} and {scores.shape[1]}; correct prompt_length, or the model's vocabulary"
             )
-        tokens = input_ids[:, self.prompt_length :][:, :levels]
-        firsts = torch.tensor(self.first_tokens[: tokens.shape[1]], device=tokens.device)
-        codes = tokens - firsts
-        nodes = self.trie.walk(codes)
+        nodes = self.trie.walk(self.vocabulary.indices_of(input_ids[:, self.prompt_length :][:, :levels]))
         ends = scores[:, self.end_token].clone()
         if level >= levels:
             scores.fill_(-math.inf)
             scores[:, self.end_token] = ends
             return scores
-        first, last = self.first_tokens[level], self.first_tokens[level + 1]
+        first, last = self.vocabulary.first_tokens[level : level + 2]
         children = self.trie.offsets[level + 2] - self.trie.offsets[level + 1]
         prefixes = self.trie.offsets[level + 1] - self.trie.offsets[level]
         if _FEW * children <= prefixes * (last - first):  # a few scores are moved faster than all are masked

@@ -1,8 +1,7 @@
 """Sequence models of transformers that give the probability of the next item's codes.
 
-All three read and write the same vocabulary: PAD 0, BOS 1, EOS 2, then code c of level l at
-``3 + sum(codebook_sizes[:l]) + c``. They hold no cache: what a user's history needs once is in the ``context``, and the
-stable part of the interface of transformers is enough.
+All three read and write the tokens of a :class:`gritvq.tokens.Vocabulary`. They hold no cache: what a user's history
+needs once is in the ``context``, and the stable part of the interface of transformers is enough.
 """
 
 from __future__ import annotations
@@ -17,11 +16,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from gritvq.component import Component
+from gritvq.tokens import BOS, EOS, PAD, Vocabulary
 
-__all__ = ["BOS", "EOS", "NUM_SPECIAL", "PAD", "Backbone", "Context", "DepthDecoder", "EncoderDecoder", "TokenDecoder"]
-
-PAD, BOS, EOS = 0, 1, 2
-NUM_SPECIAL = 3
+__all__ = ["Backbone", "Context", "DepthDecoder", "EncoderDecoder", "TokenDecoder"]
 
 
 class Context(NamedTuple):
@@ -44,6 +41,7 @@ class Backbone(Component, ABC):
         dim: Width of the model.
 
     Attributes:
+        vocabulary: The tokens that it reads and writes.
         every_prefix: Whether training wants one row per prefix of a history, the last item being the target; otherwise
             one row per user serves, and every item of it is a target.
     """
@@ -52,25 +50,8 @@ class Backbone(Component, ABC):
 
     def __init__(self, codebook_sizes: Sequence[int], dim: int) -> None:
         super().__init__()
-        self.codebook_sizes, self.dim = tuple(int(size) for size in codebook_sizes), dim
-        if not self.codebook_sizes or min(self.codebook_sizes) < 1:
-            raise ValueError(f"expected at least one codebook size, all >= 1, got {list(codebook_sizes)}")
-        self.first_tokens = [NUM_SPECIAL]
-        for size in self.codebook_sizes:
-            self.first_tokens.append(self.first_tokens[-1] + size)
-
-    @property
-    def vocabulary(self) -> int:
-        """Tokens, the special ones included."""
-        return self.first_tokens[-1]
-
-    def tokens_of(self, codes: Int[Tensor, "*batch l"]) -> Int[Tensor, "*batch l"]:
-        """Tokens of the first l codes of ids."""
-        return codes + torch.tensor(self.first_tokens[: codes.shape[-1]], dtype=torch.int64, device=codes.device)
-
-    def level_of(self, values: Tensor, level: int) -> Tensor:
-        """The part of the last axis (vocabulary) that belongs to a level."""
-        return values[..., self.first_tokens[level] : self.first_tokens[level + 1]]
+        self.vocabulary, self.dim = Vocabulary(codebook_sizes), dim
+        self.codebook_sizes = self.vocabulary.codebook_sizes
 
     @abstractmethod
     def loss(self, codes: Int[Tensor, "B T Q"], lengths: Int[Tensor, " B"]) -> Float[Tensor, ""]:
@@ -136,7 +117,7 @@ class EncoderDecoder(Backbone):
         transformers = _transformers()
         self.model: Any = transformers.T5ForConditionalGeneration(
             transformers.T5Config(
-                vocab_size=self.vocabulary,
+                vocab_size=self.vocabulary.vocab_size,
                 d_model=dim,
                 d_kv=head_dim,
                 d_ff=hidden_dim,
@@ -154,14 +135,14 @@ class EncoderDecoder(Backbone):
     def loss(self, codes: Int[Tensor, "B T Q"], lengths: Int[Tensor, " B"]) -> Float[Tensor, ""]:
         """The last item of every row is the target."""
         levels = codes.shape[2]
-        targets = self.tokens_of(codes[torch.arange(len(codes)), lengths - 1])
+        targets = self.vocabulary.tokens_of(codes[torch.arange(len(codes)), lengths - 1])
         context = self.read(codes[:, : max(1, codes.shape[1] - 1)], lengths - 1)
         logits = self._logits(context.states, self._mask(context), targets[:, :-1])
         return F.cross_entropy(logits.float().flatten(0, 1), targets.flatten()) * levels
 
     def read(self, codes: Int[Tensor, "B T Q"], lengths: Int[Tensor, " B"]) -> Context:
         """The encoder's states (B, T Q + 1, D); EOS follows the history."""
-        tokens = F.pad(self.tokens_of(codes).flatten(1), (0, 1))
+        tokens = F.pad(self.vocabulary.tokens_of(codes).flatten(1), (0, 1))
         ends = lengths[:, None] * codes.shape[2]
         places = torch.arange(tokens.shape[1], device=tokens.device)
         tokens = tokens.masked_fill(places > ends, PAD).masked_fill(places == ends, EOS)
@@ -173,8 +154,8 @@ class EncoderDecoder(Backbone):
         """See the base class."""
         width, level = prefixes.shape[1:]
         states, mask = (part.repeat_interleave(width, 0) for part in (context.states, self._mask(context)))
-        logits = self._logits(states, mask, self.tokens_of(prefixes.flatten(0, 1)))[:, -1]
-        return self.level_of(logits.float().log_softmax(-1), level).unflatten(0, (-1, width))
+        logits = self._logits(states, mask, self.vocabulary.tokens_of(prefixes.flatten(0, 1)))[:, -1]
+        return logits.float().log_softmax(-1)[:, self.vocabulary.range_of(level)].unflatten(0, (-1, width))
 
     def _logits(self, states: Tensor, mask: Tensor, tokens: Tensor) -> Tensor:
         """Logits (N, l + 1, V) after BOS and after each token."""
@@ -196,13 +177,12 @@ class _CausalDecoder(Backbone):
     def __init__(self, codebook_sizes: Sequence[int], dim: int, max_items: int) -> None:
         super().__init__(codebook_sizes, dim)
         self.max_items = max_items
-        self.embedding = nn.Embedding(self.vocabulary, dim)
+        self.embedding = nn.Embedding(self.vocabulary.vocab_size, dim)
         nn.init.normal_(self.embedding.weight, std=0.02)  # as in GPT-2: products with states start near zero
 
     def _logits(self, states: Tensor, level: int) -> Tensor:
         """Logits of a level's codes: products with their embeddings, in float32."""
-        weight = self.embedding.weight[self.first_tokens[level] : self.first_tokens[level + 1]]
-        return F.linear(states, weight).float()
+        return F.linear(states, self.embedding.weight[self.vocabulary.range_of(level)]).float()
 
     def _item_loss(self, states: Tensor, codes: Tensor, lengths: Tensor) -> Tensor:
         """Cross entropy of codes (B, T, Q) under states (B, T, Q, D), a mean over valid items, summed over levels."""
@@ -270,7 +250,7 @@ class TokenDecoder(_CausalDecoder):
     def read(self, codes: Int[Tensor, "B T Q"], lengths: Int[Tensor, " B"]) -> Context:
         """The history's tokens after BOS (B, T Q + 1); they are read again with the prefixes."""
         self._check_length(codes.shape[1])
-        tokens = F.pad(self.tokens_of(codes).flatten(1), (1, 0), value=BOS)
+        tokens = F.pad(self.vocabulary.tokens_of(codes).flatten(1), (1, 0), value=BOS)
         return Context(tokens, lengths * codes.shape[2] + 1)
 
     def log_probs(self, context: Context, prefixes: Int[Tensor, "B W l"]) -> Float[Tensor, "B W K"]:
@@ -291,7 +271,7 @@ class TokenDecoder(_CausalDecoder):
         sees = torch.cat([above.expand(batch, -1, -1), below], 1)[:, None]
         positions = torch.cat([places.expand(batch, -1), context.lengths[:, None] + branch % level], 1)
         states = self.model(
-            inputs_embeds=self.embedding(torch.cat([tokens, self.tokens_of(prefixes).flatten(1)], 1)),
+            inputs_embeds=self.embedding(torch.cat([tokens, self.vocabulary.tokens_of(prefixes).flatten(1)], 1)),
             attention_mask=torch.zeros_like(sees, dtype=torch.float32).masked_fill(~sees, torch.finfo().min),
             position_ids=positions,
         ).last_hidden_state
@@ -364,13 +344,13 @@ class DepthDecoder(_CausalDecoder):
         """States (B, T + 1, D) after BOS and after each item."""
         self._check_length(codes.shape[1])
         start = self.embedding(torch.full((len(codes), 1), BOS, device=codes.device))
-        items = self.embedding(self.tokens_of(codes)).sum(2)
+        items = self.embedding(self.vocabulary.tokens_of(codes)).sum(2)
         return self.items(inputs_embeds=torch.cat([start, items], 1)).last_hidden_state
 
     def _write(self, states: Tensor, codes: Tensor) -> Tensor:
         """States (N, l + 1, D) from which the codes follow."""
         return self.codes(
-            inputs_embeds=torch.cat([states[:, None], self.embedding(self.tokens_of(codes))], 1)
+            inputs_embeds=torch.cat([states[:, None], self.embedding(self.vocabulary.tokens_of(codes))], 1)
         ).last_hidden_state
 
 

@@ -1,0 +1,88 @@
+"""One vocabulary for a sequence model: special tokens, then the indices of every channel."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+__all__ = ["BOS", "EOS", "PAD", "Vocabulary"]
+
+PAD, BOS, EOS = 0, 1, 2
+
+
+class Vocabulary:
+    """Tokens of all index channels in one range: PAD 0, BOS 1, EOS 2, then one channel after the other.
+
+    Index i of channel q is token ``first_tokens[q] + i`` with ``first_tokens[q] = first_token + sum(K_0 .. K_{q-1})``;
+    -1, a masked index, is PAD.
+
+    Args:
+        codebook_sizes: Codes K of each channel, Q entries.
+        first_token: Token of index 0 of channel 0; the tokens below it are special.
+
+    Attributes:
+        first_tokens: First token of each channel, and after the last one ``vocab_size``: Q + 1 entries.
+        vocab_size: Number of tokens, the special ones included.
+
+    Raises:
+        ValueError: If there is no channel, or a size is smaller than 1.
+
+    Example:
+        >>> vocabulary = Vocabulary((4, 8))
+        >>> tokens = vocabulary.tokens_of(torch.tensor([[0, 7], [3, -1]]))
+        >>> tokens.tolist(), vocabulary.vocab_size
+        ([[3, 14], [6, 0]], 15)
+        >>> vocabulary.indices_of(tokens).tolist()
+        [[0, 7], [3, -1]]
+    """
+
+    def __init__(self, codebook_sizes: Sequence[int], *, first_token: int = EOS + 1) -> None:
+        self.codebook_sizes = tuple(int(size) for size in codebook_sizes)
+        if not self.codebook_sizes or min(self.codebook_sizes) < 1:
+            raise ValueError(f"expected at least one codebook size, all >= 1, got {list(codebook_sizes)}")
+        self.first_tokens = tuple(itertools.accumulate(self.codebook_sizes, initial=first_token))
+        self.vocab_size = self.first_tokens[-1]
+
+    def tokens_of(
+        self, indices: Int[Tensor, "*batch l"], channels: Int[Tensor, "*#batch l"] | None = None
+    ) -> Int[Tensor, "*batch l"]:
+        """Tokens of indices.
+
+        Args:
+            indices: Of the first l channels, or of those given; -1 for a masked one.
+            channels: Channel of each index, of a shape that broadcasts; 0 .. l - 1 along the last axis where None.
+        """
+        return torch.where(indices < 0, PAD, indices + self._firsts(indices, channels)[0])
+
+    def indices_of(
+        self, tokens: Int[Tensor, "*batch l"], channels: Int[Tensor, "*#batch l"] | None = None
+    ) -> Int[Tensor, "*batch l"]:
+        """Indices of tokens; -1 for special tokens and for those of another channel.
+
+        Args:
+            tokens: Of the first l channels, or of those given.
+            channels: As in :meth:`tokens_of`.
+        """
+        firsts, ends = self._firsts(tokens, channels)
+        return torch.where((tokens < firsts) | (tokens >= ends), -1, tokens - firsts)
+
+    def range_of(self, channel: int) -> slice:
+        """Tokens of a channel: a slice of the last axis of logits, or of the rows of an embedding.
+
+        Example:
+            >>> torch.arange(15)[Vocabulary((4, 8)).range_of(0)]
+            tensor([3, 4, 5, 6])
+        """
+        return slice(self.first_tokens[channel], self.first_tokens[channel + 1])
+
+    def _firsts(self, values: Tensor, channels: Tensor | None) -> tuple[Tensor, Tensor]:
+        """First token of each value's channel, and that of the next channel."""
+        bounds = torch.tensor(self.first_tokens, device=values.device)
+        if channels is None:
+            last = values.shape[-1]
+            return bounds[:last], bounds[1 : last + 1]
+        return bounds[channels], bounds[channels + 1]
