@@ -23,6 +23,7 @@ from gritvq.quantizers.base import (
     QuantizerOutput,
     Schedule,
     Surrogate,
+    WrappedQuantizer,
 )
 from gritvq.quantizers.codebooks import AffineCodebook, BridgeCodebook, FreeCodebook, MLPCodebook, TransformerCodebook
 from gritvq.quantizers.learning import (
@@ -189,6 +190,7 @@ __all__ = [
     "VariationalLatent",
     "VectorQuantizer",
     "WassersteinLoss",
+    "WrappedQuantizer",
     "bsq",
     "build",
     "describe",

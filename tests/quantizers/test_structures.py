@@ -14,6 +14,8 @@ from gritvq import (
     BSQ,
     FSQ,
     LFQ,
+    CodebookLoss,
+    CommitmentLoss,
     EMAUpdate,
     FreeCodebook,
     HierarchicalQuantizer,
@@ -31,6 +33,7 @@ from gritvq import (
     StochasticQuantizer,
     VariationalLatent,
     VectorQuantizer,
+    WrappedQuantizer,
     from_config,
     gm_vq,
     grit_vq,
@@ -40,7 +43,7 @@ from gritvq import (
     to_config,
     vq_vae,
 )
-from zoo import DIM, SIZE
+from zoo import DIM, QUANTIZERS, SIZE
 
 
 def stack(num_levels: int, dim: int = DIM, **options: float) -> ResidualQuantizer:
@@ -443,6 +446,44 @@ class TestProjected:
         torch.testing.assert_close(quantizer(x).quantized, inner(x).quantized)
         with pytest.raises(ValueError, match="expected dim >= 1, got 0"):
             ProjectedQuantizer(inner, 0)
+
+
+@pytest.mark.parametrize("kind", ["cosine", "bsq", "multiscale", "hierarchical", "stochastic-channel"])
+def test_a_wrapper_that_changes_nothing_is_the_inner_quantizer(kind: str) -> None:
+    inner = QUANTIZERS[kind](DIM, SIZE).eval()
+    outer = WrappedQuantizer(inner).eval()
+    x = torch.randn(3, 4, 4, inner.input_dim) if len(inner.layout) == 2 else torch.randn(3, 12, inner.input_dim)
+    mask = torch.rand(x.shape[:-1]) < 0.8
+    mask[0] = False
+    assert all(torch.equal(a, b) for a, b in zip(outer(x, mask)[:2], inner(x, mask)[:2], strict=True))
+    assert torch.equal(outer.decode(inner.encode(x, mask)), inner.decode(inner.encode(x, mask)))
+    assert outer.input_dim == inner.input_dim and outer.bits(x.shape[:-1]) == inner.bits(x.shape[:-1])
+    assert outer.wants_initialization == inner.wants_initialization and torch.equal(outer.fold()(x)[1], inner(x)[1])
+    outer.initialize_codebook(x)
+    assert torch.equal(outer.encode(x), inner.encode(x))
+
+
+@pytest.mark.parametrize("kind", QUANTIZERS)
+def test_level_tables_are_searched_one_after_the_other(kind: str) -> None:
+    quantizer = QUANTIZERS[kind](DIM, SIZE)
+    tables = quantizer.level_tables()
+    if tables is None:
+        assert kind not in ("vq_vae", "rq", "rsq_vae", "residual-mixture", "perturbed", "soft_vq", "sq_vae", "vq_wae")
+        return
+    rest = torch.randn(50, DIM)
+    for own, table in zip(quantizer.encode(rest).unbind(1), tables, strict=True):
+        assert torch.equal(own, torch.cdist(rest.double(), table.double()).argmin(1))
+        rest = rest - table[own]
+
+
+def test_rules_are_added_to_those_of_other_kinds() -> None:
+    quantizer = VectorQuantizer(FreeCodebook(DIM, SIZE), surrogate=RadialSurrogate(), learning=[CommitmentLoss(0.7)])
+    more = quantizer.with_learning([CodebookLoss(), CommitmentLoss()])
+    x = torch.randn(9, DIM)
+    assert torch.equal(more(x).losses["commitment"], quantizer(x).losses["commitment"])
+    assert list(more(x).losses) == ["codebook", "commitment"] and more.codebook is quantizer.codebook
+    fsq = FSQ([3, 3])
+    assert fsq.with_learning([CodebookLoss()]) is fsq
 
 
 def test_the_surrogate_of_a_stack_sees_the_data_it_starts_from() -> None:

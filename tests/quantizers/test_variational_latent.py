@@ -109,6 +109,8 @@ class TestLatent:
         torch.manual_seed(1)
         assert torch.equal(latent(x).indices, output.indices)
         assert latent.draws_indices == (choose_by == "sample")
+        dropped = ResidualQuantizer([plain(), plain()], dropout=0.5)
+        assert VariationalLatent(dropped, choose_by=choose_by).draws_indices
 
     @pytest.mark.parametrize("choose_by", ["sample", "mean"])
     def test_eval_takes_the_mean(self, choose_by: Any) -> None:

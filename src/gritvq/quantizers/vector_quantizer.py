@@ -131,6 +131,23 @@ class VectorQuantizer(Quantizer):
         found = nearest_codes(y.reshape(-1, self.dim), self.codebook.codes(), num_codes, self.assignment.metric)
         return found.view(*y.shape[:-1], num_codes)
 
+    def level_tables(self) -> list[Tensor] | None:
+        """The codes, if the assignment takes the nearest one by euclidean distance."""
+        euclidean = self.assignment.takes_nearest and self.assignment.metric == "euclidean"
+        return [self.codebook.codes()] if euclidean else None
+
+    def with_learning(self, rules: Sequence[LearningRule]) -> VectorQuantizer:
+        """The same codebook, assignment and surrogate with these rules in front of its own.
+
+        Example:
+            >>> from gritvq import CodebookLoss, grit_vq
+            >>> sorted(grit_vq(4, 16).with_learning([CodebookLoss()])(torch.randn(3, 4)).losses)
+            ['codebook']
+        """
+        own = self._rules()
+        new = [rule for rule in rules if type(rule) not in {type(each) for each in own}]
+        return VectorQuantizer(self.codebook, self.assignment, self.surrogate, [*new, *own])
+
     @torch.no_grad()
     def initialize_codebook(self, x: Float[Tensor, "*batch D"], generator: torch.Generator | None = None) -> None:
         """Fit the codebook to the data (:meth:`Codebook.fit`); the surrogate sees them too.

@@ -15,7 +15,6 @@ from gritvq.component import Component, from_config, to_config
 from gritvq.items.tokenizers.base import ItemTokenizer, tracked
 from gritvq.items.tokenizers.losses import ItemLoss
 from gritvq.items.tokenizers.search import CodeTable
-from gritvq.items.tokenizers.stacks import level_tables
 from gritvq.quantizers.base import Quantizer, QuantizerOutput, check_quantizer
 
 __all__ = ["RQVAE"]
@@ -205,7 +204,7 @@ class RQVAE(ItemTokenizer):
 
     def _encoder(self) -> Callable[[Float[Tensor, "n D"]], Int[Tensor, "n L"]]:
         """Float32, and float64 where rounding may decide."""
-        found = level_tables(self.quantizer)
+        found = self.quantizer.level_tables()
         if found is None:  # all of it in float64
             encoder, folded = copy.deepcopy(self.encoder).double(), copy.deepcopy(self.quantizer).double().fold()
             return lambda x: folded.encode(encoder(x.double()))
@@ -226,7 +225,7 @@ class RQVAE(ItemTokenizer):
         return torch.cat([values.new_empty(0, self.dim), *(self.decoder(part) for part in values.split(8192))])
 
     def _last_level(self, x: Float[Tensor, "n D"]) -> tuple[Tensor, Tensor]:
-        tables = level_tables(self.quantizer)
+        tables = self.quantizer.level_tables()
         if tables is None:
             raise ValueError(
                 f"expected a quantizer whose last level is a table, got {type(self.quantizer).__name__}; keep or "

@@ -1,20 +1,15 @@
-"""Residual stacks of any unit for semantic ids, and the tables inside of a stack."""
+"""Residual stacks of any unit for semantic ids."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-from torch import Tensor
-
-from gritvq.quantizers.assignments import NearestAssignment
 from gritvq.quantizers.base import Quantizer
 from gritvq.quantizers.learning import CodebookLoss, CommitmentLoss
 from gritvq.quantizers.presets import grit_vq
-from gritvq.quantizers.stochastic import GaussianMixtureQuantizer, ResidualStochasticQuantizer
 from gritvq.quantizers.structures import ResidualQuantizer
-from gritvq.quantizers.vector_quantizer import VectorQuantizer
 
-__all__ = ["grit_stack", "level_tables", "residual_stack"]
+__all__ = ["grit_stack", "residual_stack"]
 
 
 def residual_stack(unit: Callable[[], Quantizer], num_levels: int = 3) -> ResidualQuantizer:
@@ -22,7 +17,7 @@ def residual_stack(unit: Callable[[], Quantizer], num_levels: int = 3) -> Residu
 
     Under one surrogate for the whole sum every level's code gets the same gradient, so a prefix is not trained to be a
     description of its own. Units that take their codes' gradient from the surrogate alone therefore get a codebook
-    loss of weight 1 and a commitment loss of weight 0.25 at each level; others are left as they are.
+    loss of weight 1 and a commitment loss of weight 0.25 at each level, if they have none; others are left as they are.
 
     Args:
         unit: Makes one level.
@@ -74,34 +69,6 @@ def grit_stack(
 
 
 def _with_codebook_loss(unit: Quantizer) -> Quantizer:
-    if not isinstance(unit, VectorQuantizer) or unit.surrogate is None or not unit.surrogate.moves_codes:
+    if unit.surrogate is None or not unit.surrogate.moves_codes:
         return unit
-    rules = unit._rules()
-    if any(isinstance(rule, CodebookLoss) for rule in rules):
-        return unit
-    kept = [rule for rule in rules if not isinstance(rule, CommitmentLoss)]
-    return VectorQuantizer(unit.codebook, unit.assignment, unit.surrogate, [CodebookLoss(), CommitmentLoss(), *kept])
-
-
-def level_tables(quantizer: Quantizer) -> list[Tensor] | None:
-    """The tables of a quantizer that subtracts the nearest code of one table after the other; None for other kinds.
-
-    Example:
-        >>> from gritvq import FSQ, vq_vae
-        >>> [tuple(table.shape) for table in level_tables(vq_vae(4, 16))], level_tables(FSQ([3, 3]))
-        ([(16, 4)], None)
-    """
-    if isinstance(quantizer, ResidualStochasticQuantizer):
-        return quantizer.codes()
-    parts = list(quantizer.quantizers) if isinstance(quantizer, ResidualQuantizer) else [quantizer]
-    tables = []
-    for part in parts:
-        if isinstance(part, GaussianMixtureQuantizer):
-            tables.append(part.codebook.codes())
-            continue
-        if not isinstance(part, VectorQuantizer):
-            return None
-        if not isinstance(part.assignment, NearestAssignment) or part.assignment.metric != "euclidean":
-            return None
-        tables.append(part.codebook.codes())
-    return tables
+    return unit.with_learning([CodebookLoss(), CommitmentLoss()])

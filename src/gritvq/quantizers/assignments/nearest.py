@@ -36,6 +36,8 @@ class NearestAssignment(Assignment):
         (1, 1.0)
     """
 
+    takes_nearest = True
+
     def __init__(self, metric: Metric = "euclidean", precision: Precision = "float32") -> None:
         super().__init__()
         if metric not in ("euclidean", "cosine"):

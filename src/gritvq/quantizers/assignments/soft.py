@@ -75,7 +75,7 @@ class SoftAssignment(Assignment):
         super().__init__()
         self.temperature = _check_positive("temperature", temperature)
         self.metric = _check_metric(metric)
-        self.harden = harden
+        self.harden = self.takes_nearest = harden
         self.exact = "eval" if harden else "never"
 
     def forward(
@@ -130,6 +130,7 @@ class SampledAssignment(Assignment):
 
     differentiable = True
     draws_indices = True
+    takes_nearest = True
 
     def __init__(
         self,

@@ -13,6 +13,7 @@ from gritvq.quantizers.base.parts import (
 from gritvq.quantizers.base.quantizer import Quantizer, QuantizerOutput, check_quantizer, least_exact
 from gritvq.quantizers.base.schedules import DecaySchedule, LinearSchedule, Schedule, scheduled
 from gritvq.quantizers.base.statistics import CodeStatistics
+from gritvq.quantizers.base.wrapped import WrappedQuantizer
 
 __all__ = [
     "Assignment",
@@ -28,6 +29,7 @@ __all__ = [
     "QuantizerOutput",
     "Schedule",
     "Surrogate",
+    "WrappedQuantizer",
     "check_quantizer",
     "keeping_precision",
     "least_exact",

@@ -197,12 +197,14 @@ class Assignment(Component, ABC):
         exact: Where ``q`` is bitwise the row that the index names: ``"always"``, ``"eval"`` (soft in training only) or
             ``"never"``.
         draws_indices: Whether the index itself is drawn in training, so that two passes over the same vectors differ.
+        takes_nearest: Whether, in eval, the index is that of the nearest code and the value that code.
         metric: What "near" means, for the searches and clusterings that go with this assignment.
     """
 
     differentiable: bool = False
     exact: Exactness = "always"
     draws_indices: bool = False
+    takes_nearest: bool = False
     metric: Metric = "euclidean"
 
     @abstractmethod

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from gritvq.component import Component, eval_mode
 from gritvq.distributed import all_gather_rows
 from gritvq.quantizers.base.attachment import Attachment, arrange_groups, codebook_group, ignored_scales
-from gritvq.quantizers.base.parts import Codebook, Exactness, Surrogate
+from gritvq.quantizers.base.parts import Codebook, Exactness, LearningRule, Surrogate
 from gritvq.quantizers.base.schedules import Schedule
 from gritvq.quantizers.base.statistics import CodeStatistics
 from gritvq.quantizers.functional import at_least_float32, bits_per_sample
@@ -245,6 +246,25 @@ class Quantizer(Component, ABC):
         raise ValueError(
             f"expected a quantizer with a table of codes to search, got {type(self).__name__}; use VectorQuantizer"
         )
+
+    def level_tables(self) -> list[Float[Tensor, "K D"]] | None:
+        """The tables of a quantizer whose eval takes the nearest code (euclidean) of each from what is left.
+
+        None for all others: no table, several vectors that belong together, or maps in front.
+
+        Example:
+            >>> from gritvq import FSQ, rq
+            >>> [tuple(table.shape) for table in rq(4, 16, num_levels=2).level_tables()], FSQ([3, 3]).level_tables()
+            ([(16, 4), (16, 4)], None)
+        """
+        return None
+
+    def with_learning(self, rules: Sequence[LearningRule]) -> Quantizer:
+        """A quantizer of the same parts that also learns by these rules; itself where it takes no rules.
+
+        Rules of a kind that it has already are left out.
+        """
+        return self
 
     @property
     def wants_initialization(self) -> bool:

@@ -190,6 +190,10 @@ class StochasticQuantizer(Quantizer):
         found = nearest_codes(y.reshape(-1, self.dim), self.codes(), num_codes, self._metric)
         return found.view(*y.shape[:-1], num_codes)
 
+    def level_tables(self) -> list[Tensor] | None:
+        """The codes, if the input holds no variances and is compared by euclidean distance."""
+        return [self.codes()] if self.variance == "scalar" and self._metric == "euclidean" else None
+
     @torch.no_grad()
     def initialize_codebook(self, x: Float[Tensor, "*batch C"], generator: torch.Generator | None = None) -> None:
         """Fit the codebook to the latents (:meth:`Codebook.fit`); variances stay as they are."""

@@ -158,6 +158,10 @@ class GaussianMixtureQuantizer(Quantizer):
         found = nearest_codes(y.reshape(-1, self.dim), self.codebook.codes(), num_codes)
         return found.view(*y.shape[:-1], num_codes)
 
+    def level_tables(self) -> list[Tensor]:
+        """The codes."""
+        return [self.codebook.codes()]
+
     @torch.no_grad()
     def initialize_codebook(self, x: Float[Tensor, "*batch D"], generator: torch.Generator | None = None) -> None:
         """Fit the codebook to the data (:meth:`Codebook.fit`); the method starts from k-means."""

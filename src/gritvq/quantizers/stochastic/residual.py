@@ -91,6 +91,10 @@ class ResidualStochasticQuantizer(Quantizer):
         made = {book: book.codes() for book in books}
         return [made[book] for book in books]
 
+    def level_tables(self) -> list[Tensor]:
+        """Same as :meth:`codes`."""
+        return self.codes()
+
     def quantize(self, x: Float[Tensor, "*batch D"], valid: Bool[Tensor, "*batch"]) -> QuantizerOutput:
         """Relaxed samples and their losses in training, nearest codes in eval."""
         with torch.autocast(x.device.type, enabled=False):

@@ -7,12 +7,12 @@ import math
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from gritvq.component import Component
 from gritvq.distributed import masked_mean
-from gritvq.quantizers.base import Quantizer, QuantizerOutput, Surrogate, check_quantizer
+from gritvq.quantizers.base import Quantizer, QuantizerOutput, Surrogate, WrappedQuantizer, check_quantizer
 from gritvq.quantizers.functional import at_least_float32
 
 __all__ = ["RepresentationCoherenceLoss", "VariationalLatent"]
@@ -69,7 +69,7 @@ class RepresentationCoherenceLoss(Component):
         return self.weight * masked_mean(each.sum(-1) if self.reduction == "sum" else each.mean(-1), valid)
 
 
-class VariationalLatent(Quantizer):
+class VariationalLatent(WrappedQuantizer):
     """A quantizer of Gaussian latents: ``z = mu + sigma * eps`` goes to the nearest code of the quantizer inside.
 
     The input holds the mean and the log variance of D components, so the encoder must have twice the size of the
@@ -135,7 +135,6 @@ class VariationalLatent(Quantizer):
         kl_weight: float = 0.0,
         initial_log_variance: float = 0.0,
     ) -> None:
-        super().__init__()
         check_quantizer(quantizer)
         kind = type(quantizer)
         if kind.before is not Quantizer.before or kind.after is not Quantizer.after:
@@ -155,11 +154,12 @@ class VariationalLatent(Quantizer):
             raise ValueError(f"expected gradient 'straight_through' or 'reparameterized', got {gradient!r}")
         if not math.isfinite(initial_log_variance):
             raise ValueError(f"expected a finite initial_log_variance, got {initial_log_variance!r}")
-        self.quantizer, self.choose_by, self.gradient, self.coherence = quantizer, choose_by, gradient, coherence
+        super().__init__(quantizer)
+        self.choose_by, self.gradient, self.coherence = choose_by, gradient, coherence
         self.kl_weight = _nonnegative("kl_weight", kl_weight)
         self.initial_log_variance = float(initial_log_variance)
-        self.dim, self.codebook_sizes, self.layout = quantizer.dim, quantizer.codebook_sizes, quantizer.layout
-        self.exact, self.draws_indices = quantizer.exact, choose_by == "sample"
+        self.objective = type(self).objective
+        self.draws_indices = quantizer.draws_indices or choose_by == "sample"
         inner = copy.deepcopy(quantizer.surrogate)
         self.surrogate = _StraightThroughSample(inner, choose_by) if gradient == "straight_through" else _AsIfDrawn()
 
@@ -180,7 +180,7 @@ class VariationalLatent(Quantizer):
         """The inner quantizer's choice for z or the mean; in training also its losses and those of the latent."""
         z, mean, log_variance = x.chunk(3, -1)
         chosen_by = z if self.choose_by == "sample" else mean
-        output = self.quantizer.quantize(torch.where(valid.unsqueeze(-1), chosen_by, 0), valid)
+        output = super().quantize(torch.where(valid.unsqueeze(-1), chosen_by, 0), valid)
         if not self.training:
             return output
         with torch.autocast(x.device.type, enabled=False):
@@ -199,25 +199,6 @@ class VariationalLatent(Quantizer):
         y, valid = self._enter(x, mask)
         z = torch.where(valid.unsqueeze(-1), y[..., : self.dim], 0).to(x.dtype)
         return z, self._leave(y, valid, x.dtype)
-
-    def lookup(self, indices: Int[Tensor, "*tokens Q"]) -> Float[Tensor, "*batch D"]:
-        """The inner quantizer's."""
-        return self.quantizer.lookup(indices)
-
-    def nearest(self, y: Float[Tensor, "*batch D"], num_codes: int) -> Int[Tensor, "*batch n"]:
-        """The inner quantizer's."""
-        return self.quantizer.nearest(y, num_codes)
-
-    def token_shape(self, batch: tuple[int, ...]) -> tuple[int, ...]:
-        """The inner quantizer's."""
-        return self.quantizer.token_shape(batch)
-
-    def bits(self, batch: tuple[int, ...]) -> float:
-        """The inner quantizer's."""
-        return self.quantizer.bits(batch)
-
-    def _zero_masked(self, values: Float[Tensor, "*batch D"], indices: Int[Tensor, "*tokens Q"]) -> Tensor:
-        return self.quantizer._zero_masked(values, indices)
 
     def initialize_codebook(self, x: Float[Tensor, "*batch 2D"], generator: torch.Generator | None = None) -> None:
         """Fit the inner codes to the means; the surrogate sees them too."""

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
-from gritvq.quantizers.base import Quantizer, QuantizerOutput, Schedule, least_exact, scheduled
+from gritvq.quantizers.base import Quantizer, QuantizerOutput, Schedule, WrappedQuantizer, least_exact, scheduled
 from gritvq.quantizers.structures.stack import check_hard_part
 
 __all__ = ["PerturbedQuantizer"]
 
 
-class PerturbedQuantizer(Quantizer):
+class PerturbedQuantizer(WrappedQuantizer):
     """Trains the decoder for tokens that are nearly right, as a generator's are.
 
     In training a share of the samples (first axis) is perturbed: every token of such a sample is, with a probability,
@@ -56,7 +56,6 @@ class PerturbedQuantizer(Quantizer):
         probability: float = 1.0,
         num_neighbors: int = 100,
     ) -> None:
-        super().__init__()
         check_hard_part(quantizer, type(self).__name__)
         one_channel = len(quantizer.codebook_sizes) == 1 and not quantizer.layout
         if type(quantizer).nearest is Quantizer.nearest or not one_channel:
@@ -69,23 +68,13 @@ class PerturbedQuantizer(Quantizer):
                 raise ValueError(f"expected {name} in [0, 1], got {value!r}")
         if not isinstance(num_neighbors, int) or num_neighbors < 1:
             raise ValueError(f"expected num_neighbors >= 1, got {num_neighbors!r}")
-        self.quantizer, self.share, self.probability = quantizer, share, float(probability)
-        self.num_neighbors = num_neighbors
-        self.dim, self.codebook_sizes = quantizer.dim, quantizer.codebook_sizes
-        self.exact, self.objective = least_exact("eval", quantizer.exact), quantizer.objective
-        self.surrogate, self.draws_indices = quantizer.surrogate, quantizer.draws_indices
-
-    def before(self, x: Float[Tensor, "*batch D"]) -> Tensor:
-        """The quantizer's."""
-        return self.quantizer.before(x)
-
-    def after(self, q: Tensor) -> Float[Tensor, "*batch D"]:
-        """The quantizer's."""
-        return self.quantizer.after(q)
+        super().__init__(quantizer)
+        self.share, self.probability, self.num_neighbors = share, float(probability), num_neighbors
+        self.exact = least_exact("eval", quantizer.exact)
 
     def quantize(self, x: Float[Tensor, "*batch D"], valid: Bool[Tensor, "*batch"]) -> QuantizerOutput:
         """The quantizer's, with other values for some tokens in training."""
-        output = self.quantizer.quantize(x, valid)
+        output = super().quantize(x, valid)
         if not self.training:
             return output
         with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
@@ -98,14 +87,6 @@ class PerturbedQuantizer(Quantizer):
         others = self.lookup(near.gather(-1, drawn))
         return output._replace(quantized=torch.where(chosen.unsqueeze(-1), others, output.quantized))
 
-    def lookup(self, indices: Int[Tensor, "*tokens 1"]) -> Float[Tensor, "*batch D"]:
-        """The quantizer's."""
-        return self.quantizer.lookup(indices)
-
-    def nearest(self, y: Float[Tensor, "*batch D"], num_codes: int) -> Int[Tensor, "*batch n"]:
-        """The quantizer's."""
-        return self.quantizer.nearest(y, num_codes)
-
-    def fold(self) -> Quantizer:
-        """The folded quantizer alone: nothing is perturbed outside of training."""
-        return self.quantizer.fold()
+    def level_tables(self) -> list[Tensor] | None:
+        """Delegates to the inner quantizer: nothing is perturbed outside of training."""
+        return self.quantizer.level_tables()

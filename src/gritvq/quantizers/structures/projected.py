@@ -6,16 +6,16 @@ import copy
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
-from gritvq.quantizers.base import Quantizer, QuantizerOutput, check_quantizer
+from gritvq.quantizers.base import Quantizer, WrappedQuantizer
 from gritvq.quantizers.functional import at_least_float32
 
 __all__ = ["ProjectedQuantizer"]
 
 
-class ProjectedQuantizer(Quantizer):
+class ProjectedQuantizer(WrappedQuantizer):
     """A quantizer in a space of another size: a linear map in front of it and one behind.
 
     ``value = W_out Q(W_in x + b_in) + b_out``, in float32 also under autocast. The maps get their gradients through the
@@ -34,50 +34,27 @@ class ProjectedQuantizer(Quantizer):
     """
 
     def __init__(self, quantizer: Quantizer, dim: int) -> None:
-        super().__init__()
         if not isinstance(dim, int) or dim < 1:
             raise ValueError(f"expected dim >= 1, got {dim!r}")
-        check_quantizer(quantizer)
-        self.quantizer = quantizer
-        self.dim, self.codebook_sizes = dim, quantizer.codebook_sizes
-        self.exact, self.surrogate = quantizer.exact, quantizer.surrogate
-        self.draws_indices = quantizer.draws_indices
-        self.layout, self.objective = quantizer.layout, quantizer.objective
+        super().__init__(quantizer)
+        self.dim = dim
         self.project_in, self.project_out = nn.Linear(dim, quantizer.input_dim), nn.Linear(quantizer.dim, dim)
         for layer in (self.project_in, self.project_out):
             nn.init.orthogonal_(layer.weight)
             nn.init.zeros_(layer.bias)
 
+    @property
+    def input_dim(self) -> int:
+        """Size of the vectors outside."""
+        return self.dim
+
     def before(self, x: Float[Tensor, "*batch D"]) -> Tensor:
         """Into the inner space."""
-        return self.quantizer.before(_linear(x, self.project_in))
+        return super().before(_linear(x, self.project_in))
 
     def after(self, q: Tensor) -> Float[Tensor, "*batch D"]:
         """Back out of it."""
-        return _linear(self.quantizer.after(q), self.project_out)
-
-    def quantize(self, x: Tensor, valid: Bool[Tensor, "*batch"]) -> QuantizerOutput:
-        """The inner quantizer's."""
-        return self.quantizer.quantize(x, valid)
-
-    def lookup(self, indices: Int[Tensor, "*tokens Q"]) -> Tensor:
-        """The inner quantizer's."""
-        return self.quantizer.lookup(indices)
-
-    def nearest(self, y: Tensor, num_codes: int) -> Int[Tensor, "*batch n"]:
-        """The inner quantizer's."""
-        return self.quantizer.nearest(y, num_codes)
-
-    def token_shape(self, batch: tuple[int, ...]) -> tuple[int, ...]:
-        """The inner quantizer's."""
-        return self.quantizer.token_shape(batch)
-
-    def bits(self, batch: tuple[int, ...]) -> float:
-        """The inner quantizer's."""
-        return self.quantizer.bits(batch)
-
-    def _zero_masked(self, values: Float[Tensor, "*batch D"], indices: Int[Tensor, "*tokens Q"]) -> Tensor:
-        return self.quantizer._zero_masked(values, indices)
+        return _linear(super().after(q), self.project_out)
 
     def initialize_codebook(self, x: Float[Tensor, "*batch D"], generator: torch.Generator | None = None) -> None:
         """Fit the inner codes to the projected data."""

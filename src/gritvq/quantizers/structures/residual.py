@@ -183,6 +183,11 @@ class ResidualQuantizer(Stack):
         if self.surrogate is not None:
             self.surrogate.initialize(self._finite_rows(x))
 
+    def level_tables(self) -> list[Tensor] | None:
+        """Those of the levels, if all of them have some."""
+        found = [part.level_tables() for part in self._parts()]
+        return None if None in found else [table for tables in found for table in tables or ()]
+
     def _rebuilt(self, quantizers: Sequence[Quantizer]) -> ResidualQuantizer:
         return ResidualQuantizer(quantizers)
 
