@@ -1,4 +1,4 @@
-"""Results to documentation: pages ``benchmarks``, ``performance``, tables of ``semantic-ids`` and ``methods``, plots.
+"""Results to documentation: pages ``benchmarks``, ``performance``, tables of README, semantic ids and methods; plots.
 
 python -m benchmarks.report            write
 python -m benchmarks.report --check    fail if a page is not what the results say
@@ -7,6 +7,7 @@ python -m benchmarks.report --check    fail if a page is not what the results sa
 from __future__ import annotations
 
 import argparse
+import inspect
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -17,12 +18,15 @@ from benchmarks.report import speed as performance_page
 from benchmarks.report.items import with_tables
 from benchmarks.report.tables import circumstances, markdown_table
 
+from gritvq.cli import paper_of
 from gritvq.images.comparison import COMPARISON_COLUMNS, comparison_rows
 from gritvq.images.plots import comparison_plot
+from gritvq.quantizers import presets
 from gritvq.results import read_results
 
 ROOT = Path(__file__).parents[2]
 RESULTS, DOCS = ROOT / "benchmarks" / "results", ROOT / "docs"
+METHOD_PAGES = ("codebooks", "assignments", "surrogates", "learning", "structures", "lookup_free", "stochastic")
 
 HEAD = """# Benchmarks
 
@@ -231,6 +235,30 @@ def with_measured_rows(text: str) -> str:
     return re.sub(r"<!-- measured (?P<methods>[^>]*?) -->.*?<!-- end -->", rows, text, flags=re.DOTALL)
 
 
+def preset_row(name: str) -> tuple[str, ...]:
+    """A preset with a link to its page, its first line, its paper, and the first of its measured rows."""
+    preset = getattr(presets, name)
+    page = preset.__module__.rpartition(".")[2]
+    line = inspect.cleandoc(preset.__doc__).partition("\n\n")[0].replace("\n", " ").replace("``", "`")
+    paper = re.sub(r"^(.*), arXiv (\S+)$", r"[\1](https://arxiv.org/abs/\2)", paper_of(preset))
+    measured = [row for _, _, results in method_results() for row in comparison_rows(results) if row[1] == name]
+    size, _, psnr, usage, _, _, rate, *_ = measured[0] if measured else ("-",) * len(COMPARISON_COLUMNS)
+    return f"[`{name}`](docs/methods/{page}.md)", f"{line} {paper}", size, psnr.partition(" ")[0], usage, rate
+
+
+def with_presets(text: str) -> str:
+    """The README with its table of presets made anew, in the order of the pages on methods."""
+    ordered = sorted(presets.__all__, key=lambda n: METHOD_PAGES.index(getattr(presets, n).__module__.split(".")[-1]))
+    columns = ("preset", "what it is", "K", "PSNR (dB)", "usage", "bits/pixel")
+    table = markdown_table(columns, [preset_row(name) for name in ordered])
+    return re.sub(
+        r"<!-- presets -->.*?<!-- end -->",
+        lambda _: f"<!-- presets -->\n\n{table}\n\n<!-- end -->",
+        text,
+        flags=re.DOTALL,
+    )
+
+
 def main() -> int:
     """Write the pages, or compare them with what is there."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -241,13 +269,14 @@ def main() -> int:
     }
     pages[DOCS / "performance.md"] = performance_page.page(RESULTS, DOCS / "images")
     pages |= {path: with_measured_rows(path.read_text()) for path in sorted((DOCS / "methods").glob("*.md"))}
+    pages[ROOT / "README.md"] = with_presets((ROOT / "README.md").read_text())
     items = DOCS / "semantic-ids.md"
     pages[items] = with_tables(items.read_text(), RESULTS, DOCS / "images")
     differing = [path for path, page in pages.items() if not path.exists() or path.read_text() != page]
     for path in differing:
         if not check:
             path.write_text(pages[path])
-        print(f"{path}: {'differs from the results; run benchmarks/report.py' if check else 'written'}")
+        print(f"{path}: {'differs from the results; run python -m benchmarks.report' if check else 'written'}")
     return 1 if check and differing else 0
 
 

@@ -21,14 +21,14 @@ def soft_vq(
     lr_scale: float = 1.0,
     initialization: Initialization = "normal",
 ) -> VectorQuantizer:
-    """Soft-to-hard quantization: a mean of all codes that sharpens as training goes on; the nearest code afterwards.
+    """Soft-to-hard quantization: a weighted mean of codes that sharpens in training; the nearest code in evaluation.
 
     Args:
         dim: Size D of a vector.
         codebook_size: Number of codes K.
-        temperature: At the start, in squared latent units.
-        halving_interval: Steps in which it halves.
-        floor: Where it stops.
+        temperature: Temperature at the start, in squared latent units.
+        halving_interval: Steps after which it halves.
+        floor: Its smallest value.
         lr_scale: Codebook learning rate over the encoder's.
         initialization: Start of the codes.
 
@@ -38,7 +38,7 @@ def soft_vq(
 
     References:
         Agustsson et al., "Soft-to-Hard Vector Quantization for End-to-End Learning Compressible Representations",
-        NeurIPS 2017, arXiv 1704.00648. The temperature and its fall are ours.
+        NeurIPS 2017, arXiv 1704.00648. The temperature and its schedule are ours.
     """
     cooling = DecaySchedule(temperature, factor=0.5, interval=halving_interval, floor=floor)
     codebook = FreeCodebook(dim, codebook_size, lr_scale=lr_scale, initialization=initialization)
@@ -62,9 +62,9 @@ def gumbel_vq(
     Args:
         dim: Size D of a vector.
         codebook_size: Number of codes K.
-        temperature: Of the relaxation at the start.
-        halving_interval: Steps in which it halves.
-        floor: Where it stops.
+        temperature: Temperature of the relaxation at the start.
+        halving_interval: Steps after which it halves.
+        floor: Its smallest value.
         scale: How far from the nearest code samples reach, in squared latent units.
         straight_through: Whether the decoder sees the sampled code itself in training.
         lr_scale: Codebook learning rate over the encoder's.
@@ -93,7 +93,7 @@ def scq(
     lr_scale: float = 1.0,
     initialization: Initialization = "normal",
 ) -> VectorQuantizer:
-    """SCQ: the best convex combination of codes. Its output is no token: K weights per vector, not log2 K bits.
+    """SCQ: the best convex combination of codes; the output carries K weights per vector, so it is not a token.
 
     Args:
         dim: Size D of a vector.
@@ -124,7 +124,7 @@ def sf_diveq(
     lr_scale: float = 1.0,
     initialization: Initialization = "normal",
 ) -> VectorQuantizer:
-    """SF-DiVeQ: the codes are corners of a curve, and values lie on it, between the K codes; an index is not enough.
+    """SF-DiVeQ: codes are the corners of a curve and values lie on it, so an index does not give the value back.
 
     Example:
         >>> sf_diveq(16, 64).exact

@@ -25,11 +25,11 @@ def grit_vq(
     initialization: Initialization = "normal",
     revival_interval: int | None = None,
 ) -> VectorQuantizer:
-    """GRIT-VQ: radial surrogate, shared residual transform of the codebook, nothing else. The program's default.
+    """GRIT-VQ: a radial surrogate and one shared residual transform of the codebook. The default of `gritvq fit`.
 
     Radius ``sqrt(d^2 + s^2)`` (kappa 1), codes ``C + f(C) + b`` over a trained base, codebook learning rate 10 times
-    the encoder's; no auxiliary loss, no data initialisation, no revival. Train with ``parameter_groups``: without the
-    multiplier the transform does not keep codes alive.
+    the encoder's; no auxiliary loss, no data initialization, no revival. Train with ``parameter_groups``: without the
+    multiplier the transform does not keep codes in use.
 
     Args:
         dim: Size D of a vector.
@@ -64,7 +64,7 @@ def simvq(
     lr_scale: float = 1.0,
     initialization: Initialization = "normal",
 ) -> VectorQuantizer:
-    """SimVQ: a frozen random table under one trained linear layer. A tenfold ``lr_scale`` lifts it markedly.
+    """SimVQ: a frozen random table under one trained linear layer; better with ``lr_scale=10``.
 
     Example:
         >>> simvq(16, 1024).codebook.base.requires_grad
@@ -89,7 +89,7 @@ def transvq(
     lr_scale: float = 1.0,
     initialization: Initialization = "normal",
 ) -> VectorQuantizer:
-    """TransVQ: all codes re-expressed by one transformer block over a frozen random table.
+    """TransVQ: one transformer block maps a frozen random table to all codes.
 
     Example:
         >>> transvq(16, 64, width=8).codebook.base.requires_grad
@@ -115,14 +115,14 @@ def fvq(
     commitment_weight: float = 0.25,
     lr_scale: float = 1.0,
 ) -> VectorQuantizer:
-    """FVQ: the table passes a small transformer (VQBridge) that keeps all codes alive.
+    """FVQ: a small transformer (VQBridge) maps a base table to all codes, so that none goes unused.
 
     Train with a warm-up and ``TokenizerTask(schedule="flat_linear")``, as the authors do.
 
     Args:
         dim: Size D of a vector.
         codebook_size: Number of codes K.
-        codes_per_token: Codes g that make one token of the bridge; unless given such that there are about 1024 tokens
+        codes_per_token: Codes g that make one token of the bridge; by default such that there are about 1024 tokens
             (inferred from the published settings).
         width: Width of the bridge; the authors' best is D for their D of 256.
         depth: Transformer blocks.

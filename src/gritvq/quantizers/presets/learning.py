@@ -36,7 +36,7 @@ def vq_vae(
     initialization: Initialization = "normal",
     revival_interval: int | None = None,
 ) -> VectorQuantizer:
-    """VQ-VAE: a free table under a codebook loss, straight-through gradients, a commitment loss.
+    """VQ-VAE: a free table with a codebook loss, a commitment loss and straight-through gradients.
 
     Example:
         >>> type(vq_vae(16, 1024).surrogate).__name__
@@ -60,14 +60,14 @@ def vq_vae_ema(
     initialization: Initialization = "kmeans",
     revival_interval: int | None = 20,
 ) -> VectorQuantizer:
-    """VQ-VAE with codes as moving averages, started from data, dead codes revived: the strong plain baseline.
+    """VQ-VAE with moving-average codes, k-means initialization and revival of dead codes: the strong plain baseline.
 
     Example:
         >>> vq_vae_ema(16, 1024).wants_initialization
         True
 
     References:
-        van den Oord et al., arXiv 1711.00937, appendix A.1; initialisation and revival are common practice, not the
+        van den Oord et al., arXiv 1711.00937, appendix A.1; initialization and revival are common practice, not the
         paper's.
     """
     codebook = FreeCodebook(dim, codebook_size, normalize=metric == "cosine", initialization=initialization)

@@ -40,14 +40,14 @@ def sq_vae(
     lr_scale: float = 1.0,
     initialization: Initialization = "normal",
 ) -> StochasticQuantizer:
-    """SQ-VAE: a relaxed random code at a learned variance that anneals itself; the nearest code in evaluation.
+    """SQ-VAE: a relaxed random code whose learned variance shrinks by itself; the nearest code in evaluation.
 
     Args:
         dim: Size D of a vector.
         codebook_size: Number of codes K.
-        initial_variance: Variance at the start, above the floor; the published 20 in units of a code's squared length.
-        floor: Smallest variance, the published 1 likewise.
-        cooling_interval: Steps in which the temperature of the samples falls to 1/e.
+        initial_variance: Variance at the start, above the floor; the published 20, in units of a code's squared length.
+        floor: Smallest variance; the published 1 in the same units.
+        cooling_interval: Steps after which the temperature of the samples has fallen to 1/e.
         lr_scale: Codebook learning rate over the encoder's.
         initialization: Start of the codes.
 
@@ -75,7 +75,7 @@ def rsq_vae(
     cooling_interval: float = 1e5,
     lr_scale: float = 1.0,
 ) -> ResidualStochasticQuantizer:
-    """RSQ-VAE: stochastic residual levels with one continuous term for their sum, against collapsing layers.
+    """RSQ-VAE: stochastic residual levels with one continuous term for their sum, so that no level collapses.
 
     Example:
         >>> rsq_vae(16, 64).codebook_sizes
@@ -104,7 +104,7 @@ def sq_vae_2(
     cooling_interval: float = 1e5,
     lr_scale: float = 1.0,
 ) -> HierarchicalQuantizer:
-    """SQ-VAE-2: stochastic levels injected from coarse to fine, each at twice the resolution of the one before.
+    """SQ-VAE-2: stochastic levels from coarse to fine, each at twice the resolution of the previous one.
 
     Example:
         >>> sq_vae_2(16, 64).token_shape((4, 8, 8))
@@ -140,7 +140,7 @@ def gm_vq(
         variance: Variance of the mixture's components.
         latent_weight: The paper's gamma.
         balance_weight: The paper's beta; larger in its "+ Entropy" form.
-        cooling_interval: Steps in which the temperature of the samples falls to 1/e.
+        cooling_interval: Steps after which the temperature of the samples has fallen to 1/e.
         lr_scale: Codebook learning rate over the encoder's.
         initialization: Start of the codes, k-means in the paper.
 
@@ -192,11 +192,11 @@ def vaevq_paper(
     initial_log_variance: float = -2.0,
     lr_scale: float = 1.0,
 ) -> VariationalLatent:
-    """VAEVQ as its paper says: a Gaussian latent, the code nearest to its sample, two decodings, codes kept normal.
+    """VAEVQ as in the paper: a Gaussian latent, the code nearest to its sample, two decodings, normal codes.
 
-    Takes 2 D channels, means and log variances. The paper's weights, 1 and 0.1, belong beside a squared error that is
-    summed over pixels, as far as can be told; the defaults here are those divided by 48, the pixel components per token
-    at a factor of 4, for an error that is a mean over pixels.
+    Takes 2 D channels, means and log variances. The paper's weights, 1 and 0.1, probably belong to a squared error
+    that is summed over pixels; the defaults here are those divided by 48, the pixel components per token at a factor of
+    4, for an error that is a mean over pixels.
 
     Args:
         dim: Size D of a code.
@@ -232,7 +232,7 @@ def vaevq_released(
     initial_log_variance: float = 0.0,
     lr_scale: float = 1.0,
 ) -> VariationalLatent:
-    """VAEVQ as its released code does: codes under a linear map, the code nearest to the mean, coherence alone.
+    """VAEVQ as in the released code: codes under a linear map, the code nearest to the mean, coherence loss only.
 
     Takes 2 D channels, means and log variances. The authors train it with ``TwoPathObjective("l1", weight=0.5)``.
 

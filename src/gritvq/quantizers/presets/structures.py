@@ -24,7 +24,7 @@ def rq(
     dropout: float = 0.0,
     revival_interval: int | None = 20,
 ) -> ResidualQuantizer:
-    """Residual quantization: levels of moving-average codes, each fitted to what the levels before left over.
+    """Residual quantization: levels of moving-average codes, each quantizing the remainder of the levels before.
 
     Example:
         >>> rq(16, 256, num_levels=3).codebook_sizes
@@ -50,7 +50,7 @@ def pq(
     commitment_weight: float = 0.25,
     revival_interval: int | None = 20,
 ) -> ProductQuantizer:
-    """Product quantization: the components split among moving-average codebooks of equal dimension.
+    """Product quantization: components split among moving-average codebooks of equal dimension.
 
     Example:
         >>> pq(16, 256).codebook_sizes
@@ -80,16 +80,16 @@ def msvq(
     dropout: float = 0.0,
     revival_interval: int | None = 20,
 ) -> MultiScaleQuantizer:
-    """Multi-scale residual quantization: one shared codebook, from one token for the picture to one per position.
+    """Multi-scale residual quantization: one shared codebook, from one token per image to one per position.
 
     Args:
         dim: Size D of a vector.
         codebook_size: Number of codes K.
-        sides: Sides of the grids, coarse to fine; the last is the side of the grid of latents, 8 for pictures of 32
+        sides: Sides of the grids, coarse to fine; the last is the side of the grid of latents, 8 for images of 32
             pixels and 4 pixels per token.
-        ratio: Share of the convolutions in the filters.
-        num_filters: Filters shared out among the levels.
-        decay: Of the moving averages that own the codes.
+        ratio: Weight of the convolution in each filter.
+        num_filters: Filters, divided among the levels.
+        decay: Decay of the moving averages, per update.
         commitment_weight: Weight of the commitment loss.
         dropout: Share of samples that keep only their first levels in training.
         revival_interval: Updates between two revivals of dead codes; None for none.
@@ -125,7 +125,7 @@ def xq(
     dropout: float = 0.0,
     revival_interval: int | None = 20,
 ) -> ProductQuantizer:
-    """XQ: a product of residual quantizers, the order of XQ-GAN; components split, any unit inside.
+    """XQ: a product of residual quantizers, as in XQ-GAN; components are split.
 
     Example:
         >>> xq(16, 256).codebook_sizes
@@ -151,7 +151,7 @@ def vq_vae_2(
     commitment_weight: float = 0.25,
     revival_interval: int | None = 20,
 ) -> HierarchicalQuantizer:
-    """VQ-VAE-2: a coarse grid of tokens and a finer one conditioned on it, moving-average codes at both.
+    """VQ-VAE-2: a coarse grid of tokens and a finer one conditioned on it, both with moving-average codes.
 
     Example:
         >>> vq_vae_2(16, 512).bits((64, 64))

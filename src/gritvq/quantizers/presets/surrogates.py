@@ -21,7 +21,7 @@ def rotation_vq(
     initialization: Initialization = "kmeans",
     revival_interval: int | None = 20,
 ) -> VectorQuantizer:
-    """VQ with moving-average codes under the rotation trick.
+    """Rotation trick: moving-average codes, and a gradient that rotates from the code to the vector.
 
     Example:
         >>> type(rotation_vq(16, 1024).surrogate).__name__
@@ -44,7 +44,7 @@ def diveq(
     initialization: Initialization = "normal",
     revival_interval: int | None = 100,
 ) -> VectorQuantizer:
-    """DiVeQ: a free table trained by the task through a noisy direction, dead codes replaced now and then.
+    """DiVeQ: a free table trained by the task alone, along a noisy direction; dead codes are replaced.
 
     Example:
         >>> diveq(16, 1024).exact
