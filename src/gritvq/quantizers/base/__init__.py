@@ -10,7 +10,7 @@ from gritvq.quantizers.base.parts import (
     Surrogate,
     keeping_precision,
 )
-from gritvq.quantizers.base.quantizer import Quantizer, QuantizerOutput, check_quantizer, least_exact
+from gritvq.quantizers.base.quantizer import Quantizer, QuantizerOutput, TokenScale, check_quantizer, least_exact
 from gritvq.quantizers.base.schedules import DecaySchedule, LinearSchedule, Schedule, scheduled
 from gritvq.quantizers.base.statistics import CodeStatistics
 from gritvq.quantizers.base.wrapped import WrappedQuantizer
@@ -29,6 +29,7 @@ __all__ = [
     "QuantizerOutput",
     "Schedule",
     "Surrogate",
+    "TokenScale",
     "WrappedQuantizer",
     "check_quantizer",
     "keeping_precision",

@@ -20,7 +20,7 @@ from gritvq.quantizers.base.schedules import Schedule
 from gritvq.quantizers.base.statistics import CodeStatistics
 from gritvq.quantizers.functional import at_least_float32, bits_per_sample
 
-__all__ = ["Quantizer", "QuantizerOutput", "check_quantizer", "least_exact"]
+__all__ = ["Quantizer", "QuantizerOutput", "TokenScale", "check_quantizer", "least_exact"]
 
 _EARLY, _LATE = 8, 256  # training passes without an update: before the first one, and after it
 _EXACTNESS: tuple[Exactness, ...] = ("always", "eval", "never")
@@ -53,6 +53,18 @@ class QuantizerOutput(NamedTuple):
     def loss(self) -> Float[Tensor, ""]:
         """Sum of all losses; a zero scalar where there is none."""
         return sum(self.losses.values(), start=torch.zeros((), device=self.quantized.device))
+
+
+class TokenScale(NamedTuple):
+    """Tokens of one sample that describe it at one resolution.
+
+    Attributes:
+        grid: Axes of these tokens; they lie row by row.
+        channels: Index channels that they have; the others are -1.
+    """
+
+    grid: tuple[int, ...]
+    channels: tuple[int, ...]
 
 
 class Quantizer(Component, ABC):
@@ -213,6 +225,17 @@ class Quantizer(Component, ABC):
             ValueError: If inputs of this shape do not fit the layout.
         """
         return tuple(batch)
+
+    def token_scales(self, positions: tuple[int, ...]) -> tuple[TokenScale, ...]:
+        """What one sample's tokens consist of, in their order: one scale, unless a structure makes several.
+
+        Args:
+            positions: Leading shape of one sample's vectors, such as (h, w).
+
+        Raises:
+            ValueError: If they do not fit the layout.
+        """
+        return (TokenScale(self.token_shape(positions), tuple(range(len(self.codebook_sizes)))),)
 
     def bits(self, batch: tuple[int, ...]) -> float:
         """Bits that the indices of inputs of leading shape ``batch`` take at fixed length: ``sum log2 K`` over tokens.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from gritvq.quantizers.base.quantizer import Quantizer, QuantizerOutput, check_quantizer
+from gritvq.quantizers.base.quantizer import Quantizer, QuantizerOutput, TokenScale, check_quantizer
 
 __all__ = ["WrappedQuantizer"]
 
@@ -74,6 +74,10 @@ class WrappedQuantizer(Quantizer):
     def token_shape(self, batch: tuple[int, ...]) -> tuple[int, ...]:
         """Delegates to the inner quantizer."""
         return self.quantizer.token_shape(batch)
+
+    def token_scales(self, positions: tuple[int, ...]) -> tuple[TokenScale, ...]:
+        """Delegates to the inner quantizer."""
+        return self.quantizer.token_scales(positions)
 
     def bits(self, batch: tuple[int, ...]) -> float:
         """Delegates to the inner quantizer."""

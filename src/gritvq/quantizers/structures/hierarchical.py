@@ -146,6 +146,10 @@ class HierarchicalQuantizer(Pyramid):
     def _full_side(self, sides: list[int]) -> int:
         return sides[0] * self.layout[0]
 
+    def _channels(self, level: int) -> tuple[int, ...]:
+        counts = [len(part.codebook_sizes) for part in self._parts()]
+        return tuple(range(sum(counts[:level]), sum(counts[: level + 1])))
+
     def bits(self, batch: tuple[int, ...]) -> float:
         """Every level's tokens times the bits of its own channels."""
         self.token_shape(batch)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Literal
 
@@ -9,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from gritvq.quantizers.base import Quantizer, QuantizerOutput
+from gritvq.quantizers.base import Quantizer, QuantizerOutput, TokenScale
 from gritvq.quantizers.structures.stack import Stack, value_of
 
 __all__ = ["ProductQuantizer"]
@@ -95,6 +96,18 @@ class ProductQuantizer(Stack):
                 f"the leading shape {tuple(batch)}; pad the sequence or split channels"
             )
         return (*batch[:-1], batch[-1] // num)
+
+    def token_scales(self, positions: tuple[int, ...]) -> tuple[TokenScale, ...]:
+        """The parts', their channels side by side; one scale under a split of tokens, or where the parts differ."""
+        each = [part.token_scales(positions) for part in self._parts()] if self.split == "channels" else []
+        if len({tuple(scale.grid for scale in scales) for scales in each}) != 1:
+            return super().token_scales(positions)
+        starts = itertools.accumulate((len(part.codebook_sizes) for part in self._parts()), initial=0)
+        shifts = list(zip(starts, each, strict=False))
+        return tuple(
+            TokenScale(scale.grid, tuple(first + q for first, own in shifts for q in own[level].channels))
+            for level, scale in enumerate(each[0])
+        )
 
     def bits(self, batch: tuple[int, ...]) -> float:
         """Sum of the parts' bits."""

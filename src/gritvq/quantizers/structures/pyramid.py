@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from gritvq.quantizers.base import Quantizer
+from gritvq.quantizers.base import Quantizer, TokenScale
 from gritvq.quantizers.functional import at_least_float32
 
 __all__ = ["Pyramid", "convolve", "pooled", "pooled_mask"]
@@ -32,6 +32,15 @@ class Pyramid(Quantizer):
     @abstractmethod
     def _full_side(self, sides: list[int]) -> int:
         """Side of the grid of vectors that belongs to these levels."""
+
+    def token_scales(self, positions: tuple[int, ...]) -> tuple[TokenScale, ...]:
+        """One scale per level, coarse to fine."""
+        sides = self._sides(self.token_shape(positions)[-1])
+        return tuple(TokenScale((side, side), self._channels(level)) for level, side in enumerate(sides))
+
+    def _channels(self, level: int) -> tuple[int, ...]:
+        """Index channels of a level; all unless overridden."""
+        return tuple(range(len(self.codebook_sizes)))
 
     def _levels(self, indices: Int[Tensor, "B T Q"]) -> list[Tensor]:
         """Indices (B, p, p, Q) of every level present."""
