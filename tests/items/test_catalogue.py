@@ -43,8 +43,11 @@ class TestHistories:
         assert [histories[i].tolist() for i in range(len(histories))] == sequences
         assert [each.tolist() for each in histories[1:]] == sequences[1:]
         assert histories.last().tolist() == [each[-1] if each else -1 for each in sequences]
-        padded = [([-1] * length + each)[-length:] for each in sequences]
-        assert histories.padded(length).tolist() == padded
+        longest = max([1, *(min(len(each), length) for each in sequences)])
+        aligned = [(each[-length:] + [-1] * length)[:longest] for each in sequences]
+        assert histories.aligned(length).tolist() == aligned
+        starts, lengths = histories.offsets[:-1], histories.lengths.clamp_max(length)
+        assert [each.tolist() for each in histories.pieces(starts, lengths)] == [each[:length] for each in sequences]
         longer = histories.append(torch.arange(len(sequences)))
         assert [each.tolist() for each in longer] == [[*each, i] for i, each in enumerate(sequences)]
 

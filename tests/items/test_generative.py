@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from jsonargparse import ArgumentParser
+from torch import Tensor
 
 from gritvq.cli import recommend as recommending
 from gritvq.cli import semantic_ids as semantic
@@ -50,14 +51,21 @@ def backbone(kind: type[Backbone], dropout: float = 0.0) -> Backbone:
 def test_the_loss_is_the_mean_of_what_the_scores_say_of_the_targets(kind: type[Backbone]) -> None:
     ids = catalogue()
     recommender = GenerativeRecommender(backbone(kind), ids).eval()
-    rows = torch.tensor([[4, 7, 1, 9], [3, 3, -1, -1], [5, -1, -1, -1]])
-    sequences = [[row for row in line if row >= 0] for line in rows.tolist()]
+    sequences = [[4, 7, 1, 9], [3, 3], [5]]
     pairs = [(line[:place], line[place]) for line in sequences for place in range(len(line))]
     if kind is EncoderDecoder:
         pairs = [(line[:-1], line[-1]) for line in sequences]
     scores = recommender.scores([history for history, _ in pairs], block=3)
     wanted = -torch.stack([scores[number, target] for number, (_, target) in enumerate(pairs)]).mean()
-    torch.testing.assert_close(recommender(rows), wanted)
+    torch.testing.assert_close(recommender(sequences), wanted)
+
+
+def test_of_a_long_history_the_loss_reads_what_the_scores_read_and_the_target() -> None:
+    recommender = GenerativeRecommender(backbone(EncoderDecoder), catalogue(), max_history=2).eval()
+    wanted = -recommender.scores([[9, 8, 1, 2]])[0, 7]
+    torch.testing.assert_close(recommender([[9, 8, 1, 2, 7]]), wanted)
+    with pytest.raises(ValueError, match=r"item rows in \[0, 20\), got 1 to 20"):
+        recommender([[1, 20]])
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -187,7 +195,7 @@ def test_says_what_does_not_fit() -> None:
     with pytest.raises(ValueError, match="multiple of num_heads"):
         TokenDecoder(SIZES, 10, num_heads=4)
     with pytest.raises(ValueError, match="at most 21 items"):
-        recommender(torch.zeros(1, 22, dtype=torch.int64))
+        recommender.backbone.loss(torch.zeros(1, 22, 3, dtype=torch.int64), torch.tensor([22]))
     with pytest.raises(ValueError, match="at least one codebook size"):
         DepthDecoder((), 8)
     with pytest.raises(ValueError, match="beam >= 10"):
@@ -215,17 +223,19 @@ def test_batches_hold_every_row_once_per_epoch_and_nothing_held_out() -> None:
     wanted = sorted(walk[max(0, end - 4) : end + 1] for walk in walks for end in range(1, len(walk)))
     pool = 3 * 32  # rows that are sorted by length together; so many epochs are whole pools
     batches = [windows.batch(step) for step in range(windows.rows_per_epoch * pool // 3)]
-    rows = sorted([row for row in line if row >= 0] for batch in batches for line in batch.tolist())
-    assert rows == sorted(wanted * pool)
+    assert sorted(line.tolist() for batch in batches for line in batch) == sorted(wanted * pool)
     whole = SequenceData(data, every_prefix=False, batch_size=4, max_history=4)
-    lines = [[row for row in line if row >= 0] for step in range(64) for line in whole.batch(step).tolist()]
+    lines = [line.tolist() for step in range(64) for line in whole.batch(step)]
     pieces = {
         tuple(walk[start : start + 5]) for walk in walks if len(walk) > 1 for start in range(max(1, len(walk) - 4))
     }
     assert {tuple(line) for line in lines} == pieces
-    assert torch.equal(whole.batch(7), SequenceData(data, every_prefix=False, batch_size=4, max_history=4).batch(7))
-    held = next(iter(SequenceData(data, every_prefix=True, num_validation=9).val_dataloader()))
-    assert held[0].shape == (9, 20) and held[1].shape == (9,)
+    again = SequenceData(data, every_prefix=False, batch_size=4, max_history=4)
+    assert list(map(Tensor.tolist, again.batch(7))) == list(map(Tensor.tolist, whole.batch(7)))
+    histories, targets = next(iter(SequenceData(data, every_prefix=True, num_validation=9).val_dataloader()))
+    assert len(histories) == len(targets) == 9
+    for history, target in zip(histories, targets.tolist(), strict=True):  # whole training parts: the model cuts them
+        assert history.tolist() in walks and target == data.validation[walks.index(history.tolist())]
     with pytest.raises(ValueError, match="2 training events"):
         SequenceData(Split(Histories.of([[1]]), *[torch.zeros(0, dtype=torch.int64)] * 3, 2, 1), every_prefix=True)
 
@@ -276,7 +286,7 @@ def test_a_loss_that_is_not_finite_stops_the_run() -> None:
     task.log = lambda *_, **__: None  # type: ignore[method-assign]
     task._trainer = type("T", (), {"global_step": 0})()  # type: ignore[assignment]
     with pytest.raises(ValueError, match="finite loss"):
-        task.training_step(torch.tensor([[1, 2]]), 0)
+        task.training_step(Histories.of([[1, 2]]), 0)
 
 
 def test_padding_of_tokens_is_not_read() -> None:
@@ -319,7 +329,7 @@ def test_complete_runs_can_be_built(path: Path) -> None:
     recommender = GenerativeRecommender(model, SemanticIds(codes, sizes), beam=config.beam)
     RecommenderTask(recommender, **config.task.as_dict())
     batch = SequenceData(split(), every_prefix=model.every_prefix, **config.batches.as_dict()).batch(0)
-    assert batch.shape[0] == config.batches.batch_size and batch.shape[1] <= config.batches.max_history + 1
+    assert len(batch) == config.batches.batch_size and batch.lengths.max() <= config.batches.max_history + 1
     with torch.no_grad():
         assert math.log(256) < float(recommender(batch[:4])) < 100  # far from knowing, not broken
     assert TrainingPlan(**config.plan.as_dict()).max_steps >= 1000

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-__all__ = ["Histories", "Interactions", "Key", "Split", "check_split"]
+__all__ = ["Histories", "Interactions", "Key", "Split", "check_items", "check_split"]
 
 Key = int | str
 _logger = logging.getLogger(__name__)
@@ -36,8 +36,8 @@ class Histories:
         >>> histories = Histories.of([[5, 2, 7], [], [1]])
         >>> histories[0].tolist(), histories.last().tolist()
         ([5, 2, 7], [7, -1, 1])
-        >>> histories.aligned(2).tolist(), histories.padded(2).tolist()
-        ([[2, 7], [-1, -1], [1, -1]], [[2, 7], [-1, -1], [-1, 1]])
+        >>> histories.aligned(2).tolist()
+        [[2, 7], [-1, -1], [1, -1]]
     """
 
     def __init__(self, offsets: Int[Tensor, " B+1"], items: Int[Tensor, " N"]) -> None:
@@ -70,9 +70,12 @@ class Histories:
         which = torch.as_tensor(which)
         if which.dtype == torch.bool:
             which = which.nonzero().squeeze(1)
-        lengths = self.lengths[which]
+        return self.pieces(self.offsets[:-1][which], self.lengths[which])
+
+    def pieces(self, starts: Int[Tensor, " C"], lengths: Int[Tensor, " C"]) -> Histories:
+        """Runs of neighbouring ``items``: ``lengths[c]`` of them from place ``starts[c]`` on."""
         offsets = _offsets(lengths)
-        places = torch.arange(int(offsets[-1])) + (self.offsets[:-1][which] - offsets[:-1]).repeat_interleave(lengths)
+        places = torch.arange(int(offsets[-1])) + (starts - offsets[:-1]).repeat_interleave(lengths)
         return Histories(offsets, self.items[places])
 
     @property
@@ -85,14 +88,6 @@ class Histories:
         if not len(self.items):
             return torch.full((len(self),), -1)
         return torch.where(self.lengths > 0, self.items[(self.offsets[1:] - 1).clamp_min(0)], -1)
-
-    def padded(self, length: int) -> Int[Tensor, "B T"]:
-        """The newest ``length`` items of each sequence, with -1 before them where there are fewer."""
-        places = self.offsets[1:, None] - torch.arange(length, 0, -1)
-        found = places >= self.offsets[:-1, None]
-        if not len(self.items):
-            return torch.full(places.shape, -1)
-        return torch.where(found, self.items[places.clamp_min(0)], -1)
 
     def aligned(self, length: int) -> Int[Tensor, "B T"]:
         """The newest ``length`` items of each sequence from column 0 on, -1 behind; T is the longest of them, >= 1."""
@@ -187,14 +182,12 @@ class Interactions:
     notes: tuple[str, ...] = field(default=())
 
     def __post_init__(self) -> None:
-        items, count = self.histories.items, len(self.item_keys)
         if len(self.histories) != len(self.user_keys):
             raise ValueError(
                 f"expected one key per user, got {len(self.user_keys)} keys for {len(self.histories)} users; give "
                 "as many."
             )
-        if len(items) and not 0 <= int(items.min()) <= int(items.max()) < count:
-            raise ValueError(f"expected item rows in [0, {count}), got {int(items.min())} to {int(items.max())}.")
+        check_items(self.histories.items, len(self.item_keys))
 
     @classmethod
     def from_events(
@@ -367,6 +360,19 @@ class Interactions:
         split = Split(train, users, events[ends - 2], events[ends - 1], self.num_items, int((~long).sum()))
         check_split(self, split)
         return split
+
+
+def check_items(items: Tensor, num_items: int) -> None:
+    """Say whether all of these are rows of a catalogue of ``num_items``.
+
+    Raises:
+        ValueError: If one is not.
+    """
+    if items.numel() and not 0 <= int(items.min()) <= int(items.max()) < num_items:
+        raise ValueError(
+            f"expected item rows in [0, {num_items}), got {int(items.min())} to {int(items.max())}; find the rows of "
+            "keys with Interactions.rows_of, and give new items an id with SemanticIds.add"
+        )
 
 
 def check_split(interactions: Interactions, split: Split) -> None:

@@ -1,4 +1,4 @@
-"""Training batches of histories: rows of items in time order, a pure function of (seed, step)."""
+"""Training batches of histories: items in time order, a pure function of (seed, step)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import torch
 import torch.distributed as dist
-from jaxtyping import Int
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
@@ -21,16 +20,16 @@ _POOL = 32  # batches that are sorted by length together
 class SequenceData:
     """Batches for a recommender, from a leave-one-out split.
 
-    A training batch is a tensor (B, T) of item rows, oldest first, -1 after the last. With ``every_prefix`` there is a
-    row for each event but a user's first: the event and the ``max_history`` before it; sliding-window augmentation, as
-    TIGER trains. Without it there is a row for each user: of more than ``max_history`` + 1 events a random window. The
-    loader is endless and starts at the run's step; under several processes each takes its part of one global order.
-    Rows of similar length share a batch. Validation batches are pairs of histories (B, T) and targets (B,).
+    A training batch is B `Histories`, which the model pads. With ``every_prefix`` there is one for each event but a
+    user's first: the event and the ``max_history`` before it; sliding-window augmentation, as TIGER trains. Without it
+    there is one for each user: of more than ``max_history`` + 1 events a random window. The loader is endless and
+    starts at the run's step; under several processes each takes its part of one global order. Histories of similar
+    length share a batch. Validation batches are pairs of histories and targets (B,).
 
     Args:
         split: The data.
         every_prefix: What the backbone says.
-        batch_size: Rows B per step and process.
+        batch_size: Histories B per step and process.
         max_history: Most items before the last one.
         num_validation: Users measured during training, a fixed sample; all where there are fewer.
         seed: Seed of order, windows and sample, >= 0.
@@ -42,8 +41,8 @@ class SequenceData:
         >>> histories = Histories.of([[1, 2, 3], [4, 5]])
         >>> split = Split(histories, torch.tensor([0]), torch.tensor([6]), torch.tensor([7]), 8, 1)
         >>> data = SequenceData(split, every_prefix=True, batch_size=3)
-        >>> data.rows_per_epoch, sorted(set(map(tuple, torch.cat([data.batch(0), data.batch(1)]).tolist())))
-        (3, [(1, 2), (4, 5)])
+        >>> data.rows_per_epoch, [history.tolist() for history in data.batch(0)]
+        (3, [[4, 5], [4, 5], [1, 2]])
     """
 
     def __init__(
@@ -85,19 +84,19 @@ class SequenceData:
         """Training rows until each was seen once."""
         return len(self._count)
 
-    def train_dataloader(self, first_step: Callable[[], int] = int) -> DataLoader[Tensor]:
-        """Endless batches (B, T), each iteration from the step on that ``first_step`` says."""
+    def train_dataloader(self, first_step: Callable[[], int] = int) -> DataLoader[Histories]:
+        """Endless batches, each iteration from the step on that ``first_step`` says."""
         return DataLoader(_Stream(self.batch, first_step), batch_size=None, generator=torch.Generator())
 
-    def val_dataloader(self) -> DataLoader[tuple[Tensor, Tensor]]:
-        """Histories (B, T) and targets (B,) of the sampled users, in a fixed order."""
+    def val_dataloader(self) -> DataLoader[tuple[Histories, Tensor]]:
+        """Histories and targets (B,) of the sampled users, in a fixed order."""
         users = torch.from_numpy(np.random.default_rng([self.seed, 3]).permutation(len(self.split.users)))
         users = users[: self.num_validation].sort().values
-        pairs = _Fixed(self.split.validation_inputs[users], self.split.validation[users], self.max_history)
+        pairs = _Fixed(self.split.validation_inputs[users], self.split.validation[users])
         return DataLoader(pairs, batch_size=None, generator=torch.Generator())
 
-    def batch(self, step: int) -> Int[Tensor, "B T"]:
-        """This rank's rows of batch ``step``."""
+    def batch(self, step: int) -> Histories:
+        """This rank's histories of batch ``step``."""
         several = dist.is_available() and dist.is_initialized()
         rank, world = (dist.get_rank(), dist.get_world_size()) if several else (0, 1)
         size = world * self.batch_size
@@ -110,10 +109,7 @@ class SequenceData:
         own = torch.from_numpy(rows[start + rank : start + size : world])
         share = torch.from_numpy(np.random.default_rng([self.seed, 1, step]).random(size)[rank::world])
         first = self._first[own] + (share * (self._last[own] - self._first[own] + 1)).long()
-        count = self._count[own]
-        columns = torch.arange(int(count.max()))
-        items = self.split.train.items[(first[:, None] + columns).clamp(max=len(self.split.train.items) - 1)]
-        return items.where(columns < count[:, None], torch.full_like(items, -1))
+        return self.split.train.pieces(first, self._count[own])
 
     def _order(self, start: int, count: int) -> np.ndarray:
         """Rows at these places of the endless order, in which every epoch holds each row once."""
@@ -126,30 +122,30 @@ class SequenceData:
         return np.concatenate(parts)
 
 
-class _Stream(IterableDataset[Tensor]):
+class _Stream(IterableDataset[Histories]):
     """Batches from a step on, for ever."""
 
-    def __init__(self, batch: Callable[[int], Tensor], first_step: Callable[[], int]) -> None:
+    def __init__(self, batch: Callable[[int], Histories], first_step: Callable[[], int]) -> None:
         self.batch, self.first_step = batch, first_step
 
-    def __iter__(self) -> Iterator[Tensor]:
+    def __iter__(self) -> Iterator[Histories]:
         step = self.first_step()
         while True:
             yield self.batch(step)
             step += 1
 
 
-class _Fixed(Dataset[tuple[Tensor, Tensor]]):
+class _Fixed(Dataset[tuple[Histories, Tensor]]):
     """Blocks of users with their targets."""
 
-    def __init__(self, histories: Histories, targets: Tensor, length: int, block: int = 128) -> None:
-        self.histories, self.targets, self.length, self.block = histories, targets, length, block
+    def __init__(self, histories: Histories, targets: Tensor, block: int = 128) -> None:
+        self.histories, self.targets, self.block = histories, targets, block
 
     def __len__(self) -> int:
         return -(-len(self.targets) // self.block)
 
-    def __getitem__(self, number: int) -> tuple[Tensor, Tensor]:
+    def __getitem__(self, number: int) -> tuple[Histories, Tensor]:
         if not 0 <= number < len(self):
             raise IndexError(number)
         some = slice(number * self.block, (number + 1) * self.block)
-        return self.histories[some].padded(self.length), self.targets[some]
+        return self.histories[some], self.targets[some]

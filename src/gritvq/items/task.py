@@ -104,9 +104,9 @@ class RecommenderTask(Task):
             )
         super().check_checkpoint(checkpoint)
 
-    def training_step(self, rows: Tensor, batch_idx: int) -> Tensor:
-        """One batch of item rows (B, T), -1 after the last."""
-        loss = self.recommender(rows)
+    def training_step(self, histories: Histories, batch_idx: int) -> Tensor:
+        """One batch."""
+        loss = self.recommender(histories)
         if self.measures_now:
             if not torch.isfinite(loss):
                 raise ValueError(
@@ -116,12 +116,10 @@ class RecommenderTask(Task):
             self.log("train/nats_per_item", loss.detach())
         return loss
 
-    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """Histories (B, T), -1 before the first item, and targets (B,)."""
-        rows, targets = batch
-        valid = rows >= 0
-        offsets = torch.cat([valid.new_zeros(1, dtype=torch.int64), valid.sum(1).cumsum(0)])
-        found = self.recommender.recommend(Histories(offsets.cpu(), rows[valid].cpu()), 10, beam=self.beam)
+    def validation_step(self, batch: tuple[Histories, Tensor], batch_idx: int) -> None:
+        """Histories and targets (B,)."""
+        histories, targets = batch
+        found = self.recommender.recommend(histories, 10, beam=self.beam)
         numbers = ranking_metrics(rank_in_list(found.cpu(), targets.cpu()))
         self.log_dict(
             {f"val/{name}": value for name, value in numbers.items()},

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from gritvq.items.interactions import Histories
+from gritvq.items.interactions import Histories, check_items
 
 __all__ = ["CoOccurrence", "Popularity", "TextCosine"]
 
@@ -33,13 +33,13 @@ class Popularity:
     """
 
     def __init__(self, train: Histories, num_items: int) -> None:
-        check_histories(train, num_items)
+        check_items(train.items, num_items)
         self.num_items = num_items
         self.counts = torch.bincount(train.items, minlength=num_items).float()
 
     def scores(self, histories: Histories) -> Float[Tensor, "B n"]:
         """Scores of all items."""
-        check_histories(histories, self.num_items)
+        check_items(histories.items, self.num_items)
         return self.counts.expand(len(histories), -1)
 
 
@@ -67,7 +67,7 @@ class CoOccurrence:
     def __init__(self, train: Histories, num_items: int, *, distance: int = 3) -> None:
         if distance < 1:
             raise ValueError(f"expected distance >= 1, got {distance}; 3 is usual.")
-        check_histories(train, num_items)
+        check_items(train.items, num_items)
         self.num_items = num_items
         counts = torch.bincount(train.items, minlength=num_items).double()
         # Entries are multiples of 1 / (2 lcm). Half of that keeps their order and is far above rounding in float64,
@@ -90,7 +90,7 @@ class CoOccurrence:
 
     def scores(self, histories: Histories) -> Float[Tensor, "B n"]:
         """Scores of all items; without a last item the prior alone."""
-        check_histories(histories, self.num_items)
+        check_items(histories.items, self.num_items)
         last = histories.last()
         begin = self._starts[last.clamp_min(0)]
         lengths = torch.where(last >= 0, self._starts[last.clamp_min(0) + 1] - begin, 0)
@@ -123,19 +123,9 @@ class TextCosine:
 
     def scores(self, histories: Histories) -> Float[Tensor, "B n"]:
         """Scores of all items; without a last item all equal."""
-        check_histories(histories, len(self.vectors))
+        check_items(histories.items, len(self.vectors))
         last = histories.last()
         known = (last >= 0)[:, None]
         scores = self.vectors[last.clamp_min(0)] @ self.vectors.T
         scores.scatter_(1, last.clamp_min(0)[:, None], -math.inf)
         return torch.where(known, scores, 0.0)
-
-
-def check_histories(histories: Histories, num_items: int) -> None:
-    """Raises a ValueError unless all items are rows of the catalogue."""
-    items = histories.items
-    if len(items) and not 0 <= int(items.min()) <= int(items.max()) < num_items:
-        raise ValueError(
-            f"expected item rows in [0, {num_items}) in the histories, got {int(items.min())} to {int(items.max())}; "
-            "look unknown items up with Interactions.rows_of first."
-        )

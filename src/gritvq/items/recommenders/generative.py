@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from gritvq.component import eval_mode, from_config
 from gritvq.items.ids import SemanticIds
-from gritvq.items.interactions import Histories
+from gritvq.items.interactions import Histories, check_items
 from gritvq.items.recommenders.backbones import Backbone, Context
 from gritvq.items.recommenders.beam_search import Beams, beam_search, exact_scores
 from gritvq.saving import load_weights, read_config, read_tensors, write_folder
@@ -92,10 +92,16 @@ class GenerativeRecommender(nn.Module):
         """Items n of the catalogue."""
         return len(self.codes)
 
-    def forward(self, rows: Int[Tensor, "B T"]) -> Float[Tensor, ""]:
-        """Loss of a batch of item rows in time order, -1 after the last: nats per item, see the backbone."""
-        codes, lengths = self._codes(rows)
-        return self.backbone.loss(codes, lengths)
+    def forward(self, histories: Histories | Sequence[Sequence[int]]) -> Float[Tensor, ""]:
+        """Loss in nats per item, see the backbone; of a history the newest ``max_history`` + 1 items count.
+
+        Args:
+            histories: Item rows per user, oldest first, at least one each.
+
+        Raises:
+            ValueError: If a row is no item.
+        """
+        return self.backbone.loss(*self._codes(histories, self.max_history + 1))
 
     @torch.no_grad()
     def recommend(
@@ -193,24 +199,15 @@ class GenerativeRecommender(nn.Module):
         return cls(backbone, ids, max_history=config["max_history"], beam=config["beam"], priority=priority).eval()
 
     def _read(self, histories: Histories | Sequence[Sequence[int]]) -> Context:
-        given = Histories.of(histories)
-        self._check_rows(given.items, least=0)
-        rows = given.aligned(self.max_history).to(self.codes.device)
-        codes, counts = self._codes(rows)
-        return self.backbone.read(codes, counts)
+        return self.backbone.read(*self._codes(histories, self.max_history))
 
-    def _codes(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Codes (B, T, Q), 0 where there is no item, and items per row."""
-        self._check_rows(rows, least=-1)
+    def _codes(self, histories: Histories | Sequence[Sequence[int]], length: int) -> tuple[Tensor, Tensor]:
+        """Codes (B, T, Q) of the newest items, 0 behind the last, and items per history."""
+        given = Histories.of(histories)
+        check_items(given.items, self.num_items)
+        rows = given.aligned(length).to(self.codes.device)
         valid = rows >= 0
         return self.codes[rows.clamp(min=0)] * valid[..., None], valid.sum(1)
-
-    def _check_rows(self, rows: Tensor, least: int) -> None:
-        if rows.numel() and not least <= int(rows.amin()) <= int(rows.amax()) < self.num_items:
-            raise ValueError(
-                f"expected item rows in [0, {self.num_items}), got {int(rows.amin())} to {int(rows.amax())}; items "
-                "without an id get one with SemanticIds.add"
-            )
 
 
 def _read_priority(folder: Path, config: Mapping[str, Any], num_items: int) -> Tensor:

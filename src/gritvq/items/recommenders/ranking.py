@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from gritvq.items.interactions import Histories
+from gritvq.items.interactions import Histories, check_items
 
 __all__ = ["rank_in_list", "rank_of_target", "ranking_metrics", "ranks_by_lists", "ranks_by_scores", "top_items"]
 
@@ -44,7 +44,7 @@ def rank_of_target(scores: Float[Tensor, "B n"], target: Int[Tensor, " B"]) -> F
         raise ValueError(
             f"expected scores (B, n) and targets (B,), got {tuple(scores.shape)} and {tuple(target.shape)}."
         )
-    _check_items(target, scores.shape[1])
+    check_items(target, scores.shape[1])
     if bool(scores.isnan().any()):
         raise ValueError("expected scores without NaN, got some; use minus infinity for excluded items.")
     own = scores.gather(1, target[:, None])
@@ -197,8 +197,3 @@ def _check_users(histories: Histories, targets: Tensor, batch_size: int) -> None
             f"expected as many histories as targets, at least one, in blocks of at least one, got {len(histories)}, "
             f"{len(targets)} and batch_size {batch_size}."
         )
-
-
-def _check_items(items: Tensor, num_items: int) -> None:
-    if items.numel() and not 0 <= int(items.min()) <= int(items.max()) < num_items:
-        raise ValueError(f"expected item rows in [0, {num_items}), got {int(items.min())} to {int(items.max())}.")

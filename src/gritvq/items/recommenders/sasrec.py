@@ -9,8 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from gritvq.items.interactions import Histories, Split
-from gritvq.items.recommenders.baselines import check_histories
+from gritvq.items.interactions import Histories, Split, check_items
 from gritvq.items.recommenders.ranking import ranking_metrics, ranks_by_scores
 
 __all__ = ["SASRec"]
@@ -100,7 +99,7 @@ class SASRec(nn.Module):
         Raises:
             ValueError: If an item is not in the catalogue.
         """
-        check_histories(histories, self.num_items)
+        check_items(histories.items, self.num_items)
         training = self.training
         self.eval()
         rows = histories.aligned(self.max_length).to(self.embedding.weight.device)
