@@ -137,14 +137,14 @@ def test_codes_in_several_blocks_far_from_the_origin(tmp_path: Path) -> None:
     assert torch.equal(run(x)[:, :1].long(), quantizer.encode(x))
 
 
-def test_the_centre_of_a_search_is_the_same_in_a_program() -> None:
-    class Centre(nn.Module):
+def test_the_center_of_a_search_is_the_same_in_a_program() -> None:
+    class Center(nn.Module):
         def forward(self, codes: Tensor) -> Tensor:
             return central_code(codes)
 
     for num in (1, 2, 7, 3000):
         codes = torch.randn(num, 5)
-        assert torch.equal(torch.export.export(Centre(), (codes,)).module()(codes), central_code(codes))
+        assert torch.equal(torch.export.export(Center(), (codes,)).module()(codes), central_code(codes))
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,7 @@
     python -m benchmarks.quality.recipes --data PATH-TO-CIFAR10
 
 Writes ``benchmarks/results/recipes_*.csv``: what each run reports on its held-out images, and the same images with
-every picture replaced by its mean colour. Finished runs are not repeated; delete the file to start over.
+every picture replaced by its mean color. Finished runs are not repeated; delete the file to start over.
 """
 
 from __future__ import annotations
@@ -64,8 +64,8 @@ def run_of(name: str, size: int, settings: str) -> dict[str, Any]:
     return {"method": name, "preset": name, "settings": settings, "codebook_size": size, "seed": 0}
 
 
-def mean_colours(data: Path) -> dict[str, Any]:
-    """PSNR of the held-out images against their own mean colours."""
+def mean_colors(data: Path) -> dict[str, Any]:
+    """PSNR of the held-out images against their own mean colors."""
     images, error = ImageData(str(data)), ReconstructionError()
     images.setup("fit")
     for batch in images.val_dataloader():
@@ -90,7 +90,7 @@ def main() -> None:
     data = arguments.data.resolve()
     path = RESULTS / f"recipes_{hardware()}_{date.today():%Y%m}.csv"
     about = circumstances("gritvq fit --config configs/methods/PRESET.yaml", data.name)
-    done = read_results(path) if path.exists() else [{**mean_colours(data), **about}]
+    done = read_results(path) if path.exists() else [{**mean_colors(data), **about}]
     missing = [name for name in arguments.methods if name not in {result["method"] for result in done}]
     for result in track(runs(missing, data, arguments.jobs), total=len(missing), description=path.stem):
         done.append({**result, **about})

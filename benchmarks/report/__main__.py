@@ -42,7 +42,7 @@ IMAGE = """
 Every preset gets a small grid of settings (`benchmarks/quality/image.yaml`), one seed, measured by PSNR on held-out
 training images. The best setting of each then runs with three other seeds and is measured on all test images. PSNR is
 taken from the mean squared error over all pixels; a range in brackets is the smallest and largest seed. `grit_vq` runs
-without initialisation from data and without revival of dead codes; the presets that have them use them.
+without initialization from data and without revival of dead codes; the presets that have them use them.
 
 The paper's own encoder, losses and budget are not public, so these are no reproductions of its tables.
 """
@@ -58,7 +58,7 @@ Nothing is tuned one by one: `benchmarks/quality/methods.yaml` gives codes learn
 times the encoder's, and the stochastic presets starts chosen in short runs on held-out training images.
 So a row says what a method does early in training, not what it can reach; the tuned comparison of the strongest is
 above. Values of `sf_diveq` and `scq` are not what their tokens decode to, so their bits are not what they transmit.
-"mean colour" replaces every picture by its own mean colour. Rates differ where a preset has several index channels:
+"mean colour" replaces every picture by its own mean color. Rates differ where a preset has several index channels:
 compare within equal bits. Seconds per step are one thread's, two runs at once and other work beside them.
 """
 
@@ -82,7 +82,7 @@ RECIPES = """
 
 `gritvq fit` on every file of `configs/methods` as it is, one seed: a check that each of them trains, whole, from the
 command line. Numbers are those that the command reports on its held-out images; "gain" is over the same images with
-every picture replaced by its mean colour. Minutes were taken beside other work.
+every picture replaced by its mean color. Minutes were taken beside other work.
 """
 
 DRIFT = """

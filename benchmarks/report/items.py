@@ -23,7 +23,7 @@ TOKENIZERS = """    python -m benchmarks.quality.items --data PATH-TO-AMAZON-BEA
 
 12,101 items of Amazon Beauty, MiniLM embeddings of their titles (384 components), three levels of 256 codes, before
 any collision policy. "Unique" is the share of distinct ids, "in collision" the share of items that share theirs,
-"error" the squared error of decoding over the variance, "neighbours" the share of an item's ten nearest embeddings
+"error" the squared error of decoding over the variance, "neighbors" the share of an item's ten nearest embeddings
 among the ten items with the longest common prefix. Means over seeds, smallest and largest in brackets. Every RQ-VAE
 has the same networks, steps and rates; they were chosen with `grit_vq` units on seed 0 alone, by uniqueness and
 perplexity on the same items, which are all there is: tokenizers see no interactions. Minutes are processor time.
@@ -89,7 +89,7 @@ def tokenizers(folder: Path) -> str:
     """Every tokenizer, the most unique ids first: what the ids are like, then how firm and coherent they are."""
     parts = []
     columns = ("tokenizer", "settings", "unique", "in collision", "largest", "perplexity 1", "2", "3")
-    columns += ("error", "neighbours", "minutes", "seeds")
+    columns += ("error", "neighbors", "minutes", "seeds")
     firm_columns = ("tokenizer", "effective codes 1", "2", "3", "kept", "cohesion 1", "2", "3")
     for path in sorted(folder.glob("items_tokenizers_*.csv")):
         results = read_results(path)

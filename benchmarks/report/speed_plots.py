@@ -11,18 +11,18 @@ from benchmarks.report.speed_targets import Measured
 
 from gritvq.plotting import new_figure, save_figure
 
-# Okabe and Ito's colours, told apart with any colour vision; lines differ in marker and dash too.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00", "#56B4E9", "#999999")
+# Okabe and Ito's colors, told apart with any color vision; lines differ in marker and dash too.
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00", "#56B4E9", "#999999")
 MARKERS, DASHES = "osD^vPX*<>hp", ("-", "--", "-.", ":")
 PANELS = (("seconds", 1.0, "time (s)"), ("peak_bytes", 1e-6, "peak memory (MB)"))
 
 
 def look(place: int) -> dict[str, Any]:
-    """Colour, marker and dash of a line."""
+    """Color, marker and dash of a line."""
     return {
-        "color": COLOURS[place % len(COLOURS)],
+        "color": COLORS[place % len(COLORS)],
         "marker": MARKERS[place % len(MARKERS)],
-        "linestyle": DASHES[place // len(COLOURS) % len(DASHES)],
+        "linestyle": DASHES[place // len(COLORS) % len(DASHES)],
     }
 
 
@@ -77,14 +77,14 @@ def _label(axis: Any, ends: list[tuple[str, float, float, str]]) -> None:
     """Names right of the panel, a thin line from each to the end of its curve."""
     low, high = (math.log10(limit) for limit in axis.get_ylim())
     heights = [(math.log10(y) - low) / (high - low) for _, _, y, _ in ends]
-    for (name, x, y, colour), height in zip(ends, spread(heights, 0.055), strict=True):
+    for (name, x, y, color), height in zip(ends, spread(heights, 0.055), strict=True):
         axis.annotate(
             name,
             (x, y),
             xytext=(1.06, height),
             textcoords="axes fraction",
             fontsize=9,
-            color=colour,
+            color=color,
             va="center",
-            arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.6, "alpha": 0.6, "relpos": (0, 0.5)},
+            arrowprops={"arrowstyle": "-", "color": color, "linewidth": 0.6, "alpha": 0.6, "relpos": (0, 0.5)},
         )

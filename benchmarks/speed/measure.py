@@ -72,7 +72,7 @@ def alternating(calls: Mapping[str, Call], device: torch.device, seconds: float,
 
 
 def percentile(values: Sequence[float], share: float) -> float:
-    """Interpolated between neighbours."""
+    """Interpolated between neighbors."""
     return float(torch.tensor(values, dtype=torch.float64).quantile(share))
 
 

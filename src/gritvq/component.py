@@ -63,7 +63,7 @@ def eval_mode(module: nn.Module) -> Iterator[None]:
             part.training = True
 
 
-# Where the classes of artefacts that were written before the wings are now.
+# Where the classes of artifacts that were written before the wings are now.
 _AT_THE_TOP = (
     "assignments base codebooks hyperbolic learning lookup_free structures surrogates variational vector_quantizer"
 )

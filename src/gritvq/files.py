@@ -1,12 +1,12 @@
 """Writing files so that a reader sees the old ones or the new ones, never halves or a mixture.
 
-There is one order of writing. A single file is written under another name beside its place and renamed. An artefact of
+There is one order of writing. A single file is written under another name beside its place and renamed. An artifact of
 several files is written whole into a hidden folder inside its own, and that folder is renamed to ``.written``: from
 this moment on the new files count. Then they are moved to their places, one by one. A process may be killed at any
 point: readers ask :func:`place_of_file`, which prefers what ``.written`` still holds, and the next writer ends the
 moves and removes what was left over.
 
-There is one checksum, SHA-256. An artefact's readable file, such as ``config.json``, holds that of every other file and
+There is one checksum, SHA-256. An artifact's readable file, such as ``config.json``, holds that of every other file and
 of itself; a zip file of its own, such as a checkpoint, has it as its comment.
 """
 
@@ -92,7 +92,7 @@ def replacing_files(folder: str | os.PathLike[str]) -> Iterator[Path]:
     new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     inside = [written.parent for written in folder.glob(f"*/{_WRITTEN}")]
-    for place in (folder, folder.absolute().parent, *inside):  # an artefact may hold another
+    for place in (folder, folder.absolute().parent, *inside):  # an artifact may hold another
         _end_moves(place)
     _sweep(folder)
     scratch = folder / _scratch_name()
@@ -115,7 +115,7 @@ def replacing_files(folder: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def place_of_file(folder: Path, name: str) -> Path:
-    """Where an artefact's file is: in its place, or on the way there if the writer was killed."""
+    """Where an artifact's file is: in its place, or on the way there if the writer was killed."""
     folder = folder.absolute()
     on_the_way = (folder / _WRITTEN / name, folder.parent / _WRITTEN / folder.name / name)
     return next((path for path in on_the_way if path.exists()), folder / name)
@@ -154,11 +154,11 @@ def regular_file(path: str | os.PathLike[str], what: str = "a file") -> Path:
     return path
 
 
-# --- artefacts --------------------------------------------------------------------------------------------------------
+# --- artifacts --------------------------------------------------------------------------------------------------------
 
 
 def write_header(path: Path, content: Mapping[str, Any]) -> None:
-    """Write an artefact's readable file with the SHA-256 of all others in its folder and of its own content."""
+    """Write an artifact's readable file with the SHA-256 of all others in its folder and of its own content."""
     sums = {other.relative_to(path.parent).as_posix(): _sum_of_file(other) for other in _files_below(path.parent)}
     sealed = json.loads(json.dumps({**content, _SUMS: sums}))
     sealed[_SUMS][path.name] = _sum_of_content(sealed, path.name)
@@ -166,7 +166,7 @@ def write_header(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def read_header(folder: Path, name: str, what: str, form: str, newest: int) -> dict[str, Any]:
-    """Read an artefact's readable file and check it against its own checksum; old artefacts have none.
+    """Read an artifact's readable file and check it against its own checksum; old artifacts have none.
 
     Args:
         folder: The artefact.
@@ -203,7 +203,7 @@ def read_header(folder: Path, name: str, what: str, form: str, newest: int) -> d
 
 
 def checked_file(folder: Path, name: str, header: Mapping[str, Any]) -> Path:
-    """Where an artefact's file is, checked against what the readable file says.
+    """Where an artifact's file is, checked against what the readable file says.
 
     Args:
         folder: The artefact.
@@ -220,7 +220,7 @@ def checked_file(folder: Path, name: str, header: Mapping[str, Any]) -> Path:
     if wanted is not None and _sum_of_file(path) != wanted:
         raise ValueError(
             f"expected the {name} that was written with the other files of {folder}, got one with another checksum; it "
-            "is damaged or of another artefact, copy the whole folder again"
+            "is damaged or of another artifact, copy the whole folder again"
         )
     return path
 

@@ -119,7 +119,7 @@ def read_config(folder: Path, kind: str) -> dict[str, Any]:
 
 
 def read_tensors(folder: Path, name: str, config: Mapping[str, Any]) -> dict[str, Tensor]:
-    """All tensors of a safetensors file of an artefact, checked against the checksum in its ``config.json``.
+    """All tensors of a safetensors file of an artifact, checked against the checksum in its ``config.json``.
 
     Raises:
         ValueError: If it is missing or damaged.

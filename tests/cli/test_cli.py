@@ -63,7 +63,7 @@ def odd(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Pictures of all kinds and sizes."""
     folder = tmp_path_factory.mktemp("odd")
     picture(37, 50, 1).save(folder / "a.png")
-    picture(16, 9, 2).convert("L").save(folder / "grey.png")
+    picture(16, 9, 2).convert("L").save(folder / "gray.png")
     picture(8, 8, 3).convert("RGBA").save(folder / "alpha.png")
     (folder / "deep").mkdir()
     picture(21, 20, 4).save(folder / "deep" / "b.jpg")
@@ -215,7 +215,7 @@ class TestEncodeDecode:
         assert "4 of 4" in capsys.readouterr().out
         assert main(["decode", f"t.{ending}", "--tokenizer", tokenizer, "--out", "back"]) == 0
         model = Tokenizer.from_pretrained(tokenizer)
-        for name, size in {"a": (50, 37), "grey": (9, 16), "alpha": (8, 8), "deep/b": (20, 21)}.items():
+        for name, size in {"a": (50, 37), "gray": (9, 16), "alpha": (8, 8), "deep/b": (20, 21)}.items():
             with Image.open(f"back/{name}.png") as image:
                 assert image.size == size
         original = torch.from_numpy(np.asarray(Image.open(odd / "a.png")).copy()).permute(2, 0, 1)
@@ -229,7 +229,7 @@ class TestEncodeDecode:
         with np.load("t.npz") as file:
             assert file["tokens/a.png"].shape == (10, 13, 1) and file["tokens/a.png"].dtype == np.int64
             rows = {row["name"]: row for row in parquet.read_table("t.parquet").to_pylist()}
-            assert rows.keys() == {"a.png", "grey.png", "alpha.png", "deep/b.jpg"}
+            assert rows.keys() == {"a.png", "gray.png", "alpha.png", "deep/b.jpg"}
             assert rows["a.png"]["tokens"] == file["tokens/a.png"].flatten().tolist()
             assert (rows["a.png"]["height"], rows["a.png"]["width"]) == (37, 50)
 
@@ -412,8 +412,8 @@ class TestMeasuring:
 
     def test_the_tokenizer_says_how_many_channels(self, odd: Path) -> None:
         shape: dict[str, Any] = {"channels": 1, "width": 8, "num_blocks": 1}
-        ImageTokenizer(ImageEncoder(4, **shape), vq_vae(4, 16), ImageDecoder(4, **shape)).save_pretrained("grey")
-        assert main(["validate", "grey", "--data.path", str(odd), "--out", "out"]) == 0
+        ImageTokenizer(ImageEncoder(4, **shape), vq_vae(4, 16), ImageDecoder(4, **shape)).save_pretrained("gray")
+        assert main(["validate", "gray", "--data.path", str(odd), "--out", "out"]) == 0
         assert numbers_of("out")["pictures"] == 4
 
 
@@ -561,7 +561,7 @@ class TestWrongInput:
         ("config", "message"),
         [
             ({"plan": {"max_stepz": 3}}, "did you mean 'plan.max_steps'?"),
-            ({"colour": "red"}, "Option 'colour' is not accepted"),
+            ({"color": "red"}, "Option 'color' is not accepted"),
             (
                 {"tokenizer": {"quantizer": {"class_path": "gritvq.grit_vq", "init_args": {"dim": 4, "size": 9}}}},
                 "Option 'size' is not accepted",

@@ -301,8 +301,8 @@ class TestWrongInput:
         assert "different" in wrong(told, capsys)
 
     def test_an_unknown_category_column(self, shop: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        told = ["semantic-ids", "fit", "--data", str(shop), "--categories", "colour", *KMEANS]
-        assert "colour" in wrong(told, capsys)
+        told = ["semantic-ids", "fit", "--data", str(shop), "--categories", "color", *KMEANS]
+        assert "color" in wrong(told, capsys)
 
     def test_ids_that_lack_an_item(self, run: Path, shop: Path, capsys: pytest.CaptureFixture[str]) -> None:
         write_catalogue(Path("smaller"), NUM_ITEMS - 5)
@@ -367,7 +367,7 @@ class TestWrongInput:
             ([], "either"),
             (["--user", "u1", "--k", "0"], "k >= 1"),
             (["--user", "u1", "--beam", "0"], "beam >= 1"),
-            (["--user", "u1", "--column", "colour"], "colour"),
+            (["--user", "u1", "--column", "color"], "color"),
         ],
     )
     def test_recommend(

@@ -31,7 +31,7 @@ def test_shapes(factor: int, channels: int) -> None:
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-def test_pictures_do_not_depend_on_their_neighbours_in_the_batch_or_on_layout(
+def test_pictures_do_not_depend_on_their_neighbors_in_the_batch_or_on_layout(
     memory_format: torch.memory_format,
 ) -> None:
     encoder, decoder = ImageEncoder(6, width=16, attention=True), ImageDecoder(6, width=16, attention=True)
@@ -57,7 +57,7 @@ def test_attention_reaches_everywhere_and_convolutions_do_not(attention: bool) -
     encoder = ImageEncoder(4, width=32, num_blocks=0, attention=attention).eval()
     for parameter in encoder.parameters():
         nn.init.normal_(parameter, std=0.2)
-    for module in encoder.modules():  # group normalisation sees all positions; switch it off
+    for module in encoder.modules():  # group normalization sees all positions; switch it off
         if isinstance(module, nn.GroupNorm):
             setattr(module, "forward", lambda x: x)  # noqa: B010
     images = torch.rand(1, 3, 40, 40)

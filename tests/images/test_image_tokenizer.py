@@ -98,11 +98,11 @@ class TestPicturesOfOtherKinds:
         opaque = np.concatenate([self.pixels, np.full((9, 14, 1), 255, np.uint8)], 2)
         assert torch.equal(tokenizer.encode(opaque), expected)
 
-    def test_colours_are_brought_to_the_tokenizers(self) -> None:
-        grey = self.pixels[..., 0]
+    def test_colors_are_brought_to_the_tokenizers(self) -> None:
+        gray = self.pixels[..., 0]
         three, one = small(), small(channels=1)
-        assert torch.equal(three.encode(grey), three.encode(torch.from_numpy(grey).expand(3, -1, -1)))
-        assert torch.equal(one.encode(Image.fromarray(grey)), one.encode(torch.from_numpy(grey)[None]))
+        assert torch.equal(three.encode(gray), three.encode(torch.from_numpy(gray).expand(3, -1, -1)))
+        assert torch.equal(one.encode(Image.fromarray(gray)), one.encode(torch.from_numpy(gray)[None]))
 
     def test_a_list_of_different_sizes(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("gritvq.images.tokenizer._PIXELS_AT_ONCE", 200)
@@ -318,7 +318,7 @@ class TestDamaged:
     def test_weights_of_another_tokenizer(self, folder: Path) -> None:
         other = small(channels=1).save_pretrained(folder.parent / "other")
         shutil.copy(other / "model.safetensors", folder / "model.safetensors")
-        self.refused(folder, "another checksum; it is damaged or of another artefact")
+        self.refused(folder, "another checksum; it is damaged or of another artifact")
         self.edit(folder)
         self.refused(folder, "are not from the same tokenizer")
 

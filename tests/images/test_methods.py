@@ -95,7 +95,7 @@ def measured(table: str) -> dict[str, list[dict[str, Any]]]:
 
 
 @pytest.mark.parametrize("name", presets.__all__)
-def test_every_preset_was_measured_well_above_the_mean_colour(name: str) -> None:
+def test_every_preset_was_measured_well_above_the_mean_color(name: str) -> None:
     table = {"vq_wae": "transport", "scq": "convex"}.get(name, "main")
     runs = measured(table)
     floor = runs["mean colour"][0]["psnr"]

@@ -231,12 +231,12 @@ class TestOpening:
             assert names == sorted(set(names))
 
     def test_pictures_in_memory(self) -> None:
-        grey = np.arange(6, dtype=np.uint8).reshape(2, 3)
+        gray = np.arange(6, dtype=np.uint8).reshape(2, 3)
         color = torch.arange(18, dtype=torch.uint8).reshape(3, 2, 3)
-        pictures = open_pictures([Image.fromarray(grey), grey, color, color.permute(1, 2, 0).numpy(), color[:1]])
+        pictures = open_pictures([Image.fromarray(gray), gray, color, color.permute(1, 2, 0).numpy(), color[:1]])
         assert [picture.name for picture in pictures] == list("01234")
         for index in (0, 1):
-            assert torch.equal(pictures[index].pixels, torch.from_numpy(grey).expand(3, 2, 3))
+            assert torch.equal(pictures[index].pixels, torch.from_numpy(gray).expand(3, 2, 3))
         assert torch.equal(pictures[2].pixels, color) and torch.equal(pictures[3].pixels, color)
         assert torch.equal(pictures[4].pixels, color[:1].expand(3, 2, 3))
 

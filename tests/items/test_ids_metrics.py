@@ -134,7 +134,7 @@ def loop_recall(closeness: np.ndarray, near: np.ndarray) -> float:
 
 
 @pytest.mark.parametrize("k", [1, 4, 10])
-def test_neighbours_against_a_plain_loop(k: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_neighbors_against_a_plain_loop(k: int, monkeypatch: pytest.MonkeyPatch) -> None:
     x = torch.randn(90, 5, dtype=torch.float64)
     codes = torch.stack([(x[:, 0] > 0) * 2 + (x[:, 1] > 0), (x[:, 2] > 0) + 0, (x[:, 3] > 0.5) + 0], 1)
     centers = torch.randn(8 * 4, 5)
@@ -162,7 +162,7 @@ def test_neighbours_against_a_plain_loop(k: int, monkeypatch: pytest.MonkeyPatch
     assert found["reconstruction/relative_error"] == pytest.approx(error / ((x - x.mean(0)) ** 2).sum().item())
 
 
-def test_neighbours_at_the_ends() -> None:
+def test_neighbors_at_the_ends() -> None:
     x = torch.randn(40, 3)
     perfect = SemanticIds(torch.arange(40)[:, None] // 4, (10,))
     blobs = torch.eye(10).repeat_interleave(4, 0) + 0.01 * torch.randn(40, 10)

@@ -52,10 +52,10 @@ def seeded(seed: int = 0) -> torch.Generator:
 
 
 def blobs(count: int = 600, dim: int = DIM, groups: int = 40, seed: int = 0) -> Tensor:
-    """Rows around group centres, with a common offset."""
+    """Rows around group centers, with a common offset."""
     generator = seeded(seed)
-    centres = torch.randn(groups, dim, generator=generator)
-    rows = centres[torch.randint(groups, (count,), generator=generator)]
+    centers = torch.randn(groups, dim, generator=generator)
+    rows = centers[torch.randint(groups, (count,), generator=generator)]
     return 2 + rows + 0.3 * torch.randn(count, dim, generator=generator)
 
 

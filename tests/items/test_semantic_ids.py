@@ -269,7 +269,7 @@ class TestFiles:
         whole, text = path.read_bytes(), header.read_text()
         for damaged in (whole[:-9], b"", whole.replace(b"PAR1", b"PAR2", 1), whole + b" "):
             path.write_bytes(damaged)
-            with pytest.raises(ValueError, match="damaged or of another artefact"):
+            with pytest.raises(ValueError, match="damaged or of another artifact"):
                 SemanticIds.load(folder)
         path.unlink()
         with pytest.raises(ValueError, match="found none"):

@@ -86,7 +86,7 @@ class TestWhatIsBuiltOnThem:
 
     @pytest.mark.parametrize("factor", [2, 4, 8, 16])
     def test_energies_of_the_image_prior_are_equal_or_clearly_apart(self, factor: int) -> None:
-        """Else rounding would order them: products of a colour's and a pattern's energy."""
+        """Else rounding would order them: products of a color's and a pattern's energy."""
         for channels in (2, 3, 4):
             deviation = patch_prior(channels, factor, channels * factor**2)[1].double()
             steps = (deviation[:-1] - deviation[1:]) / deviation[:-1]
@@ -143,12 +143,12 @@ def test_no_other_code_leaves_such_a_choice_to_a_library() -> None:
     built on them is another draw under the same seed (dropout is; nothing else may be). Random numbers are ranked by
     ``topk`` itself: equal ones are rare, and either is as good a draw.
     """
-    random_keys = {"base/statistics.py", "learning/transport.py"}
+    random_keys = {"quantizers/base/statistics.py", "quantizers/learning/transport.py"}
     # The search sorts rows by the group of their best code; the order of rows inside a group decides nothing.
-    any_order = {"kernels/blocked.py"}
+    any_order = {"quantizers/kernels/blocked.py"}
     for path in SOURCE.rglob("*.py"):
         name = str(path.relative_to(SOURCE))
-        if name == "canonical.py":
+        if name == "quantizers/canonical.py":
             continue
         tree = ast.parse(path.read_text())
         values_only = {

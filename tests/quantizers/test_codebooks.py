@@ -328,7 +328,7 @@ def test_the_transformers_table_is_frozen_and_its_positions_are_not_small() -> N
     assert book.codes().std().item() == pytest.approx(3**-0.5, rel=0.1)
 
 
-def test_linear_attention_is_the_normalised_kernel_sum() -> None:
+def test_linear_attention_is_the_normalized_kernel_sum() -> None:
     book = TransformerCodebook(3, 10, width=4).double()
     h = book.base @ book.enter.weight.T + book.positions
     query, key, value = (book.norm_attention(h) @ book.qkv.weight.T).split(4, dim=1)

@@ -111,8 +111,8 @@ def a_cloud(kind: str, n: int, d: int) -> Tensor:
 def test_the_nearest_code_is_always_in_a_group_that_is_left(kind: str, seed: int) -> None:
     torch.manual_seed(seed)
     x, codes = a_cloud(kind, 200, 24), a_cloud(kind, 3000, 24)
-    _, centred, bias, center = F._prepared(x, codes, False)
-    groups = blocked.Groups(centred, bias)
+    _, centered, bias, center = F._prepared(x, codes, False)
+    groups = blocked.Groups(centered, bias)
     left = two_stage._RoughCodes(groups).possible(x - center)
     nearest = distances(x, codes).argmin(1)
     assert bool(left.gather(1, nearest[:, None] // groups.size).all())

@@ -1,4 +1,4 @@
-"""Stochastic quantizers: samples, losses and gradients against plain formulas; limits; published behaviour."""
+"""Stochastic quantizers: samples, losses and gradients against plain formulas; limits; published behavior."""
 
 from __future__ import annotations
 

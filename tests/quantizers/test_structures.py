@@ -270,7 +270,7 @@ class TestKinds:
         x = torch.randn(20, DIM, requires_grad=True)
         quantizer(x).loss.backward()
         assert x.grad is not None and x.grad.any()
-        assert bool(((x.grad * x).sum(-1).abs() < 1e-6).all())  # a normalised vector cannot be moved along itself
+        assert bool(((x.grad * x).sum(-1).abs() < 1e-6).all())  # a normalized vector cannot be moved along itself
 
 
 class TestBeam:

@@ -22,7 +22,7 @@ from gritvq.quantizers.functional import nearest_codes
 DIM, SIZE = 4, 32
 
 
-def test_values_are_neighbours_and_nothing_else_changes() -> None:
+def test_values_are_neighbors_and_nothing_else_changes() -> None:
     inner = vq_vae(DIM, SIZE)
     quantizer, x = PerturbedQuantizer(inner, share=1.0, num_neighbors=3), torch.randn(50, 20, DIM, requires_grad=True)
     plain, output = inner(x), quantizer(x)
@@ -65,7 +65,7 @@ def test_a_schedule_lets_it_fade() -> None:
 
 
 @pytest.mark.parametrize("make", [vq_vae, grit_vq])
-def test_one_neighbour_is_the_plain_quantizer(make: type[Quantizer]) -> None:
+def test_one_neighbor_is_the_plain_quantizer(make: type[Quantizer]) -> None:
     inner = make(DIM, SIZE)
     quantizer, x = PerturbedQuantizer(inner, share=1.0, num_neighbors=1), torch.randn(100, DIM)
     assert torch.equal(quantizer(x).quantized, inner(x).quantized)

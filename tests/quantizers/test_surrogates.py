@@ -265,8 +265,8 @@ def test_mahalanobis_jacobian_is_a_projection_and_follows_the_data() -> None:
     radius = MahalanobisRadius(DIM)
     RadialSurrogate(radius).initialize(5 + torch.randn(20000, DIM) * spread)
     found = radius.metric.diagonal() * spread**2
-    regularised = spread**2 / (spread**2 + 0.01 * spread.square().mean())
-    torch.testing.assert_close(found / found.mean(), regularised / regularised.mean(), rtol=0.05, atol=0.0)
+    regularized = spread**2 / (spread**2 + 0.01 * spread.square().mean())
+    torch.testing.assert_close(found / found.mean(), regularized / regularized.mean(), rtol=0.05, atol=0.0)
 
 
 class TestRotation:
@@ -305,8 +305,8 @@ class TestNoisySurrogates:
         step = value.detach() - z
         torch.testing.assert_close(step.norm(dim=1), (q - z).norm(dim=1))
         value.backward(g)
-        unit, towards = step / step.norm(dim=1, keepdim=True), (q - z) / gap(q, z)
-        grad_q = (g * unit).sum(-1, keepdim=True) * towards  # d|q - z| / dq is the direction to q
+        unit, toward = step / step.norm(dim=1, keepdim=True), (q - z) / gap(q, z)
+        grad_q = (g * unit).sum(-1, keepdim=True) * toward  # d|q - z| / dq is the direction to q
         assert z1.grad is not None and q1.grad is not None
         torch.testing.assert_close(q1.grad, grad_q, rtol=1e-9, atol=1e-9)
         torch.testing.assert_close(z1.grad, g - grad_q, rtol=1e-9, atol=1e-9)

@@ -135,8 +135,8 @@ def test_two_tasks_of_slurm(tmp_path: Path) -> None:
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "file").touch()
     for number in range(24):
-        colours = np.random.default_rng(number).integers(0, 256, (8, 8, 3), dtype=np.uint8)
-        Image.fromarray(colours).save(tmp_path / "pictures" / f"{number:02}.png")
+        colors = np.random.default_rng(number).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+        Image.fromarray(colors).save(tmp_path / "pictures" / f"{number:02}.png")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])

@@ -1,4 +1,4 @@
-"""Training: it learns, resumes bitwise, initialises and updates codebooks when it should, and says what went wrong."""
+"""Training: it learns, resumes bitwise, initializes and updates codebooks when it should, and says what went wrong."""
 
 from __future__ import annotations
 
@@ -155,7 +155,7 @@ def short_run(max_steps: int) -> list[float]:
 
 
 def test_the_loss_curve_is_the_known_one() -> None:
-    """Golden values: whoever changes initialisation, data order, losses or the step changes them knowingly.
+    """Golden values: whoever changes initialization, data order, losses or the step changes them knowingly.
 
     Rounding is all that differs between machines: 3e-7 at most in these 20 steps, over three vector widths, three code
     paths of MKL, two of oneDNN, one and two threads. The tolerance leaves room for a vector between two codes that
@@ -194,7 +194,7 @@ GOLDEN = [
 
 
 class TestCodebookCallbacks:
-    def test_initialises_before_the_first_step_where_asked(self, pictures: str) -> None:
+    def test_initializes_before_the_first_step_where_asked(self, pictures: str) -> None:
         for preset, fitted in ((vq_vae_ema, True), (grit_vq, False)):
             task = task_for(preset)
             quantizer: Any = task.tokenizer.quantizer
@@ -399,7 +399,7 @@ class TestCompare:
                 assert got[name] == pytest.approx(expected[name], rel=1e-5)
 
     @pytest.mark.parametrize("split", ["test", "validation"])
-    def test_mean_colour_is_the_floor(self, pictures: str, tmp_path: Path, split: str) -> None:
+    def test_mean_color_is_the_floor(self, pictures: str, tmp_path: Path, split: str) -> None:
         floor = mean_colour_row(Comparison(split=split), lambda: data_from(pictures))
         data = data_from(pictures)
         data.setup()

@@ -28,8 +28,8 @@ from gritvq.training.run import seed_everything
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("pictures")
     for number in range(24):
-        colours = np.random.default_rng(number).integers(0, 256, (8, 8, 3), dtype=np.uint8)
-        Image.fromarray(colours).save(folder / f"{number:02}.png")
+        colors = np.random.default_rng(number).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+        Image.fromarray(colors).save(folder / f"{number:02}.png")
     return str(folder)
 
 

@@ -164,7 +164,7 @@ def run_entry(
 
 
 def mean_colour_row(comparison: Comparison, make_data: Callable[[], TrainingData]) -> dict[str, Any]:
-    """The baseline of a comparison: every picture replaced by its own mean colour, measured on the comparison's images.
+    """The baseline of a comparison: every picture replaced by its own mean color, measured on the comparison's images.
 
     A method near it has learned nothing of the content. It has no codes: its codebook size is 0, and usage, perplexity
     and bits are missing.
@@ -234,7 +234,7 @@ def run_comparison(
 def _outcomes(
     comparison: Comparison, entries: Sequence[Entry], make_data: Callable[[], TrainingData], jobs: int
 ) -> Iterator[tuple[Entry, Callable[[], dict[str, Any]]]]:
-    """Every entry and what returns its result or raises its error; what still waits is cancelled when closed."""
+    """Every entry and what returns its result or raises its error; what still waits is canceled when closed."""
     if jobs == 1:
         for entry in entries:
             yield entry, functools.partial(run_entry, comparison, entry, make_data)

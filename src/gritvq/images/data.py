@@ -43,7 +43,7 @@ _DEFAULT_CROP = 64  # pixels per side, where the native sizes differ
 _LARGEST_NATIVE = 256  # pixels per side; larger pictures are cropped unless a size is asked for
 _PROBES = 256  # pictures looked at to learn whether all have one size
 _PROBED_BLOCKS = 4  # where pictures are read in blocks, the probes lie in so many
-_CENTRE = (0.5, 0.5)
+_CENTER = (0.5, 0.5)
 
 
 class ImageData:
@@ -51,7 +51,7 @@ class ImageData:
 
     ``path`` is one of, the first that fits:
 
-    - ``"photographs"``: random crops of colour photographs inside the scikit-image wheel. Validation crops come from
+    - ``"photographs"``: random crops of color photographs inside the scikit-image wheel. Validation crops come from
       one square per photograph that no training crop overlaps.
     - a folder of pictures, searched recursively, through links too. The name of a folder says the split of what it
       holds, at any level and with other words beside it (``val``, ``images/val2017``, ``cats/test``,
@@ -66,7 +66,7 @@ class ImageData:
     a test split the validation pictures serve as test.
 
     The training loader is endless and starts at the run's step; under several processes each takes its own part of
-    one global order. Pictures larger than the batch's size are cropped, at random in training and at the centre in
+    one global order. Pictures larger than the batch's size are cropped, at random in training and at the center in
     `val_dataloader` and `test_dataloader`, which watch a training run; smaller ones are enlarged until they fill it.
     What measures a set takes whole pictures from `pictures`. No picture is mirrored. An unreadable picture is logged
     by name once and the next readable one takes its place.
@@ -79,7 +79,7 @@ class ImageData:
         size: Height and width in pixels; None keeps the native size where all pictures share one of at most 256 pixels
             per side, and means 64 elsewhere. At most 160 for the photographs.
         batch_size: Pictures B per training step and process; evaluation takes 64 at a time.
-        channels: Colour channels C: 1 for grey or 3 for RGB.
+        channels: Color channels C: 1 for gray or 3 for RGB.
         column: Column of the pictures in Parquet files and Hub data sets.
         num_validation: Pictures held out where there is no validation split; at most a tenth of the training split.
         seed: Seed of order and crops, >= 0.
@@ -210,7 +210,7 @@ class ImageData:
         return loader
 
     def val_dataloader(self) -> DataLoader[Tensor]:
-        """Centre crops of the validation pictures in a fixed order, up to 64 in a batch; whole ones: `pictures`."""
+        """Center crops of the validation pictures in a fixed order, up to 64 in a batch; whole ones: `pictures`."""
         return _in_order(self._ready().validation, self.num_workers)
 
     def test_dataloader(self) -> DataLoader[Tensor]:
@@ -269,8 +269,8 @@ class ImageData:
             )
         train, validation, test = found.pictures.values()
         shape = (self.size, self.size) if self.size else _common_shape(train) or (_DEFAULT_CROP, _DEFAULT_CROP)
-        centred = [_Fixed(len(part), partial(_crop, part, shape, at=_CENTRE)) for part in (validation, test)]
-        return _Views(shape, len(train), partial(_crop, train, shape), train.blocks(), *centred)
+        centered = [_Fixed(len(part), partial(_crop, part, shape, at=_CENTER)) for part in (validation, test)]
+        return _Views(shape, len(train), partial(_crop, train, shape), train.blocks(), *centered)
 
     def _photographs(self) -> _Views:
         size = self.size or _DEFAULT_CROP
@@ -437,7 +437,7 @@ def _window(picture: Tensor, shape: tuple[int, int], at: Sequence[float]) -> Ten
     Args:
         picture: Bytes.
         shape: Height and width of the result.
-        at: Position in [0, 1), vertical and horizontal; .5 is the centre.
+        at: Position in [0, 1), vertical and horizontal; .5 is the center.
     """
     sides = picture.shape[1:]
     scale = max(1.0, *(wanted / side for wanted, side in zip(shape, sides, strict=True)))

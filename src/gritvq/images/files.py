@@ -87,7 +87,7 @@ PHOTOGRAPHS = {
 
 
 def to_tensor(image: Image.Image, channels: int = 3) -> UInt8[Tensor, "C H W"]:
-    """Turns any Pillow image into bytes of grey or RGB, the right way up.
+    """Turns any Pillow image into bytes of gray or RGB, the right way up.
 
     The orientation in the EXIF data is applied, transparency lies over white, and values of more than 8 bits are scaled
     to 0..255, never clipped: white is 65535 for integers and, for floats, the least of 1, 255 and 65535 that is no
@@ -95,7 +95,7 @@ def to_tensor(image: Image.Image, channels: int = 3) -> UInt8[Tensor, "C H W"]:
 
     Args:
         image: The image; it stays as it is.
-        channels: 1 for grey or 3 for RGB.
+        channels: 1 for gray or 3 for RGB.
 
     Returns:
         Bytes (C, H, W) in memory of their own.
@@ -162,7 +162,7 @@ def read_images(
 
     Args:
         path: A file or a folder.
-        channels: 1 for grey or 3 for RGB.
+        channels: 1 for gray or 3 for RGB.
         strict: Whether an unreadable picture in a folder is an error; otherwise it is logged by name and left out.
 
     Returns:
@@ -200,7 +200,7 @@ class Pictures:
 
     Args:
         source: Where they come from.
-        channels: 1 for grey or 3 for RGB.
+        channels: 1 for gray or 3 for RGB.
         numbers: Which of them, in which order; None for all.
         strict: Whether an unreadable picture is an error when iterating.
         origin: What `describe` says of where they are from.
@@ -255,7 +255,7 @@ class Pictures:
         return Pictures(self.source, self.channels, numbers=numbers, strict=self.strict, origin=self.origin)
 
     def batches(self, batch_size: int = 64, max_pixels: int = 2**22) -> Iterator[tuple[list[Picture], Tensor]]:
-        """Whole pictures, neighbours of equal size together; in order, without the unreadable ones.
+        """Whole pictures, neighbors of equal size together; in order, without the unreadable ones.
 
         Args:
             batch_size: Pictures per batch, at most.
@@ -317,7 +317,7 @@ def open_pictures(
         path: A picture; a folder of pictures, with its subfolders; a Parquet file, or a folder of them; the name of a
             data set on the Hugging Face Hub; ``"photographs"`` for those bundled with scikit-image; or a sequence of
             Pillow images, of bytes (C, H, W) as tensors or of bytes (H, W) or (H, W, C) as arrays.
-        channels: 1 for grey or 3 for RGB.
+        channels: 1 for gray or 3 for RGB.
         split: ``"train"``, ``"validation"``, ``"test"``; ``"held_out"`` for the validation pictures, else the test
             pictures; None for all. Where no name says a split, the data stand alone and every split is all of them.
             Of the photographs the validation and test pictures are the squares that training never sees.
@@ -482,7 +482,7 @@ def decode(
 def check_channels(channels: int) -> None:
     """Raises a ValueError unless there is a conversion to this number of channels."""
     if channels not in (1, 3):
-        raise ValueError(f"expected channels to be 1 (grey) or 3 (RGB), got {channels}; choose one of these.")
+        raise ValueError(f"expected channels to be 1 (gray) or 3 (RGB), got {channels}; choose one of these.")
 
 
 def save_png(image: Float[Tensor, "C H W"], path: str | os.PathLike[str]) -> Path:

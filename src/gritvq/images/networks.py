@@ -5,7 +5,7 @@ other way round. So nothing happens at full resolution: the encoder folds patche
 (space to depth), works at a quarter of the resolution and below, and the decoder ends in the mirror of that (pixel
 shuffle). Beside the deep path runs one linear map per patch. The encoder's starts as the whitening transform of a
 classical image prior (:func:`patch_prior`): so the first latents already spread evenly in all directions, as freshly
-drawn codes do, and a codebook finds work for its codes without initialisation from data. The residual blocks start as
+drawn codes do, and a codebook finds work for its codes without initialization from data. The residual blocks start as
 the identity.
 """
 
@@ -23,7 +23,7 @@ from gritvq.component import Component
 from gritvq.quantizers.canonical import canonical_eigh
 
 _Layer = TypeVar("_Layer", bound=nn.Module)
-_GROUP = 8  # channels per normalisation group
+_GROUP = 8  # channels per normalization group
 _MAX_PATCH = 4  # pixels per side folded into channels at once; larger factors are reached by strided stages
 
 
@@ -31,12 +31,12 @@ class ImageEncoder(Component):
     r"""Turns pictures into a grid of continuous vectors, one per patch of ``factor`` x ``factor`` pixels.
 
     ``z = deep(x) + linear(x)``: a residual convolutional network plus one linear map of each patch, which starts as a
-    whitening transform. At initialisation a vector's norm is about 1 whatever ``dim`` and ``factor``, the norm of
-    freshly drawn codes, and no direction is preferred, so that a codebook needs no initialisation from data.
+    whitening transform. At initialization a vector's norm is about 1 whatever ``dim`` and ``factor``, the norm of
+    freshly drawn codes, and no direction is preferred, so that a codebook needs no initialization from data.
 
     Args:
         dim: Size D of an output vector.
-        channels: Colour channels C of the pictures.
+        channels: Color channels C of the pictures.
         width: Channels of the hidden layers, a multiple of 8. Time and parameters grow with its square.
         factor: Pixels per token and side: 2, 4, 8 or 16.
         num_blocks: Residual blocks per resolution; there is one resolution for factors 2 and 4, and one more for every
@@ -112,7 +112,7 @@ class ImageDecoder(Component):
 
     Args:
         dim: Size D of an input vector.
-        channels: Colour channels C of the pictures.
+        channels: Color channels C of the pictures.
         width: Channels of the hidden layers, a multiple of 8.
         factor: Pixels per token and side: 2, 4, 8 or 16.
         num_blocks: Residual blocks per resolution.
@@ -178,16 +178,16 @@ def patch_prior(
     """Principal components of image patches under a prior that needs no data.
 
     Pixels in [-1, 1] have standard deviation 1/2; two of them correlate by 0.95 to the power of their euclidean
-    distance, two colour channels by 0.9. Photographs come close, and nothing has to be looked at.
+    distance, two color channels by 0.9. Photographs come close, and nothing has to be looked at.
 
     Args:
-        channels: Colour channels C.
+        channels: Color channels C.
         factor: Side f of a patch in pixels.
         num_components: How many components at most; there are ``C f^2``.
 
     Returns:
         Unit components, the most energetic first, and the standard deviation of the patch along each. Symmetry makes
-        many equally energetic (two colour axes, mirrored patches); they are those of
+        many equally energetic (two color axes, mirrored patches); they are those of
         :func:`~gritvq.quantizers.canonical.canonical_eigh`, the same on every machine.
 
     Example:
@@ -225,7 +225,7 @@ def num_parameters(module: nn.Module) -> int:
 
 
 class _ResidualBlock(nn.Module):
-    """``x + conv(silu(norm(conv(silu(norm(x))))))``, the identity at initialisation; keeps the shape (B, C, H, W)."""
+    """``x + conv(silu(norm(conv(silu(norm(x))))))``, the identity at initialization; keeps the shape (B, C, H, W)."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -237,7 +237,7 @@ class _ResidualBlock(nn.Module):
 
 
 class _SelfAttention(nn.Module):
-    """Multi-head self attention over all positions, residual, the identity at initialisation; keeps (B, C, H, W)."""
+    """Multi-head self attention over all positions, residual, the identity at initialization; keeps (B, C, H, W)."""
 
     def __init__(self, width: int) -> None:
         super().__init__()

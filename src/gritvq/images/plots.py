@@ -86,7 +86,7 @@ def usage_plot(counts: Int[Tensor, " K"], path: str | Path) -> Path:
 def codebook_picture(
     tokenizer: ImageTokenizer, path: str | Path, counts: Tensor | None = None, max_codes: int = 4096
 ) -> Path:
-    """What each code looks like: the centre patch of a small field of the same token, sorted from dark to bright.
+    """What each code looks like: the center patch of a small field of the same token, sorted from dark to bright.
 
     The field is 3 x 3 tokens, or what the quantizer's layout asks for.
 
@@ -109,7 +109,7 @@ def codebook_picture(
     factor = tokenizer.factor
     folded = tokenizer.fold()  # the codes made once
     fields = (folded.decode(constant_tokens(folded.quantizer, part)).cpu() for part in codes.split(256))
-    patches = torch.cat([_centre(field, factor) for field in fields])
+    patches = torch.cat([_center(field, factor) for field in fields])
     patches = patches[patches.mean((1, 2, 3)).argsort(stable=True)]
     columns = math.ceil(math.sqrt(len(patches)))
     rows = math.ceil(len(patches) / columns)
@@ -125,7 +125,7 @@ def codebook_picture(
     return save_figure(figure, path)
 
 
-def _centre(field: Float[Tensor, "B C H W"], factor: int) -> Float[Tensor, "B C f f"]:
+def _center(field: Float[Tensor, "B C H W"], factor: int) -> Float[Tensor, "B C f f"]:
     """The patch in the middle."""
     top, left = (side // factor // 2 * factor for side in field.shape[-2:])
     return field[..., top : top + factor, left : left + factor]

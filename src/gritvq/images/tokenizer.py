@@ -65,7 +65,7 @@ class ImageTokenizer(Autoencoder):
 
     @property
     def channels(self) -> int:
-        """Colour channels."""
+        """Color channels."""
         return int(self.encoder.channels)  # type: ignore[arg-type]
 
     @property
@@ -300,7 +300,7 @@ class ImageTokenizer(Autoencoder):
         if images.ndim not in (3, 4) or images.shape[-3] != self.channels or 0 in images.shape[-2:]:
             raise ValueError(
                 f"expected images (B, {self.channels}, H, W) or ({self.channels}, H, W), got {tuple(images.shape)}; "
-                "the colour channels come before height and width"
+                "the color channels come before height and width"
             )
         if images.dtype == torch.uint8:
             images = images.float() / 255

@@ -102,7 +102,7 @@ class FSQ(_Grid):
 
     ``b_i = h_i tanh(x_i + s_i) - o_i`` with ``h = (L - 1)(1 + eps) / 2``, ``o = 1/2`` for even L and 0 for odd,
     ``s = atanh(o / h)``; the code is ``round(b_i) / floor(L_i / 2)``, in [-1, 1]. The gradient is that of the bounded
-    value (straight-through). There is no loss and nothing to initialise.
+    value (straight-through). There is no loss and nothing to initialize.
 
     Args:
         levels: Values per component, each at least 2; 5 or more work best, as the authors say. D is their number, K

@@ -73,7 +73,7 @@ def write_tokens(path: str | os.PathLike[str], items: Sequence[TokenizedImage]) 
             import pyarrow.parquet as parquet
 
             labels = [item.label for item in items]
-            labelled = {} if all(label is None for label in labels) else {"label": labels}
+            labeled = {} if all(label is None for label in labels) else {"label": labels}
             table = pa.table(
                 {
                     "name": [item.name for item in items],
@@ -85,7 +85,7 @@ def write_tokens(path: str | os.PathLike[str], items: Sequence[TokenizedImage]) 
                     ),
                     "channels": [item.tokens.shape[-1] for item in items],
                     "tokens": [item.tokens.flatten().numpy() for item in items],
-                    **labelled,
+                    **labeled,
                 },
                 metadata={_SUM: _sum(items)},
             )

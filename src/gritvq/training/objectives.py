@@ -22,7 +22,7 @@ __all__ = ["ElboObjective", "Objective", "ReconstructionObjective", "TwoPathObje
 
 
 class Objective(Component, ABC):
-    """Named, weighted losses of one batch; the task minimises their sum."""
+    """Named, weighted losses of one batch; the task minimizes their sum."""
 
     @abstractmethod
     def forward(

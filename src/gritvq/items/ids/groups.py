@@ -16,7 +16,7 @@ _LARGEST_WORD = 2**62
 class RowTable:
     """The distinct rows of a matrix of codes, numbered in lexicographic order.
 
-    Neighbouring columns whose sizes multiply to at most 2^62 become one mixed-radix number,
+    Neighboring columns whose sizes multiply to at most 2^62 become one mixed-radix number,
     ``word = ((c_1 K_2 + c_2) K_3 + c_3) ...``; further words are joined by rank, so any number of columns works.
 
     Args:

@@ -76,7 +76,7 @@ def report(
       number; 1 where both are constant
     - ``categories/largest_share``: max_c n_c / n: the purity of a single code for all
 
-    Neighbours, with ``embeddings``, of N = ``num_queries`` items evenly spaced over the catalogue (all where there are
+    Neighbors, with ``embeddings``, of N = ``num_queries`` items evenly spaced over the catalogue (all where there are
     no more): E_k(i) are the k nearest other items by the cosine of their embeddings.
 
     - ``neighbours/prefix_recall@10``: 1/(N k) sum_i sum_{j in E_k(i)} P(j), P(j) the chance that j is among the k other
@@ -84,8 +84,8 @@ def report(
     - ``neighbours/quantized_recall@10``: with ``reconstructions``: likewise, for the k nearest other items by the
       euclidean distance of their ids' reconstructions, equal ones (before an appended token) drawn by lot
     - ``neighbours/chance@10``: k / (n - 1): what ids without meaning reach
-    - ``related/prefix_recall@k``: with ``related``: the same for given neighbours, a mean over all that are given
-    - ``related/embedding_recall@10``: with both: mean 1[j in E_k(i)] over the given neighbours j of the N items
+    - ``related/prefix_recall@k``: with ``related``: the same for given neighbors, a mean over all that are given
+    - ``related/embedding_recall@10``: with both: mean 1[j in E_k(i)] over the given neighbors j of the N items
       (FORGE's embedding hit rate, where they are the next items)
     - ``depth1/cohesion``: mean cosine of the embeddings of two items, over all pairs that share d codes; NaN if none do
     - ``depth1/discrimination``: that, less the mean over all pairs that share d - 1 codes and no more
@@ -107,7 +107,7 @@ def report(
     Args:
         ids: The ids; as ``ids.report(...)`` too.
         categories: Per item one category (string or number) or a list of them; None, NaN, "" and [] are none.
-        embeddings: Per item a vector, to compare neighbours.
+        embeddings: Per item a vector, to compare neighbors.
         reconstructions: Per item what its id decodes to (equal ids, equal vectors), in the space of the embeddings.
         related: Rows of items that belong to each item, such as what is bought together; -1 is none.
         recoded: What the tokenizer gives once more, in another batch size, order or dtype; may have fewer columns than
@@ -115,7 +115,7 @@ def report(
         perturbed: S times the codes of all items with noise on their embeddings; may have fewer columns, too. Of little
             use under policies that choose other codes than the tokenizer's, which count as changed.
         num_neighbours: k.
-        num_queries: Items whose neighbours are compared.
+        num_queries: Items whose neighbors are compared.
 
     Returns:
         Value by name, as floats.
@@ -166,7 +166,7 @@ def report(
         given = None if related is None else rows
         found |= _cohesion(prefixes, F.normalize(vectors, dim=1))
         decoded = prefixes[-2] if ids.collisions == "append" else prefixes[-1]  # equal ids decode alike
-        found |= _neighbours(prefixes, decoded, vectors, values, given, num_neighbours, num_queries)
+        found |= _neighbors(prefixes, decoded, vectors, values, given, num_neighbours, num_queries)
         if values is not None:
             found |= _errors(vectors, values)
     return found
@@ -340,7 +340,7 @@ def _pair_sum(group: Int[Tensor, " n"], unit: Float[Tensor, "n D"]) -> tuple[flo
     return (total if pairs else 0.0), pairs
 
 
-def _neighbours(
+def _neighbors(
     prefixes: list[RowTable],
     decoded: RowTable,
     x: Float[Tensor, "n D"],

@@ -18,9 +18,9 @@ from gritvq.plotting import new_figure, save_figure
 
 __all__ = ["collisions_picture", "level_usage_picture", "tree_picture"]
 
-_BLUE, _RED, _GREY = "#2a6f97", "#c1121f", "#d9d9d9"
+_BLUE, _RED, _GRAY = "#2a6f97", "#c1121f", "#d9d9d9"
 _MOST_LEVELS = 12
-_COLORS = (0, 1, 2, 3, 4, 5, 6, 7, 9, 10, 11)  # of Set3, without its grey
+_COLORS = (0, 1, 2, 3, 4, 5, 6, 7, 9, 10, 11)  # of Set3, without its gray
 
 
 def _level_name(ids: SemanticIds, level: int) -> str:
@@ -136,10 +136,10 @@ def _size_edges(largest: int) -> list[int]:
 def tree_picture(
     ids: SemanticIds, categories: Sequence[Any], path: str | os.PathLike[str], *, depth: int = 2, most_named: int = 11
 ) -> Path:
-    """The tree of ids from the root down, as wide as the items under each prefix, coloured by category purity.
+    """The tree of ids from the root down, as wide as the items under each prefix, colored by category purity.
 
     The top band names the commonest category of each first code; codes of one category stand together. Purity is the
-    share of a prefix's items that are in its commonest category. Prefixes of one item are grey, since theirs is 1
+    share of a prefix's items that are in its commonest category. Prefixes of one item are gray, since theirs is 1
     whatever the ids are. Items without a category are left out.
 
     Args:
@@ -147,7 +147,7 @@ def tree_picture(
         categories: Per item one category or a list, as in :func:`gritvq.items.ids.metrics.report`.
         path: PNG to write.
         depth: Levels to show.
-        most_named: Categories with a colour of their own.
+        most_named: Categories with a color of their own.
 
     Raises:
         ValueError: If no item has a category.
@@ -172,7 +172,7 @@ def tree_picture(
     figure, axis = new_figure(11.5, 1.3 + 1.05 * depth)
     from matplotlib import colormaps
 
-    shades = colormaps["YlGnBu"].with_extremes(bad=_GREY)
+    shades = colormaps["YlGnBu"].with_extremes(bad=_GRAY)
     labels = ["commonest\ncategory"]
     for level, (table, (_, purity)) in enumerate(zip(tables, nodes, strict=True)):
         group = table.group.numpy()[order]
@@ -191,7 +191,7 @@ def tree_picture(
     axis.xaxis.set_major_formatter("{x:,.0f}")
     axis.xaxis.get_major_locator().set_params(integer=True)
     alone = 100 * int((tables[-1].counts == 1).sum()) / len(order)
-    axis.set_xlabel(f"items; grey: the only one of its prefix ({alone:.0f} % of the items in the last row)", fontsize=9)
+    axis.set_xlabel(f"items; gray: the only one of its prefix ({alone:.0f} % of the items in the last row)", fontsize=9)
     axis.tick_params(axis="y", length=0)
     axis.tick_params(axis="x", labelsize=8)
     for spine in axis.spines.values():
@@ -220,13 +220,13 @@ def _commonest(
 
 
 def _category_band(axis: Any, category: np.ndarray, names: Sequence[Any], most_named: int) -> None:
-    """Runs of one category as coloured blocks, with their names where there is room."""
+    """Runs of one category as colored blocks, with their names where there is room."""
     from matplotlib import colormaps
 
     starts = np.flatnonzero(np.r_[True, category[1:] != category[:-1]])
     ends = np.r_[starts[1:], len(category)]
     for number, (start, end) in enumerate(zip(starts, ends, strict=True)):
-        color = colormaps["Set3"](_COLORS[number % len(_COLORS)]) if number < most_named else _GREY
+        color = colormaps["Set3"](_COLORS[number % len(_COLORS)]) if number < most_named else _GRAY
         axis.barh(0.35, end - start, left=start, height=0.5, color=[color], edgecolor="white", linewidth=0.5)
         name, room = str(names[category[start]]), int(130 * (end - start) / len(category))
         if number < most_named and room > min(len(name), 6):

@@ -1,4 +1,4 @@
-"""Semantic ids as one artefact: which tuple of codes names which item, saved and loaded bit by bit."""
+"""Semantic ids as one artifact: which tuple of codes names which item, saved and loaded bit by bit."""
 
 from __future__ import annotations
 
@@ -279,7 +279,7 @@ class SemanticIds:
     def save(self, folder: str | os.PathLike[str]) -> Path:
         """Write ``ids.parquet`` (columns ``item, c0, c1, ...``) and ``semantic_ids.json``, neither of them by halves.
 
-        The JSON holds the checksums of both, so files of two artefacts are never taken for one. Existing ids are
+        The JSON holds the checksums of both, so files of two artifacts are never taken for one. Existing ids are
         replaced once both files are written: whenever the process dies, the folder holds the old ids or the new ones.
         Needs pyarrow (the extra ``items``).
 
@@ -307,7 +307,7 @@ class SemanticIds:
         """Read what :meth:`save` wrote, bit by bit.
 
         Raises:
-            ValueError: If there are no ids, they are damaged, of two artefacts, or written by a newer version, or
+            ValueError: If there are no ids, they are damaged, of two artifacts, or written by a newer version, or
                 pyarrow is missing.
         """
         pyarrow, parquet = _pyarrow()

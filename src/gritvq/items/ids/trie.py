@@ -20,7 +20,7 @@ class PrefixTrie(nn.Module):
     """All prefixes of a set of id tuples as one table in compressed-row form, which moves with ``.to(device)``.
 
     A node is a distinct prefix. Node 0 is the empty one, the nodes of a level follow those of the level before, and
-    within a level they are in lexicographic order, so the children of a node are neighbours: node v has the children
+    within a level they are in lexicographic order, so the children of a node are neighbors: node v has the children
     ``first_child[v] .. first_child[v + 1] - 1``. A child is found by binary search over the keys
     ``parent * max(K) + code``, which this order sorts. Node -1 stands for whatever is no prefix: nothing may follow it,
     and every step from it leads to it. Several rows may share an id.

@@ -70,7 +70,7 @@ class Backbone(Component, ABC):
     def log_probs(self, context: Context, prefixes: Int[Tensor, "B W l"]) -> Float[Tensor, "B W K"]:
         """Log-probabilities of the code after each of W prefixes of length l < Q, in float32.
 
-        They are not renormalised over the codes that exist, so the score of an id is the sum over its levels whatever
+        They are not renormalized over the codes that exist, so the score of an id is the sum over its levels whatever
         the catalogue.
         """
 

@@ -99,7 +99,7 @@ class CollaborativeLoss(ItemLoss):
 
 
 class DiversityLoss(ItemLoss):
-    """Pulls codes towards others of their group and away from the rest, so that items spread over them.
+    """Pulls codes toward others of their group and away from the rest, so that items spread over them.
 
     The codes of each level are grouped by balanced k-means now and then. For the code ``e_i`` of an item at a level
     and a random other code ``e_+`` of its group: ``-weight * log(exp <e_i, e_+> / sum_{j != i} exp <e_i, e_j>)``,

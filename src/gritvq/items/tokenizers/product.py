@@ -20,7 +20,7 @@ _ROTATION_TOLERANCE = 5e-6  # of |x|: some twenty times what a float32 rotation 
 class ProductKMeans(ItemTokenizer):
     """Product quantization by k-means: the components are split into P parts, each with its own K codes.
 
-    With ``rotate`` the embeddings are turned first (optimised product quantization, OPQ), so that the parts share the
+    With ``rotate`` the embeddings are turned first (optimized product quantization, OPQ), so that the parts share the
     variance and depend on each other little: ``y = R x`` with the orthogonal matrix R that faiss finds. Codes are
     unordered: none is a refinement of another. Decoding joins the parts' codes and turns them back.
 
@@ -126,7 +126,7 @@ class ProductKMeans(ItemTokenizer):
 
 
 def _rotation(x: Tensor, num_parts: int, codebook_size: int, seed: int) -> Float[Tensor, "D D"]:
-    """The rotation of optimised product quantization.
+    """The rotation of optimized product quantization.
 
     Raises:
         ValueError: If faiss is missing.

@@ -60,8 +60,8 @@ class ResidualKMeans(ItemTokenizer):
 
     References:
         Residual vector quantization: Chen et al., "Approximate Nearest Neighbor Search by Residual Vector
-        Quantization", Sensors 2010. As semantic ids, with normalised residuals: Ju et al., "GRID", 2025, arXiv
-        2507.22224; their decoding of normalised residuals is not described, ours is above.
+        Quantization", Sensors 2010. As semantic ids, with normalized residuals: Ju et al., "GRID", 2025, arXiv
+        2507.22224; their decoding of normalized residuals is not described, ours is above.
     """
 
     def __init__(

@@ -27,7 +27,7 @@ _SCALE_WEIGHT = 0.1  # of what keeps latents at unit mean square, so that commit
 class RQVAE(ItemTokenizer):
     """Encoder, quantizer and decoder trained to reconstruct item embeddings; codes are the quantizer's.
 
-    Training: embeddings are centred and divided by their overall standard deviation, kept with the weights. The first
+    Training: embeddings are centered and divided by their overall standard deviation, kept with the weights. The first
     ``plain_share`` of the steps trains encoder and decoder alone, with latents held at unit mean square; then the codes
     are fitted to the latents of the whole catalogue, level by level, and everything is trained together. AdamW, cosine
     schedule, loss ``mean squared error / variance + quantizer's losses + others``. Quantizers made for a likelihood

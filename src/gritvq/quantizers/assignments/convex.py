@@ -239,7 +239,7 @@ def _weights(problem: _Problem, x: Tensor, indices: Tensor, num_iterations: int)
 
 
 def _interior_step(problem: _Problem, p: Tensor, s: Tensor, gap: Tensor) -> tuple[Tensor, Tensor]:
-    """One predictor-corrector step (Mehrotra) towards ``p_k s_k = 0``; p and s stay positive and feasible."""
+    """One predictor-corrector step (Mehrotra) toward ``p_k s_k = 0``; p and s stay positive and feasible."""
     ratio, over_p, over_s = s / p, 1 / p, 1 / s
     system = _System(problem, 1 / (problem.penalty + ratio))
 

@@ -85,7 +85,7 @@ class Codebook(Component, ABC):
 
     @abstractmethod
     def table(self) -> Float[Tensor, "K D"]:
-        """The codes before normalisation, differentiable in the parameters; called outside autocast."""
+        """The codes before normalization, differentiable in the parameters; called outside autocast."""
 
     def codes(self) -> Float[Tensor, "K D"]:
         """Materialize all codes: what forward, decode and fold all read."""
@@ -160,7 +160,7 @@ class Codebook(Component, ABC):
         if written < size:
             told = (
                 f"expected to write {size} codes, wrote {written}: the map of {type(self).__name__} cannot be inverted "
-                "there; initialise before training, while it is the identity"
+                "there; initialize before training, while it is the identity"
             )
             if written == 0:
                 raise ValueError(told)
@@ -269,7 +269,7 @@ class Context(NamedTuple):
 
 
 class LearningRule(Component, ABC):
-    """What moves or regularises the codes: a loss during forward, a step of its own after the optimizer's, or both.
+    """What moves or regularizes the codes: a loss during forward, a step of its own after the optimizer's, or both.
 
     Attributes:
         trains_codes: Whether :meth:`loss` sends a gradient to the codes.

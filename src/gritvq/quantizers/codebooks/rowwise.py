@@ -225,7 +225,7 @@ class MLPCodebook(_TransformedCodebook):
     """Codes under one shared residual network: ``codes() = C + f(C) + b``, f two layers with GELU, its last one zero.
 
     The default codebook of the program (:func:`gritvq.grit_vq`): with a codebook learning rate of 10 times the
-    encoder's it keeps nearly all codes in use without data initialisation, revival or auxiliary loss.
+    encoder's it keeps nearly all codes in use without data initialization, revival or auxiliary loss.
 
     Args:
         dim: Size D of a code.

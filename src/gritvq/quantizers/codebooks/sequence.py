@@ -47,7 +47,7 @@ class _SequenceCodebook(Codebook):
         """Give the codes, component by component, the mean and the standard deviation of ``x``.
 
         Where the codes do not differ (the zero start of a bridge), or the data do not, the scale is 1 and only the mean
-        is matched. Moments are those before normalisation.
+        is matched. Moments are those before normalization.
         """
         with torch.autocast(self._device_type(), enabled=False):
             own, data = self.mapped(), at_least_float32(x)
@@ -93,7 +93,7 @@ class TransformerCodebook(_SequenceCodebook):
         Lu et al., "Beyond Stationarity: Rethinking Codebook Collapse in Vector Quantization" (TransVQ), 2026, arXiv
         2602.18896. The block follows a description of the released code: C from N(0, 1/D) and frozen, P from N(0, 1),
         width 256, attention without biases, MLP ratio 2 with GELU, in and out layers without bias. Our choice, because
-        not described: default initialisation of the layers, biases inside the MLP, the matching of moments.
+        not described: default initialization of the layers, biases inside the MLP, the matching of moments.
     """
 
     def __init__(

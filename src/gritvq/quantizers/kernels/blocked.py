@@ -1,7 +1,7 @@
 """Search in blocks by PyTorch's own matrix product, on any device.
 
 A minimum over all scores that also tells its place costs as much as the product on a CPU, one that does not a tenth. So
-the minima of groups of neighbouring codes are taken while a block of scores is in the cache, and the place is looked
+the minima of groups of neighboring codes are taken while a block of scores is in the cache, and the place is looked
 for in the best group of every row alone: one more product for all rows that have the same best group.
 """
 
@@ -23,7 +23,7 @@ _GROUPED_FROM = 1024  # codes; at 512 groups are no faster
 
 
 class Groups:
-    """Centred codes in groups of neighbours, filled up with codes that are never near.
+    """Centered codes in groups of neighbors, filled up with codes that are never near.
 
     The size of a group grows with K, so that there are neither many groups to look through nor many codes in them.
     """
@@ -108,7 +108,7 @@ def search(
 
 
 def finite_rows(x: Float[Tensor, "n D"], center: Float[Tensor, " D"]) -> tuple[Float[Tensor, "n D"], Tensor]:
-    """Centred rows, zeros for those that are not finite, and which are."""
+    """Centered rows, zeros for those that are not finite, and which are."""
     rows = x.to(center.dtype) - center
     finite = rows.abs().amax(1).isfinite()
     if rows.device.type == "cpu" and bool(finite.all()):
@@ -133,7 +133,7 @@ def _search_groups(x: Tensor, codes: Tensor, bias: Tensor, center: Tensor) -> In
 def search_rows(
     rows: Float[Tensor, "n D"], codes: Float[Tensor, "K D"], bias: Float[Tensor, " K"], block_codes: int = 1024
 ) -> Int[Tensor, " n"]:
-    """All centred rows at once, blocks over the codes alone: plain operators, for exported programs too."""
+    """All centered rows at once, blocks over the codes alone: plain operators, for exported programs too."""
     best = index = None
     for start in range(0, len(codes), block_codes):
         block = slice(start, start + block_codes)

@@ -3,7 +3,7 @@
 Stage 1 rounds vectors and codes to eight bits, ``x = x' + e``, ``c = c' + f``, and takes the rough scores
 ``|c|^2 / 2 - <x', c'>`` from integer products, which are exact. Since ``<x, c> - <x', c'> = <e, c> + <x', f>``, the
 true score is within ``|e| |c| + |x'| |f|`` of the rough one (Cauchy and Schwarz, with the lengths of the actual
-rounding errors). Of every group of neighbouring codes the smallest rough score is kept. A group whose smallest rough
+rounding errors). Of every group of neighboring codes the smallest rough score is kept. A group whose smallest rough
 score less its error is above another's plus its error cannot hold the nearest code. Stage 2 takes the float32 scores of
 the groups that are left, a few of hundreds, so that indices are those of a float32 search.
 

@@ -1,4 +1,4 @@
-"""Learning rules: what moves or regularises the codes.
+"""Learning rules: what moves or regularizes the codes.
 
 Losses average over valid vectors and, where they compare vectors, over the D components too, so that weights keep their
 meaning across dimensions; a rule that does otherwise says so. Rules that act after the optimizer's step read reduced

@@ -32,7 +32,7 @@ def check_weight(name: str, weight: float, least: float = 0.0, most: float = mat
 
 
 class CommitmentLoss(LearningRule):
-    """Pulls the encoder towards its codes: ``weight * mean |x - sg(q)|^2 / D``.
+    """Pulls the encoder toward its codes: ``weight * mean |x - sg(q)|^2 / D``.
 
     Args:
         weight: The paper's beta; 0.25 is its value.
@@ -58,7 +58,7 @@ class CommitmentLoss(LearningRule):
 
 
 class CodebookLoss(LearningRule):
-    """Pulls the chosen codes towards their vectors: ``weight * mean |sg(x) - q|^2 / D``.
+    """Pulls the chosen codes toward their vectors: ``weight * mean |sg(x) - q|^2 / D``.
 
     Args:
         weight: 1 in the paper.

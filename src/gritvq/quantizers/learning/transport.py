@@ -52,7 +52,7 @@ class WassersteinLoss(LearningRule):
         codebook_size: K, to learn the weights of the codes; None keeps them uniform.
         num_positions: Number P of positions, for inputs (B, ..., D) with P vectors per item; None for one problem.
         weights_penalty: Weight of the KL divergence of learned weights.
-        initial_logit: What the logits of a position's own codes, ``K // P`` neighbours, start at; all others start at
+        initial_logit: What the logits of a position's own codes, ``K // P`` neighbors, start at; all others start at
             0. Takes both ``codebook_size`` and ``num_positions``.
 
     Raises:

@@ -98,7 +98,7 @@ def scq(
     Args:
         dim: Size D of a vector.
         codebook_size: Number of codes K; hundreds, since the cost of the exact solution grows with it.
-        penalty: lambda, the pull towards the nearest code alone, in squared latent units.
+        penalty: lambda, the pull toward the nearest code alone, in squared latent units.
         relaxed: Take the published linear-solve relaxation, which is poor where K > D.
         lr_scale: Codebook learning rate over the encoder's.
         initialization: Start of the codes.

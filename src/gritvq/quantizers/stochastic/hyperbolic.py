@@ -47,7 +47,7 @@ class HyperbolicQuantizer(Quantizer):
         codebook_size: Number of codes K.
         curvature: c > 0; as it falls to 0 the logits become ``4 (<a_k, v> - |a_k| r_k)``.
         temperature: Of the mixture whose gradient is used, > 0.
-        clip: Points of the ball are kept within ``(1 - clip) / sqrt(c)`` of its centre, latents and representatives.
+        clip: Points of the ball are kept within ``(1 - clip) / sqrt(c)`` of its center, latents and representatives.
 
     Raises:
         ValueError: If an argument is out of range.

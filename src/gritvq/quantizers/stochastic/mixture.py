@@ -170,5 +170,5 @@ class GaussianMixtureQuantizer(Quantizer):
         self.codebook.fit(self._finite_rows(x), "euclidean", generator)
 
     def fold(self) -> VectorQuantizer:
-        """A plain quantizer over the materialised codes."""
+        """A plain quantizer over the materialized codes."""
         return VectorQuantizer(plain_table(self.codebook.codes()), learning=[]).eval()

@@ -105,7 +105,7 @@ def relaxed_choice(
     of the logits is that of the soft value. Keeps one N x K array for the backward pass.
 
     Args:
-        logits: Unnormalised log-probabilities.
+        logits: Unnormalized log-probabilities.
         values: What each code stands for.
         temperature: > 0.
         hard: Whether to return rows instead of mixtures.

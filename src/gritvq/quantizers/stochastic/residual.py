@@ -86,7 +86,7 @@ class ResidualStochasticQuantizer(Quantizer):
         return cast("list[Codebook]", list(self.codebooks))
 
     def codes(self) -> list[Tensor]:
-        """Codes of every level; a shared codebook is materialised once."""
+        """Codes of every level; a shared codebook is materialized once."""
         books = self._books()
         made = {book: book.codes() for book in books}
         return [made[book] for book in books]

@@ -82,10 +82,10 @@ class VariationalLatent(WrappedQuantizer):
     ``kl_weight`` times the mean over valid vectors and components of ``KL(N(mu, sigma^2) || N(0, 1))``.
 
     Weights are relative to the reconstruction error. If that is a mean over pixels while the paper's is a sum, then a
-    weight of w there is about ``w / (pixels * channels per token)`` here: 0.02 for 1 at 4 x 4 pixels in colour.
+    weight of w there is about ``w / (pixels * channels per token)`` here: 0.02 for 1 at 4 x 4 pixels in color.
 
     The coherence loss alone lets sigma sink: with ``detach_deviation`` nothing pushes sigma up, and the reconstruction
-    from z pushes it down, towards an ordinary autoencoder whose coherence loss explodes. Give it a KL weight.
+    from z pushes it down, toward an ordinary autoencoder whose coherence loss explodes. Give it a KL weight.
 
     Args:
         quantizer: The quantizer inside, of vectors of size D; it maps nothing before or after quantizing. The method

@@ -66,7 +66,7 @@ class MultiScaleQuantizer(Pyramid):
     References:
         Tian et al., "Visual Autoregressive Modeling", NeurIPS 2024, arXiv 2404.02905; Li et al., "XQ-GAN", 2024, arXiv
         2412.01762, released code: ratio 0.5, four filters picked by s / (S - 1), loss weights 1 and 0.25, cosine lookup
-        that adds the un-normalised code (``NearestAssignment("cosine")`` over a plain ``FreeCodebook``), level values
+        that adds the un-normalized code (``NearestAssignment("cosine")`` over a plain ``FreeCodebook``), level values
         ``scale^s`` of LFQ and BSQ. There 10 % of a batch drops levels, all to the same n in 3 .. 10; here every sample
         draws on its own, and the least n for other S is our choice, as are the exact pick of the filters and the
         treatment of masks. There a latent is put to unit length once before BSQ; here the residual of every level is.

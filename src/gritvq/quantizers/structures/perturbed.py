@@ -1,4 +1,4 @@
-"""Perturbed codes: the decoder sometimes sees a neighbour of the code that was chosen."""
+"""Perturbed codes: the decoder sometimes sees a neighbor of the code that was chosen."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ class PerturbedQuantizer(WrappedQuantizer):
     replaced by a uniformly drawn one of the ``num_neighbors`` codes nearest to its code (which is one of them). Only
     the value changes; indices, losses and statistics are those of the codes that were chosen. In eval nothing happens.
 
-    The surrogate is the quantizer's, taken towards the code that the decoder sees: under straight-through the encoder
-    gets the upstream gradient as ever; under a radial surrogate the neighbour's gap takes the place of the chosen
-    code's, and the neighbour gets the code's gradient, as if it had been chosen. Draws come from torch's global
+    The surrogate is the quantizer's, taken toward the code that the decoder sees: under straight-through the encoder
+    gets the upstream gradient as ever; under a radial surrogate the neighbor's gap takes the place of the chosen
+    code's, and the neighbor gets the code's gradient, as if it had been chosen. Draws come from torch's global
     generator. The search costs O(N K) time in training, in blocks of 64 MB.
 
     Args:
         quantizer: With a table of codes and one index channel (:class:`gritvq.VectorQuantizer`).
         share: Share of samples perturbed, in [0, 1]; a schedule lets it fade.
         probability: Probability that a token of such a sample is replaced, in [0, 1].
-        num_neighbors: Neighbours drawn from; all codes where there are fewer.
+        num_neighbors: Neighbors drawn from; all codes where there are fewer.
 
     Raises:
         ValueError: If an argument is out of its range or the quantizer has no table.
@@ -44,7 +44,7 @@ class PerturbedQuantizer(WrappedQuantizer):
     References:
         Qiu et al., "Robust Latent Matters: Boosting Image Generation with Sampling Error Synthesis" (RobustTok), 2025,
         arXiv 2503.08354. Li et al., "XQ-GAN", 2024, arXiv 2412.01762, released code: share 0.1, probability 1, 100
-        neighbours, the share annealed over epochs 40 to 120. That neighbours are those of the code is second-hand;
+        neighbors, the share annealed over epochs 40 to 120. That neighbors are those of the code is second-hand;
         independent draws per sample and token, and what happens under other surrogates, are our choice.
     """
 

@@ -28,7 +28,7 @@ class ResidualQuantizer(Stack):
 
     Levels may be of different kinds and themselves be structures. One whose ``before`` and ``after`` hold no parameters
     is asked for its value ``after(Q(before(r)))``; since the one surrogate of the whole works where x lives, the
-    encoder gets exactly the upstream gradient, and what ``before`` does to x (the tanh of FSQ, the normalisation of
+    encoder gets exactly the upstream gradient, and what ``before`` does to x (the tanh of FSQ, the normalization of
     BSQ) is differentiated by the level's own losses only.
 
     Levels that are differentiable themselves (all or none) get no gradient cut: ``r_{l+1} = r_l - q_l``, so that the
