@@ -77,13 +77,13 @@ class Copies(Callback):
         self.stop()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        recommender: Any = pl_module.recommender
-        name = f"step-{trainer.global_step:06d}"
-        recommender.save_pretrained(self.folder / name)
+        task: Any = pl_module
+        name = f"step-{task.step:06d}"
+        task.recommender.save_pretrained(self.folder / name)
         numbers = {
             k.removeprefix("val/"): float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")
         }
-        line = {"step": trainer.global_step, **self.spent, **numbers}
+        line = {"step": task.step, **self.spent, **numbers}
         (self.folder / f"{name}.json").write_text(json.dumps(line) + "\n")
         print(json.dumps(line), flush=True)
         self.start()

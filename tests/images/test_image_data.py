@@ -16,13 +16,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from lightning import LightningModule, Trainer
+from lightning import Callback, Trainer
 from PIL import Image
 
 import gritvq.images.data as module
 from conftest import DATA
 from gritvq.images import ImageData, find_images, read_images, to_tensor
-from gritvq.training import DataModule
+from gritvq.training import DataModule, Task
 
 SHARED = DATA / "images"
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="the real image sets are not in ../shared/data")
@@ -348,7 +348,7 @@ class TestCollections:
             ImageData(str(tmp_path)).setup()
 
     @pytest.mark.parametrize(
-        ("seed_everything", "message"),
+        ("prepare", "message"),
         [
             (lambda path: path / "missing.parquet", "which does not exist"),
             (lambda path: path / "a" / "b", "which does not exist"),
@@ -401,11 +401,12 @@ class TestStream:
         assert all(sorted(epoch) == sorted(epochs[0]) for epoch in epochs) and len(set(epochs[0])) == 10
         assert len({tuple(epoch) for epoch in epochs}) == 4
 
-    def test_starts_at_the_trainers_step_bitwise(self, folder: str) -> None:
+    def test_starts_at_the_tasks_step_bitwise(self, folder: str) -> None:
         full = train_batches(ImageData(folder, size=8, batch_size=5), 9)
         for steps, every, start in ((0, 1, 0), (4, 1, 4), (3, 2, 6)):
             resumed = DataModule(ImageData(folder, size=8, batch_size=5))
-            resumed.trainer = SimpleNamespace(global_step=steps, accumulate_grad_batches=every)  # type: ignore[assignment]
+            task = SimpleNamespace(step=steps, accumulate=every)
+            resumed.trainer = SimpleNamespace(lightning_module=task)  # type: ignore[assignment]
             assert torch.equal(next(iter(resumed.train_dataloader())), full[start])
 
     def test_seed_decides(self, folder: str) -> None:
@@ -430,18 +431,26 @@ class TestStream:
         assert torch.equal(torch.get_rng_state(), before)
 
     def test_resumes_under_lightning_and_goes_on_from_epoch_to_epoch(self, folder: str, tmp_path: Path) -> None:
-        class Recorder(LightningModule):
+        class Recorder(Task):
+            settings: dict[str, object] = {}
+
             def __init__(self) -> None:
                 super().__init__()
                 self.weight = torch.nn.Parameter(torch.zeros(()))
                 self.seen: list[torch.Tensor] = []
 
-            def training_step(self, batch: torch.Tensor, batch_idx: int) -> torch.Tensor:
+            def losses(self, batch: torch.Tensor) -> list[torch.Tensor]:
                 self.seen.append(batch.clone())
-                return self.weight * batch.mean()
+                return [self.weight * batch.mean()]
 
             def configure_optimizers(self) -> torch.optim.Optimizer:
                 return torch.optim.SGD(self.parameters(), lr=0.1)
+
+            def run_callbacks(self, folder: Path | None) -> list[Callback]:
+                return []
+
+            def write_model(self, folder: Path, training: object) -> None:
+                raise AssertionError("a trainer of one's own writes nothing")
 
         quiet = dict(accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False)
 

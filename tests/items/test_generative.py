@@ -284,9 +284,8 @@ def test_a_loss_that_is_not_finite_stops_the_run() -> None:
     recommender.backbone.embedding.weight.data.fill_(math.nan)
     task = RecommenderTask(recommender)
     task.log = lambda *_, **__: None  # type: ignore[method-assign]
-    task._trainer = type("T", (), {"global_step": 0})()  # type: ignore[assignment]
     with pytest.raises(ValueError, match="finite loss"):
-        task.training_step(Histories.of([[1, 2]]), 0)
+        task.losses(Histories.of([[1, 2]]))
 
 
 def test_padding_of_tokens_is_not_read() -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from gritvq.images import plots
 from gritvq.images.tokenizer import ImageTokenizer
+from gritvq.training.task import Task
 
 __all__ = ["ReconstructionPlots"]
 
@@ -48,4 +49,4 @@ class ReconstructionPlots(Callback):
         both = torch.cat([torch.cat(list(images), 2) for images in (self.images, reconstruction)], 1)
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_image("reconstructions", both.cpu(), trainer.global_step)
+                logger.experiment.add_image("reconstructions", both.cpu(), cast(Task, pl_module).step)

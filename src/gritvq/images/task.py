@@ -107,6 +107,7 @@ class TokenizerTask(Task):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Go on counting; checkpoints of earlier versions hold no counts."""
+        super().on_load_checkpoint(checkpoint)
         if "window_usage" in checkpoint:
             self._window = checkpoint["window_usage"]["window"]
             self.window_usage.restore(checkpoint["window_usage"])
@@ -123,12 +124,12 @@ class TokenizerTask(Task):
         """Reconstruct."""
         return self.tokenizer(images).reconstruction
 
-    def training_step(self, images: Tensor, batch_idx: int) -> Tensor:
+    def losses(self, images: Tensor) -> list[Tensor]:
         """One batch: the sum of the objective's losses; logs each, and PSNR and usage of the recent batches."""
         losses, output = self.objective(self.tokenizer, images)
         loss = torch.stack(list(losses.values())).sum()
-        if self._window != self.global_step // _WINDOW:
-            self._window = self.global_step // _WINDOW
+        if self._window != self.step // _WINDOW:
+            self._window = self.step // _WINDOW
             self.window_usage.reset()
         self.window_usage.update(output.quantization.indices)
         self.log_dict({f"train/{name}": value.detach() for name, value in losses.items()})
@@ -136,13 +137,13 @@ class TokenizerTask(Task):
         if self.measures_now:
             if not torch.isfinite(loss):
                 raise ValueError(
-                    f"expected a finite loss, got {float(loss.detach())} at step {self.global_step}; lower the "
+                    f"expected a finite loss, got {float(loss.detach())} at step {self.step}; lower the "
                     "learning rate, clip gradients, or look for pictures with NaN"
                 )
             lost = int((~torch.isfinite(output.latents)).any(-1).sum())
             if lost:
                 raise ValueError(
-                    f"expected finite latents, got {lost} vectors that are not at step {self.global_step}; lower the "
+                    f"expected finite latents, got {lost} vectors that are not at step {self.step}; lower the "
                     "learning rate, clip gradients, or look for pictures with NaN"
                 )
             error = (output.reconstruction.detach().float().clamp(0, 1) - images).square().mean()
@@ -150,7 +151,7 @@ class TokenizerTask(Task):
             self.log("train/psnr", -10 * error.clamp_min(1e-10).log10())
             self.log("train/usage", counts["usage"])
             self.log("train/perplexity", counts["perplexity"])
-        return loss
+        return [loss]
 
     def on_validation_epoch_start(self) -> None:
         """Start counting."""

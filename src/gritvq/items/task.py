@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning import Callback, LightningModule, Trainer
@@ -104,17 +104,17 @@ class RecommenderTask(Task):
             )
         super().check_checkpoint(checkpoint)
 
-    def training_step(self, histories: Histories, batch_idx: int) -> Tensor:
+    def losses(self, histories: Histories) -> list[Tensor]:
         """One batch."""
         loss = self.recommender(histories)
         if self.measures_now:
             if not torch.isfinite(loss):
                 raise ValueError(
-                    f"expected a finite loss, got {float(loss.detach())} at step {self.global_step}; lower the "
+                    f"expected a finite loss, got {float(loss.detach())} at step {self.step}; lower the "
                     "learning rate, or clip gradients"
                 )
             self.log("train/nats_per_item", loss.detach())
-        return loss
+        return [loss]
 
     def validation_step(self, batch: tuple[Histories, Tensor], batch_idx: int) -> None:
         """Histories and targets (B,)."""
@@ -165,4 +165,4 @@ class BestRecommender(Callback):
             if trainer.is_global_zero:
                 recommender: Any = pl_module.recommender
                 recommender.save_pretrained(self.folder)
-                log.info("step %d: NDCG@10 %.4f, the best so far", trainer.global_step, now)
+                log.info("step %d: NDCG@10 %.4f, the best so far", cast(Task, pl_module).step, now)

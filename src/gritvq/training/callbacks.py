@@ -13,6 +13,7 @@ from torch import Tensor
 
 from gritvq.distributed import all_gather_rows
 from gritvq.tokenizer import Autoencoder
+from gritvq.training.task import Task
 
 __all__ = [
     "CodebookInitialization",
@@ -46,7 +47,7 @@ class CodebookInitialization(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Collect and fit; a resumed run is past this."""
         tokenizer = _tokenizer(pl_module)
-        if trainer.global_step > 0 or not tokenizer.quantizer.wants_initialization:
+        if cast(Task, pl_module).step > 0 or not tokenizer.quantizer.wants_initialization:
             return
         wanted = self.vectors_per_code * max(tokenizer.quantizer.codebook_sizes)
         latents: list[Tensor] = []
@@ -68,15 +69,15 @@ class CodebookUpdate(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Remember where a resumed run starts."""
-        self.step = trainer.global_step
+        self.step = cast(Task, pl_module).step
         _tokenizer(pl_module).quantizer.expect_updates()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Update if the optimizer moved."""
-        if trainer.global_step != self.step:
-            self.step = trainer.global_step
+        if cast(Task, pl_module).step != self.step:
+            self.step = cast(Task, pl_module).step
             _tokenizer(pl_module).quantizer.update_codebook(trainer.optimizers[0])
 
 
@@ -155,7 +156,7 @@ class StepProgress(Callback):
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-        self.said, self.when = trainer.global_step, time.monotonic()
+        self.said, self.when = cast(Task, pl_module).step, time.monotonic()
         console = Console(stderr=True)
         if not trainer.is_global_zero or not console.is_terminal:
             return
@@ -168,13 +169,13 @@ class StepProgress(Callback):
             console=console,
         )
         self.bar.start()
-        self.task = self.bar.add_task("training", total=trainer.max_steps, completed=trainer.global_step, live="")
+        self.task = self.bar.add_task("training", total=trainer.max_steps, completed=self.said, live="")
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Move on."""
-        done, total = trainer.global_step, trainer.max_steps
+        done, total = cast(Task, pl_module).step, trainer.max_steps
         if self.bar is not None:
             self.bar.update(self.task, completed=done, live=_live(trainer))
         elif trainer.is_global_zero and done > self.said:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from lightning import LightningDataModule
 from torch.utils.data import DataLoader
+
+from gritvq.training.task import Task
 
 __all__ = ["DataModule", "TrainingData"]
 
@@ -25,9 +27,10 @@ class TrainingData(Protocol):
 
 
 class DataModule(LightningDataModule):
-    """Training data for Lightning: batches start at the trainer's step, so a resumed run goes on bitwise.
+    """Training data for Lightning: batches start at the task's step, so a resumed run goes on bitwise.
 
-    Only a trainer of your own needs it, :func:`gritvq.training.train` takes the data themselves.
+    Only a trainer of your own needs it, to fit a :class:`~gritvq.training.Task`; :func:`gritvq.training.train` takes
+    the data themselves.
 
     Args:
         data: What to train on.
@@ -44,7 +47,7 @@ class DataModule(LightningDataModule):
         self.data = data
 
     def train_dataloader(self) -> DataLoader[Any]:
-        """Endless batches from the trainer's current step on, or from step 0 without a trainer."""
+        """Endless batches from the task's current step on, or from step 0 without a trainer."""
         return self.data.train_dataloader(self._first_step)
 
     def val_dataloader(self) -> DataLoader[Any]:
@@ -52,4 +55,7 @@ class DataModule(LightningDataModule):
         return self.data.val_dataloader()
 
     def _first_step(self) -> int:
-        return self.trainer.global_step * self.trainer.accumulate_grad_batches if self.trainer else 0
+        if self.trainer is None:
+            return 0
+        task = cast(Task, self.trainer.lightning_module)
+        return task.step * task.accumulate

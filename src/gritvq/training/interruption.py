@@ -7,12 +7,13 @@ import signal
 import threading
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning import Callback, LightningModule, Trainer
 
 from gritvq.distributed import all_reduce_sum
+from gritvq.training.task import Task
 
 __all__ = ["Interrupted", "Interruption", "Listener", "Stop"]
 
@@ -87,7 +88,7 @@ class Interruption(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Remember where a resumed run starts."""
-        self._steps = trainer.global_step
+        self._steps = cast(Task, pl_module).step
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Stop if the step before was the last; by now everything about it is logged."""
@@ -99,8 +100,8 @@ class Interruption(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Save if asked to stop, after a whole step of the optimizer."""
-        if trainer.global_step != self._steps:
-            self._steps = trainer.global_step
+        if cast(Task, pl_module).step != self._steps:
+            self._steps = cast(Task, pl_module).step
             self._save(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

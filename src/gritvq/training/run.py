@@ -23,7 +23,7 @@ from gritvq.training.callbacks import RandomState, StepProgress
 from gritvq.training.checkpoints import CheckpointFiles
 from gritvq.training.data import DataModule, TrainingData
 from gritvq.training.interruption import Interrupted, Interruption, Listener, Stop
-from gritvq.training.task import LOG_EVERY, Task
+from gritvq.training.task import LOG_EVERY, Task, steps_done
 
 __all__ = ["TrainingPlan", "check_checkpoint", "seed_everything", "silence", "train"]
 
@@ -125,12 +125,11 @@ def train(
         ]
         version = f"run-{len(list((folder / 'logs').glob('run-*')))}"  # a resumed run logs beside the one it continues
         logging_to = [TensorBoardLogger(folder, "logs", version), CSVLogger(folder, "logs", version), *loggers]
+    task.accumulate, task.gradient_clip = plan.accumulate, plan.gradient_clip
     trainer = Trainer(
         max_steps=plan.max_steps,
         max_epochs=-1,
         precision=plan.precision,
-        gradient_clip_val=plan.gradient_clip or None,
-        accumulate_grad_batches=plan.accumulate,
         val_check_interval=plan.validate_every * plan.accumulate
         if folder is not None and plan.validate_every
         else None,
@@ -168,18 +167,17 @@ def train(
     if last is not None and finished:
         trainer.save_checkpoint(last)
     if interruption.number:
-        raise _interrupted(trainer, interruption.number, last if finished or interruption.saved else None)
+        raise _interrupted(trainer, task.step, interruption.number, last if finished or interruption.saved else None)
     if folder is not None and trainer.is_global_zero:
-        said = {"version": gritvq.__version__, "steps": trainer.global_step, "seed": plan.seed}
+        said = {"version": gritvq.__version__, "steps": task.step, "seed": plan.seed}
         task.write_model(folder, said)
     return trainer
 
 
-def _interrupted(trainer: Trainer, number: int, saved: Path | None) -> Interrupted:
+def _interrupted(trainer: Trainer, done: int, number: int, saved: Path | None) -> Interrupted:
     """What there is to say; one process says it."""
     if not trainer.is_global_zero:
         return Interrupted("", None)
-    done = trainer.global_step
     if saved is not None:
         return Interrupted(f"saved {saved} after step {done:,}; go on with --resume last", number)
     return Interrupted(f"stopped after step {done:,}, which is not saved" if done else "nothing to save yet", number)
@@ -204,7 +202,7 @@ def check_checkpoint(task: Task, plan: TrainingPlan, path: str | Path) -> int:
     try:
         check_archive(Path(path))
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        saved, done = dict(checkpoint["state_dict"]), int(checkpoint["global_step"])
+        saved, done = dict(checkpoint["state_dict"]), steps_done(checkpoint)
     except pickle.UnpicklingError as error:
         raise ValueError(
             f"expected a checkpoint of tensors and plain data, got {path}, which holds something else or is damaged "
@@ -255,6 +253,7 @@ def silence() -> None:
         ".*Checkpoint directory.*",
         ".*dirpath has changed.*",
         ".*IterableDataset.*",
+        ".*ModelCheckpoint with manual optimization.*",  # it saves after the step, which is meant
         ".*callbacks used to create the checkpoint.*",  # how often it writes follows the plan, which may grow
     ):
         warnings.filterwarnings("ignore", message=text)

@@ -4,24 +4,115 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from lightning import Callback, LightningModule
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.plugins.precision import MixedPrecision
+from torch import Tensor
+from torch.optim import Optimizer
 
 from gritvq.component import Component
 from gritvq.saving import tensors_of
 
-__all__ = ["LOG_EVERY", "Schedule", "Task", "check_schedule", "copy_weights", "rates", "scheduled"]
+__all__ = ["LOG_EVERY", "Schedule", "Task", "check_schedule", "copy_weights", "rates", "scheduled", "steps_done"]
 
 Schedule = Literal["cosine", "flat_linear"]
 LOG_EVERY = 10  # steps between those that are logged
 
 
 class Task(LightningModule, ABC):
-    """What a run (:func:`gritvq.training.train`) asks of the thing it trains, besides Lightning's own hooks."""
+    """What a run (:func:`gritvq.training.train`) asks of the thing it trains, besides Lightning's own hooks.
+
+    A task has one optimizer, or several: the model's first, then others such as a discriminator's. A step uses each of
+    them once. Data, schedules, logs and checkpoints count steps by :attr:`step`, whatever the number of optimizers.
+
+    Attributes:
+        step: Optimizer steps of the model so far.
+        accumulate: Batches per step; :func:`~gritvq.training.train` sets it from its plan.
+        gradient_clip: Largest gradient norm of each optimizer's parameters, 0 for none; set like ``accumulate``.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.step, self.accumulate, self.gradient_clip = 0, 1, 0.0
+        self._batches, self._log_every = 0, LOG_EVERY  # batches of the step that has begun
+
+    @abstractmethod
+    def losses(self, batch: Any) -> Iterable[Tensor]:
+        """The losses of one batch, one scalar for each optimizer, in their order.
+
+        With several optimizers write a generator: what follows a ``yield`` runs after the gradients of that loss were
+        computed. While a loss is computed only its own optimizer's parameters require gradients. All optimizers step
+        after the last loss.
+        """
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """One batch: gradients for every optimizer, and their steps after ``accumulate`` batches.
+
+        Returns:
+            The model's loss, detached.
+
+        Raises:
+            ValueError: If there are fewer losses than optimizers.
+        """
+        found: list[Tensor] = []
+        optimizers, losses = self._optimizers(), iter(self.losses(batch))
+        self._batches += 1
+        for optimizer in optimizers:
+            with optimizer.toggle_model(sync_grad=self._batches == self.accumulate):
+                loss = next(losses, None)
+                if loss is None:
+                    raise ValueError(f"expected {len(optimizers)} losses, one per optimizer, got {len(found)}")
+                if self._batches == 1:
+                    optimizer.zero_grad()
+                with torch.autocast(self.device.type, enabled=False):
+                    self.manual_backward(loss / self.accumulate)
+            found.append(loss.detach())
+        if self._batches == self.accumulate:
+            with torch.autocast(self.device.type, enabled=False):
+                self._step(optimizers)
+        return found[0]
+
+    def _step(self, optimizers: list[LightningOptimizer]) -> None:
+        """Step all optimizers, the model's last: Lightning counts its step, and ends that of 16-bit runs' scaler."""
+        plugin = self.trainer.precision_plugin
+        scaler = plugin.scaler if isinstance(plugin, MixedPrecision) else None
+        for other in (optimizer.optimizer for optimizer in optimizers[1:]):
+            if scaler is not None:
+                scaler.unscale_(other)
+            self.on_before_optimizer_step(other)
+            other.step() if scaler is None else scaler.step(other)
+        optimizers[0].step()
+        for config in self.trainer.lr_scheduler_configs:
+            self.lr_scheduler_step(config.scheduler, None)
+        self.step, self._batches = self.step + 1, 0
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Clip the gradients; in 16-bit runs they are unscaled by now."""
+        self.clip_gradients(optimizer, self.gradient_clip, "norm")
+
+    def _optimizers(self) -> list[LightningOptimizer]:
+        found: Any = self.optimizers()
+        return found if isinstance(found, list) else [found]
+
+    def setup(self, stage: str) -> None:
+        """Begin to count; a checkpoint to go on from is read after this."""
+        if stage == "fit":
+            self.step = self._batches = 0
+
+    def on_fit_start(self) -> None:
+        """Tell Lightning how many batches a step has: its loggers count steps by it."""
+        self.trainer.accumulate_grad_batches = self.accumulate
+        self._log_every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Let Lightning log a step once, with its last batch."""
+        self.trainer.log_every_n_steps = 0 if self._batches else self._log_every  # type: ignore[attr-defined]
 
     @abstractmethod
     def run_callbacks(self, folder: Path | None) -> list[Callback]:
@@ -30,7 +121,7 @@ class Task(LightningModule, ABC):
     @property
     def measures_now(self) -> bool:
         """Whether this step measures what costs time: the steps that are written to the logs, and the first."""
-        return self.global_step == 0 or (self.global_step + 1) % LOG_EVERY == 0
+        return self.step == 0 or (self.step + 1) % LOG_EVERY == 0
 
     @property
     @abstractmethod
@@ -38,8 +129,15 @@ class Task(LightningModule, ABC):
         """Plain values that a run has to go on with: a checkpoint keeps them, and another value is refused."""
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the settings; extended by tasks that keep more."""
-        checkpoint["settings"] = self.settings
+        """Keep the clock and the settings; extended by tasks that keep more."""
+        checkpoint["step"], checkpoint["settings"] = self.step, self.settings
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Set the clock; extended by tasks that keep more."""
+        self.step = steps_done(checkpoint)
+        if "step" not in checkpoint:  # earlier versions left the steps to Lightning, which counted them elsewhere
+            progress = checkpoint["loops"]["fit_loop"]["epoch_loop.manual_optimization.optim_step_progress"]
+            progress["total"] = {"ready": self.step, "completed": self.step}
 
     def check_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of other settings; extended by tasks whose weights may mean something else.
@@ -65,6 +163,11 @@ class Task(LightningModule, ABC):
             folder: The run's.
             training: What the model may say of the run: plain values by name.
         """
+
+
+def steps_done(checkpoint: Mapping[str, Any]) -> int:
+    """Optimizer steps of the model before a checkpoint; earlier versions kept only Lightning's count."""
+    return int(checkpoint.get("step", checkpoint["global_step"]))
 
 
 def rates(task: Any) -> dict[str, Any]:
@@ -108,9 +211,7 @@ def check_schedule(schedule: str) -> None:
         raise ValueError(f"expected schedule {' or '.join(map(repr, _SCHEDULES))}, got {schedule!r}")
 
 
-def scheduled(
-    optimizer: torch.optim.Optimizer, schedule: Schedule, warmup_steps: int, total_steps: int
-) -> dict[str, Any]:
+def scheduled(optimizer: Optimizer, schedule: Schedule, warmup_steps: int, total_steps: int) -> dict[str, Any]:
     """The optimizer with a linear warm-up and what follows it, in Lightning's form."""
     rates = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: _multiplier(step, warmup_steps, total_steps, _SCHEDULES[schedule])

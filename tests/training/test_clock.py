@@ -1,0 +1,219 @@
+"""The task's clock: steps, accumulation, clipping, schedules, checkpoints and resuming, with one optimizer and two.
+
+The reference is a plain loop of PyTorch's own optimizers.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning import Callback, Trainer
+from lightning.pytorch.plugins.precision import MixedPrecision
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.data import DataLoader, IterableDataset
+
+from gritvq.training import DataModule, Task, TrainingPlan, train
+from gritvq.training.run import silence
+
+PLAN = TrainingPlan(
+    max_steps=11, accumulate=3, gradient_clip=0.05, validate_every=4, checkpoint_every=4, accelerator="cpu"
+)
+
+
+def batch_of(number: int) -> Tensor:
+    return torch.randn(8, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(number))
+
+
+class Batches(IterableDataset[Tensor]):
+    def __init__(self, first: Callable[[], int]) -> None:
+        self.first = first
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return map(batch_of, itertools.count(self.first()))
+
+
+class Data:
+    def train_dataloader(self, first_step: Callable[[], int] = int) -> DataLoader[Tensor]:
+        return DataLoader(Batches(first_step), batch_size=None)
+
+    def val_dataloader(self) -> DataLoader[Tensor]:
+        return DataLoader([batch_of(-1)], batch_size=None)  # type: ignore[arg-type]
+
+
+class Copy(Task):
+    """A model learns to copy its input; with a critic, that tells copies from inputs, also to please it."""
+
+    settings: dict[str, Any] = {}
+
+    def __init__(self, *, critic: bool, pleases: float = 0.5) -> None:
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.model = nn.Linear(3, 3).double()
+            self.critic = nn.Linear(3, 1).double() if critic else None
+        self.pleases = pleases
+        self.validated: list[int] = []
+
+    def losses(self, batch: Tensor) -> Iterator[Tensor]:
+        made = self.model(batch)
+        error = (made - batch).square().mean()
+        if self.critic is None:
+            yield error
+            return
+        yield error - self.pleases * self.critic(made).tanh().mean()
+        yield self.critic(made.detach()).tanh().mean() - self.critic(batch).tanh().mean()
+
+    def validation_step(self, batch: Tensor, batch_idx: int) -> None:
+        self.validated.append(self.step)
+
+    def configure_optimizers(self) -> Any:
+        found = makers(self.model, self.critic)
+        return [optimizer for optimizer, _ in found], [schedule for _, schedule in found]
+
+    def run_callbacks(self, folder: Path | None) -> list[Callback]:
+        return []
+
+    def write_model(self, folder: Path, training: Mapping[str, Any]) -> None:
+        assert training["steps"] == self.step
+
+
+def makers(model: nn.Module, critic: nn.Module | None) -> list[tuple[torch.optim.Optimizer, LambdaLR]]:
+    first = torch.optim.AdamW(model.parameters(), lr=0.1)
+    found = [(first, LambdaLR(first, lambda step: 1 / (1 + step)))]
+    if critic is not None:
+        second = torch.optim.SGD(critic.parameters(), lr=0.3, momentum=0.9)
+        found.append((second, LambdaLR(second, lambda step: 0.9**step)))
+    return found
+
+
+def by_hand(task: Copy, plan: TrainingPlan = PLAN) -> list[Tensor]:
+    """The weights after the plan: gradients of a whole step at once."""
+    model, critic = copy.deepcopy(task.model), copy.deepcopy(task.critic)
+    parts = [part for part in (model, critic) if part is not None]
+    pairs, numbers = makers(model, critic), itertools.count()
+    for _ in range(plan.max_steps):
+        batches = [batch_of(number) for number in itertools.islice(numbers, plan.accumulate)]
+        made = [model(batch) for batch in batches]
+        errors = [(one - batch).square().mean() for one, batch in zip(made, batches, strict=True)]
+        losses = [sum(errors)]
+        if critic is not None:
+            pleased = [critic(one).tanh().mean() for one in made]
+            losses[0] = losses[0] - task.pleases * sum(pleased)
+            told = [
+                critic(one.detach()).tanh().mean() - critic(batch).tanh().mean()
+                for one, batch in zip(made, batches, strict=True)
+            ]
+            losses.append(sum(told))
+        for part, loss in zip(parts, losses, strict=True):
+            gradients = torch.autograd.grad(loss / plan.accumulate, list(part.parameters()), retain_graph=True)
+            norm = torch.cat([gradient.flatten() for gradient in gradients]).norm()
+            shrink = min(1.0, plan.gradient_clip / (float(norm) + 1e-6)) if plan.gradient_clip else 1.0
+            for parameter, gradient in zip(part.parameters(), gradients, strict=True):
+                parameter.grad = gradient * shrink
+        for optimizer, schedule in pairs:
+            optimizer.step()
+            schedule.step()
+    return [parameter.detach() for part in parts for parameter in part.parameters()]
+
+
+def weights(task: Task) -> list[Tensor]:
+    return [parameter.detach().clone() for parameter in task.parameters()]
+
+
+@pytest.fixture(autouse=True)
+def quiet() -> None:
+    silence()
+
+
+@pytest.mark.parametrize("critic", [False, True])
+@pytest.mark.parametrize("clip", [0.05, 0.0])
+def test_a_run_is_the_plain_loop(critic: bool, clip: float, tmp_path: Path) -> None:
+    task = Copy(critic=critic)
+    plan = TrainingPlan(**{**vars(PLAN), "gradient_clip": clip})
+    expected = by_hand(task, plan)
+    train(task, Data(), plan, folder=tmp_path, progress=False)
+    torch.testing.assert_close(weights(task), expected, rtol=1e-9, atol=1e-12)
+    assert task.step == 11 and task.validated == [4, 8]
+    names = {path.name for path in (tmp_path / "checkpoints").iterdir()}
+    assert names == {"step-4.ckpt", "step-8.ckpt", "last.ckpt"}
+    assert torch.load(tmp_path / "checkpoints" / "step-8.ckpt", weights_only=True)["step"] == 8
+
+
+@pytest.mark.parametrize("critic", [False, True])
+def test_a_resumed_run_is_bitwise_the_uninterrupted_one(critic: bool, tmp_path: Path) -> None:
+    whole, first, second = (Copy(critic=critic) for _ in range(3))
+    train(whole, Data(), PLAN, progress=False)
+    train(first, Data(), TrainingPlan(**{**vars(PLAN), "max_steps": 5}), folder=tmp_path / "a", progress=False)
+    trainer = train(
+        second, Data(), PLAN, folder=tmp_path / "b", resume=tmp_path / "a" / "checkpoints" / "last.ckpt", progress=False
+    )
+    assert first.step == 5 and second.step == 11 and second.validated == [8]
+    assert all(map(torch.equal, weights(whole), weights(second)))
+    assert [schedule.scheduler.last_epoch for schedule in trainer.lr_scheduler_configs] == [11] * (1 + critic)
+
+
+def test_a_second_optimizer_changes_nothing_of_the_first() -> None:
+    alone, beside = Copy(critic=False), Copy(critic=True, pleases=0.0)
+    for task in (alone, beside):
+        train(task, Data(), PLAN, progress=False)
+    assert all(map(torch.equal, alone.model.parameters(), beside.model.parameters()))
+
+
+def test_a_scale_that_changes_at_every_step_changes_no_weight() -> None:
+    """In 16-bit runs gradients are scaled; in float64 autocast does nothing, and powers of two round nothing."""
+    task, scaler = Copy(critic=True), torch.amp.GradScaler("cpu", init_scale=2.0, growth_interval=1)
+    expected = by_hand(task)
+    task.accumulate, task.gradient_clip = PLAN.accumulate, PLAN.gradient_clip
+    trainer = Trainer(
+        max_steps=PLAN.max_steps,
+        accelerator="cpu",
+        plugins=[MixedPrecision("16-mixed", "cpu", scaler)],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        limit_val_batches=0,
+    )
+    trainer.fit(task, datamodule=DataModule(Data()))
+    torch.testing.assert_close(weights(task), expected, rtol=1e-9, atol=1e-12)
+    assert scaler.get_scale() == 2.0 ** (1 + PLAN.max_steps)
+
+
+def test_a_checkpoint_without_a_clock_still_resumes(tmp_path: Path) -> None:
+    """Earlier versions left stepping to Lightning, which counted the steps in another place."""
+    whole, first, second = (Copy(critic=False) for _ in range(3))
+    train(whole, Data(), PLAN, progress=False)
+    train(first, Data(), TrainingPlan(**{**vars(PLAN), "max_steps": 5}), folder=tmp_path, progress=False)
+    old = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
+    del old["step"]
+    loops = old["loops"]["fit_loop"]
+    counted = loops["epoch_loop.manual_optimization.optim_step_progress"]
+    loops["epoch_loop.automatic_optimization.optim_progress"]["optimizer"]["step"] = copy.deepcopy(counted)
+    for counts in counted.values():
+        counts.update(ready=0, completed=0)
+    torch.save(old, tmp_path / "old.ckpt")
+    train(second, Data(), PLAN, resume=tmp_path / "old.ckpt", progress=False)
+    assert second.step == 11 and all(map(torch.equal, weights(whole), weights(second)))
+
+
+def test_a_second_run_of_a_task_counts_anew() -> None:
+    task = Copy(critic=False)
+    for _ in range(2):
+        train(task, Data(), TrainingPlan(max_steps=3, accelerator="cpu"), progress=False)
+        assert task.step == 3
+
+
+def test_fewer_losses_than_optimizers() -> None:
+    class Forgetful(Copy):
+        def losses(self, batch: Tensor) -> Iterator[Tensor]:
+            yield self.model(batch).square().mean()
+
+    with pytest.raises(ValueError, match="expected 2 losses, one per optimizer, got 1"):
+        train(Forgetful(critic=True), Data(), PLAN, progress=False)
