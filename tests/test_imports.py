@@ -161,6 +161,14 @@ for line in lines:
     assert done.returncode == 0, done.stderr
 
 
+def test_the_program_without_its_packages_says_what_to_install() -> None:
+    code = f"import sys; sys.modules.update(dict.fromkeys({sorted(HEAVY | LAZY | {'yaml'})!r}))\n"
+    code += "from gritvq.__main__ import main; sys.exit(main())"
+    done = subprocess.run([sys.executable, "-c", code, "--version"], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr == "gritvq: error: expected the package jsonargparse, got none; pip install 'gritvq[train]'\n"
+
+
 @pytest.mark.parametrize("wing", ["images", "items", "tokens", "training"])
 def test_names_of_a_wing_are_all_there(wing: str) -> None:
     package = importlib.import_module(f"gritvq.{wing}")

@@ -21,9 +21,9 @@ class Component(nn.Module):
     remembered as None, because a rebuilt component gets its numbers from a state dict.
 
     Example:
-        >>> from gritvq import FreeCodebook
-        >>> to_config(FreeCodebook(2, 8))
-        {'class_path': 'gritvq.quantizers.codebooks.FreeCodebook', 'init_args': {'dim': 2, 'codebook_size': 8}}
+        >>> from gritvq import CommitmentLoss
+        >>> to_config(CommitmentLoss(0.25))
+        {'class_path': 'gritvq.CommitmentLoss', 'init_args': {'weight': 0.25}}
     """
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
