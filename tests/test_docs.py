@@ -17,6 +17,7 @@ import yaml
 from gritvq import grit_vq
 from gritvq.cli import comparison_entries
 from gritvq.images import ImageDecoder, ImageEncoder, ImageTokenizer
+from gritvq.quantizers import presets
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -63,3 +64,12 @@ def test_the_benchmark_pages_are_what_the_results_say() -> None:
         [sys.executable, "-m", "benchmarks.report", "--check"], cwd=ROOT, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_status_contrib_is_said_everywhere() -> None:
+    said = {name for name in presets.__all__ if "Status: contrib." in (getattr(presets, name).__doc__ or "")}
+    section = (ROOT / "docs" / "policy.md").read_text().partition("## Contrib")[2]
+    assert set(re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE)) == said
+    sections = [part for page in (ROOT / "docs" / "methods").glob("*.md") for part in page.read_text().split("\n## ")]
+    marked = " ".join(part for part in sections if "**Status.** [Contrib]" in part)
+    assert set(re.findall(r"Preset\s`(\w+)`", marked)) == said == {"gm_vq", "hyper_vq", "scq"}

@@ -141,7 +141,8 @@ def show_presets(parser: Any, config: Any) -> None:
     for name in presets.__all__:
         make: Callable[..., Quantizer] = getattr(presets, name)
         size = sum(p.numel() for p in make(config.dim, config.codebook_size).parameters())
-        rows.append((name, f"{size:,}", _first_line(make), paper_of(make)))
+        status = "; contrib" if "Status: contrib" in (make.__doc__ or "") else ""  # docs/policy.md says what that is
+        rows.append((name, f"{size:,}", _first_line(make), paper_of(make) + status))
     table("presets", ("name", "parameters", "what it is", "paper"), rows)
 
 

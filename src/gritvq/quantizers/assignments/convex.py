@@ -67,7 +67,7 @@ class ConvexAssignment(Assignment):
         arXiv 2310.03004. The problem as written here, the default penalty 0.1 and the relaxation follow third-party
         code; that the paper has the same is not confirmed, and its penalty is not established. That code also trains
         with ``|x - q|^2`` without stop-gradient: ``learning=[CodebookLoss(1.0), CommitmentLoss(1.0)]`` has its
-        gradient (and twice its value). Solver, gradient and choice of index are ours.
+        gradient (and twice its value). Solver, gradient and choice of index are ours. Status: contrib.
     """
 
     differentiable = True

@@ -110,6 +110,7 @@ def scq(
     References:
         Gautam et al., "Soft Convex Quantization: Revisiting Vector Quantization with Convex Optimization", L4DC 2024,
         arXiv 2310.03004. The penalty and the loss ``|x - q|^2`` without stop-gradient follow third-party code.
+        Status: contrib.
     """
     codebook = FreeCodebook(dim, codebook_size, lr_scale=lr_scale, initialization=initialization)
     return VectorQuantizer(

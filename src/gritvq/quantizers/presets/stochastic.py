@@ -150,7 +150,7 @@ def gm_vq(
 
     References:
         Yan et al., "Gaussian Mixture Vector Quantization with Aggregated Categorical Posterior", 2024, arXiv
-        2410.10180; a reconstruction from public descriptions, weights and variance inferred.
+        2410.10180; a reconstruction from public descriptions, weights and variance inferred. Status: contrib.
     """
     codebook = FreeCodebook(dim, codebook_size, lr_scale=lr_scale, initialization=initialization)
     return GaussianMixtureQuantizer(
@@ -177,7 +177,7 @@ def hyper_vq(
 
     References:
         Goswami et al., "HyperVQ: MLR-based Vector Quantization in Hyperbolic Space", TMLR 2025, arXiv 2403.13015;
-        curvature, temperature and start are ours.
+        curvature, temperature and start are ours. Status: contrib.
     """
     return HyperbolicQuantizer(dim, codebook_size, curvature=curvature, temperature=temperature)
 

@@ -64,6 +64,7 @@ class HyperbolicQuantizer(Quantizer):
         this form of the logit, the straight-through sample and the absence of a codebook loss are inferred; curvature,
         temperature and the start are our choices: random directions, |a_k| = 4, r_k = 1/2. With equal offsets the first
         choice is by direction alone and reaches all codes; with representatives from N(0, Id / D) a few win everything.
+        Status: contrib.
     """
 
     exact = "eval"

@@ -66,7 +66,7 @@ class GaussianMixtureQuantizer(Quantizer):
         Yan et al., "Gaussian Mixture Vector Quantization with Aggregated Categorical Posterior", 2024, arXiv
         2410.10180. A reconstruction from public descriptions, as no code is known: the formula of s_k^2 is theirs (eq.
         14 and 15); q as a function of the plain distance, the expectation in the latent term and its weighting, and one
-        noise whose variance is the mean of s_k^2 under y, are our choices.
+        noise whose variance is the mean of s_k^2 under y, are our choices. Status: contrib.
     """
 
     exact = "eval"
