@@ -1,4 +1,4 @@
-"""The report of semantic ids against other libraries and plain loops, and what its pictures show."""
+"""The report of semantic ids against other libraries and plain loops, and what its plots show."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from conftest import DATA
 from gritvq import SemanticIds
-from gritvq.items.ids import plots as pictures
+from gritvq.items.ids import metrics, plots
 from gritvq.items.ids.metrics import report
 
 BEAUTY = DATA / "recsys" / "amazon_beauty"
@@ -284,27 +284,27 @@ class TestReleasedIds:
         assert unique.codebook_sizes[-1] == 3 and unique.items_of(unique.codes) == [[item] for item in letter.items]
 
 
-# --- pictures ---------------------------------------------------------------------------------------------------------
+# --- plots ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """The figures, before they are written."""
     figures: list[Any] = []
-    real = pictures.save_figure
-    monkeypatch.setattr(pictures, "save_figure", lambda figure, path: (figures.append(figure), real(figure, path))[1])
+    real = plots.save_figure
+    monkeypatch.setattr(plots, "save_figure", lambda figure, path: (figures.append(figure), real(figure, path))[1])
     return figures
 
 
-def test_pictures_show_the_numbers(drawn: list[Any], tmp_path: Path) -> None:
+def test_plots_show_the_numbers(drawn: list[Any], tmp_path: Path) -> None:
     codes = torch.stack([torch.randint(0, 7, (300,)), torch.randint(0, 3, (300,))], 1)
     labels = [f"category {code // 2}" if row % 5 else "rare" for row, code in enumerate(codes[:, 0].tolist())]
     ids = SemanticIds.assign(codes, (9, 4))
     found = ids.report(labels)
     shown = [
-        pictures.level_usage_picture(ids, tmp_path / "deep" / "usage.png"),
-        pictures.collisions_picture(ids, tmp_path / "collisions.png"),
-        pictures.tree_picture(ids, labels, tmp_path / "tree.png"),
+        plots.level_usage_plot(ids, tmp_path / "deep" / "usage.png"),
+        plots.collisions_plot(ids, tmp_path / "collisions.png"),
+        plots.tree_plot(ids, labels, tmp_path / "tree.png"),
     ]
     for path in shown:
         assert np.asarray(Image.open(path).convert("L")).std() > 10
@@ -324,15 +324,42 @@ def test_pictures_show_the_numbers(drawn: list[Any], tmp_path: Path) -> None:
     widths = np.diff(meshes[0].get_coordinates()[0, :, 0])
     assert len(purity) == 7 and (purity * widths).sum() / 300 == pytest.approx(found["level1/purity"])
     assert {text.get_text() for text in tree.axes[0].texts} <= set(labels)
+    other = {**found, "level1/used": 5.0, "depth2/items_in_collision": 0.125, "level1/purity": 0.25}
+    plots.level_usage_plot(ids, tmp_path / "usage.png", other)  # what is at hand is not computed again
+    plots.collisions_plot(ids, tmp_path / "collisions.png", other)
+    plots.tree_plot(ids, labels, tmp_path / "tree.png", other)
+    titles = [figure.axes[0].get_title() for figure in drawn[3:]]
+    assert titles[0].startswith("level 1: 5 of 9") and "12.5 % in" in titles[1] and "level 1 0.250" in titles[2]
+
+
+def test_the_report_is_the_union_of_the_groups() -> None:
+    ids = SemanticIds(torch.randint(0, 4, (30, 2)), (4, 4))
+    x, values, near = torch.randn(30, 5), torch.randn(30, 5), torch.randint(0, 30, (30, 2))
+    labels, noisy = [row % 3 for row in range(30)], torch.randint(0, 4, (2, 30, 2))
+    groups = [
+        metrics.level_usage(ids),
+        metrics.uniqueness(ids),
+        metrics.prefix_sharing(ids),
+        metrics.category_agreement(ids, labels),
+        metrics.changed_codes(ids, noisy[0]),
+        metrics.robustness(ids, noisy),
+        metrics.related_recall(ids, near),
+        metrics.cohesion(ids, x),
+        metrics.neighbor_recall(ids, x, reconstructions=values, related=near, num_neighbours=3),
+        metrics.reconstruction_error(x, values),
+    ]
+    given: dict[str, Any] = {"reconstructions": values, "related": near, "recoded": noisy[0], "perturbed": noisy}
+    whole = ids.report(labels, x, num_neighbours=3, **given)
+    assert list(whole.items()) == [pair for group in groups for pair in group.items()]
 
 
 @pytest.mark.parametrize(("sizes", "n"), [((1,), 1), ((3, 2), 2), ((2,) * 14, 200)])
-def test_pictures_of_little_and_of_many_levels(sizes: tuple[int, ...], n: int, tmp_path: Path) -> None:
+def test_plots_of_little_and_of_many_levels(sizes: tuple[int, ...], n: int, tmp_path: Path) -> None:
     ids = SemanticIds(torch.stack([torch.randint(0, size, (n,)) for size in sizes], 1), sizes)
     labels = [None if row % 3 else [row % 40, "a"] for row in range(n)]
-    assert pictures.level_usage_picture(ids, tmp_path / "a.png").stat().st_size > 1000
-    assert pictures.collisions_picture(ids, tmp_path / "b.png").stat().st_size > 1000
-    assert pictures.tree_picture(ids, labels, tmp_path / "c.png").stat().st_size > 1000
+    assert plots.level_usage_plot(ids, tmp_path / "a.png").stat().st_size > 1000
+    assert plots.collisions_plot(ids, tmp_path / "b.png").stat().st_size > 1000
+    assert plots.tree_plot(ids, labels, tmp_path / "c.png").stat().st_size > 1000
     with pytest.raises(ValueError, match="expected categories of some items"):
-        pictures.tree_picture(ids, [None] * n, tmp_path / "d.png")
+        plots.tree_plot(ids, [None] * n, tmp_path / "d.png")
     assert not (tmp_path / "d.png").exists()

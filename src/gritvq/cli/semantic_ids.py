@@ -105,9 +105,9 @@ def _categories(catalogue: Any, column: str | None) -> Sequence[Any] | None:
 
 
 def _judge(ids: Any, categories: Sequence[Any] | None, vectors: Any, tokenizer: Any, out: Path) -> None:
-    """Report and pictures into a folder; prints the main numbers."""
+    """Report and plots into a folder; prints the main numbers."""
     from gritvq.files import write_json
-    from gritvq.items.ids.plots import collisions_picture, level_usage_picture, tree_picture
+    from gritvq.items.ids.plots import collisions_plot, level_usage_plot, tree_plot
 
     decoded = noisy = None
     if vectors is not None and tokenizer is not None:
@@ -119,10 +119,10 @@ def _judge(ids: Any, categories: Sequence[Any] | None, vectors: Any, tokenizer: 
     files |= {name: out / f"{name}.png" for name in ("usage", "collisions")}
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / _REPORT, {name: None if math.isnan(value) else value for name, value in numbers.items()})
-    level_usage_picture(ids, files["usage"])
-    collisions_picture(ids, files["collisions"])
+    level_usage_plot(ids, files["usage"], numbers)
+    collisions_plot(ids, files["collisions"], numbers)
     if categories is not None:
-        files["tree"] = tree_picture(ids, categories, out / "tree.png")
+        files["tree"] = tree_plot(ids, categories, out / "tree.png", numbers)
     levels = range(1, len(ids.codebook_sizes) + 1)
     perplexities = ", ".join(f"{numbers[f'level{level}/perplexity']:.1f}" for level in levels)
     before = len(levels) - (ids.collisions == "append")
@@ -277,11 +277,11 @@ def _report_arguments(parser: Any) -> None:
     trusted_argument(parser)
     _catalogue_arguments(parser, required=False)
     parser.add_argument("--categories", type=str | None, default=None, help="column of categories")
-    parser.add_argument("--out", type=str | None, default=None, help="folder for numbers and pictures; the run if None")
+    parser.add_argument("--out", type=str | None, default=None, help="folder for numbers and plots; the run if None")
 
 
 def _report(config: Any, parts: Callable[[], Any]) -> None:
-    """Judge ids: usage, collisions, prefixes, neighbours; numbers and pictures."""
+    """Judge ids: usage, collisions, prefixes, neighbours; numbers and plots."""
     from gritvq.items.ids import SemanticIds
 
     folder = Path(config.run)

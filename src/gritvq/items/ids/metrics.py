@@ -1,4 +1,8 @@
-"""Every quality metric of semantic ids in one function, each with its formula."""
+"""Quality metrics of semantic ids, each with its formula: a function per group of them, and their union.
+
+Written for n items and Q levels of K_q codes, K_1 ... K_Q the capacity; logarithms are natural. Levels and depths count
+from 1. Under ``append`` the last column is the appended token, so depth Q - 1 shows the ids before the policy.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +23,19 @@ from gritvq.quantizers.functional import code_sums
 if TYPE_CHECKING:
     from gritvq.items.ids.semantic_ids import SemanticIds
 
-__all__ = ["report"]
+__all__ = [
+    "category_agreement",
+    "changed_codes",
+    "cohesion",
+    "level_usage",
+    "neighbor_recall",
+    "prefix_sharing",
+    "reconstruction_error",
+    "related_recall",
+    "report",
+    "robustness",
+    "uniqueness",
+]
 
 _BLOCK_ENTRIES = 1 << 23
 
@@ -36,86 +52,18 @@ def report(
     num_neighbours: int = 10,
     num_queries: int = 4096,
 ) -> dict[str, float]:
-    """Quality of ids: n items, Q levels of K_q codes, K_1 ... K_Q the capacity; logarithms are natural.
-
-    Levels and depths count from 1. Under ``append`` the last column is the appended token, so depth Q - 1 shows the
-    ids before the policy.
-
-    Per level q, with p_k the share of items that have code k there:
-
-    - ``level1/used``: codes with p_k > 0
-    - ``level1/coverage``: used / K_q
-    - ``level1/entropy``: H = -sum_k p_k ln p_k
-    - ``level1/perplexity``: exp(H)
-    - ``level1/largest_share``: max_k p_k
-    - ``level1/gini``: sum_k (2 k - K - 1) p_(k) / K over all K_q codes, p_(1) <= p_(2) <= ...; 0 is even
-
-    Whole ids, with n_s the items that have id s:
-
-    - ``items``, ``distinct``: n; number of ids with n_s > 0
-    - ``uniqueness``: distinct / n
-    - ``collision_rate``: 1 - uniqueness (LC-Rec)
-    - ``items_in_collision``: share of items that share their id: sum of n_s over n_s > 1, / n
-    - ``icr``: 1 - items_in_collision (S2GR, independent coding rate)
-    - ``largest_group``: max_s n_s
-    - ``entropy``: H = -sum_s n_s/n ln n_s/n
-    - ``entropy_over_ln_capacity``: H / ln(K_1 ... K_Q) (TorchEasyRec); NaN where there is one id only
-    - ``entropy_over_ln_n``: H / ln n (QuaSID); NaN for one item
-    - ``bucket_gini``: Gini of n_s over the ids in use (FORGE)
-    - ``code_space_use``: distinct / capacity
-
-    Prefixes of d codes:
-
-    - ``depth1/distinct``: distinct prefixes
-    - ``depth1/fan_out``: distinct prefixes of d codes / of d - 1 codes: children per node of the tree
-    - ``depth1/uniqueness``: distinct / n
-    - ``depth1/items_in_collision``: share of items that share the prefix
-    - ``level1/purity``: with ``categories``: sum_k max_c n_kc / n, n_kc the items of category c with first code k, over
-      the n items that have a category
-    - ``level1/nmi``: 2 I(k; c) / (H(k) + H(c)); an item of several categories counts in each with weight 1 / their
-      number; 1 where both are constant
-    - ``categories/largest_share``: max_c n_c / n: the purity of a single code for all
-
-    Neighbors, with ``embeddings``, of N = ``num_queries`` items evenly spaced over the catalogue (all where there are
-    no more): E_k(i) are the k nearest other items by the cosine of their embeddings.
-
-    - ``neighbours/prefix_recall@10``: 1/(N k) sum_i sum_{j in E_k(i)} P(j), P(j) the chance that j is among the k other
-      items that share the longest prefix with i, equal lengths drawn by lot
-    - ``neighbours/quantized_recall@10``: with ``reconstructions``: likewise, for the k nearest other items by the
-      euclidean distance of their ids' reconstructions, equal ones (before an appended token) drawn by lot
-    - ``neighbours/chance@10``: k / (n - 1): what ids without meaning reach
-    - ``related/prefix_recall@k``: with ``related``: the same for given neighbors, a mean over all that are given
-    - ``related/embedding_recall@10``: with both: mean 1[j in E_k(i)] over the given neighbors j of the N items
-      (FORGE's embedding hit rate, where they are the next items)
-    - ``depth1/cohesion``: mean cosine of the embeddings of two items, over all pairs that share d codes; NaN if none do
-    - ``depth1/discrimination``: that, less the mean over all pairs that share d - 1 codes and no more
-    - ``reconstruction/mse``: mean (x - r)^2 over all numbers, with both
-    - ``reconstruction/relative_error``: sum |x - r|^2 / sum |x - mean x|^2
-    - ``reconstruction/cosine``: mean cosine of x and r
-
-    With ``recoded``: ``recoded/changed_codes`` is the share of codes that differ, ``recoded/changed_items`` the share
-    of items with such a code.
-
-    With ``perturbed``, codes of noisy embeddings (:meth:`~gritvq.items.ItemTokenizer.perturbed_codes`), C_jk
-    the share of the noisy versions of the items with code j that get code k:
-
-    - ``level1/effective_codes``: 1 / sum_k (sum_j p_j sqrt(C_jk))^2. The sum is what two codes i and j, drawn with the
-      items' frequencies, are expected to overlap, sum_k sqrt(C_ik C_jk) (Bhattacharyya). It gives 1 / sum_k p_k^2 where
-      noise changes nothing, and 1 where it leaves no trace of a code
-    - ``perturbed/kept_codes``, ``perturbed/kept_ids``: share of codes, and of whole ids, that noise leaves as they are
+    """All metrics of this module that what is given allows; each function has the formulas.
 
     Args:
         ids: The ids; as ``ids.report(...)`` too.
-        categories: Per item one category (string or number) or a list of them; None, NaN, "" and [] are none.
-        embeddings: Per item a vector, to compare neighbors.
-        reconstructions: Per item what its id decodes to (equal ids, equal vectors), in the space of the embeddings.
-        related: Rows of items that belong to each item, such as what is bought together; -1 is none.
-        recoded: What the tokenizer gives once more, in another batch size, order or dtype; may have fewer columns than
-            the ids, such as no appended token.
-        perturbed: S times the codes of all items with noise on their embeddings; may have fewer columns, too. Of little
-            use under policies that choose other codes than the tokenizer's, which count as changed.
-        num_neighbours: k.
-        num_queries: Items whose neighbors are compared.
+        categories: For :func:`category_agreement`.
+        embeddings: For :func:`cohesion` and :func:`neighbor_recall`.
+        reconstructions: For :func:`neighbor_recall` and :func:`reconstruction_error`.
+        related: For :func:`related_recall` and :func:`neighbor_recall`.
+        recoded: For :func:`changed_codes`.
+        perturbed: For :func:`robustness`.
+        num_neighbours: For :func:`neighbor_recall`.
+        num_queries: For :func:`neighbor_recall`.
 
     Returns:
         Value by name, as floats.
@@ -134,81 +82,74 @@ def report(
         LC-Rec, arXiv 2311.09049; QuaSID, arXiv 2603.00632; S2GR, arXiv 2601.18664; FORGE, arXiv 2509.20904;
         TorchEasyRec. The chance in the recalls is ours: ids have many ties. Cohesion and discrimination are named after
         R3-VAE (arXiv 2604.11440), effective codes after DRQ (arXiv 2606.01844), which say what they measure; the
-        formulas above are ours and may differ from theirs.
+        formulas are ours and may differ from theirs.
     """
-    codes, sizes = ids.codes, ids.codebook_sizes
-    prefixes = [RowTable(codes[:, :depth], sizes[:depth]) for depth in range(1, len(sizes) + 1)]
-    found: dict[str, float] = {}
-    for level, size in enumerate(sizes):
-        found |= {f"level{level + 1}/{name}": value for name, value in _usage(codes[:, level], size).items()}
-    found |= _whole(prefixes[-1].counts, sizes)
-    above = 1
-    for depth, table in enumerate(prefixes, 1):
-        found |= {f"depth{depth}/{name}": value for name, value in _sharing(table.counts).items()}
-        found[f"depth{depth}/fan_out"] = len(table.counts) / above
-        above = len(table.counts)
+    found = level_usage(ids) | uniqueness(ids) | prefix_sharing(ids)
     if categories is not None:
-        found |= _categories(prefixes[0].group, categories)
+        found |= category_agreement(ids, categories)
     if recoded is not None:
-        found |= _changes(codes, torch.as_tensor(recoded).cpu())
+        found |= changed_codes(ids, recoded)
     if perturbed is not None:
-        found |= _robustness(codes, sizes, torch.as_tensor(perturbed).cpu())
+        found |= robustness(ids, perturbed)
     if related is not None:
-        queries = torch.arange(len(codes))
-        rows = torch.as_tensor(related).cpu().long()
-        if rows.ndim != 2 or len(rows) != len(codes) or not rows.shape[1] or int(rows.max()) >= len(codes):
-            raise ValueError(f"expected related rows ({len(codes)}, k) of items, -1 for none, got {tuple(rows.shape)}")
-        rows = torch.where(rows == queries[:, None], -1, rows)
-        found[f"related/prefix_recall@{rows.shape[1]}"] = _mean_given(_prefix_chance(prefixes, queries, rows), rows)
+        found |= related_recall(ids, related)
     if embeddings is not None:
-        vectors = _checked_vectors("embeddings", embeddings, len(codes))
-        values = None if reconstructions is None else _checked_vectors("reconstructions", reconstructions, len(codes))
-        given = None if related is None else rows
-        found |= _cohesion(prefixes, F.normalize(vectors, dim=1))
-        decoded = prefixes[-2] if ids.collisions == "append" else prefixes[-1]  # equal ids decode alike
-        found |= _neighbors(prefixes, decoded, vectors, values, given, num_neighbours, num_queries)
-        if values is not None:
-            found |= _errors(vectors, values)
+        found |= cohesion(ids, embeddings)
+        found |= neighbor_recall(
+            ids,
+            embeddings,
+            reconstructions=reconstructions,
+            related=related,
+            num_neighbours=num_neighbours,
+            num_queries=num_queries,
+        )
+        if reconstructions is not None:
+            found |= reconstruction_error(embeddings, reconstructions)
     return found
 
 
-def _entropy(counts: Tensor) -> float:
-    p = counts[counts > 0].double()
-    p = p / p.sum()
-    return max(0.0, float(-(p * p.log()).sum()))
+def level_usage(ids: SemanticIds) -> dict[str, float]:
+    """How evenly the codes of each level are used; p_k is the share of items that have code k there.
+
+    - ``level1/used``: codes with p_k > 0
+    - ``level1/coverage``: used / K_q
+    - ``level1/entropy``: H = -sum_k p_k ln p_k
+    - ``level1/perplexity``: exp(H)
+    - ``level1/largest_share``: max_k p_k
+    - ``level1/gini``: sum_k (2 k - K - 1) p_(k) / K over all K_q codes, p_(1) <= p_(2) <= ...; 0 is even
+    """
+    found: dict[str, float] = {}
+    for level, size in enumerate(ids.codebook_sizes, 1):
+        counts = torch.unique(ids.codes[:, level - 1], return_counts=True)[1]
+        entropy = _entropy(counts)
+        found |= {
+            f"level{level}/used": float(len(counts)),
+            f"level{level}/coverage": len(counts) / size,
+            f"level{level}/entropy": entropy,
+            f"level{level}/perplexity": math.exp(entropy),
+            f"level{level}/largest_share": int(counts.max()) / len(ids),
+            f"level{level}/gini": _gini(counts, size),
+        }
+    return found
 
 
-def _gini(counts: Tensor, size: int) -> float:
-    """Of ``size`` numbers, those not given being 0."""
-    x = counts[counts > 0].double().sort().values
-    rank = torch.arange(size - len(x) + 1, size + 1, dtype=torch.float64)
-    return float(((2 * rank - size - 1) * x).sum() / (size * x.sum()))
+def uniqueness(ids: SemanticIds) -> dict[str, float]:
+    """How well whole ids tell items apart; n_s is the number of items that have id s.
 
-
-def _usage(codes: Int[Tensor, " n"], size: int) -> dict[str, float]:
-    counts = torch.unique(codes, return_counts=True)[1]
-    entropy = _entropy(counts)
-    return {
-        "used": float(len(counts)),
-        "coverage": len(counts) / size,
-        "entropy": entropy,
-        "perplexity": math.exp(entropy),
-        "largest_share": int(counts.max()) / len(codes),
-        "gini": _gini(counts, size),
-    }
-
-
-def _sharing(counts: Int[Tensor, " G"]) -> dict[str, float]:
-    n = int(counts.sum())
-    return {
-        "distinct": float(len(counts)),
-        "uniqueness": len(counts) / n,
-        "items_in_collision": int(counts[counts > 1].sum()) / n,
-    }
-
-
-def _whole(counts: Int[Tensor, " G"], sizes: tuple[int, ...]) -> dict[str, float]:
-    n, capacity, sharing = int(counts.sum()), math.prod(sizes), _sharing(counts)
+    - ``items``, ``distinct``: n; number of ids with n_s > 0
+    - ``uniqueness``: distinct / n
+    - ``items_in_collision``: share of items that share their id: sum of n_s over n_s > 1, / n
+    - ``collision_rate``: 1 - uniqueness (LC-Rec)
+    - ``icr``: 1 - items_in_collision (S2GR, independent coding rate)
+    - ``largest_group``: max_s n_s
+    - ``entropy``: H = -sum_s n_s/n ln n_s/n
+    - ``entropy_over_ln_capacity``: H / ln(K_1 ... K_Q) (TorchEasyRec); NaN where there is one id only
+    - ``entropy_over_ln_n``: H / ln n (QuaSID); NaN for one item
+    - ``bucket_gini``: Gini of n_s over the ids in use (FORGE)
+    - ``code_space_use``: distinct / capacity
+    """
+    counts = ids.prefixes[-1].counts
+    n, capacity, sharing = len(ids), math.prod(ids.codebook_sizes), _sharing(counts)
     entropy = _entropy(counts)
     return {
         "items": float(n),
@@ -221,6 +162,265 @@ def _whole(counts: Int[Tensor, " G"], sizes: tuple[int, ...]) -> dict[str, float
         "entropy_over_ln_n": entropy / math.log(n) if n > 1 else math.nan,
         "bucket_gini": _gini(counts, len(counts)),
         "code_space_use": len(counts) / capacity,
+    }
+
+
+def prefix_sharing(ids: SemanticIds) -> dict[str, float]:
+    """How the tree of prefixes of d codes branches.
+
+    - ``depth1/distinct``: distinct prefixes
+    - ``depth1/uniqueness``: distinct / n
+    - ``depth1/items_in_collision``: share of items that share the prefix
+    - ``depth1/fan_out``: distinct prefixes of d codes / of d - 1 codes: children per node of the tree
+    """
+    found: dict[str, float] = {}
+    above = 1
+    for depth, table in enumerate(ids.prefixes, 1):
+        found |= {f"depth{depth}/{name}": value for name, value in _sharing(table.counts).items()}
+        found[f"depth{depth}/fan_out"] = len(table.counts) / above
+        above = len(table.counts)
+    return found
+
+
+def category_agreement(ids: SemanticIds, categories: Sequence[Any]) -> dict[str, float]:
+    """How well the first codes agree with categories, over the n items that have one.
+
+    With n_kc the items of category c with first code k:
+
+    - ``level1/purity``: sum_k max_c n_kc / n
+    - ``level1/nmi``: 2 I(k; c) / (H(k) + H(c)); an item of several categories counts in each with weight 1 / their
+      number; 1 where both are constant
+    - ``categories/largest_share``: max_c n_c / n: the purity of a single code for all
+
+    Args:
+        ids: The ids.
+        categories: Per item one category (string or number) or a list of them; None, NaN, "" and [] are none.
+
+    Raises:
+        ValueError: If there is not one entry per item, or one is no category.
+    """
+    group = ids.prefixes[0].group
+    rows, columns, names = category_numbers(categories, len(group))
+    if not names:
+        return {"level1/purity": math.nan, "level1/nmi": math.nan, "categories/largest_share": math.nan}
+    codes, shape = group.numpy()[rows], (int(group.max()) + 1, len(names))
+    items = len(np.unique(rows))
+    cells, at, counts = np.unique(codes * len(names) + columns, return_inverse=True, return_counts=True)
+    best = np.zeros(shape[0])
+    np.maximum.at(best, cells // len(names), counts)
+    joint = np.bincount(at, weights=1 / np.bincount(rows, minlength=len(group))[rows]) / items
+    of_code = np.bincount(cells // len(names), weights=joint, minlength=shape[0])
+    of_category = np.bincount(cells % len(names), weights=joint, minlength=shape[1])
+    entropies = [float(-(p[p > 0] * np.log(p[p > 0])).sum()) for p in (of_code, of_category)]
+    expected = of_code[cells // len(names)] * of_category[cells % len(names)]
+    shared = max(0.0, float((joint * np.log(joint / expected)).sum()))
+    return {
+        "level1/purity": float(best.sum()) / items,
+        "level1/nmi": 2 * shared / sum(entropies) if sum(entropies) > 1e-12 else 1.0,
+        "categories/largest_share": int(np.bincount(columns).max()) / items,
+    }
+
+
+def changed_codes(ids: SemanticIds, recoded: Int[Tensor, "n L"]) -> dict[str, float]:
+    """What changes when the tokenizer encodes all items again.
+
+    - ``recoded/changed_codes``: share of codes that differ
+    - ``recoded/changed_items``: share of items with such a code
+
+    Args:
+        ids: The ids.
+        recoded: What the tokenizer gives in another batch size, order or dtype; may have fewer columns than the ids,
+            such as no appended token.
+
+    Raises:
+        ValueError: If shapes do not fit.
+    """
+    codes, recoded = ids.codes, torch.as_tensor(recoded).cpu()
+    if recoded.ndim != 2 or len(recoded) != len(codes) or not 1 <= recoded.shape[1] <= codes.shape[1]:
+        raise ValueError(f"expected recoded codes ({len(codes)}, 1 .. {codes.shape[1]}), got {tuple(recoded.shape)}")
+    differ = codes[:, : recoded.shape[1]] != recoded
+    return {
+        "recoded/changed_codes": float(differ.double().mean()),
+        "recoded/changed_items": float(differ.any(1).double().mean()),
+    }
+
+
+def robustness(ids: SemanticIds, perturbed: Int[Tensor, "S n L"]) -> dict[str, float]:
+    """How firm ids are against noise on the embeddings.
+
+    With C_jk the share of the noisy versions of the items with code j that get code k:
+
+    - ``perturbed/kept_codes``, ``perturbed/kept_ids``: share of codes, and of whole ids, that noise leaves as they are
+    - ``level1/effective_codes``: 1 / sum_k (sum_j p_j sqrt(C_jk))^2. The sum is what two codes i and j, drawn with the
+      items' frequencies, are expected to overlap, sum_k sqrt(C_ik C_jk) (Bhattacharyya). It gives 1 / sum_k p_k^2 where
+      noise changes nothing, and 1 where it leaves no trace of a code
+
+    Args:
+        ids: The ids.
+        perturbed: S times the codes of all items with noise on their embeddings
+            (:meth:`~gritvq.items.ItemTokenizer.perturbed_codes`); may have fewer columns than the ids. Of little use
+            under policies that choose other codes than the tokenizer's, which count as changed.
+
+    Raises:
+        ValueError: If shapes do not fit or a code is out of range.
+    """
+    codes, sizes, noisy = ids.codes, ids.codebook_sizes, torch.as_tensor(perturbed).cpu()
+    n, most = codes.shape
+    if noisy.ndim != 3 or not len(noisy) or noisy.shape[1] != n or not 1 <= noisy.shape[2] <= most:
+        raise ValueError(f"expected perturbed codes (S, {n}, 1 .. {most}), got {tuple(noisy.shape)}")
+    own = codes[:, : noisy.shape[2]]
+    wrong = (noisy < 0) | (noisy >= torch.tensor(sizes[: noisy.shape[2]]))
+    if wrong.any():
+        raise ValueError(f"expected perturbed codes in 0 .. K-1 for K = {sizes}, got {int(noisy[wrong][0])}")
+    found = {
+        "perturbed/kept_codes": float((noisy == own).double().mean()),
+        "perturbed/kept_ids": float((noisy == own).all(2).double().mean()),
+    }
+    for level, size in enumerate(sizes[: noisy.shape[2]]):
+        before, after = own[:, level].expand(len(noisy), n), noisy[..., level]
+        cells, counts = torch.unique(before * size + after, return_counts=True)  # n p_j S C_jk, no empty cells
+        usage = torch.bincount(own[:, level]).double() / n
+        # p_j sqrt(C_jk) = sqrt(p_j) sqrt(p_j C_jk)
+        terms = (usage[cells // size] * counts.double() / before.numel()).sqrt()
+        overlap = torch.zeros(size, dtype=torch.float64).index_add_(0, cells % size, terms).square().sum()
+        found[f"level{level + 1}/effective_codes"] = 1 / float(overlap)
+    return found
+
+
+def related_recall(ids: SemanticIds, related: Int[Tensor, "n k"]) -> dict[str, float]:
+    """Whether items that belong together share prefixes.
+
+    - ``related/prefix_recall@k``: mean over all given pairs (i, j) of P(j), the chance that j is among the k other
+      items that share the longest prefix with i, equal lengths drawn by lot
+
+    Args:
+        ids: The ids.
+        related: Rows of items that belong to each item, such as what is bought together; -1 is none.
+
+    Raises:
+        ValueError: If the shape does not fit or a row is no item.
+    """
+    rows = _related_rows(ids, related)
+    chance = _prefix_chance(ids.prefixes, torch.arange(len(ids)), rows)
+    return {f"related/prefix_recall@{rows.shape[1]}": _mean_given(chance, rows)}
+
+
+def cohesion(ids: SemanticIds, embeddings: Float[Tensor, "n D"]) -> dict[str, float]:
+    """Whether items that share a prefix are similar.
+
+    - ``depth1/cohesion``: mean cosine of the embeddings of two items, over all pairs that share d codes; NaN if none do
+    - ``depth1/discrimination``: that, less the mean over all pairs that share d - 1 codes and no more
+
+    Args:
+        ids: The ids.
+        embeddings: Per item a vector.
+
+    Raises:
+        ValueError: If the shape does not fit or an embedding is not finite.
+    """
+    # From sums over groups: the cosines of a group's pairs sum to (|sum u|^2 - sum |u|^2) / 2.
+    unit = F.normalize(_checked_vectors("embeddings", embeddings, len(ids)), dim=1)
+    found: dict[str, float] = {}
+    above, above_pairs = _pair_sum(torch.zeros_like(ids.prefixes[0].group), unit)
+    for depth, table in enumerate(ids.prefixes, 1):
+        total, pairs = _pair_sum(table.group, unit)
+        inside = total / pairs if pairs else math.nan
+        apart = (above - total) / (above_pairs - pairs) if above_pairs > pairs else math.nan
+        found |= {f"depth{depth}/cohesion": inside, f"depth{depth}/discrimination": inside - apart}
+        above, above_pairs = total, pairs
+    return found
+
+
+def neighbor_recall(
+    ids: SemanticIds,
+    embeddings: Float[Tensor, "n D"],
+    *,
+    reconstructions: Float[Tensor, "n D"] | None = None,
+    related: Int[Tensor, "n r"] | None = None,
+    num_neighbours: int = 10,
+    num_queries: int = 4096,
+) -> dict[str, float]:
+    """Whether the nearest items share prefixes.
+
+    Of N items evenly spaced over the catalogue (all where there are no more), E_k(i) are the k nearest other items by
+    the cosine of their embeddings.
+
+    - ``neighbours/prefix_recall@10``: 1/(N k) sum_i sum_{j in E_k(i)} P(j), P(j) the chance that j is among the k other
+      items that share the longest prefix with i, equal lengths drawn by lot
+    - ``neighbours/chance@10``: k / (n - 1): what ids without meaning reach
+    - ``neighbours/quantized_recall@10``: with ``reconstructions``: as the first, for the k nearest other items by the
+      euclidean distance of their ids' reconstructions, equal ones (before an appended token) drawn by lot
+    - ``related/embedding_recall@10``: with ``related``: mean 1[j in E_k(i)] over the given neighbors j of the N items
+      (FORGE's embedding hit rate, where they are the next items)
+
+    Args:
+        ids: The ids.
+        embeddings: Per item a vector.
+        reconstructions: Per item what its id decodes to (equal ids, equal vectors), in the space of the embeddings.
+        related: As in :func:`related_recall`.
+        num_neighbours: k.
+        num_queries: N.
+
+    Raises:
+        ValueError: If shapes do not fit, a vector is not finite or a number is below 1.
+    """
+    n, k, prefixes = len(ids), num_neighbours, ids.prefixes
+    x = _checked_vectors("embeddings", embeddings, n)
+    values = None if reconstructions is None else _checked_vectors("reconstructions", reconstructions, n)
+    if k < 1 or num_queries < 1:
+        raise ValueError(f"expected num_neighbours and num_queries >= 1, got {k} and {num_queries}")
+    name, k = f"@{k}", min(k, n - 1)
+    if k == 0:
+        return {f"neighbours/prefix_recall{name}": math.nan, f"neighbours/chance{name}": math.nan}
+    queries = torch.linspace(0, n - 1, min(n, num_queries), dtype=torch.float64).round().long()
+    unit = F.normalize(x, dim=1)
+    near = []
+    for rows in queries.split(max(1, _BLOCK_ENTRIES // n)):
+        similarity = unit[rows] @ unit.T
+        similarity[torch.arange(len(rows)), rows] = -math.inf
+        near.append(ranked(similarity, k))
+    nearest = torch.cat(near)
+    found = {
+        f"neighbours/prefix_recall{name}": _mean_given(_prefix_chance(prefixes, queries, nearest), nearest),
+        f"neighbours/chance{name}": k / (n - 1),
+    }
+    if values is not None:
+        decoded = prefixes[-2] if ids.collisions == "append" else prefixes[-1]  # equal ids decode alike
+        chance = _quantized_chance(decoded, values, queries, nearest)
+        found[f"neighbours/quantized_recall{name}"] = _mean_given(chance, nearest)
+    if related is not None:
+        wanted = _related_rows(ids, related)[queries]
+        hit = (wanted[:, :, None] == nearest[:, None, :]).any(2)
+        found[f"related/embedding_recall{name}"] = _mean_given(hit.double(), wanted)
+    return found
+
+
+def reconstruction_error(embeddings: Float[Tensor, "n D"], reconstructions: Float[Tensor, "n D"]) -> dict[str, float]:
+    """How far reconstructions r are from the embeddings x.
+
+    - ``reconstruction/mse``: mean (x - r)^2 over all numbers
+    - ``reconstruction/relative_error``: sum |x - r|^2 / sum |x - mean x|^2
+    - ``reconstruction/cosine``: mean cosine of x and r
+
+    Args:
+        embeddings: Per item a vector.
+        reconstructions: Per item what its id decodes to.
+
+    Raises:
+        ValueError: If shapes differ or a vector is not finite.
+    """
+    x = _checked_vectors("embeddings", embeddings, len(embeddings))
+    values = _checked_vectors("reconstructions", reconstructions, len(embeddings))
+    if x.shape != values.shape:
+        raise ValueError(
+            f"expected reconstructions of the embeddings' shape {tuple(x.shape)}, got {tuple(values.shape)}"
+        )
+    error = (x.double() - values.double()).square()
+    spread = float((x.double() - x.double().mean(0)).square().sum())
+    return {
+        "reconstruction/mse": float(error.mean()),
+        "reconstruction/relative_error": float(error.sum()) / spread if spread > 0 else math.nan,
+        "reconstruction/cosine": float(F.cosine_similarity(x, values).double().mean()),
     }
 
 
@@ -250,25 +450,25 @@ def category_numbers(categories: Sequence[Any], num_items: int) -> tuple[np.ndar
     return np.array(rows, dtype=np.int64), np.array(columns, dtype=np.int64), list(numbers)
 
 
-def _categories(group: Int[Tensor, " n"], categories: Sequence[Any]) -> dict[str, float]:
-    rows, columns, names = category_numbers(categories, len(group))
-    if not names:
-        return {"level1/purity": math.nan, "level1/nmi": math.nan, "categories/largest_share": math.nan}
-    codes, shape = group.numpy()[rows], (int(group.max()) + 1, len(names))
-    items = len(np.unique(rows))
-    cells, at, counts = np.unique(codes * len(names) + columns, return_inverse=True, return_counts=True)
-    best = np.zeros(shape[0])
-    np.maximum.at(best, cells // len(names), counts)
-    joint = np.bincount(at, weights=1 / np.bincount(rows, minlength=len(group))[rows]) / items
-    of_code = np.bincount(cells // len(names), weights=joint, minlength=shape[0])
-    of_category = np.bincount(cells % len(names), weights=joint, minlength=shape[1])
-    entropies = [float(-(p[p > 0] * np.log(p[p > 0])).sum()) for p in (of_code, of_category)]
-    expected = of_code[cells // len(names)] * of_category[cells % len(names)]
-    shared = max(0.0, float((joint * np.log(joint / expected)).sum()))
+def _entropy(counts: Tensor) -> float:
+    p = counts[counts > 0].double()
+    p = p / p.sum()
+    return max(0.0, float(-(p * p.log()).sum()))
+
+
+def _gini(counts: Tensor, size: int) -> float:
+    """Of ``size`` numbers, those not given being 0."""
+    x = counts[counts > 0].double().sort().values
+    rank = torch.arange(size - len(x) + 1, size + 1, dtype=torch.float64)
+    return float(((2 * rank - size - 1) * x).sum() / (size * x.sum()))
+
+
+def _sharing(counts: Int[Tensor, " G"]) -> dict[str, float]:
+    n = int(counts.sum())
     return {
-        "level1/purity": float(best.sum()) / items,
-        "level1/nmi": 2 * shared / sum(entropies) if sum(entropies) > 1e-12 else 1.0,
-        "categories/largest_share": int(np.bincount(columns).max()) / items,
+        "distinct": float(len(counts)),
+        "uniqueness": len(counts) / n,
+        "items_in_collision": int(counts[counts > 1].sum()) / n,
     }
 
 
@@ -283,50 +483,12 @@ def _checked_vectors(name: str, vectors: Any, num_items: int) -> Float[Tensor, "
     return x
 
 
-def _changes(codes: Int[Tensor, "n Q"], recoded: Int[Tensor, "n L"]) -> dict[str, float]:
-    if recoded.ndim != 2 or len(recoded) != len(codes) or not 1 <= recoded.shape[1] <= codes.shape[1]:
-        raise ValueError(f"expected recoded codes ({len(codes)}, 1 .. {codes.shape[1]}), got {tuple(recoded.shape)}")
-    differ = codes[:, : recoded.shape[1]] != recoded
-    return {
-        "recoded/changed_codes": float(differ.double().mean()),
-        "recoded/changed_items": float(differ.any(1).double().mean()),
-    }
-
-
-def _robustness(codes: Int[Tensor, "n Q"], sizes: tuple[int, ...], noisy: Int[Tensor, "S n L"]) -> dict[str, float]:
-    n, most = codes.shape
-    if noisy.ndim != 3 or not len(noisy) or noisy.shape[1] != n or not 1 <= noisy.shape[2] <= most:
-        raise ValueError(f"expected perturbed codes (S, {n}, 1 .. {most}), got {tuple(noisy.shape)}")
-    own = codes[:, : noisy.shape[2]]
-    wrong = (noisy < 0) | (noisy >= torch.tensor(sizes[: noisy.shape[2]]))
-    if wrong.any():
-        raise ValueError(f"expected perturbed codes in 0 .. K-1 for K = {sizes}, got {int(noisy[wrong][0])}")
-    found = {
-        "perturbed/kept_codes": float((noisy == own).double().mean()),
-        "perturbed/kept_ids": float((noisy == own).all(2).double().mean()),
-    }
-    for level, size in enumerate(sizes[: noisy.shape[2]]):
-        before, after = own[:, level].expand(len(noisy), n), noisy[..., level]
-        cells, counts = torch.unique(before * size + after, return_counts=True)  # n p_j S C_jk, no empty cells
-        usage = torch.bincount(own[:, level]).double() / n
-        # p_j sqrt(C_jk) = sqrt(p_j) sqrt(p_j C_jk)
-        terms = (usage[cells // size] * counts.double() / before.numel()).sqrt()
-        overlap = torch.zeros(size, dtype=torch.float64).index_add_(0, cells % size, terms).square().sum()
-        found[f"level{level + 1}/effective_codes"] = 1 / float(overlap)
-    return found
-
-
-def _cohesion(prefixes: list[RowTable], unit: Float[Tensor, "n D"]) -> dict[str, float]:
-    """From sums over groups: the cosines of a group's pairs sum to (|sum u|^2 - sum |u|^2) / 2."""
-    found: dict[str, float] = {}
-    above, above_pairs = _pair_sum(torch.zeros_like(prefixes[0].group), unit)
-    for depth, table in enumerate(prefixes, 1):
-        total, pairs = _pair_sum(table.group, unit)
-        inside = total / pairs if pairs else math.nan
-        apart = (above - total) / (above_pairs - pairs) if above_pairs > pairs else math.nan
-        found |= {f"depth{depth}/cohesion": inside, f"depth{depth}/discrimination": inside - apart}
-        above, above_pairs = total, pairs
-    return found
+def _related_rows(ids: SemanticIds, related: Any) -> Int[Tensor, "n k"]:
+    """Rows of related items; an item is not its own."""
+    rows = torch.as_tensor(related).cpu().long()
+    if rows.ndim != 2 or len(rows) != len(ids) or not rows.shape[1] or int(rows.max()) >= len(ids):
+        raise ValueError(f"expected related rows ({len(ids)}, k) of items, -1 for none, got {tuple(rows.shape)}")
+    return torch.where(rows == torch.arange(len(ids))[:, None], -1, rows)
 
 
 def _pair_sum(group: Int[Tensor, " n"], unit: Float[Tensor, "n D"]) -> tuple[float, int]:
@@ -340,48 +502,12 @@ def _pair_sum(group: Int[Tensor, " n"], unit: Float[Tensor, "n D"]) -> tuple[flo
     return (total if pairs else 0.0), pairs
 
 
-def _neighbors(
-    prefixes: list[RowTable],
-    decoded: RowTable,
-    x: Float[Tensor, "n D"],
-    values: Float[Tensor, "n D"] | None,
-    related: Int[Tensor, "n r"] | None,
-    k: int,
-    num_queries: int,
-) -> dict[str, float]:
-    n = len(x)
-    if k < 1 or num_queries < 1:
-        raise ValueError(f"expected num_neighbours and num_queries >= 1, got {k} and {num_queries}")
-    name, k = f"@{k}", min(k, n - 1)
-    if k == 0:
-        return {f"neighbours/prefix_recall{name}": math.nan, f"neighbours/chance{name}": math.nan}
-    queries = torch.linspace(0, n - 1, min(n, num_queries), dtype=torch.float64).round().long()
-    unit = F.normalize(x, dim=1)
-    near = []
-    for rows in queries.split(max(1, _BLOCK_ENTRIES // n)):
-        similarity = unit[rows] @ unit.T
-        similarity[torch.arange(len(rows)), rows] = -math.inf
-        near.append(ranked(similarity, k))
-    nearest = torch.cat(near)
-    found = {
-        f"neighbours/prefix_recall{name}": _mean_given(_prefix_chance(prefixes, queries, nearest), nearest),
-        f"neighbours/chance{name}": k / (n - 1),
-    }
-    if values is not None:
-        chance = _quantized_chance(decoded, values, queries, nearest)
-        found[f"neighbours/quantized_recall{name}"] = _mean_given(chance, nearest)
-    if related is not None:
-        hit = (related[queries][:, :, None] == nearest[:, None, :]).any(2)
-        found[f"related/embedding_recall{name}"] = _mean_given(hit.double(), related[queries])
-    return found
-
-
 def _mean_given(chance: Float[Tensor, "N k"], rows: Int[Tensor, "N k"]) -> float:
     given = rows >= 0
     return float(chance[given].mean()) if given.any() else math.nan
 
 
-def _prefix_chance(prefixes: list[RowTable], queries: Int[Tensor, " N"], rows: Int[Tensor, "N k"]) -> Tensor:
+def _prefix_chance(prefixes: Sequence[RowTable], queries: Int[Tensor, " N"], rows: Int[Tensor, "N k"]) -> Tensor:
     """For each given row the chance to be among the k items that share the longest prefix with the query (N, k)."""
     k = rows.shape[1]
     chance = torch.zeros(rows.shape, dtype=torch.float64)
@@ -420,17 +546,3 @@ def _quantized_chance(
         hit = ids.group[wanted][:, :, None] == nearest[:, None, :]
         parts.append((hit * share[:, None, :]).sum(2))
     return torch.cat(parts)
-
-
-def _errors(x: Float[Tensor, "n D"], values: Float[Tensor, "n D"]) -> dict[str, float]:
-    if x.shape != values.shape:
-        raise ValueError(
-            f"expected reconstructions of the embeddings' shape {tuple(x.shape)}, got {tuple(values.shape)}"
-        )
-    error = (x.double() - values.double()).square()
-    spread = float((x.double() - x.double().mean(0)).square().sum())
-    return {
-        "reconstruction/mse": float(error.mean()),
-        "reconstruction/relative_error": float(error.sum()) / spread if spread > 0 else math.nan,
-        "reconstruction/cosine": float(F.cosine_similarity(x, values).double().mean()),
-    }

@@ -1,10 +1,10 @@
-"""Pictures of semantic ids: use of the codes per level, collisions, the tree with the categories in it."""
+"""Plots of semantic ids: use of the codes per level, collisions, the tree with the categories in it."""
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,11 @@ import numpy as np
 import torch
 
 from gritvq.items.ids.groups import RowTable
-from gritvq.items.ids.metrics import category_numbers
+from gritvq.items.ids.metrics import category_agreement, category_numbers, level_usage, prefix_sharing
 from gritvq.items.ids.semantic_ids import SemanticIds
 from gritvq.plotting import new_figure, save_figure
 
-__all__ = ["collisions_picture", "level_usage_picture", "tree_picture"]
+__all__ = ["collisions_plot", "level_usage_plot", "tree_plot"]
 
 _BLUE, _RED, _GRAY = "#2a6f97", "#c1121f", "#d9d9d9"
 _MOST_LEVELS = 12
@@ -28,14 +28,17 @@ def _level_name(ids: SemanticIds, level: int) -> str:
     return "appended token" if appended else f"level {level + 1}"
 
 
-def level_usage_picture(ids: SemanticIds, path: str | os.PathLike[str]) -> Path:
+def level_usage_plot(
+    ids: SemanticIds, path: str | os.PathLike[str], numbers: Mapping[str, float] | None = None
+) -> Path:
     """Share of the items per code, most frequent first, against the uniform share; one panel per level.
 
     Args:
         ids: With at most 12 levels shown.
         path: PNG to write.
+        numbers: What ``ids.report()`` gave, if it is at hand.
     """
-    found, levels = ids.report(), min(len(ids.codebook_sizes), _MOST_LEVELS)
+    found, levels = numbers or level_usage(ids), min(len(ids.codebook_sizes), _MOST_LEVELS)
     columns = min(4, levels)
     rows = math.ceil(levels / columns)
     figure, axes = new_figure(3.0 * columns + 0.6, 2.7 * rows, rows, columns, squeeze=False, sharey=True)
@@ -70,7 +73,7 @@ def level_usage_picture(ids: SemanticIds, path: str | os.PathLike[str]) -> Path:
     return save_figure(figure, path)
 
 
-def collisions_picture(ids: SemanticIds, path: str | os.PathLike[str]) -> Path:
+def collisions_plot(ids: SemanticIds, path: str | os.PathLike[str], numbers: Mapping[str, float] | None = None) -> Path:
     """Left: items by how many share their id. Right: distinct prefixes and items with one of their own, by depth.
 
     Under ``append`` the left side shows the ids before the token was appended.
@@ -78,12 +81,13 @@ def collisions_picture(ids: SemanticIds, path: str | os.PathLike[str]) -> Path:
     Args:
         ids: Of any policy.
         path: PNG to write.
+        numbers: What ``ids.report()`` gave, if it is at hand.
     """
-    found, depths = ids.report(), range(1, len(ids.codebook_sizes) + 1)
+    found, depths = numbers or prefix_sharing(ids), range(1, len(ids.codebook_sizes) + 1)
     figure, (left, right) = new_figure(9.6, 3.6, 1, 2)
     appended = ids.collisions == "append"
     shown = len(depths) - appended
-    sharing = RowTable(ids.codes[:, :shown], ids.codebook_sizes[:shown]).counts
+    sharing = ids.prefixes[shown - 1].counts
     sizes, groups = (x.numpy() for x in torch.unique(sharing, return_counts=True))
     edges = _size_edges(int(sizes.max()))
     items = np.histogram(sizes, [*edges, math.inf], weights=sizes * groups)[0]
@@ -133,8 +137,14 @@ def _size_edges(largest: int) -> list[int]:
     return edges
 
 
-def tree_picture(
-    ids: SemanticIds, categories: Sequence[Any], path: str | os.PathLike[str], *, depth: int = 2, most_named: int = 11
+def tree_plot(
+    ids: SemanticIds,
+    categories: Sequence[Any],
+    path: str | os.PathLike[str],
+    numbers: Mapping[str, float] | None = None,
+    *,
+    depth: int = 2,
+    most_named: int = 11,
 ) -> Path:
     """The tree of ids from the root down, as wide as the items under each prefix, colored by category purity.
 
@@ -144,8 +154,9 @@ def tree_picture(
 
     Args:
         ids: The ids.
-        categories: Per item one category or a list, as in :func:`gritvq.items.ids.metrics.report`.
+        categories: Per item one category or a list, as in :func:`gritvq.items.ids.metrics.category_agreement`.
         path: PNG to write.
+        numbers: What ``ids.report(categories)`` gave, if it is at hand.
         depth: Levels to show.
         most_named: Categories with a color of their own.
 
@@ -154,7 +165,7 @@ def tree_picture(
     """
     rows, columns, names = category_numbers(categories, len(ids))
     if not names:
-        raise ValueError("expected categories of some items, got none; the other pictures do without")
+        raise ValueError("expected categories of some items, got none; the other plots need none")
     kept = np.unique(rows)
     codes, rows = ids.codes[torch.from_numpy(kept)], np.searchsorted(kept, rows)
     depth = min(depth, len(ids.codebook_sizes))
@@ -196,7 +207,7 @@ def tree_picture(
     axis.tick_params(axis="x", labelsize=8)
     for spine in axis.spines.values():
         spine.set_visible(False)
-    found = ids.report(categories)
+    found = numbers or category_agreement(ids, categories)
     axis.set_title(
         f"purity of level 1 {found['level1/purity']:.3f} (one code for all: {found['categories/largest_share']:.3f}), "
         f"NMI {found['level1/nmi']:.3f}",

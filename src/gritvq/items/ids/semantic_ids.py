@@ -167,6 +167,12 @@ class SemanticIds:
             f"{len(self._rows.counts)} distinct)"
         )
 
+    @cached_property
+    def prefixes(self) -> tuple[RowTable, ...]:
+        """The items grouped by the first 1, 2, ..., Q codes of their ids."""
+        depths = range(1, len(self._sizes))
+        return *(RowTable(self._codes[:, :depth], self._sizes[:depth]) for depth in depths), self._rows
+
     # --- looking up ---------------------------------------------------------------------------------------------------
 
     def rows_of(self, items: Sequence[Key]) -> Int[Tensor, " m"]:
@@ -271,7 +277,7 @@ class SemanticIds:
     def report(
         self, categories: Sequence[Any] | None = None, embeddings: Float[Tensor, "n D"] | None = None, **options: Any
     ) -> dict[str, float]:
-        """Every quality metric by name: see :func:`gritvq.items.ids.metrics.report`."""
+        """All quality metrics by name, see :mod:`gritvq.items.ids.metrics`."""
         return report(self, categories, embeddings, **options)
 
     # --- saving and loading -------------------------------------------------------------------------------------------
