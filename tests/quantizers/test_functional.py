@@ -164,7 +164,7 @@ counts = st.lists(st.integers(0, 50), min_size=1, max_size=20)
 
 @given(counts)
 @settings(max_examples=50, deadline=None)
-def test_perplexity_and_usage_against_numpy(histogram: list[int]) -> None:
+def test_perplexity_against_numpy(histogram: list[int]) -> None:
     values = np.array(histogram, dtype=float)
     found = float(F.perplexity(torch.tensor(histogram)))
     if values.sum() == 0:
@@ -173,7 +173,6 @@ def test_perplexity_and_usage_against_numpy(histogram: list[int]) -> None:
         p = values[values > 0] / values.sum()
         assert found == pytest.approx(np.exp(-(p * np.log(p)).sum()), rel=1e-5)
         assert 1 - 1e-5 <= found <= len(values) * (1 + 1e-5)
-    assert float(F.usage(torch.tensor(histogram))) == pytest.approx((values > 0).mean())
 
 
 def test_perplexity_does_not_depend_on_the_scale_of_the_counts() -> None:

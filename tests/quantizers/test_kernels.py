@@ -141,9 +141,7 @@ def test_reads_views() -> None:
 def test_empty() -> None:
     x, codes = randn(0, 3).bfloat16(), randn(5, 3)
     assert G.nearest_code(x, codes).shape == (0,)
-    indices, residual = G.nearest_residual(x, codes)
-    assert indices.shape == (0,) and residual.shape == (0, 3) and residual.dtype == torch.float32
-    assert not G.code_sums(x, indices, 4).any()
+    assert not G.code_sums(x, G.nearest_code(x, codes), 4).any()
 
 
 def test_every_configuration_of_the_tuning_finds_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -161,30 +159,6 @@ def test_every_configuration_of_the_tuning_finds_the_same(monkeypatch: pytest.Mo
     for result in results:
         check(x, codes, result)
         assert torch.equal(result, results[0])
-
-
-# --- the residual twin ------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("dtypes", [("float32", "float32"), ("bfloat16", "bfloat16"), ("bfloat16", "float32")])
-@pytest.mark.parametrize(("d", "metric"), [(5, "cosine"), (150, "euclidean")])
-def test_residuals_have_the_bits_of_two_steps(dtypes: tuple[str, str], d: int, metric: Any, programs: int) -> None:
-    x, codes = randn(66, d, dtype=getattr(torch, dtypes[0])), randn(200, d, dtype=getattr(torch, dtypes[1]))
-    indices, residual = G.nearest_residual(x, codes, metric)
-    assert torch.equal(indices, G.nearest_code(x, codes, metric))
-    expected = x - F.embedding(indices, codes)
-    assert residual.dtype == expected.dtype and torch.equal(residual, expected)
-
-
-def test_residuals_of_the_other_backends_and_of_float64() -> None:
-    x, codes = randn(20, 6), randn(50, 6)
-    fast = G.nearest_residual(x, codes)
-    with kernels.using("blocked"):
-        plain = G.nearest_residual(x, codes)
-    for found in (fast, plain):
-        assert torch.equal(found[1], x - codes[found[0]])
-    indices, residual = G.nearest_residual(x.double(), codes)
-    assert torch.equal(residual, x.double() - codes[indices])
 
 
 # --- sums per code ----------------------------------------------------------------------------------------------------
@@ -255,7 +229,7 @@ def test_an_assignment_passes_its_precision_on() -> None:
     ("name", "arguments"),
     [
         ("nearest_code", lambda: (randn(6, 3), randn(4, 3), False, "float32")),
-        ("nearest_residual", lambda: (randn(6, 3).bfloat16(), randn(4, 3), True, "bf16")),
+        ("nearest_code", lambda: (randn(6, 3).bfloat16(), randn(4, 3), True, "bf16")),
         ("code_sums", lambda: (randn(6, 3).requires_grad_(), torch.arange(6, device=DEVICE) % 4, 4)),
     ],
 )

@@ -33,13 +33,11 @@ __all__ = [
     "kmeans",
     "nearest_code",
     "nearest_codes",
-    "nearest_residual",
     "perplexity",
     "rotate_to",
     "sample_rows",
     "squared_distance",
     "to_unit_length",
-    "usage",
 ]
 
 Metric = Literal["euclidean", "cosine"]
@@ -180,37 +178,6 @@ def _check(x: Tensor, codes: Tensor, metric: str, precision: str) -> None:
         raise ValueError(f"expected a precision among {kernels.PRECISIONS}, got {precision!r}")
 
 
-def nearest_residual(
-    x: Float[Tensor, "N D"],
-    codes: Float[Tensor, "K D"],
-    metric: Metric = "euclidean",
-    precision: Precision = "float32",
-) -> tuple[Int[Tensor, " N"], Float[Tensor, "N D"]]:
-    """Index of the nearest code of every vector and what that code leaves over, ``x_n - c_k``: a residual level.
-
-    The same bits as ``x - codes[nearest_code(x, codes)]``; the fused search writes both in one pass and never holds the
-    gathered codes.
-
-    Args:
-        x: Vectors (N, D), any floating type.
-        codes: Codes (K, D), K >= 1.
-        metric: As in :func:`nearest_code`; the codes are subtracted as they are.
-        precision: As in :func:`nearest_code`.
-
-    Returns:
-        Indices (N,), int64, and residuals (N, D), in the common type of both inputs. Not differentiable.
-
-    Raises:
-        ValueError: If the shapes do not fit, or metric or precision is unknown.
-
-    Example:
-        >>> nearest_residual(torch.tensor([[0.75]]), torch.tensor([[0.0], [1.0]]))
-        (tensor([1]), tensor([[-0.2500]]))
-    """
-    _check(x, codes, metric, precision)
-    return torch.ops.gritvq.nearest_residual(x.detach(), codes.detach(), metric == "cosine", precision)
-
-
 def nearest_codes(
     x: Float[Tensor, "N D"], codes: Float[Tensor, "K D"], num_codes: int, metric: Metric = "euclidean"
 ) -> Int[Tensor, "N n"]:
@@ -259,23 +226,6 @@ def _nearest_code(x: Tensor, codes: Tensor, cosine: bool, precision: str) -> Ten
 @_nearest_code.register_fake
 def _(x: Tensor, codes: Tensor, cosine: bool, precision: str) -> Tensor:
     return x.new_empty(x.shape[0], dtype=torch.int64)
-
-
-@torch.library.custom_op("gritvq::nearest_residual", mutates_args=())
-def _nearest_residual(x: Tensor, codes: Tensor, cosine: bool, precision: str) -> tuple[Tensor, Tensor]:
-    if len(x) == 0:
-        return torch.empty(0, dtype=torch.int64, device=x.device), x.new_empty(x.shape, dtype=_common(x, codes))
-    with torch.autocast(x.device.type, enabled=False):
-        return kernels.search_residual(*_prepared(x, codes, cosine), x, codes, precision)
-
-
-@_nearest_residual.register_fake
-def _(x: Tensor, codes: Tensor, cosine: bool, precision: str) -> tuple[Tensor, Tensor]:
-    return x.new_empty(x.shape[0], dtype=torch.int64), x.new_empty(x.shape, dtype=_common(x, codes))
-
-
-def _common(x: Tensor, codes: Tensor) -> torch.dtype:
-    return torch.promote_types(x.dtype, codes.dtype)
 
 
 def central_code(codes: Float[Tensor, "K D"]) -> Float[Tensor, " D"]:
@@ -419,16 +369,6 @@ def perplexity(counts: Float[Tensor, "*levels K"]) -> Float[Tensor, "*levels"]:
     p = counts / torch.where(total > 0, total, 1.0)
     entropy = -torch.xlogy(p, p).sum(-1)
     return torch.where(total.squeeze(-1) > 0, entropy.exp(), 0.0).float()
-
-
-def usage(counts: Float[Tensor, "*levels K"]) -> Float[Tensor, "*levels"]:
-    """Share of codes that were chosen at least once.
-
-    Example:
-        >>> usage(torch.tensor([5, 5, 0, 0]))
-        tensor(0.5000)
-    """
-    return (counts > 0).float().mean(-1)
 
 
 def effective_rank(codes: Float[Tensor, "K D"]) -> float:

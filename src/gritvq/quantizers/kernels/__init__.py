@@ -13,13 +13,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from gritvq.quantizers.kernels import blocked, flat, fused, two_stage
 
-__all__ = ["BACKENDS", "PRECISIONS", "chosen", "code_sums", "search", "search_residual", "using"]
+__all__ = ["BACKENDS", "PRECISIONS", "chosen", "code_sums", "search", "using"]
 
 BACKENDS = {"blocked": blocked.search, "two_stage": two_stage.search, "fused": fused.search, "faiss": flat.search}
 PRECISIONS = ("float32", "tf32", "bf16")
@@ -81,23 +80,6 @@ def search(
     if backend == "fused":
         return fused.search(x, codes, bias, center, precision)
     return BACKENDS[backend](x, codes, bias, center)
-
-
-def search_residual(
-    x: Float[Tensor, "N D"],
-    codes: Float[Tensor, "K D"],
-    bias: Float[Tensor, " K"],
-    center: Float[Tensor, " D"],
-    source: Float[Tensor, "N D"],
-    table: Float[Tensor, "K D"],
-    precision: str = "float32",
-) -> tuple[Int[Tensor, " N"], Float[Tensor, "N D"]]:
-    """What :func:`search` finds, and ``source - table[indices]``, the same bits on every backend."""
-    wide = torch.float64 in (codes.dtype, source.dtype, table.dtype)
-    if chosen(x.device.type) == "fused" and not wide:
-        return fused.search_residual(x, codes, bias, center, source, table, precision)
-    indices = search(x, codes, bias, center, precision)
-    return indices, source - F.embedding(indices, table)
 
 
 def code_sums(x: Float[Tensor, "N D"], indices: Int[Tensor, " N"], codebook_size: int) -> Float[Tensor, "K D"]:

@@ -56,18 +56,6 @@ def _improved(products, bias, start, columns, best, block):
     return tl.where(better, score, best), tl.where(better, start, block)
 
 
-@triton.jit
-def _write_residual(source, table, residual, index, live, table_stride, D: tl.constexpr, BLOCK_D: tl.constexpr):
-    """``source - table[index]``, rounded as PyTorch rounds it."""
-    codes = table + index[:, None].to(tl.int64) * table_stride
-    for start in range(0, D, BLOCK_D):
-        d = start + tl.arange(0, BLOCK_D)[None, :]
-        inside = live[:, None] & (d < D)
-        value = tl.load(source + d, mask=inside, other=0.0).to(tl.float32)
-        value -= tl.load(codes + d, mask=inside, other=0.0).to(tl.float32)
-        tl.store(residual + d, value.to(residual.dtype.element_ty), mask=inside)
-
-
 @triton.jit(do_not_specialize=["n_bucket", "k_bucket"])
 def search(
     x,
@@ -76,15 +64,10 @@ def search(
     center,
     indices,
     keys,
-    source,
-    table,
-    residual,
     N,
     K,
     x_stride,
     piece_stride,
-    source_stride,
-    table_stride,
     split_codes,
     n_bucket,
     k_bucket,
@@ -92,12 +75,11 @@ def search(
     BLOCK_D: tl.constexpr,
     PIECES: tl.constexpr,
     SPLIT: tl.constexpr,
-    RESIDUAL: tl.constexpr,
     EMULATED: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """BLOCK_N rows against ``split_codes`` codes: indices (or residuals too), or one key per row and split.
+    """BLOCK_N rows against ``split_codes`` codes: indices, or one key per row and split.
 
     Codes and bias are padded to whole blocks (K counts the padding), the bias with infinity, so none of their loads
     needs a mask and no padding is ever chosen.
@@ -145,28 +127,10 @@ def search(
         tl.store(keys + tl.program_id(1).to(tl.int64) * N + first_row + rows, key, mask=live)
     else:
         tl.store(indices + first_row + rows, index.to(tl.int64), mask=live)
-        if RESIDUAL:
-            source += first_row * source_stride + rows[:, None].to(tl.int64) * source_stride
-            residual += first_row * D + rows[:, None] * D
-            _write_residual(source, table, residual, index, live, table_stride, D, BLOCK_D)
 
 
 @triton.jit
-def finish(
-    keys,
-    indices,
-    source,
-    table,
-    residual,
-    N,
-    num_splits,
-    source_stride,
-    table_stride,
-    D: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    RESIDUAL: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-):
+def finish(keys, indices, N, num_splits, BLOCK_N: tl.constexpr):
     """Least key of every row over the splits: the least score and, among equals, the lowest index."""
     first_row = tl.program_id(0).to(tl.int64) * BLOCK_N
     rows = tl.arange(0, BLOCK_N)
@@ -177,10 +141,6 @@ def finish(
         key = tl.minimum(key, tl.load(keys + tl.cast(split, tl.int64) * N, mask=live, other=0))
     index = key.to(tl.int32)  # the lower half
     tl.store(indices + first_row + rows, index.to(tl.int64), mask=live)
-    if RESIDUAL:
-        source += first_row * source_stride + rows[:, None].to(tl.int64) * source_stride
-        residual += first_row * D + rows[:, None] * D
-        _write_residual(source, table, residual, index, live, table_stride, D, BLOCK_D)
 
 
 @triton.jit

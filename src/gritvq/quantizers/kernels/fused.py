@@ -39,7 +39,7 @@ from torch import Tensor
 from gritvq.lazy import optional
 from gritvq.quantizers.kernels import blocked
 
-__all__ = ["code_sums", "search", "search_residual", "supported"]
+__all__ = ["code_sums", "search", "supported"]
 
 _PIECES = {"float32": 3, "tf32": 0, "bf16": 1}  # as the kernel counts them
 _SPLIT_CODES = 128  # splits end at multiples of the largest block of codes
@@ -74,43 +74,12 @@ def search(
     """``argmin_k bias_k - <x_n - center, codes_k>``, the lowest index among equals; 0 for a row that is not finite."""
     if codes.dtype == torch.float64:
         return blocked.search(x, codes, bias, center)
-    return _run(x, codes, bias, center, precision, None, None)[0]
-
-
-def search_residual(
-    x: Float[Tensor, "N D"],
-    codes: Float[Tensor, "K D"],
-    bias: Float[Tensor, " K"],
-    center: Float[Tensor, " D"],
-    source: Float[Tensor, "N D"],
-    table: Float[Tensor, "K D"],
-    precision: str = "float32",
-) -> tuple[Int[Tensor, " N"], Float[Tensor, "N D"]]:
-    """What :func:`search` finds, and ``source - table[indices]``, without the gathered codes in between."""
-    return _run(x, codes, bias, center, precision, source, table)
-
-
-def _run(
-    x: Tensor,
-    codes: Tensor,
-    bias: Tensor,
-    center: Tensor,
-    precision: str,
-    source: Tensor | None,
-    table: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    """Indices, and the residuals where a source and a table are given."""
     kernels = _kernels()
     (num, dim), size = x.shape, len(codes)
-    emulated = not x.is_cuda  # by Triton's interpreter, which truncates to bfloat16: the residual stays wide there
-    indices = residual = torch.empty(num, dtype=torch.int64, device=x.device)
-    dtype = residual.dtype
-    if source is not None and table is not None:
-        dtype = torch.promote_types(source.dtype, table.dtype)
-        residual = torch.empty(num, dim, dtype=torch.float32 if emulated else dtype, device=x.device)
-        source, table = _rows(source), _rows(table)
+    emulated = not x.is_cuda  # by Triton's interpreter
+    indices = torch.empty(num, dtype=torch.int64, device=x.device)
     if num == 0:
-        return indices, residual.to(dtype)
+        return indices
     x = _rows(x)
     pieces = _PIECES[precision]
     resident = 256 if pieces == 1 else 128  # components of a row that a program can hold
@@ -122,18 +91,6 @@ def _run(
     split_codes = -(-padded // (wanted * _SPLIT_CODES)) * _SPLIT_CODES
     splits = -(-padded // split_codes)
     keys = torch.empty(splits, num, dtype=torch.int64, device=x.device) if splits > 1 else indices
-    shared = dict(
-        keys=keys,
-        indices=indices,
-        source=source,
-        table=table,
-        residual=residual,
-        N=num,
-        source_stride=0 if source is None else source.stride(0),
-        table_stride=0 if table is None else table.stride(0),
-        D=dim,
-        RESIDUAL=source is not None,
-    )
     # Tuning takes time at the first call with a shape, so it is left out where every run is to be alike.
     fixed = emulated or torch.are_deterministic_algorithms_enabled()
     options = _fixed_options(block_d) if fixed else {}
@@ -144,22 +101,25 @@ def _run(
             codes=parts,
             bias=F.pad(bias, (0, padded - size), value=math.inf),
             center=center,
+            indices=indices,
+            keys=keys,
+            N=num,
             K=padded,
             x_stride=x.stride(0),
             piece_stride=parts.stride(0),
             split_codes=split_codes,
             n_bucket=num.bit_length() // 3,
             k_bucket=size.bit_length() // 3,
+            D=dim,
             BLOCK_D=block_d,
             PIECES=pieces,
             SPLIT=splits > 1,
             EMULATED=emulated,
-            **shared,
             **options,
         )
         if splits > 1:
-            kernels.finish[(-(-num // 32),)](num_splits=splits, BLOCK_D=min(block_d, 64), BLOCK_N=32, **shared)
-    return indices, residual.to(dtype)
+            kernels.finish[(-(-num // 32),)](keys=keys, indices=indices, N=num, num_splits=splits, BLOCK_N=32)
+    return indices
 
 
 def _fixed_options(block_d: int) -> dict[str, int]:
