@@ -37,6 +37,7 @@ __all__ = [
     "rotate_to",
     "sample_rows",
     "squared_distance",
+    "straight_through",
     "to_unit_length",
 ]
 
@@ -255,6 +256,41 @@ def squared_distance(x: Float[Tensor, "N D"], codes: Float[Tensor, "K D"]) -> Fl
         center = central_code(codes.detach()).to(dtype)
         x, codes = x.to(dtype) - center, codes.to(dtype) - center
         return ((x * x).sum(1, keepdim=True) + (codes * codes).sum(1) - 2 * x @ codes.T).clamp_min(0)
+
+
+def straight_through(x: Float[Tensor, "*batch D"], q: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch D"]:
+    """The value of ``q``, bitwise and in the type of ``x``, with the gradient of ``x``: ``dz/dx = Id``, ``dz/dq = 0``.
+
+    What a surrogate starts from: what is done to ``x`` beforehand changes the gradient, not the value.
+
+    Args:
+        x: What gets the gradient, as it is.
+        q: What gives the value, of the same shape.
+
+    Example:
+        >>> x = torch.zeros(2, requires_grad=True)
+        >>> z = straight_through(3 * x, torch.tensor([1.0, 2.0]))
+        >>> z.sum().backward()
+        >>> z.detach(), x.grad
+        (tensor([1., 2.]), tensor([3., 3.]))
+    """
+    return _StraightThrough.apply(x, q)
+
+
+class _StraightThrough(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, q: Tensor) -> Tensor:
+        return q.detach().to(x.dtype, copy=True)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return grad, None
 
 
 def rotate_to(x: Float[Tensor, "N D"], q: Float[Tensor, "N D"], g: Float[Tensor, "N D"]) -> Float[Tensor, "N D"]:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from gritvq.component import Component
 from gritvq.quantizers.base import Surrogate
-from gritvq.quantizers.functional import rotate_to
+from gritvq.quantizers.functional import rotate_to, straight_through
 
 __all__ = [
     "ClippedRadius",
@@ -59,23 +59,7 @@ class StraightThrough(Surrogate):
 
     def forward(self, x: Float[Tensor, "*batch D"], q: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch D"]:
         """The value of ``q`` with the gradient of ``x``."""
-        return _Identity.apply(x, q)
-
-
-class _Identity(torch.autograd.Function):
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(x: Tensor, q: Tensor) -> Tensor:
-        return q.detach().to(x.dtype, copy=True)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        pass
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return grad, None
+        return straight_through(x, q)
 
 
 # --- radii ------------------------------------------------------------------------------------------------------------
@@ -478,7 +462,7 @@ class NoiseSubstitution(Surrogate):
     def forward(self, x: Float[Tensor, "*batch D"], q: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch D"]:
         """Noise in training, the straight-through value otherwise."""
         if not self.training:
-            return _Identity.apply(x, q)
+            return straight_through(x, q)
         return _step(x.to(q.dtype), q, torch.randn_like(q)).to(x.dtype)
 
 

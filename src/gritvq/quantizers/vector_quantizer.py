@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import cast
+from typing import cast, get_args
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from gritvq.component import eval_mode
 from gritvq.distributed import joined_place
 from gritvq.quantizers.assignments import NearestAssignment
 from gritvq.quantizers.base import (
@@ -17,6 +18,7 @@ from gritvq.quantizers.base import (
     Codebook,
     CodeStatistics,
     Context,
+    Exactness,
     LearningRule,
     Quantizer,
     QuantizerOutput,
@@ -79,6 +81,7 @@ class VectorQuantizer(Quantizer):
         if learning is None:
             learning = [] if moves_codes else [CodebookLoss(), CommitmentLoss()]
         _check_learning(codebook, surrogate, moves_codes, learning)
+        _check_exactness(codebook, assignment, surrogate)
 
         self.codebook, self.assignment, self.surrogate = codebook, assignment, surrogate
         self.learning = nn.ModuleList(learning)
@@ -223,6 +226,47 @@ def _check_learning(
                 f"expected a codebook whose codes can be written for {type(rule).__name__}, got {kind} (writes=None); "
                 "drop the rule: a shared map keeps its codes alive by itself"
             )
+
+
+@torch.no_grad()
+def _check_exactness(codebook: Codebook, assignment: Assignment, surrogate: Surrogate | None) -> None:
+    """Compare what assignment and surrogate declare with what they do to a few made-up vectors."""
+    placed = next((t for part in (assignment, surrogate) if part is not None for t in part.state_dict().values()), None)
+    device = torch.device("cpu") if placed is None else placed.device
+    size, own = codebook.codebook_size * codebook.dim, torch.float32
+    codes = torch.linspace(-1, 1, size, dtype=own, device=device).view(-1, codebook.dim)
+    if type(codes) is not Tensor or device.type == "meta":  # no numbers to compare
+        return
+    x = 0.9 * codes[:4] + 0.01
+
+    def assigned() -> tuple[Tensor, Tensor]:
+        indices, values = assignment(x, codes)
+        return values, nn.functional.embedding(indices, codes)
+
+    def passed() -> tuple[Tensor, Tensor]:
+        assert surrogate is not None
+        return surrogate(x, codes[:4]), codes[:4]
+
+    for part, found in ((assignment, assigned), *(() if surrogate is None else ((surrogate, passed),))):
+        if part.exact not in get_args(Exactness):
+            raise ValueError(f"expected exact to be one of {get_args(Exactness)}, got {part.exact!r} in {_kind(part)}")
+        if part.exact == "never":
+            continue
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            pairs = [found()] if part.exact == "always" else []
+        with eval_mode(part):
+            pairs.append(found())
+        for value, code in pairs:
+            if not torch.equal(value, code):
+                raise ValueError(
+                    f"expected the value of {_kind(part)} to be bitwise the code, which exact={part.exact!r} declares, "
+                    f"got one {float((value - code).abs().max()):g} away; declare 'eval' if that is so in training "
+                    "only, else 'never'"
+                )
+
+
+def _kind(part: nn.Module) -> str:
+    return type(part).__name__
 
 
 def _reset_moments(optimizer: torch.optim.Optimizer | None, table: nn.Parameter | None, rows: Tensor) -> None:
