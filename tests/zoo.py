@@ -234,8 +234,15 @@ def _all_rules(d: int, k: int) -> Quantizer:
     return VectorQuantizer(MLPCodebook(d, k), learning=rules)
 
 
-def _with_rule(name: str, surrogate: Callable[[], Surrogate]) -> Callable[[int, int], Quantizer]:
-    return lambda d, k: VectorQuantizer(FreeCodebook(d, k), surrogate=surrogate(), learning=[RULES[name](d, k)])
+def _with_rule(name: str) -> Callable[[int, int], Quantizer]:
+    """A surrogate that moves the codes, unless the rule owns or trains them."""
+
+    def make(d: int, k: int) -> Quantizer:
+        rule = RULES[name](d, k)
+        alone = rule.trains_codes or rule.writes_codes == "table"
+        return VectorQuantizer(FreeCodebook(d, k), surrogate=None if alone else RadialSurrogate(), learning=[rule])
+
+    return make
 
 
 QUANTIZERS: dict[str, Callable[[int, int], Quantizer]] = {
@@ -253,11 +260,7 @@ QUANTIZERS: dict[str, Callable[[int, int], Quantizer]] = {
         f"assignment-{name}": (lambda d, k, make=make: VectorQuantizer(FreeCodebook(d, k), make()))
         for name, make in ASSIGNMENTS.items()
     },
-    **{
-        f"rule-{name}": _with_rule(name, RadialSurrogate if name == "distribution" else StraightThrough)
-        for name in RULES
-        if name.startswith(("drift", "wasserstein", "distribution"))
-    },
+    **{f"rule-{name}": _with_rule(name) for name in RULES},
     "cosine": _cosine,
     "all-rules": _all_rules,
     "fsq": lambda d, k: _fsq(d),
