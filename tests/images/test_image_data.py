@@ -22,7 +22,7 @@ from PIL import Image
 import gritvq.images.data as module
 from conftest import DATA
 from gritvq.images import ImageData, find_images, read_images, to_tensor
-from gritvq.training import DataModule, Task
+from gritvq.training import DataModule, OptimizerSettings, Task
 
 SHARED = DATA / "images"
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="the real image sets are not in ../shared/data")
@@ -432,10 +432,8 @@ class TestStream:
 
     def test_resumes_under_lightning_and_goes_on_from_epoch_to_epoch(self, folder: str, tmp_path: Path) -> None:
         class Recorder(Task):
-            settings: dict[str, object] = {}
-
             def __init__(self) -> None:
-                super().__init__()
+                super().__init__(OptimizerSettings())
                 self.weight = torch.nn.Parameter(torch.zeros(()))
                 self.seen: list[torch.Tensor] = []
 
@@ -443,8 +441,8 @@ class TestStream:
                 self.seen.append(batch.clone())
                 return [self.weight * batch.mean()]
 
-            def configure_optimizers(self) -> torch.optim.Optimizer:
-                return torch.optim.SGD(self.parameters(), lr=0.1)
+            def parameter_groups(self) -> list[dict[str, object]]:
+                return [{"params": [self.weight]}]
 
             def run_callbacks(self, folder: Path | None) -> list[Callback]:
                 return []

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, IterableDataset
 
-from gritvq.training import DataModule, Task, TrainingPlan, train
+from gritvq.training import DataModule, OptimizerSettings, Task, TrainingPlan, train
 from gritvq.training.run import silence
 
 PLAN = TrainingPlan(
@@ -50,10 +50,8 @@ class Data:
 class Copy(Task):
     """A model learns to copy its input; with a critic, that tells copies from inputs, also to please it."""
 
-    settings: dict[str, Any] = {}
-
     def __init__(self, *, critic: bool, pleases: float = 0.5) -> None:
-        super().__init__()
+        super().__init__(OptimizerSettings())
         with torch.random.fork_rng():
             torch.manual_seed(0)
             self.model = nn.Linear(3, 3).double()
@@ -72,6 +70,9 @@ class Copy(Task):
 
     def validation_step(self, batch: Tensor, batch_idx: int) -> None:
         self.validated.append(self.step)
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        return [{"params": list(self.model.parameters())}]
 
     def configure_optimizers(self) -> Any:
         found = makers(self.model, self.critic)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import os
 import pickle
 import signal
@@ -160,7 +161,7 @@ def test_a_checkpoint_runs_no_code(pictures: str, tmp_path: Path) -> None:
 
 def test_rates_of_a_checkpoint_are_kept_or_refused(pictures: str, straight: Path, tmp_path: Path) -> None:
     task = Told()
-    task.lr = 1e-5
+    task.optimizer_settings = dataclasses.replace(task.optimizer_settings, lr=1e-5)
     with pytest.raises(ValueError, match=r"expected lr 0.003 as the run began with, .* got 1e-05"):
         go(task, pictures, tmp_path / "run", resume=straight / "checkpoints" / "last.ckpt", max_steps=20)
     with pytest.raises(ValueError, match=r"expected max_steps of at least the 13 steps .* got 12; plan more steps"):

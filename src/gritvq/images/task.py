@@ -18,7 +18,8 @@ from gritvq.quantizers.metrics import CodebookUsage
 from gritvq.training.callbacks import CodebookInitialization, CodebookUpdate, CollapseWarning
 from gritvq.training.data import DataModule
 from gritvq.training.objectives import Objective, objective_for
-from gritvq.training.task import Schedule, Task, check_schedule, copy_weights, rates, scheduled
+from gritvq.training.optimizer import OptimizerSettings, RateSchedule
+from gritvq.training.task import Task, copy_weights
 
 __all__ = ["TokenizerTask"]
 
@@ -35,8 +36,7 @@ class TokenizerTask(Task):
         tokenizer: What to train.
         lr: Peak learning rate of encoder and decoder.
         warmup_steps: Steps of linear warm-up.
-        schedule: After the warm-up a ``"cosine"`` to zero, or ``"flat_linear"``: flat for 30 % of the rest, then linear
-            to 1 % (the annealing of FVQ, whose warm-up takes a tenth of the run).
+        schedule: After the warm-up, see :class:`gritvq.training.OptimizerSettings`.
         betas: AdamW's decay rates.
         weight_decay: For encoder and decoder; codebooks get none.
         objective: The loss; what the quantizer's losses are made for (:func:`objective_for`) unless given: mostly the
@@ -59,21 +59,17 @@ class TokenizerTask(Task):
         *,
         lr: float = 1e-3,
         warmup_steps: int = 50,
-        schedule: Schedule = "cosine",
+        schedule: RateSchedule = "cosine",
         betas: tuple[float, float] = (0.9, 0.95),
         weight_decay: float = 0.0,
         objective: Objective | None = None,
     ) -> None:
-        super().__init__()
-        if not lr > 0 or warmup_steps < 0 or weight_decay < 0:
-            raise ValueError(
-                f"expected lr > 0, warmup_steps >= 0 and weight_decay >= 0, got {lr!r}, {warmup_steps!r}, "
-                f"{weight_decay!r}"
+        super().__init__(
+            OptimizerSettings(
+                lr=lr, warmup_steps=warmup_steps, schedule=schedule, betas=betas, weight_decay=weight_decay
             )
-        check_schedule(schedule)
+        )
         self.tokenizer = tokenizer
-        self.lr, self.warmup_steps, self.betas, self.weight_decay = lr, warmup_steps, betas, weight_decay
-        self.schedule = schedule
         self.objective = objective_for(tokenizer.quantizer) if objective is None else objective
         self.codebook_usage = CodebookUsage(tokenizer.quantizer.codebook_sizes)
         self.reconstruction_error = ReconstructionError()
@@ -94,11 +90,6 @@ class TokenizerTask(Task):
         fitting: list[Callback] = [] if self._keeps_codes else [CodebookInitialization()]
         needed: list[Callback] = [*fitting, CodebookUpdate()]
         return needed if folder is None else [*needed, CollapseWarning(), ReconstructionPlots(folder)]
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """Rates and schedule."""
-        return rates(self)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep also the counts of the window whose usage is logged."""
@@ -169,14 +160,9 @@ class TokenizerTask(Task):
         totals = {**self.reconstruction_error.compute(), **self.codebook_usage.compute()}
         self.log_dict({f"val/{name}": value for name, value in totals.items()})
 
-    def configure_optimizers(self) -> Any:
-        """AdamW over the groups, and the schedule."""
-        quantizer = self.tokenizer.quantizer
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Encoder and decoder, and the groups that the quantizer wants."""
+        quantizer, lr = self.tokenizer.quantizer, self.optimizer_settings.lr
         owned = set(quantizer.parameters())
         rest = [p for p in self.parameters() if p.requires_grad and p not in owned]
-        groups = [
-            {"params": rest, "lr": self.lr, "weight_decay": self.weight_decay},
-            *quantizer.parameter_groups(self.lr),
-        ]
-        optimizer = torch.optim.AdamW(groups, lr=self.lr, betas=self.betas, weight_decay=0.0)
-        return scheduled(optimizer, self.schedule, self.warmup_steps, self.trainer.max_steps)
+        return [{"params": rest}, *({"weight_decay": 0.0, **group} for group in quantizer.parameter_groups(lr))]

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from gritvq.items.interactions import Histories
 from gritvq.items.recommenders import GenerativeRecommender, rank_in_list, ranking_metrics
-from gritvq.training.task import Schedule, Task, check_schedule, copy_weights, rates, scheduled
+from gritvq.training.optimizer import OptimizerSettings, RateSchedule
+from gritvq.training.task import Task, copy_weights
 
 __all__ = ["BestRecommender", "RecommenderTask"]
 
@@ -28,7 +29,7 @@ class RecommenderTask(Task):
         recommender: What to train.
         lr: Peak learning rate.
         warmup_steps: Steps of linear warm-up.
-        schedule: After the warm-up, see :class:`gritvq.images.TokenizerTask`.
+        schedule: After the warm-up, see :class:`gritvq.training.OptimizerSettings`.
         betas: AdamW's decay rates.
         weight_decay: For matrices; vectors get none.
         beam: Prefixes kept in validation, at least 10.
@@ -43,21 +44,19 @@ class RecommenderTask(Task):
         *,
         lr: float = 1e-3,
         warmup_steps: int = 300,
-        schedule: Schedule = "cosine",
+        schedule: RateSchedule = "cosine",
         betas: tuple[float, float] = (0.9, 0.98),
         weight_decay: float = 0.1,
         beam: int = 20,
     ) -> None:
-        super().__init__()
-        if not lr > 0 or warmup_steps < 0 or weight_decay < 0 or beam < 10:
-            raise ValueError(
-                f"expected lr > 0, warmup_steps >= 0, weight_decay >= 0 and beam >= 10, got {lr!r}, "
-                f"{warmup_steps!r}, {weight_decay!r}, {beam!r}"
+        super().__init__(
+            OptimizerSettings(
+                lr=lr, warmup_steps=warmup_steps, schedule=schedule, betas=betas, weight_decay=weight_decay
             )
-        check_schedule(schedule)
-        self.recommender = recommender
-        self.lr, self.warmup_steps, self.schedule = lr, warmup_steps, schedule
-        self.betas, self.weight_decay, self.beam = betas, weight_decay, beam
+        )
+        if beam < 10:
+            raise ValueError(f"expected beam >= 10, got {beam!r}; validation looks at the first 10 items")
+        self.recommender, self.beam = recommender, beam
 
     def run_callbacks(self, folder: Path | None) -> list[Callback]:
         """With a folder, one that keeps the best recommender."""
@@ -67,11 +66,6 @@ class RecommenderTask(Task):
         """Write ``recommender/`` unless validation chose one; the last one is in the last checkpoint anyway."""
         if not (folder / "recommender").exists():
             self.recommender.save_pretrained(folder / "recommender")
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """Rates and schedule."""
-        return rates(self)
 
     def start_from(self, recommender: GenerativeRecommender) -> None:
         """Take the weights of a recommender of the same ids and backbone.
@@ -128,15 +122,13 @@ class RecommenderTask(Task):
             sync_dist=True,
         )
 
-    def configure_optimizers(self) -> Any:
-        """AdamW and the schedule."""
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Matrices, and vectors without weight decay."""
         parameters = [p for p in self.parameters() if p.requires_grad]
-        groups = [
-            {"params": [p for p in parameters if p.ndim > 1], "weight_decay": self.weight_decay},
+        return [
+            {"params": [p for p in parameters if p.ndim > 1]},
             {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
         ]
-        optimizer = torch.optim.AdamW(groups, lr=self.lr, betas=self.betas)
-        return scheduled(optimizer, self.schedule, self.warmup_steps, self.trainer.max_steps)
 
 
 class BestRecommender(Callback):

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         TwoPathObjective,
         objective_for,
     )
+    from gritvq.training.optimizer import OptimizerSettings
     from gritvq.training.run import TrainingPlan, train
     from gritvq.training.task import Task
 
@@ -35,6 +36,7 @@ __all__ = [
     "DataModule",
     "ElboObjective",
     "Objective",
+    "OptimizerSettings",
     "RandomState",
     "ReconstructionObjective",
     "StepProgress",
@@ -52,6 +54,7 @@ __getattr__ = lazy_names(
         "callbacks": ["CodebookInitialization", "CodebookUpdate", "CollapseWarning", "RandomState", "StepProgress"],
         "data": ["DataModule", "TrainingData"],
         "objectives": ["ElboObjective", "Objective", "ReconstructionObjective", "TwoPathObjective", "objective_for"],
+        "optimizer": ["OptimizerSettings"],
         "run": ["TrainingPlan", "train"],
         "task": ["Task"],
     },

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from lightning import Callback, LightningModule
@@ -17,10 +17,10 @@ from torch.optim import Optimizer
 
 from gritvq.component import Component
 from gritvq.saving import tensors_of
+from gritvq.training.optimizer import OptimizerSettings
 
-__all__ = ["LOG_EVERY", "Schedule", "Task", "check_schedule", "copy_weights", "rates", "scheduled", "steps_done"]
+__all__ = ["LOG_EVERY", "Task", "copy_weights", "steps_done"]
 
-Schedule = Literal["cosine", "flat_linear"]
 LOG_EVERY = 10  # steps between those that are logged
 
 
@@ -30,16 +30,20 @@ class Task(LightningModule, ABC):
     A task has one optimizer, or several: the model's first, then others such as a discriminator's. A step uses each of
     them once. Data, schedules, logs and checkpoints count steps by :attr:`step`, whatever the number of optimizers.
 
+    Args:
+        optimizer_settings: Of the model's optimizer.
+
     Attributes:
         step: Optimizer steps of the model so far.
         accumulate: Batches per step; :func:`~gritvq.training.train` sets it from its plan.
         gradient_clip: Largest gradient norm of each optimizer's parameters, 0 for none; set like ``accumulate``.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, optimizer_settings: OptimizerSettings) -> None:
         super().__init__()
         self.automatic_optimization = False
-        self.step, self.accumulate, self.gradient_clip = 0, 1, 0.0
+        self.optimizer_settings = optimizer_settings
+        self.step, self.accumulate, self.gradient_clip = 0, 1, optimizer_settings.gradient_clip
         self._batches, self._log_every = 0, LOG_EVERY  # batches of the step that has begun
 
     @abstractmethod
@@ -50,6 +54,15 @@ class Task(LightningModule, ABC):
         computed. While a loss is computed only its own optimizer's parameters require gradients. All optimizers step
         after the last loss.
         """
+
+    @abstractmethod
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """What the model's optimizer trains; groups have the settings' rate and weight decay unless they say others."""
+
+    def configure_optimizers(self) -> Any:
+        """The model's optimizer and its schedule; tasks with more of them append theirs to both lists."""
+        optimizer, schedule = self.optimizer_settings.optimizer(self.parameter_groups(), self.trainer.max_steps)
+        return [optimizer], [{"scheduler": schedule, "interval": "step"}]
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """One batch: gradients for every optimizer, and their steps after ``accumulate`` batches.
@@ -124,9 +137,11 @@ class Task(LightningModule, ABC):
         return self.step == 0 or (self.step + 1) % LOG_EVERY == 0
 
     @property
-    @abstractmethod
     def settings(self) -> dict[str, Any]:
         """Plain values that a run has to go on with: a checkpoint keeps them, and another value is refused."""
+        kept = {**asdict(self.optimizer_settings), "betas": list(self.optimizer_settings.betas)}
+        del kept["gradient_clip"]  # the plan's, which may change
+        return kept
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the clock and the settings; extended by tasks that keep more."""
@@ -170,12 +185,6 @@ def steps_done(checkpoint: Mapping[str, Any]) -> int:
     return int(checkpoint.get("step", checkpoint["global_step"]))
 
 
-def rates(task: Any) -> dict[str, Any]:
-    """What the optimizer and its schedule were made of."""
-    names = ("lr", "warmup_steps", "schedule", "betas", "weight_decay")
-    return {name: list(value) if isinstance(value := getattr(task, name), tuple) else value for name in names}
-
-
 def copy_weights(target: Component, source: Component) -> None:
     """Give a component the weights of another one of the same architecture.
 
@@ -199,53 +208,3 @@ def copy_weights(target: Component, source: Component) -> None:
             f"{' ...' if len(differing) > 3 else ''}; give the settings of the tokenizer that they come from"
         )
     target.load_state_dict(given, strict=False)
-
-
-def check_schedule(schedule: str) -> None:
-    """Say which schedules there are.
-
-    Raises:
-        ValueError: If this is none.
-    """
-    if schedule not in _SCHEDULES:
-        raise ValueError(f"expected schedule {' or '.join(map(repr, _SCHEDULES))}, got {schedule!r}")
-
-
-def scheduled(optimizer: Optimizer, schedule: Schedule, warmup_steps: int, total_steps: int) -> dict[str, Any]:
-    """The optimizer with a linear warm-up and what follows it, in Lightning's form."""
-    rates = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: _multiplier(step, warmup_steps, total_steps, _SCHEDULES[schedule])
-    )
-    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": rates, "interval": "step"}}
-
-
-def _multiplier(step: int, warmup_steps: int, total_steps: int, decay: Callable[[float], float]) -> float:
-    """Linear to 1 over the warm-up, then ``decay`` of the share of the rest that has passed (1 where that is unknown).
-
-    Example:
-        >>> [round(_multiplier(step, 2, 10, _cosine), 2) for step in (0, 1, 2, 6, 10)]
-        [0.5, 1.0, 1.0, 0.5, 0.0]
-    """
-    if step < warmup_steps:
-        return (step + 1) / warmup_steps
-    if total_steps <= warmup_steps:
-        return 1.0
-    return decay(min(1.0, (step - warmup_steps) / (total_steps - warmup_steps)))
-
-
-def _cosine(passed: float) -> float:
-    """Half a cosine from 1 to 0."""
-    return 0.5 * (1 + math.cos(math.pi * passed))
-
-
-def _flat_linear(passed: float) -> float:
-    """1 for 30 % of the way, then linear to .01.
-
-    Example:
-        >>> [round(_flat_linear(passed), 3) for passed in (0.0, 0.3, 0.65, 1.0)]
-        [1.0, 1.0, 0.505, 0.01]
-    """
-    return 1 - 0.99 * max(0.0, passed - 0.3) / 0.7
-
-
-_SCHEDULES: dict[str, Callable[[float], float]] = {"cosine": _cosine, "flat_linear": _flat_linear}

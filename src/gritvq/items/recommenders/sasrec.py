@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from gritvq.items.interactions import Histories, Split, check_items
 from gritvq.items.recommenders.ranking import ranking_metrics, ranks_by_scores
+from gritvq.training.optimizer import OptimizerSettings, take_steps
 
 __all__ = ["SASRec"]
 
@@ -125,7 +126,7 @@ class SASRec(nn.Module):
     ) -> list[dict[str, float]]:
         """Trains on the training parts and keeps the weights with the best NDCG@10 on the validation items.
 
-        Test targets are never looked at. Adam, warm-up over the first 100 steps, constant rate.
+        Test targets are never looked at. AdamW without decay, warm-up over the first 100 steps, constant rate.
 
         Args:
             split: Leave-one-out split with ``num_items`` items.
@@ -140,8 +141,8 @@ class SASRec(nn.Module):
             Per epoch ``epoch``, ``loss``, ``seconds`` since the start, and the validation metrics.
 
         Raises:
-            ValueError: If ``max_epochs`` is below 1, the split has another number of items, or no user has two training
-                events.
+            ValueError: If ``max_epochs`` is below 1, the split has another number of items, no user has two training
+                events, or the loss is not finite any more.
         """
         if max_epochs < 1:
             raise ValueError(f"expected max_epochs >= 1, got {max_epochs}; 40 is usual.")
@@ -150,24 +151,17 @@ class SASRec(nn.Module):
         users = (split.train.lengths > 1).nonzero().squeeze(1)
         if not len(users):
             raise ValueError("expected a user with two training events, got none; there is no pair to learn from.")
-        optimizer = torch.optim.Adam(self.parameters(), lr=lr, betas=(0.9, 0.98))
-        warmup = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / 100))
+        settings = OptimizerSettings(lr=lr, warmup_steps=100, schedule="constant", betas=(0.9, 0.98))
+        optimizer, schedule = settings.optimizer([{"params": list(self.parameters())}], -1)
         generator, begun = torch.Generator().manual_seed(seed), time.perf_counter()
         best, best_state, history = -1.0, {}, []
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             for epoch in range(1, max_epochs + 1):
                 self.train()
-                total = 0.0
                 order = _batches(users, split.train.lengths, batch_size, generator)
-                for batch in order:
-                    loss = self.loss(split.train[batch])
-                    optimizer.zero_grad()
-                    loss.backward()
-                    nn.utils.clip_grad_norm_(self.parameters(), 1.0)
-                    optimizer.step()
-                    warmup.step()
-                    total += loss.item()
+                losses = (self.loss(split.train[batch]) for batch in order)
+                total = sum(take_steps(losses, optimizer, schedule, gradient_clip=1.0))
                 metrics = ranking_metrics(ranks_by_scores(self.scores, split.validation_inputs, split.validation))
                 history.append({"epoch": epoch, "loss": total / len(order), **metrics})
                 history[-1]["seconds"] = time.perf_counter() - begun

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import cast
 
@@ -16,11 +15,13 @@ from gritvq.items.tokenizers.base import ItemTokenizer, tracked
 from gritvq.items.tokenizers.losses import ItemLoss
 from gritvq.items.tokenizers.search import CodeTable
 from gritvq.quantizers.base import Quantizer, QuantizerOutput, check_quantizer
+from gritvq.training.optimizer import OptimizerSettings, take_steps
 
 __all__ = ["RQVAE"]
 
 _ENCODER_TOLERANCE = 5e-6  # of |z|: layers in float32 were seen to be off by 3e-7
 _WARM_UP = 50  # steps
+_WEIGHT_DECAY = 0.01
 _SCALE_WEIGHT = 0.1  # of what keeps latents at unit mean square, so that commitment does not have to shrink them
 
 
@@ -146,34 +147,29 @@ class RQVAE(ItemTokenizer):
         for part in (self.encoder, self.decoder):
             part.standardize(shift, variance.sqrt().expand_as(shift))  # type: ignore[operator]
         networks = [*self.encoder.parameters(), *self.decoder.parameters()]
-        groups = [{"params": networks, "lr": self.lr, "weight_decay": 0.01}, *self.quantizer.parameter_groups(self.lr)]
-        optimizer = torch.optim.AdamW(groups, lr=self.lr)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._rate)
-        generator = torch.Generator().manual_seed(self.seed)
-        batches = self._batches(len(x), generator)
+        groups = [{"params": networks}, *self.quantizer.parameter_groups(self.lr)]
+        settings = OptimizerSettings(
+            lr=self.lr, warmup_steps=_WARM_UP, schedule="cosine_from_start", weight_decay=_WEIGHT_DECAY
+        )
+        optimizer, schedule = settings.optimizer(groups, self.steps)
         num_plain = int(self.plain_share * self.steps)
         self.train()
-        for step in tracked(range(self.steps), "training RQ-VAE", progress):
-            if step == num_plain:
-                self._initialize(x, generator)
-            items = next(batches).to(x.device)
-            loss = self._loss(x[items], items, variance, step < num_plain)
-            if not math.isfinite(loss.item()):
-                raise ValueError(
-                    f"expected a finite loss, got {loss.item()} at step {step}; lower lr={self.lr:g} or look for "
-                    "extreme embeddings. The tokenizer is as it was before"
-                )
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
-            schedule.step()
+        losses = self._step_losses(x, variance, num_plain, progress)
+        for step, _ in enumerate(take_steps(losses, optimizer, schedule)):
             if step >= num_plain:
                 self.quantizer.update_codebook(optimizer)
         if not all(bool(torch.isfinite(parameter).all()) for parameter in self.parameters()):
             raise ValueError(f"expected finite weights after training, got others; lower lr={self.lr:g}")
 
-    def _rate(self, step: int) -> float:
-        return min(1.0, (step + 1) / _WARM_UP) * 0.5 * (1 + math.cos(math.pi * step / self.steps))
+    def _step_losses(self, x: Tensor, variance: Tensor, num_plain: int, progress: bool) -> Iterator[Tensor]:
+        """The loss of each step; the codes are fitted before the first that quantizes."""
+        generator = torch.Generator().manual_seed(self.seed)
+        batches = self._batches(len(x), generator)
+        for step in tracked(range(self.steps), "training RQ-VAE", progress):
+            if step == num_plain:
+                self._initialize(x, generator)
+            items = next(batches).to(x.device)
+            yield self._loss(x[items], items, variance, step < num_plain)
 
     def _batches(self, num_items: int, generator: torch.Generator) -> Iterator[Tensor]:
         """Row numbers, every item once in turn; the last few of a round are left out where they fill no batch."""
