@@ -7,7 +7,7 @@ import inspect
 import json
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,9 @@ from safetensors.torch import load_file
 from gritvq.cli import fit as fitting
 from gritvq.cli import main
 from gritvq.cli.errors import parser_class
+from gritvq.cli.fit_images import expand, spread
 from gritvq.cli.output import tracked
+from gritvq.cli.settings import combined, given_settings, shipped, whole
 from program import wrong
 
 CONFIGS = sorted(
@@ -39,9 +41,16 @@ def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 def parsed(*words: str) -> Any:
     """The quantizer that arguments of ``fit`` ask for."""
-    parser = parser_class()()
-    fitting.fit_arguments(parser, words)
-    return parser.parse_args(list(words)).tokenizer.quantizer
+    return completed_images(words)[1].tokenizer.quantizer
+
+
+def completed_images(words: Sequence[str]) -> tuple[Any, Any]:
+    """The parser of ``fit images``, and the configuration that arguments make."""
+    parser = fitting.domain_parser(parser_class(), "images")
+    given = expand(given_settings(parser, words))
+    config = whole(parser, combined(shipped("images"), given))
+    spread(config, given)
+    return parser, config
 
 
 def defaults(path: str) -> dict[str, Any]:
@@ -85,10 +94,7 @@ def test_short_settings_reach_every_part() -> None:
     words = ["--preset", "rq", "--codebook_size", "32", "--dim", "8", "--factor", "8", "--channels", "1"]
     Path("short.yaml").write_text(yaml.safe_dump({"preset": "rq", "codebook_size": 32, "dim": 8, "factor": 8}))
     for given in ([*words, "--tokenizer.quantizer.num_levels", "3"], ["--config", "short.yaml", "--channels", "1"]):
-        parser = parser_class()()
-        fitting.fit_arguments(parser, given)
-        config = parser.parse_args(given)
-        fitting.spread(config)
+        parser, config = completed_images(given)
         encoder, quantizer, decoder = (config.tokenizer[part] for part in ("encoder", "quantizer", "decoder"))
         expected = {**defaults("gritvq.rq"), "dim": 8, "codebook_size": 32}
         expected["num_levels"] = 3 if given[0] == "--preset" else 4
@@ -106,7 +112,7 @@ def test_a_run_of_short_settings_is_written_down_in_full() -> None:
     small()  # makes the pictures
     sizes = ["--tokenizer.encoder.width", "8", "--tokenizer.decoder.width", "8", "--plan.max_steps", "1"]
     data = ["--data.path", "pictures", "--data.batch_size", "4", "--plan.accelerator", "cpu"]
-    assert main(["fit", *short, *sizes, *data, "--out", "run"]) == 0
+    assert main(["fit", "images", *short, *sizes, *data, "--out", "run"]) == 0
     assert "preset" not in yaml.safe_load(Path("run/config.yaml").read_text())
     assert main(["fit", "--config", "run/config.yaml", "--out", "again"]) == 0
     name = "tokenizer/model.safetensors"
@@ -136,7 +142,7 @@ def small(*words: str, out: str = "run") -> list[str]:
     }
     content = {"tokenizer": parts, "data": {"path": "pictures", "batch_size": 4}, "plan": {"max_steps": 2}}
     Path("small.yaml").write_text(yaml.safe_dump(content))
-    return ["fit", "--config", "small.yaml", "--plan.accelerator", "cpu", "--out", out, *words]
+    return ["fit", "images", "--config", "small.yaml", "--plan.accelerator", "cpu", "--out", out, *words]
 
 
 def test_settings_of_none_are_written_down(capsys: pytest.CaptureFixture[str]) -> None:
@@ -178,7 +184,7 @@ def test_a_run_stays_where_the_next_cannot_be(
 @pytest.mark.parametrize("words", [["--config", "pipe.yaml"], ["--config=pipe.yaml"], ["--tokenizer", "pipe.yaml"]])
 def test_a_pipe_is_no_configuration(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     os.mkfifo("pipe.yaml")
-    assert "expected a configuration file, got 'pipe.yaml', which is a pipe" in wrong(["fit", *words], capsys)
+    assert "expected a configuration file, got 'pipe.yaml', which is a pipe" in wrong(["fit", "images", *words], capsys)
 
 
 def test_a_demo_replaces_no_run_of_fit(capsys: pytest.CaptureFixture[str]) -> None:

@@ -62,6 +62,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(words: Sequence[str]) -> None:
     """Do what the words say."""
+    if words[:1] == ["fit"]:
+        domain, rest = fitting.domain_of(words[1:])
+        if domain is not None:
+            return fitting.train(parser_class(), domain, rest)
     parser, jobs = _program(words)
     config = parser.parse_args(words)
     own, job = jobs[config.verb]
@@ -94,11 +98,7 @@ def _program(words: Sequence[str], whole: bool = False) -> tuple[Any, dict[str, 
     parser = ArgumentParser(prog="gritvq", description="Train, use and look at tokenizers.", version=__version__)
     verbs = parser.add_subcommands(title="verbs", metavar="VERB", dest="verb")
     jobs: dict[str, tuple[Any, Verb]] = {}
-    known = dict(_VERBS)
-    known["fit"] = functools.partial(fitting.fit_arguments, words=words[1:]), fitting.fit
-    if words[:1] == ["fit"] and recommending.trains_recommender(words):
-        known["fit"] = recommending.fit_recommender_arguments, recommending.fit_recommender
-    for name, (describe_arguments, job) in known.items():
+    for name, (describe_arguments, job) in _VERBS.items():
         own = ArgumentParser(description=job.__doc__)
         verbs.add_subcommand(name, own, help=(job.__doc__ or "").splitlines()[0])
         if whole or words[:1] == [name]:

@@ -57,8 +57,28 @@ def parser_class() -> Any:
     from jsonargparse import ArgumentParser, Namespace
 
     class Parser(ArgumentParser):
+        checks = True
+
+        def parse_given(self, words: Sequence[str]) -> Any:
+            """What the arguments say, without defaults; whether it is all there is checked when it is complete."""
+            self.checks = False
+            try:
+                return guarded(super().parse_args, words, defaults=False)
+            finally:
+                self.checks = True
+
+        def validate(self, *arguments: Any, **more: Any) -> Any:
+            if self.checks:
+                super().validate(*arguments, **more)
+
+        def parse_object(self, *arguments: Any, **more: Any) -> Any:
+            return self._complete(guarded(super().parse_object, *arguments, **more))
+
         def parse_args(self, *arguments: Any, **more: Any) -> Any:
-            config = guarded(super().parse_args, *arguments, **more)
+            return self._complete(guarded(super().parse_args, *arguments, **more))
+
+        def _complete(self, config: Any) -> Any:
+            """What jsonargparse lets pass."""
             if self._subcommands_action is None:  # a verb or a job says itself what it does not take
                 try:
                     self.validate(config, skip_required=True)

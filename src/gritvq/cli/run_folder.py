@@ -23,12 +23,12 @@ __all__ = [
     "check_places",
     "check_settings",
     "clear_folder",
-    "extra_arguments",
     "extras_of",
     "fresh_folder",
     "open_run",
     "overwrite_argument",
     "place_of",
+    "run_arguments",
     "run_training",
 ]
 
@@ -150,7 +150,14 @@ def _dumped(parser: Any, config: Any, changes: Mapping[str, str] | None) -> str:
     return str(parser.dump(saved, skip_validation=True, skip_none=False))
 
 
-def open_run(parser: Any, config: Any, place: Place, done: int = 0, changes: Mapping[str, str] | None = None) -> None:
+def open_run(
+    parser: Any,
+    config: Any,
+    place: Place,
+    done: int = 0,
+    changes: Mapping[str, str] | None = None,
+    note: str = "",
+) -> None:
     """Make the folder and write the configuration that repeats the run; the first process does, for all.
 
     A run that goes on for longer than it was planned does not repeat itself from the last plan alone, since the
@@ -162,10 +169,11 @@ def open_run(parser: Any, config: Any, place: Place, done: int = 0, changes: Map
         place: Of the run.
         done: Steps that the checkpoint has done.
         changes: Settings to write instead, by their dotted names.
+        note: Comment at the top of the configuration.
     """
 
     def make() -> None:
-        notes, path = "", place.out / "config.yaml"
+        notes, path = note, place.out / "config.yaml"
         if place.resume is not None:
             planned = _began(place.resume).get("plan.max_steps", config.plan.max_steps)
             notes = "".join(line for line in _lines(Path(place.resume).resolve().parent.parent / "config.yaml"))
@@ -187,8 +195,13 @@ def _lines(path: Path) -> list[str]:
     return list(itertools.takewhile(lambda line: line.startswith("#"), lines))
 
 
-def extra_arguments(parser: Any) -> None:
-    """Lightning's callbacks and loggers, by class and arguments."""
+def run_arguments(parser: Any, model: str) -> None:
+    """Where a run goes and what it goes on from; Lightning's callbacks and loggers, by class and arguments.
+
+    Args:
+        parser: Of a domain of ``fit``.
+        model: What a new run may start from, in words.
+    """
     from lightning import Callback
     from lightning.pytorch.loggers import Logger
 
@@ -196,6 +209,14 @@ def extra_arguments(parser: Any) -> None:
     parser.add_argument(
         "--loggers", type=list[Logger] | None, default=None, help="loggers of Lightning besides TensorBoard and CSV"
     )
+    parser.add_argument("--out", type=str, help="folder of the run")
+    parser.add_argument(
+        "--resume", type=str | None, default=None, help="checkpoint to go on from, or 'last' for the run's own"
+    )
+    parser.add_argument(
+        "--init_from", type=str | None, default=None, help=f"{model} whose weights a new run starts from"
+    )
+    parser.add_argument("--overwrite", type=bool, default=False, help="whether an existing run may be replaced")
 
 
 def extras_of(parser: Any, config: Any) -> dict[str, Any]:

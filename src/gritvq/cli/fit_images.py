@@ -1,0 +1,194 @@
+"""``gritvq fit images``: training of tokenizers."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from gritvq.cli.output import arguments_of, console, number_rows, report
+from gritvq.cli.run_folder import Place, check_settings, extras_of, open_run, place_of, run_arguments, run_training
+from gritvq.quantizers import presets
+
+__all__ = ["arguments", "expand", "fit", "spread"]
+
+_PARTS = ("encoder", "quantizer", "decoder")
+_SHORT = {
+    "codebook_size": "codes K of the quantizer",
+    "dim": "latent size D of encoder, quantizer and decoder",
+    "factor": "pixels per token and side, of encoder and decoder",
+    "channels": "color channels of data, encoder and decoder: 1 or 3",
+}
+
+
+class _Preset(argparse.Action):
+    """``--preset NAME`` is ``--tokenizer.quantizer gritvq.NAME``."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        namespace[self.dest] = values
+        quantizer = next(action for action in parser._actions if action.dest == "tokenizer.quantizer")
+        quantizer(parser, namespace, f"gritvq.{values}", "--tokenizer.quantizer")
+
+
+def arguments(parser: Any) -> None:
+    """Tokenizer, data, task and plan, straight from their constructors."""
+    from gritvq.images.data import ImageData
+    from gritvq.images.task import TokenizerTask
+    from gritvq.images.tokenizer import ImageTokenizer
+    from gritvq.training import TrainingPlan
+
+    short = parser.add_argument_group("What people choose", "short for the same settings of the parts below")
+    short.add_argument(
+        "--preset",
+        action=_Preset,
+        default=None,
+        choices=presets.__all__,
+        help="published recipe of the quantizer; 'gritvq presets NAME' shows its arguments, which "
+        "--tokenizer.quantizer.ARGUMENT sets",
+    )
+    for name, said in _SHORT.items():
+        short.add_argument(f"--{name}", type=int | None, default=None, help=said)
+    parser.add_class_arguments(ImageTokenizer, "tokenizer")
+    parser.add_class_arguments(ImageData, "data")
+    parser.add_class_arguments(TokenizerTask, "task", skip={"tokenizer"}, instantiate=False)
+    parser.add_class_arguments(TrainingPlan, "plan")
+    run_arguments(parser, "tokenizer (folder or Hub name)")
+
+
+def expand(given: dict[str, Any]) -> dict[str, Any]:
+    """Settings with the quantizer that a preset in a configuration file means."""
+    tokenizer = given.get("tokenizer", {})
+    if isinstance(given.get("preset"), str) and "quantizer" not in tokenizer:
+        return {**given, "tokenizer": {**tokenizer, "quantizer": {"class_path": f"gritvq.{given['preset']}"}}}
+    return given
+
+
+def spread(config: Any, given: Mapping[str, Any]) -> None:
+    """Write the short settings where they belong: into every part that takes them.
+
+    Args:
+        config: The whole configuration.
+        given: The arguments that were given.
+
+    Raises:
+        ValueError: If a preset or setting has no place, or another value stands there.
+    """
+    parts = {name: config.tokenizer[name] for name in _PARTS}
+    if config.preset is not None and parts["quantizer"].class_path != f"gritvq.{config.preset}":
+        raise ValueError(
+            f"expected one quantizer, got the preset {config.preset!r} and {parts['quantizer'].class_path}; leave one "
+            "of them out"
+        )
+    for name in _SHORT:
+        value = config[name]
+        if value is None:
+            continue
+        takers = {
+            f"tokenizer.{key}": part.init_args for key, part in parts.items() if name in part.get("init_args", {})
+        }
+        if not takers or (name == "codebook_size" and "tokenizer.quantizer" not in takers):
+            raise ValueError(
+                f"expected parts that take {name}, got {', '.join(part.class_path for part in parts.values())}; set it "
+                "where their own parts take it"
+            )
+        if name == "channels":
+            takers["data"] = config.data
+        for place, own in takers.items():
+            other = _given_at(given, place, name)
+            if other not in (None, value):
+                raise ValueError(f"expected one {name}, got {value} and {place}.{name} {other}; leave one of them out")
+            own[name] = value
+    for name in ("preset", *_SHORT):
+        config.pop(name)  # the parts say it now
+
+
+def _given_at(given: Mapping[str, Any], place: str, name: str) -> Any:
+    for key in place.split("."):
+        given = given.get(key, {})
+    return given.get("init_args", given).get(name)
+
+
+def fit(parser: Any, config: Any, given: Mapping[str, Any], note: str = "") -> None:
+    """Train a tokenizer of images."""
+    from gritvq.images.task import TokenizerTask
+    from gritvq.images.tokenizer import ImageTokenizer
+    from gritvq.training import TrainingPlan
+    from gritvq.training.launch import Launch
+    from gritvq.training.run import check_checkpoint, seed_everything
+
+    spread(config, given)
+    launch = Launch(TrainingPlan(**arguments_of(config.plan)))
+    place = place_of(config, launch)
+    check_settings(parser, config, place)
+    seed_everything(config.plan.seed)
+    parts = parser.instantiate(config)
+    parts.data.setup("fit")
+    task = TokenizerTask(parts.tokenizer, **arguments_of(parts.task))
+    done = 0
+    if place.resume is not None:
+        done = check_checkpoint(task, parts.plan, place.resume)
+    elif config.init_from is not None:
+        task.start_from(ImageTokenizer.from_pretrained(config.init_from))
+    _check_picture(task.tokenizer, parts.data.shape)
+    open_run(parser, config, place, done, note=note)
+    _fit_and_report(task, parts.data, parts.plan, place, done, extras_of(parser, config))
+
+
+def _check_picture(tokenizer: Any, shape: tuple[int, int, int]) -> None:
+    """Refuse pictures that the tokenizer cannot take, before an old run makes way."""
+    import torch
+
+    from gritvq.component import eval_mode
+
+    if shape[0] != tokenizer.channels:
+        raise ValueError(
+            f"expected data.channels={tokenizer.channels} as the tokenizer's encoder has, got {shape[0]}; make them "
+            "equal"
+        )
+    with torch.no_grad(), torch.random.fork_rng(), eval_mode(tokenizer):
+        tokenizer(torch.zeros(1, *shape))
+
+
+def _fit_and_report(
+    task: Any, data: Any, plan: Any, place: Place, done: int = 0, extras: Mapping[str, Any] | None = None
+) -> None:
+    from gritvq.files import write_json
+    from gritvq.images import plots as pictures
+    from gritvq.images.evaluation import evaluate
+    from gritvq.training.callbacks import collapse_advice
+
+    tokenizer, out = task.tokenizer, place.out
+    if place.launch.first:
+        console().print(f"data: {data.summary()}", markup=False, highlight=False, soft_wrap=True)
+        write_json(out / "data.json", data.describe())
+    started = time.perf_counter()
+    trainer = run_training(task, data, plan, place, done, **(extras or {}))
+    minutes = (time.perf_counter() - started) / 60
+    share = itertools.islice(data.val_dataloader(), trainer.global_rank, None, trainer.world_size)
+    device = trainer.strategy.root_device  # Lightning has taken the model off it
+    numbers, counts = evaluate(tokenizer.eval(), share, device=device)
+    if not trainer.is_global_zero:
+        return
+    images = next(iter(data.val_dataloader()))[:16]
+    pictures.reconstruction_grid(images, tokenizer(images.to(device)).reconstruction, out / "reconstructions.png")
+    pictures.usage_plot(counts, out / "usage.png")
+    pictures.codebook_picture(tokenizer, out / "codebook.png", counts)
+    write_json(out / "metrics.json", numbers)
+    report(
+        "held-out images",
+        [*number_rows(numbers), ("training time", f"{minutes:.1f} minutes")],
+        {
+            "tokenizer": out / "tokenizer",
+            "originals and reconstructions": out / "reconstructions.png",
+            "codebook": out / "codebook.png",
+            "usage": out / "usage.png",
+            "logs": out / "logs",
+            "checkpoints": out / "checkpoints",
+        },
+    )
+    advice = collapse_advice(numbers["usage"], max(tokenizer.quantizer.codebook_sizes), numbers["tokens"])
+    if advice:
+        print(advice, file=sys.stderr)
