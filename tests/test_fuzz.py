@@ -23,8 +23,9 @@ from pyarrow import csv, parquet
 
 from gritvq import Tokenizer, vq_vae
 from gritvq.cli import _program
-from gritvq.cli.errors import explained
-from gritvq.cli.fit import spread
+from gritvq.cli.errors import explained, parser_class
+from gritvq.cli.fit import configuration
+from gritvq.cli.fit_images import spread
 from gritvq.cli.output import arguments_of
 from gritvq.images import ImageDecoder, ImageEncoder, ImageTokenizer, TokenizerTask
 from gritvq.items import DepthDecoder, GenerativeRecommender, ItemTokenizer, ResidualKMeans, SemanticIds
@@ -129,13 +130,16 @@ def read_configurations(*words: str) -> Callable[[Path], object]:
 
     def read(folder: Path) -> None:
         for path in sorted(folder.glob("*.yaml")):
-            parser, jobs = _program(line := [*words, "--config", str(path)])
-            own, _ = jobs[words[0]]
-            config = parser.parse_args(line)[words[0]]
-            if "preset" in config:
-                spread(config)
+            line = [*words, "--config", str(path)]
+            if words[0] == "fit":
+                own, config, given = configuration(parser_class(), words[1], line[2:])
+                if words[1] == "images":
+                    spread(config, given)
+            else:
+                parser, jobs = _program(line)
+                own, config = jobs[words[0]][0], parser.parse_args(line)[words[0]]
             parts = own.instantiate(config)
-            if "tokenizer" in parts and "plan" in parts and "backbone" not in parts:
+            if words == ("fit", "images"):
                 TokenizerTask(parts.tokenizer, **arguments_of(parts.task))
 
     def limited(folder: Path) -> None:
@@ -170,8 +174,8 @@ READERS: dict[str, tuple[Callable[[Path], object], Callable[[Path], object]]] = 
     "events parquet": (make_table("parquet"), lambda folder: read_interactions(folder / "a.parquet")),
     "checkpoint": (make_checkpoint, read_checkpoint),
     "vectors npy": (make_vectors, read_vectors),
-    "fit yaml": (make_configurations("image/*", "methods/*"), read_configurations("fit")),
-    "fit recommender yaml": (make_configurations("items/beauty-[st]*"), read_configurations("fit")),
+    "fit yaml": (make_configurations("image/*", "methods/*"), read_configurations("fit", "images")),
+    "fit recommender yaml": (make_configurations("items/beauty-[st]*"), read_configurations("fit", "items")),
     "compare yaml": (make_configurations(verb="compare"), read_configurations("compare")),
     "ids yaml": (make_configurations("items/*ids*"), read_configurations("semantic-ids", "fit")),
 }

@@ -92,8 +92,8 @@ FIT = ("--data.path", "./nowhere")
 
 
 CONFIGURED = {
-    "fit": FIT,
-    "fit ": ("--backbone", "gritvq.items.DepthDecoder", "--data.folder", "./nowhere"),
+    "fit images": FIT,
+    "fit items": ("--data.folder", "./nowhere"),
     "validate": ("nowhere",),
     "inspect": ("nowhere",),
     "compare": FIT,
@@ -123,8 +123,7 @@ def leaves(parser: Any, name: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def parsers() -> dict[str, Any]:
-    recommender = _program(["fit", *CONFIGURED["fit "]])[1]["fit"][0]
-    return dict(leaves(_program([], whole=True)[0])) | {"fit ": recommender}
+    return dict(leaves(_program([], whole=True)[0]))
 
 
 def settings_of(parser: Any) -> dict[str, Any]:
@@ -153,9 +152,9 @@ class TestNull:
     def test_no_verb_is_forgotten(self) -> None:
         assert parsers().keys() == CONFIGURED.keys() | OTHERS.keys()
 
-    # The arguments of "fit " are its data and plan again, and a backbone's.
+    # The arguments of "fit items" are plan and run again, its data's and a backbone's.
     @pytest.mark.parametrize(
-        "verb", [pytest.param(verb, marks=[pytest.mark.soak] if verb == "fit " else []) for verb in CONFIGURED]
+        "verb", [pytest.param(verb, marks=[pytest.mark.soak] if verb == "fit items" else []) for verb in CONFIGURED]
     )
     def test_in_a_file(self, verb: str, capsys: pytest.CaptureFixture[str]) -> None:
         words = [*verb.split(), *CONFIGURED[verb], "--config", "a.yaml"]
@@ -181,10 +180,10 @@ class TestHelp:
 
     def test_of_verbs_shows_no_objects(self, capsys: pytest.CaptureFixture[str]) -> None:
         for verb in parsers():
-            more = CONFIGURED[verb] if verb == "fit " else ()
-            self.check([*verb.split(), *more, "--help"], capsys)
+            self.check([*verb.split(), "--help"], capsys)
         self.check(["--help"], capsys)
         self.check(["semantic-ids", "--help"], capsys)
+        self.check(["fit", "--help"], capsys)
 
     def test_of_classes_and_presets_shows_no_objects(self, capsys: pytest.CaptureFixture[str]) -> None:
         for name in presets.__all__:
@@ -254,6 +253,11 @@ class TestOneMessage:
             (["semantic-ids", "fit"], "gritvq semantic-ids fit: error: the following arguments are required: data"),
             (["encode", "x", "--tokenizer", ""], "expected a value for tokenizer, got an empty text"),
             (["fit", "--preset", "vq_vae", "--tokenizer.quantizer", "gritvq.fsq"], "expected one quantizer"),
+            (
+                ["fit", "images", "--channels", "1", "--data.channels", "3"],
+                "one value of channels, got 1 and data.channels 3",
+            ),
+            (["fit", "imagse"], "did you mean 'images'?"),
             (["fit", "--channels", "2"], "1 (grey) or 3 (RGB), got 2"),
             (["fit", "--codebook_size", "0"], "expected codebook_size >= 1, got 0"),
             (["fit", "--init_from", ""], "expected a value for init_from, got an empty text"),
@@ -365,8 +369,9 @@ def test_a_shell_completes(capsys: pytest.CaptureFixture[str]) -> None:
     Path("gritvq.bash").write_text(capsys.readouterr().out)
     for words, offered in (
         (["va"], ["validate"]),
-        (["fit", "--plan.max_s"], ["--plan.max_steps"]),
-        (["fit", "--preset", "fs"], ["fsq"]),
+        (["fit", "im"], ["images"]),
+        (["fit", "images", "--plan.max_s"], ["--plan.max_steps"]),
+        (["fit", "images", "--preset", "fs"], ["fsq"]),
         (["semantic-ids", "re"], ["report"]),
         (["semantic-ids", "fit", "--emb"], ["--embeddings"]),
     ):

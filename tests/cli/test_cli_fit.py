@@ -21,9 +21,8 @@ from safetensors.torch import load_file
 from gritvq.cli import fit as fitting
 from gritvq.cli import main
 from gritvq.cli.errors import parser_class
-from gritvq.cli.fit_images import expand, spread
+from gritvq.cli.fit_images import spread
 from gritvq.cli.output import tracked
-from gritvq.cli.settings import combined, given_settings, shipped, whole
 from program import wrong
 
 CONFIGS = sorted(
@@ -46,9 +45,7 @@ def parsed(*words: str) -> Any:
 
 def completed_images(words: Sequence[str]) -> tuple[Any, Any]:
     """The parser of ``fit images``, and the configuration that arguments make."""
-    parser = fitting.domain_parser(parser_class(), "images")
-    given = expand(given_settings(parser, words))
-    config = whole(parser, combined(shipped("images"), given))
+    parser, config, given = fitting.configuration(parser_class(), "images", words)
     spread(config, given)
     return parser, config
 

@@ -134,7 +134,8 @@ def show_presets(parser: Any, config: Any) -> None:
         print(f"{config.name}: {_first_line(preset)}\n{paper_of(preset)}\n")
         table("arguments", ("argument", "type", "default"), _arguments(preset))
         print(
-            f"gritvq fit --preset {config.name} --codebook_size 1024 --dim 16, and others as --tokenizer.quantizer.NAME"
+            f"gritvq fit images --preset {config.name} --codebook_size 1024 --dim 16, and others as "
+            "--tokenizer.quantizer.NAME"
         )
         return
     rows = []

@@ -13,7 +13,7 @@ import yaml
 from gritvq.cli import fit_images, fit_items
 from gritvq.cli.settings import check_words, combined, flat, given_settings, shipped, whole
 
-__all__ = ["demo", "demo_arguments", "domain_of", "domain_parser", "fit", "fit_arguments", "train"]
+__all__ = ["configuration", "demo", "demo_arguments", "domain_of", "fit", "fit_arguments", "train"]
 
 _DOMAINS = {"images": fit_images, "items": fit_items}
 _DEMO = "# made by gritvq demo\n"
@@ -55,9 +55,14 @@ def fit(parser: Any, config: Any) -> None:
 
 def train(parser_class: Any, domain: str, words: Sequence[str]) -> None:
     """Train a model of a domain."""
-    module, parser = _DOMAINS[domain], domain_parser(parser_class, domain)
-    given = module.expand(given_settings(parser, words))
-    module.fit(parser, whole(parser, combined(shipped(domain), given)), given)
+    _DOMAINS[domain].fit(*configuration(parser_class, domain, words))
+
+
+def configuration(parser_class: Any, domain: str, words: Sequence[str]) -> tuple[Any, Any, dict[str, Any]]:
+    """The parser of a domain, the configuration that arguments make, and what of it was given."""
+    parser = domain_parser(parser_class, domain)
+    given = _DOMAINS[domain].expand(given_settings(parser, words))
+    return parser, whole(parser, combined(shipped(domain), given)), given
 
 
 def demo_arguments(parser: Any) -> None:

@@ -99,7 +99,9 @@ def spread(config: Any, given: Mapping[str, Any]) -> None:
         for place, own in takers.items():
             other = _given_at(given, place, name)
             if other not in (None, value):
-                raise ValueError(f"expected one {name}, got {value} and {place}.{name} {other}; leave one of them out")
+                raise ValueError(
+                    f"expected one value of {name}, got {value} and {place}.{name} {other}; leave one of them out"
+                )
             own[name] = value
     for name in ("preset", *_SHORT):
         config.pop(name)  # the parts say it now
