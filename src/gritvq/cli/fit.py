@@ -12,6 +12,7 @@ import yaml
 
 from gritvq.cli import fit_images, fit_items
 from gritvq.cli.settings import check_words, combined, flat, given_settings, shipped, whole
+from gritvq.training.run_folder import RunFolder
 
 __all__ = ["configuration", "demo", "demo_arguments", "domain_of", "fit", "fit_arguments", "train"]
 
@@ -77,7 +78,7 @@ def demo_arguments(parser: Any) -> None:
 
 def demo(parser: Any, config: Any) -> None:
     """Train a small tokenizer on photographs and show what it does; no data needed."""
-    path = Path(config.out, "config.yaml")
+    path = RunFolder(config.out).config
     if path.is_file() and not path.read_text(encoding="utf-8").startswith(_DEMO):
         raise ValueError(
             f"expected a new folder or that of a demo, got {config.out}, a run of fit; choose another --out"

@@ -162,10 +162,10 @@ def _fit_and_report(
     from gritvq.images.evaluation import evaluate
     from gritvq.training.callbacks import collapse_advice
 
-    tokenizer, out = task.tokenizer, place.out
+    tokenizer, run = task.tokenizer, place.run
     if place.launch.first:
         console().print(f"data: {data.summary()}", markup=False, highlight=False, soft_wrap=True)
-        write_json(out / "data.json", data.describe())
+        write_json(run.data, data.describe())
     started = time.perf_counter()
     trainer = run_training(task, data, plan, place, done, **(extras or {}))
     minutes = (time.perf_counter() - started) / 60
@@ -175,20 +175,20 @@ def _fit_and_report(
     if not trainer.is_global_zero:
         return
     images = next(iter(data.val_dataloader()))[:16]
-    pictures.reconstruction_grid(images, tokenizer(images.to(device)).reconstruction, out / "reconstructions.png")
-    pictures.usage_plot(counts, out / "usage.png")
-    pictures.codebook_picture(tokenizer, out / "codebook.png", counts)
-    write_json(out / "metrics.json", numbers)
+    pictures.reconstruction_grid(images, tokenizer(images.to(device)).reconstruction, run.reconstructions)
+    pictures.usage_plot(counts, run.usage)
+    pictures.codebook_picture(tokenizer, run.codebook, counts)
+    write_json(run.metrics, numbers)
     report(
         "held-out images",
         [*number_rows(numbers), ("training time", f"{minutes:.1f} minutes")],
         {
-            "tokenizer": out / "tokenizer",
-            "originals and reconstructions": out / "reconstructions.png",
-            "codebook": out / "codebook.png",
-            "usage": out / "usage.png",
-            "logs": out / "logs",
-            "checkpoints": out / "checkpoints",
+            "tokenizer": run.tokenizer,
+            "originals and reconstructions": run.reconstructions,
+            "codebook": run.codebook,
+            "usage": run.usage,
+            "logs": run.logs,
+            "checkpoints": run.checkpoints,
         },
     )
     advice = collapse_advice(numbers["usage"], max(tokenizer.quantizer.codebook_sizes), numbers["tokens"])

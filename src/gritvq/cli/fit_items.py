@@ -66,9 +66,9 @@ def fit(parser: Any, config: Any, given: Mapping[str, Any]) -> None:
     if config.num_test is not None and config.num_test < 1:
         raise ValueError(f"expected num_test >= 1, got {config.num_test}")
     found = None if config.ids is None else Path(config.ids).resolve()
-    if place.fresh and found is not None and place.out.resolve() in (found, *found.parents):
+    if place.fresh and found is not None and place.run.path.resolve() in (found, *found.parents):
         raise ValueError(
-            f"expected ids outside of the run's own folder {place.out}, got {config.ids}; choose another --out"
+            f"expected ids outside of the run's own folder {place.run.path}, got {config.ids}; choose another --out"
         )
     seed_everything(config.plan.seed)
     items = read_data(config.data.as_dict(), config.k_core)
@@ -77,7 +77,7 @@ def fit(parser: Any, config: Any, given: Mapping[str, Any]) -> None:
         tokenizer = parser.instantiate(config).tokenizer
         ids = make_ids(tokenizer, items.catalogue.vectors(), items.catalogue.keys, config.collisions)
     else:
-        ids = _ids_for(config.ids or str(place.out / "semantic-ids"), items.interactions.item_keys)
+        ids = _ids_for(config.ids or str(place.run.semantic_ids), items.interactions.item_keys)
     split = items.interactions.split()
     popularity = Popularity(split.train, split.num_items).counts
     backbone = _class(config.backbone.class_path)(ids.codebook_sizes, **arguments_of(config.backbone.init_args))
@@ -94,20 +94,19 @@ def fit(parser: Any, config: Any, given: Mapping[str, Any]) -> None:
         task.start_from(GenerativeRecommender.from_pretrained(config.init_from))
     open_run(parser, config, place, done, changes)
     if tokenizer is not None:
-        write_ids(place.out / "semantic-ids", tokenizer, ids)
-    out = place.out
+        write_ids(place.run.semantic_ids, tokenizer, ids)
     started = time.perf_counter()
     extras = extras_of(parser, config)
     trainer = run_training(task, data, plan, place, done, **extras)
     minutes = (time.perf_counter() - started) / 60
     if not trainer.is_global_zero:
         return
-    chosen = GenerativeRecommender.from_pretrained(out / "recommender")
+    chosen = GenerativeRecommender.from_pretrained(place.run.recommender)
     numbers = _tested(chosen.to(trainer.strategy.root_device), split, config.num_test)
-    write_json(out / "metrics.json", numbers)
+    write_json(place.run.metrics, numbers)
     rows = [(name, f"{value:.4f}") for name, value in numbers.items()]
     rows.append(("training time", f"{minutes:.1f} minutes"))
-    files = {"recommender": out / "recommender", "numbers": out / "metrics.json", "logs": out / "logs"}
+    files = {"recommender": place.run.recommender, "numbers": place.run.metrics, "logs": place.run.logs}
     users = min(config.num_test or len(split.users), len(split.users))
     report(f"test, {users:,} users, whole catalogue", rows, files)
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from gritvq.cli.output import console, number_rows, report, trusted_argument
 from gritvq.cli.run_folder import check_places, overwrite_argument
 from gritvq.quantizers.base import Quantizer
+from gritvq.training.run_folder import RunFolder
 
 if TYPE_CHECKING:
     import torch
@@ -116,12 +117,11 @@ def _fits(tokenizer: ImageTokenizer, group: Sequence[Picture], strict: bool) -> 
     return True
 
 
-_MEASURED = ("metrics.json", "reconstructions.png", "usage.png")
 _SHOWN = 16
 
 
-def _measure(config: Any, files: Sequence[str]) -> tuple[ImageTokenizer, Tensor, list[tuple[str, str]], Path]:
-    """A tokenizer in numbers and pictures: itself, the counts of its codes, rows for a table, and the folder."""
+def _measure(config: Any, *more: str) -> tuple[ImageTokenizer, Tensor, list[tuple[str, str]], RunFolder]:
+    """A tokenizer in numbers and plots: itself, the counts of its codes, rows for a table, and where they are."""
     import torch
 
     from gritvq.files import write_json
@@ -129,8 +129,9 @@ def _measure(config: Any, files: Sequence[str]) -> tuple[ImageTokenizer, Tensor,
     from gritvq.images.evaluation import evaluate
     from gritvq.images.tokenizer import ImageTokenizer
 
-    out = Path(config.out)
-    check_places(out, files, config.overwrite)
+    run = RunFolder(config.out)
+    files = [path.name for path in (run.metrics, run.reconstructions, run.usage)]
+    check_places(run.path, [*files, *more], config.overwrite)
     device = _device(config.device)
     tokenizer = ImageTokenizer.from_pretrained(config.tokenizer, config.trusted).to(device)
     measured, about = _pictures_to_measure(config, tokenizer.channels)
@@ -148,10 +149,10 @@ def _measure(config: Any, files: Sequence[str]) -> tuple[ImageTokenizer, Tensor,
     folded = tokenizer.fold()
     with torch.no_grad():
         decoded = [folded(image[None].to(device)).reconstruction[0] for image in shown]
-    pictures.reconstruction_grid(shown, decoded, out / "reconstructions.png")
-    pictures.usage_plot(counts, out / "usage.png")
-    write_json(out / "metrics.json", {**numbers, **about})
-    return tokenizer, counts, [*about.items(), *number_rows(numbers)], out
+    pictures.reconstruction_grid(shown, decoded, run.reconstructions)
+    pictures.usage_plot(counts, run.usage)
+    write_json(run.metrics, {**numbers, **about})
+    return tokenizer, counts, [*about.items(), *number_rows(numbers)], run
 
 
 def _pictures_to_measure(config: Any, channels: int) -> tuple[Pictures, dict[str, str]]:
@@ -200,9 +201,10 @@ def _own_data(tokenizer: str) -> dict[str, Any] | None:
         return None
     training = read_config(folder, "tokenizer").get("training")
     found = training.get("data") if isinstance(training, dict) else None
-    if found is None and (folder.parent / "config.yaml").is_file():  # beside tokenizers that do not say it themselves
+    settings = RunFolder(folder.parent).config
+    if found is None and settings.is_file():  # beside tokenizers that do not say it themselves
         try:
-            found = yaml.safe_load((folder.parent / "config.yaml").read_text(encoding="utf-8"))["data"]
+            found = yaml.safe_load(settings.read_text(encoding="utf-8"))["data"]
         except (OSError, ValueError, TypeError, KeyError, RecursionError, yaml.YAMLError):
             return None
     return dict(found) if isinstance(found, dict) else None
@@ -210,14 +212,14 @@ def _own_data(tokenizer: str) -> dict[str, Any] | None:
 
 def validate(parser: Any, config: Any) -> None:
     """Measure a tokenizer on pictures, whole and each of them: PSNR, usage, perplexity."""
-    _, _, rows, out = _measure(config, _MEASURED)
+    _, _, rows, run = _measure(config)
     report(
         config.tokenizer,
         rows,
         {
-            "originals and reconstructions": out / "reconstructions.png",
-            "usage": out / "usage.png",
-            "numbers": out / "metrics.json",
+            "originals and reconstructions": run.reconstructions,
+            "usage": run.usage,
+            "numbers": run.metrics,
         },
     )
 
@@ -227,8 +229,8 @@ def inspect(parser: Any, config: Any) -> None:
     from gritvq.images import plots as pictures
     from gritvq.images.evaluation import token_statistics
 
-    tokenizer, counts, rows, out = _measure(config, [*_MEASURED, "codebook.png"])
-    pictures.codebook_picture(tokenizer, out / "codebook.png", counts)
+    tokenizer, counts, rows, run = _measure(config, RunFolder(config.out).codebook.name)
+    pictures.codebook_picture(tokenizer, run.codebook, counts)
     own = token_statistics(tokenizer.cpu())
     report(
         config.tokenizer,
@@ -239,7 +241,7 @@ def inspect(parser: Any, config: Any) -> None:
             ("pixels per token", f"{own['pixels_per_token']:.0f}"),
             *rows,
         ],
-        {"codebook": out / "codebook.png", "usage": out / "usage.png", "reconstructions": out / "reconstructions.png"},
+        {"codebook": run.codebook, "usage": run.usage, "reconstructions": run.reconstructions},
     )
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from gritvq.cli.fit_items import read_data
 from gritvq.cli.output import table, trusted_argument
+from gritvq.training.run_folder import RunFolder
 
 __all__ = ["recommend", "recommend_arguments"]
 
@@ -39,8 +39,8 @@ def recommend(parser: Any, config: Any) -> None:
         raise ValueError("expected either --user or --history, got both or neither")
     if config.k < 1:
         raise ValueError(f"expected k >= 1, got {config.k}")
-    run = Path(config.run)
-    folder = run / "recommender" if (run / "recommender").is_dir() else run
+    run = RunFolder(config.run)
+    folder = run.recommender if run.recommender.is_dir() else run.path
     recommender = GenerativeRecommender.from_pretrained(folder, trusted=config.trusted)
     ids = recommender.ids
     items = _items_of(run, config.data, needed=config.user is not None)
@@ -85,12 +85,12 @@ def recommend(parser: Any, config: Any) -> None:
     table("recommended", columns, lines)
 
 
-def _items_of(run: Path, data: str | None, needed: bool) -> Any:
+def _items_of(run: RunFolder, data: str | None, needed: bool) -> Any:
     """The data named, or that of the run; None where there is none and it is only for show."""
     import yaml
 
     try:
-        saved = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+        saved = yaml.safe_load(run.config.read_text(encoding="utf-8"))
         settings, k_core = dict(saved["data"]), saved.get("k_core")
     except (OSError, KeyError, TypeError, ValueError, yaml.YAMLError):
         return None if data is None else read_data({"folder": data}, None)

@@ -4,27 +4,24 @@ from __future__ import annotations
 
 import itertools
 import os
-import shutil
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import yaml
 
-from gritvq.files import holds_files, replacing
+from gritvq.files import replacing
+from gritvq.training.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from gritvq.training.launch import Launch
 
 __all__ = [
     "Place",
-    "check_folder",
     "check_places",
     "check_settings",
-    "clear_folder",
     "extras_of",
-    "fresh_folder",
     "open_run",
     "overwrite_argument",
     "place_of",
@@ -37,13 +34,13 @@ class Place(NamedTuple):
     """Where a training run goes.
 
     Attributes:
-        out: Its folder.
+        run: Its folder.
         resume: Checkpoint that it goes on from.
         launch: The run's processes.
         goes_on: Whether the checkpoint is one of the folder's own.
     """
 
-    out: Path
+    run: RunFolder
     resume: str | None
     launch: Launch
     goes_on: bool
@@ -69,10 +66,10 @@ def place_of(config: Any, launch: Launch) -> Place:
     Raises:
         ValueError: If the checkpoint is no file, or the folder is taken.
     """
-    out, resume = Path(config.out), config.resume
+    run, resume = RunFolder(config.out), config.resume
     if resume == "last":
-        resume = str(out / "checkpoints" / "last.ckpt")
-    goes_on = resume is not None and out.resolve() in Path(resume).resolve().parents
+        resume = str(run.last_checkpoint)
+    goes_on = resume is not None and run.path.resolve() in Path(resume).resolve().parents
 
     def check() -> None:
         if resume is not None and not Path(resume).is_file():
@@ -80,10 +77,10 @@ def place_of(config: Any, launch: Launch) -> Place:
                 f"expected a checkpoint to resume from, got {resume}, which is no file; see the run's checkpoints/"
             )
         if not goes_on:
-            check_folder(config.out, config.overwrite, _INSTEAD)
+            run.check(config.overwrite, _INSTEAD)
 
     launch.agree(check)
-    return Place(out, resume, launch, goes_on)
+    return Place(run, resume, launch, goes_on)
 
 
 def check_settings(parser: Any, config: Any, place: Place, changes: Mapping[str, str] | None = None) -> None:
@@ -122,7 +119,7 @@ def _differs(name: str, began: Mapping[str, Any], now: Mapping[str, Any]) -> boo
 
 def _began(checkpoint: str) -> dict[str, Any]:
     """The settings of the run that a checkpoint belongs to, by their dotted names."""
-    path = Path(checkpoint).resolve().parent.parent / "config.yaml"
+    path = RunFolder.of_checkpoint(checkpoint).config
     try:
         return _flat(yaml.safe_load(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
@@ -173,16 +170,16 @@ def open_run(
     """
 
     def make() -> None:
-        notes, path = note, place.out / "config.yaml"
+        notes, path = note, place.run.config
         if place.resume is not None:
             planned = _began(place.resume).get("plan.max_steps", config.plan.max_steps)
-            notes = "".join(line for line in _lines(Path(place.resume).resolve().parent.parent / "config.yaml"))
+            notes = "".join(line for line in _lines(RunFolder.of_checkpoint(place.resume).config))
             if planned != config.plan.max_steps:
                 notes += f"# the first {done} steps were done with plan.max_steps {planned}\n"
         with replacing(path) as scratch:
             scratch.write_text(notes + _dumped(parser, config, changes), encoding="utf-8")
             if not place.goes_on:  # an old run stays where there is no room for a new one's first file
-                fresh_folder(config.out, config.overwrite, _INSTEAD)
+                place.run.replace(config.overwrite, _INSTEAD)
 
     place.launch.agree(make)
 
@@ -247,43 +244,11 @@ def run_training(task: Any, data: Any, plan: Any, place: Place, done: int = 0, *
             steps = f"no further: all {done:,} steps are done"
         print(f"training {num_parameters(task):,} parameters {steps}", file=sys.stderr)
     try:
-        return train(task, data, plan, folder=place.out, resume=place.resume, **more)
+        return train(task, data, plan, folder=place.run.path, resume=place.resume, **more)
     except Interrupted as stop:
         if str(stop):
             print(f"gritvq: interrupted: {stop}", file=sys.stderr)
         raise SystemExit(stop.exit_code) from None
-
-
-def check_folder(path: str, overwrite: bool, instead: str = "") -> Path:
-    """Say before any work that a run cannot be written there; ``instead`` is what else could be done."""
-    folder = Path(path)
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"expected a folder for the run, got the file {folder}; choose another --out")
-    if folder.exists() and holds_files(folder):
-        run = (folder / "checkpoints").exists() or (folder / "tokenizer").exists() or (folder / "config.yaml").exists()
-        if not (overwrite and run):
-            raise ValueError(
-                f"expected a new or empty folder, got {folder}, which holds files; choose another --out, {instead}or "
-                "replace a run with --overwrite true"
-            )
-    return folder
-
-
-def fresh_folder(path: str, overwrite: bool, instead: str = "") -> Path:
-    """A folder for a new run; an old run there is an error unless it may be replaced."""
-    folder = check_folder(path, overwrite, instead)
-    clear_folder(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
-
-
-def clear_folder(folder: Path, but: Sequence[str] = ()) -> None:
-    """Remove what runs write into their folder, but what has these names already is the new run's."""
-    for name in ("logs", "checkpoints", "tokenizer", "recommender", "semantic-ids", "ids"):
-        if name not in but:
-            shutil.rmtree(folder / name, ignore_errors=True)
-    for name in ("metrics.json", "report.json", "tree.png"):
-        (folder / name).unlink(missing_ok=True)
 
 
 def overwrite_argument(parser: Any) -> None:

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from gritvq.cli.output import list_files, report, trusted_argument
-from gritvq.cli.run_folder import check_folder, check_places, clear_folder, overwrite_argument
+from gritvq.cli.run_folder import check_places, overwrite_argument
 from gritvq.files import replacing_files
+from gritvq.training.run_folder import RunFolder
 
 __all__ = ["fit_arguments", "make_ids", "semantic_ids", "semantic_ids_arguments", "tokenizer_arguments", "write_ids"]
 
@@ -174,7 +175,7 @@ def tokenizer_arguments(parser: Any) -> None:
 
 def _fit(config: Any, parts: Callable[[], Any]) -> None:
     """Fit a tokenizer to item embeddings and give every item its id."""
-    check_folder(config.out, config.overwrite)
+    RunFolder(config.out).check(config.overwrite)
     catalogue = _read(config)
     categories = _categories(catalogue, config.categories)
     tokenizer = parts().tokenizer
@@ -183,7 +184,7 @@ def _fit(config: Any, parts: Callable[[], Any]) -> None:
     out = Path(config.out)
     with replacing_files(out) as scratch:  # an old run stays where the disk is full
         write_ids(scratch, tokenizer, ids)
-    clear_folder(out, but=(_TOKENIZER, _IDS))
+    RunFolder(out).clear(but=(out / _TOKENIZER, out / _IDS))
     _judge(ids, categories, vectors, tokenizer, out)
 
 

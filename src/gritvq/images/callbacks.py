@@ -32,7 +32,7 @@ class ReconstructionPlots(Callback):
     def on_validation_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """Keep the first plots."""
+        """Keep the first pictures."""
         if batch_idx == 0:
             self.images = batch[: self.num_images]
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     )
     from gritvq.training.optimizer import OptimizerSettings
     from gritvq.training.run import TrainingPlan, train
+    from gritvq.training.run_folder import RunFolder
     from gritvq.training.task import Task
 
 __all__ = [
@@ -39,6 +40,7 @@ __all__ = [
     "OptimizerSettings",
     "RandomState",
     "ReconstructionObjective",
+    "RunFolder",
     "StepProgress",
     "Task",
     "TrainingData",
@@ -56,6 +58,7 @@ __getattr__ = lazy_names(
         "objectives": ["ElboObjective", "Objective", "ReconstructionObjective", "TwoPathObjective", "objective_for"],
         "optimizer": ["OptimizerSettings"],
         "run": ["TrainingPlan", "train"],
+        "run_folder": ["RunFolder"],
         "task": ["Task"],
     },
 )
