@@ -17,6 +17,7 @@ __all__ = ["explained", "parser_class"]
 _FULL = re.compile(  # what writers in C++ and Rust say
     r"No space left|Disk quota|File too large|PytorchStreamWriter failed|iostream error|unexpected pos \d+ vs \d+"
 )
+_DEEPEST = 500  # brackets within brackets
 _MEMORY = re.compile(r"out of memory|can't allocate memory|ALLOC_FAILED", re.IGNORECASE)  # PyTorch, on any device
 
 
@@ -66,6 +67,10 @@ def parser_class() -> Any:
                 return guarded(super().parse_args, words, defaults=False)
             finally:
                 self.checks = True
+
+        def parse_string(self, cfg_str: str, *arguments: Any, **more: Any) -> Any:
+            _check_depth(cfg_str)
+            return super().parse_string(cfg_str, *arguments, **more)
 
         def validate(self, *arguments: Any, **more: Any) -> Any:
             if self.checks:
@@ -122,6 +127,19 @@ def parser_class() -> Any:
             return self.exit(2, f"{program}: error: {message.rstrip()}\n{hint}see '{program} --help'\n")
 
     return Parser
+
+
+def _check_depth(text: str) -> None:
+    """Refuse brackets within brackets without end, on which the parser of YAML in C crashes.
+
+    Raises:
+        RecursionError: Then.
+    """
+    depth = 0
+    for bracket in re.findall(r"[\[\]{}]", text):
+        depth += 1 if bracket in "[{" else -1
+        if depth > _DEEPEST:
+            raise RecursionError("brackets nested too deep")
 
 
 def _takes_null(action: Any) -> bool:

@@ -44,7 +44,7 @@ def domain_of(words: Sequence[str]) -> tuple[str | None, Sequence[str]]:
     check_words(words)
     path = parser.parse_known_args(list(words))[0].config
     content: Any = None
-    with contextlib.suppress(OSError, yaml.YAMLError, UnicodeError, RecursionError):  # the parser says what is wrong
+    with contextlib.suppress(OSError, yaml.YAMLError, UnicodeError):  # the parser says what is wrong
         content = None if path is None else yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     return "items" if isinstance(content, dict) and "backbone" in content else "images", words
 
