@@ -249,13 +249,13 @@ class TestEncodeDecode:
         self, run: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         sizes: list[int] = []
-        whole = Tokenizer.encode
+        whole = ImageTokenizer.encode
 
-        def encode(self: Tokenizer, images: torch.Tensor) -> torch.Tensor:
+        def encode(self: ImageTokenizer, images: torch.Tensor) -> torch.Tensor:
             sizes.append(len(images))
             return whole(self, images)
 
-        monkeypatch.setattr(Tokenizer, "encode", encode)
+        monkeypatch.setattr(ImageTokenizer, "encode", encode)
         arguments = ["encode", str(pictures), "--tokenizer", str(run / "tokenizer"), "--out"]
         assert main([*arguments, "a.npz", "--batch_size", "16"]) == 0 and sizes == [16, 16, 8]
         assert main([*arguments, "b.npz", "--batch_size", "1"]) == 0
@@ -307,7 +307,7 @@ class TestExport:
     def test_programs_that_disagree_are_told(
         self, run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        def export(self: Tokenizer, folder: str, format: str, *, size: tuple[int, int]) -> tuple[Path, Path]:
+        def export(self: ImageTokenizer, folder: str, format: str, *, size: tuple[int, int]) -> tuple[Path, Path]:
             assert (folder, format, size) == ("programs", "onnx", (16, 8))
             return Path("encoder"), Path("decoder")
 
@@ -317,7 +317,7 @@ class TestExport:
                 "decoder": lambda x: torch.full((3, 3, 16, 8), 2),
             }[str(path)]
 
-        monkeypatch.setattr(Tokenizer, "export", export)
+        monkeypatch.setattr(ImageTokenizer, "export", export)
         monkeypatch.setattr("gritvq.export.load_program", load_program)
         assert main(["export", str(run / "tokenizer"), "--out", "programs", "--size", "[16, 8]"]) == 0
         said = capsys.readouterr().out

@@ -258,7 +258,7 @@ class TestOneMessage:
                 "one value of channels, got 1 and data.channels 3",
             ),
             (["fit", "imagse"], "did you mean 'images'?"),
-            (["fit", "--channels", "2"], "1 (grey) or 3 (RGB), got 2"),
+            (["fit", "--channels", "2"], "1 (gray) or 3 (RGB), got 2"),
             (["fit", "--codebook_size", "0"], "expected codebook_size >= 1, got 0"),
             (["fit", "--init_from", ""], "expected a value for init_from, got an empty text"),
             (

@@ -178,7 +178,7 @@ class TestToTensor:
 
     @pytest.mark.parametrize("channels", [0, 2, 4])
     def test_bad_channels(self, channels: int) -> None:
-        with pytest.raises(ValueError, match=f"1 .grey. or 3 .RGB., got {channels}"):
+        with pytest.raises(ValueError, match=f"1 .gray. or 3 .RGB., got {channels}"):
             to_tensor(Image.new("RGB", (1, 1)), channels)
 
 
@@ -379,7 +379,7 @@ class TestCollections:
             (dict(batch_size=0), "batch_size >= 1"),
             (dict(num_validation=0), "num_validation >= 1"),
             (dict(seed=-1), "seed >= 0"),
-            (dict(channels=4), "1 .grey. or 3 .RGB., got 4"),
+            (dict(channels=4), "1 .gray. or 3 .RGB., got 4"),
         ],
     )
     def test_bad_arguments(self, arguments: dict[str, int], message: str) -> None:

@@ -68,16 +68,17 @@ def parser_class() -> Any:
             finally:
                 self.checks = True
 
-        def parse_string(self, cfg_str: str, *arguments: Any, **more: Any) -> Any:
-            _check_depth(cfg_str)
-            return super().parse_string(cfg_str, *arguments, **more)
+        def parse_string(self, *arguments: Any, **more: Any) -> Any:
+            _check_depth(next(iter((*arguments, *more.values()))))  # the text comes first, whatever its name
+            return super().parse_string(*arguments, **more)
 
         def validate(self, *arguments: Any, **more: Any) -> Any:
             if self.checks:
                 super().validate(*arguments, **more)
 
-        def parse_object(self, *arguments: Any, **more: Any) -> Any:
-            return self._complete(guarded(super().parse_object, *arguments, **more))
+        def parse_settings(self, settings: dict[str, Any]) -> Any:
+            """A whole configuration from settings by name, with the defaults of the others."""
+            return self._complete(guarded(self.parse_object, settings))
 
         def parse_args(self, *arguments: Any, **more: Any) -> Any:
             return self._complete(guarded(super().parse_args, *arguments, **more))

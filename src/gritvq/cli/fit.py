@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from gritvq.cli import fit_images, fit_items
-from gritvq.cli.settings import check_words, combined, flat, given_settings, shipped, whole
+from gritvq.cli.settings import check_words, combined, given_settings, parts_of, shipped, whole
 from gritvq.training.run_folder import RunFolder
 
 __all__ = ["configuration", "demo", "demo_arguments", "domain_of", "fit", "fit_arguments", "train"]
@@ -95,7 +95,8 @@ def domain_parser(parser_class: Any, domain: str) -> Any:
     parser = parser_class(prog=f"gritvq fit {domain}", description=module.fit.__doc__)
     parser.add_argument("--config", action="config", help="YAML file with any of the arguments below")
     module.arguments(parser)
-    parser.set_defaults(flat(shipped(domain)))
+    defaults = shipped(domain)
+    parser.set_defaults({**parts_of(defaults), "out": defaults["out"]})
     return parser
 
 

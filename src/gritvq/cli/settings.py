@@ -12,7 +12,7 @@ import yaml
 
 from gritvq.files import regular_file
 
-__all__ = ["check_words", "combined", "flat", "given_settings", "shipped", "whole"]
+__all__ = ["check_words", "combined", "given_settings", "parts_of", "shipped", "whole"]
 
 
 def shipped(domain: str) -> dict[str, Any]:
@@ -35,18 +35,18 @@ def given_settings(parser: Any, words: Sequence[str]) -> dict[str, Any]:
 
 def whole(parser: Any, settings: dict[str, Any]) -> Any:
     """A configuration of these settings, the parser's own defaults for the rest; checked."""
-    parser.set_defaults(flat(settings))  # else it hands the arguments of its default classes on to others
-    return parser.parse_object(settings)
+    parser.set_defaults(parts_of(settings))  # else it hands the arguments of its default classes on to others
+    return parser.parse_settings(settings)
 
 
-def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Settings by their dotted names, classes with their arguments."""
+def parts_of(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The parts of settings that are classes with arguments, by their dotted names."""
     found: dict[str, Any] = {}
     for name, value in settings.items():
-        if isinstance(value, dict) and "class_path" not in value:
-            found |= flat(value, f"{prefix}{name}.")
-        else:
+        if isinstance(value, dict) and "class_path" in value:
             found[f"{prefix}{name}"] = value
+        elif isinstance(value, dict):
+            found |= parts_of(value, f"{prefix}{name}.")
     return found
 
 
@@ -73,12 +73,17 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def combined(default: Any, given: Any) -> Any:
+def combined(default: Any, given: Any, name: str = "") -> Any:
     """Settings by name: those given, and the defaults of what was not.
 
     A part of another class than the default's gets that class's own defaults; of these defaults it takes only what it
     cannot do without, such as its ``dim``.
+
+    Raises:
+        ValueError: If a part is given as null.
     """
+    if given is None and isinstance(default, dict):
+        raise ValueError(f"expected a value for {name}, got null; leave it out for its default, or give one")
     if not (isinstance(default, dict) and isinstance(given, dict)):
         return given
     if "class_path" in default and "class_path" in given:
@@ -90,7 +95,10 @@ def combined(default: Any, given: Any) -> Any:
         if isinstance(settings, dict) and (arguments or settings):
             return {**given, "init_args": {**arguments, **settings}}
         return given
-    return {**default, **{name: combined(default.get(name), value) for name, value in given.items()}}
+    return {
+        **default,
+        **{key: combined(default.get(key), value, f"{name}.{key}".strip(".")) for key, value in given.items()},
+    }
 
 
 def _find(path: Any) -> Any:
