@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -391,6 +392,11 @@ class TestProductKMeans:
         torch.testing.assert_close(tokenizer.rotation @ tokenizer.rotation.T, torch.eye(dim), rtol=0, atol=1e-5)
         error = (tokenizer.decode(tokenizer.encode(x)) - x).square().mean()
         assert error < (0.1 if size < count else 1e-8)  # as many codes as rows: each is its own
+
+    def test_without_faiss(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(sys.modules, "faiss", None)
+        with pytest.raises(ValueError, match=r"rotate=False needs none.* pip install 'gritvq\[search\]'"):
+            ProductKMeans(SIZE).fit(blobs())
 
     def test_refuses_parts_that_do_not_divide(self) -> None:
         with pytest.raises(ValueError, match="multiple of num_parts=5, got 12"):

@@ -325,7 +325,7 @@ class TestFiles:
     def test_without_pyarrow(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sys.modules, "pyarrow", None)
         for attempt in (lambda: SemanticIds.load(folder), lambda: SemanticIds([[0]], (1,)).save(folder)):
-            with pytest.raises(ValueError, match=r"install 'gritvq\[items\]'"):
+            with pytest.raises(ValueError, match=r"the package pyarrow, got none; pip install 'gritvq\[items\]'"):
                 attempt()
 
     def test_nothing_foreign_is_overwritten(self, folder: Path, tmp_path: Path) -> None:

@@ -7,7 +7,6 @@ by one call of :func:`read_item_data`. Text encoders never see interactions, so 
 from __future__ import annotations
 
 import csv
-import importlib
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from torch import Tensor
 
 from gritvq.files import regular_file
 from gritvq.items.interactions import Histories, Interactions, Key, Split, check_split, unique_keys
+from gritvq.lazy import optional
 
 __all__ = [
     "Catalogue",
@@ -287,7 +287,7 @@ def embed_texts(
     wrong = [each for each in texts if not isinstance(each, str)]
     if not texts or wrong:
         raise ValueError(f"expected at least one text, all strings, got {wrong[0]!r}." if wrong else "expected texts.")
-    sentence_transformers = _require("sentence_transformers")
+    sentence_transformers = optional("sentence_transformers", "items")
     try:
         encoder = sentence_transformers.SentenceTransformer(str(model), device=device)
     except Exception as error:  # network, authentication, naming and file errors share no class
@@ -351,11 +351,11 @@ def _read_table(path: Path, keys: Mapping[str, bool], numbers: Sequence[str] = (
         numbers: Columns that are numbers or dates in a CSV file; all others are strings.
     """
     path = regular_file(path.expanduser(), "a Parquet or CSV file")
-    pyarrow = _require("pyarrow")
+    pyarrow = optional("pyarrow", "items")
     try:
         if path.suffix.lower() == ".csv":
             return _read_csv(path, keys, numbers)
-        table = _require("pyarrow.parquet").read_table(path)
+        table = optional("pyarrow.parquet", "items").read_table(path)
         table.validate(full=True)  # damaged files may hold places outside of them, and text that is none
         _ = table.column_names
         return table
@@ -364,7 +364,7 @@ def _read_table(path: Path, keys: Mapping[str, bool], numbers: Sequence[str] = (
 
 
 def _read_csv(path: Path, keys: Mapping[str, bool], numbers: Sequence[str]) -> Any:
-    pyarrow, reader = _require("pyarrow"), _require("pyarrow.csv")
+    pyarrow, reader = optional("pyarrow", "items"), optional("pyarrow.csv", "items")
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             names = next((line for line in csv.reader(file) if line), [])
@@ -392,8 +392,8 @@ def _read_csv(path: Path, keys: Mapping[str, bool], numbers: Sequence[str]) -> A
 
 def _integers(keys: Any) -> Any:
     """Strings of pyarrow as integers if that loses nothing; what pyarrow takes for missing among numbers is null."""
-    pyarrow, compute = _require("pyarrow"), _require("pyarrow.compute")
-    missing = pyarrow.array(_require("pyarrow.csv").ConvertOptions().null_values)
+    pyarrow, compute = optional("pyarrow", "items"), optional("pyarrow.compute", "items")
+    missing = pyarrow.array(optional("pyarrow.csv", "items").ConvertOptions().null_values)
     known = compute.utf8_trim_whitespace(keys)
     known = compute.if_else(compute.is_in(known, value_set=missing), pyarrow.scalar(None, pyarrow.string()), known)
     if _cast(known, pyarrow.float64()) is None:
@@ -406,7 +406,7 @@ def _cast(column: Any, kind: Any) -> Any:
     """The column as another type of pyarrow, or None where a value does not fit."""
     try:
         return column.cast(kind)
-    except _require("pyarrow").ArrowInvalid:
+    except optional("pyarrow", "items").ArrowInvalid:
         return None
 
 
@@ -433,17 +433,10 @@ def _column(table: Any, name: str, path: str | Path) -> Any:
 
 def _values(table: Any, name: str, path: str | Path) -> np.ndarray[Any, Any]:
     column = _column(table, name, path)
-    if _require("pyarrow").types.is_dictionary(column.type):
+    if optional("pyarrow", "items").types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
     return column.to_numpy()
 
 
 def _numbers(table: Any, name: str, path: str | Path) -> np.ndarray[Any, Any]:
     return _column(table, name, path).to_numpy()
-
-
-def _require(module: str) -> Any:
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise ValueError(f"expected the package {module}, got none; pip install 'gritvq[items]'.") from error

@@ -19,6 +19,7 @@ from gritvq.items.ids.collisions import UNIQUE, Policy, checked_policy, resolve
 from gritvq.items.ids.groups import RowTable
 from gritvq.items.ids.metrics import report
 from gritvq.items.ids.trie import PrefixTrie
+from gritvq.lazy import optional
 
 __all__ = ["FORMAT_VERSION", "Key", "SemanticIds"]
 
@@ -292,7 +293,7 @@ class SemanticIds:
         Raises:
             ValueError: If the path is a file, or a folder that holds something else, or pyarrow is missing.
         """
-        pyarrow, parquet = _pyarrow()
+        pyarrow, parquet = optional("pyarrow", "items"), optional("pyarrow.parquet", "items")
         folder = Path(folder)
         holds_other = folder.is_dir() and holds_files(folder) and not place_of_file(folder, _HEADER).exists()
         if holds_other or (folder.exists() and not folder.is_dir()):
@@ -316,7 +317,7 @@ class SemanticIds:
             ValueError: If there are no ids, they are damaged, of two artifacts, or written by a newer version, or
                 pyarrow is missing.
         """
-        pyarrow, parquet = _pyarrow()
+        pyarrow, parquet = optional("pyarrow", "items"), optional("pyarrow.parquet", "items")
         folder = Path(folder)
         header = _read_header(folder)
         path = checked_file(folder, _TABLE, header)
@@ -345,15 +346,6 @@ class SemanticIds:
             "fingerprint": self._fingerprint,
             "items": self._items,
         }
-
-
-def _pyarrow() -> tuple[Any, Any]:
-    try:
-        import pyarrow
-        from pyarrow import parquet
-    except ImportError as error:
-        raise ValueError("expected pyarrow for files of semantic ids, got none; install 'gritvq[items]'") from error
-    return pyarrow, parquet
 
 
 def _read_header(folder: Path) -> dict[str, Any]:

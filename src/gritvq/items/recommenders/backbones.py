@@ -16,6 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from gritvq.component import Component
+from gritvq.lazy import optional
 from gritvq.tokens import BOS, EOS, PAD, Vocabulary
 
 __all__ = ["Backbone", "Context", "DepthDecoder", "EncoderDecoder", "TokenDecoder"]
@@ -114,7 +115,7 @@ class EncoderDecoder(Backbone):
         dropout: float = 0.1,
     ) -> None:
         super().__init__(codebook_sizes, dim)
-        transformers = _transformers()
+        transformers = optional("transformers", "items")
         self.model: Any = transformers.T5ForConditionalGeneration(
             transformers.T5Config(
                 vocab_size=self.vocabulary.vocab_size,
@@ -356,7 +357,7 @@ class DepthDecoder(_CausalDecoder):
 
 def _gpt2(dim: int, num_layers: int, num_heads: int, hidden_dim: int, dropout: float, positions: int) -> Any:
     """GPT-2 over given embeddings; its own table of tokens is left empty."""
-    transformers = _transformers()
+    transformers = optional("transformers", "items")
     if dim % num_heads:
         raise ValueError(f"expected dim to be a multiple of num_heads, got {dim} and {num_heads}; change one of them")
     model = transformers.GPT2Model(
@@ -378,11 +379,3 @@ def _gpt2(dim: int, num_layers: int, num_heads: int, hidden_dim: int, dropout: f
     )
     model.wte.weight.requires_grad_(False)
     return model
-
-
-def _transformers() -> Any:
-    try:
-        import transformers
-    except ImportError as error:
-        raise ValueError("expected transformers for this model, got none; pip install 'gritvq[items]'") from error
-    return transformers

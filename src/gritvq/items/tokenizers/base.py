@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gritvq.component import eval_mode, to_config
+from gritvq.lazy import optional
 from gritvq.saving import tensors_of
 from gritvq.tokenizer import Tokenizer
 
@@ -267,9 +268,5 @@ def tracked(items: Sequence[_Item], description: str, progress: bool) -> Iterabl
     """
     if not progress:
         return items
-    try:
-        from rich.console import Console
-        from rich.progress import track
-    except ImportError as error:
-        raise ValueError("expected the package rich for a progress bar, got none; install 'gritvq[train]'") from error
-    return track(items, description=description, console=Console(stderr=True))
+    console = optional("rich.console", "train", "for a progress bar").Console(stderr=True)
+    return optional("rich.progress", "train").track(items, description=description, console=console)

@@ -11,6 +11,7 @@ from torch import Tensor
 from gritvq.items.tokenizers.base import ItemTokenizer, tracked
 from gritvq.items.tokenizers.kmeans import kmeans, plus_plus
 from gritvq.items.tokenizers.search import CodeTable
+from gritvq.lazy import optional
 
 __all__ = ["ProductKMeans"]
 
@@ -131,12 +132,7 @@ def _rotation(x: Tensor, num_parts: int, codebook_size: int, seed: int) -> Float
     Raises:
         ValueError: If faiss is missing.
     """
-    try:
-        import faiss
-    except ImportError as error:
-        raise ValueError(
-            "expected faiss for a learned rotation, got none; install 'gritvq[search]' or take rotate=False"
-        ) from error
+    faiss = optional("faiss", "search", "to learn a rotation (rotate=False needs none)")
     size = x.shape[1]
     bits = min((codebook_size - 1).bit_length(), len(x).bit_length() - 1)  # faiss wants a row per centroid
     inner = faiss.ProductQuantizer(size, num_parts, max(1, bits))
