@@ -165,7 +165,14 @@ def write_header(path: Path, content: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(sealed, indent=2) + "\n", encoding="utf-8")
 
 
-def read_header(folder: Path, name: str, what: str, form: str, newest: int) -> dict[str, Any]:
+def read_header(
+    folder: Path,
+    name: str,
+    what: str,
+    form: str,
+    newest: int,
+    wanted: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
     """Read an artifact's readable file and check it against its own checksum; old artifacts have none.
 
     Args:
@@ -174,9 +181,10 @@ def read_header(folder: Path, name: str, what: str, form: str, newest: int) -> d
         what: What should be in the folder, in words.
         form: What stands under ``format``.
         newest: The largest ``format_version`` that can be read.
+        wanted: What else must stand there, and its type or types, as ``isinstance`` takes them.
 
     Raises:
-        ValueError: If it is missing, damaged, foreign or of a newer version.
+        ValueError: If it is missing, damaged, foreign, of a newer version or incomplete.
     """
     path = place_of_file(folder, name)
     if path.exists():
@@ -198,6 +206,12 @@ def read_header(folder: Path, name: str, what: str, form: str, newest: int) -> d
         raise ValueError(
             f"expected {path} as it was written, got a file that does not fit its checksum; it is damaged or was "
             "edited, copy the folder again"
+        )
+    lacking = [key for key, kind in (wanted or {}).items() if not isinstance(content.get(key), kind)]
+    if lacking:
+        raise ValueError(
+            f"expected {', '.join(lacking)} in {path}, got {sorted(content)}; the file is incomplete, or holds another "
+            "kind of artifact"
         )
     return content
 

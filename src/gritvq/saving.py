@@ -104,13 +104,18 @@ def local_folder(source: str | os.PathLike[str]) -> Path:
         ) from error
 
 
-def read_config(folder: Path, kind: str) -> dict[str, Any]:
+def read_config(folder: Path, kind: str, wanted: Mapping[str, type] | None = None) -> dict[str, Any]:
     """What ``config.json`` says.
+
+    Args:
+        folder: The artifact.
+        kind: What it is, a key that must be there.
+        wanted: Other keys that must be there, and their types.
 
     Raises:
         ValueError: If it is missing, damaged, foreign, of a newer version, or of another kind.
     """
-    config = read_header(folder, CONFIG, "a tokenizer folder", _FORMAT, FORMAT_VERSION)
+    config = read_header(folder, CONFIG, "a tokenizer folder", _FORMAT, FORMAT_VERSION, wanted)
     if kind not in config and _OLD_KINDS.get(kind) in config:
         config[kind] = config.pop(_OLD_KINDS[kind])
     if kind not in config:

@@ -175,8 +175,8 @@ def test_an_id_that_is_no_item_and_an_item_that_has_no_id() -> None:
         ("codebook sizes >= 1", {"codebook_sizes": (4, 0)}),
         ("one codebook size per column", {"codebook_sizes": (4, 1.5)}),
         ("got -1 in row 1", {"codes": [[0, 1], [-1, 0], [0, 0]]}),
-        ("of integers", {"codes": [[0, 1.0], [0, 0], [1, 0]]}),
-        ("of integers", {"codes": [[True, False]] * 3}),
+        ("integer codes", {"codes": [[0, 1.0], [0, 0], [1, 0]]}),
+        ("integer codes", {"codes": [[True, False]] * 3}),
         ("at least one item", {"codes": torch.zeros(0, 2, dtype=torch.int64)}),
         ("to be one of keep, append", {"collisions": "drop"}),
         ("no two are equal.*for 0 and 1", {"collisions": "append"}),
@@ -283,7 +283,7 @@ class TestFiles:
             ("incomplete", text.replace('"fingerprint"', '"fingers"')),
             ("damaged or of another", text.replace('"sha256": "', '"sha256": "0')),
             ("one of keep", text.replace('"append"', '"burn"')),
-            ("incomplete", json.dumps({**json.loads(text), "codebook_sizes": []})),
+            ("sizes >= 1, one per column", json.dumps({**json.loads(text), "codebook_sizes": []})),
             ("expected codes in", text.replace("300", "8")),
         ]:
             assert content != text

@@ -11,9 +11,9 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-__all__ = ["Key", "as_codes", "check_distinct", "checked_codes", "checked_keys", "checked_sizes"]
+from gritvq.items.interactions import Key
 
-Key = int | str
+__all__ = ["as_codes", "check_distinct", "checked_codes", "checked_keys", "checked_sizes"]
 
 
 def checked_sizes(sizes: Sequence[int]) -> tuple[int, ...]:
@@ -32,16 +32,16 @@ def as_codes(codes: Any, num_columns: int) -> Int[Tensor, "n Q"]:
     try:
         found = codes.detach() if isinstance(codes, Tensor) else torch.as_tensor(np.asarray(codes))
     except (TypeError, ValueError) as error:
-        raise ValueError(f"expected ids of integers (n, {num_columns}), got something else ({error})") from error
+        raise ValueError(f"expected integer codes (n, {num_columns}), got something else ({error})") from error
     if found.ndim in (1, 2) and not len(found):
         found = torch.zeros(0, num_columns, dtype=torch.int64)
     if found.ndim != 2 or found.shape[1] != num_columns:
         raise ValueError(
-            f"expected ids (n, {num_columns}), one column per codebook size, got {tuple(found.shape)}; one id alone "
-            "is [[...]]"
+            f"expected integer codes (n, {num_columns}), one column per codebook size, got {tuple(found.shape)}; one "
+            "id alone is [[...]], and a tokenizer knows no appended token"
         )
     if found.is_floating_point() or found.is_complex() or found.dtype == torch.bool:
-        raise ValueError(f"expected ids of integers, got {found.dtype}")
+        raise ValueError(f"expected integer codes, got {found.dtype}")
     return found.to("cpu", torch.int64, copy=True)
 
 

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from gritvq.items.ids.checks import checked_codes
 from gritvq.items.ids.groups import RowTable
 from gritvq.quantizers.canonical import ranked
 from gritvq.quantizers.functional import code_sums
@@ -269,9 +270,7 @@ def robustness(ids: SemanticIds, perturbed: Int[Tensor, "S n L"]) -> dict[str, f
     if noisy.ndim != 3 or not len(noisy) or noisy.shape[1] != n or not 1 <= noisy.shape[2] <= most:
         raise ValueError(f"expected perturbed codes (S, {n}, 1 .. {most}), got {tuple(noisy.shape)}")
     own = codes[:, : noisy.shape[2]]
-    wrong = (noisy < 0) | (noisy >= torch.tensor(sizes[: noisy.shape[2]]))
-    if wrong.any():
-        raise ValueError(f"expected perturbed codes in 0 .. K-1 for K = {sizes}, got {int(noisy[wrong][0])}")
+    checked_codes(noisy.flatten(0, 1), sizes[: noisy.shape[2]])
     found = {
         "perturbed/kept_codes": float((noisy == own).double().mean()),
         "perturbed/kept_ids": float((noisy == own).all(2).double().mean()),

@@ -14,17 +14,19 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from gritvq.files import checked_file, holds_files, place_of_file, read_header, replacing_files, write_header
-from gritvq.items.ids.checks import Key, as_codes, check_distinct, checked_codes, checked_keys, checked_sizes
+from gritvq.items.ids.checks import as_codes, check_distinct, checked_codes, checked_keys, checked_sizes
 from gritvq.items.ids.collisions import UNIQUE, Policy, checked_policy, resolve
 from gritvq.items.ids.groups import RowTable
 from gritvq.items.ids.metrics import report
 from gritvq.items.ids.trie import PrefixTrie
+from gritvq.items.interactions import Key
 from gritvq.lazy import optional
 
 __all__ = ["FORMAT_VERSION", "Key", "SemanticIds"]
 
 FORMAT_VERSION = 2  # 1 had the checksum of the table alone
 _FORMAT, _TABLE, _HEADER = "gritvq-semantic-ids", "ids.parquet", "semantic_ids.json"
+_WANTED = {"codebook_sizes": list, "collisions": str, "fingerprint": dict, "sha256": (dict, str)}
 
 
 @final
@@ -319,9 +321,12 @@ class SemanticIds:
         """
         pyarrow, parquet = optional("pyarrow", "items"), optional("pyarrow.parquet", "items")
         folder = Path(folder)
-        header = _read_header(folder)
+        header = read_header(folder, _HEADER, "a folder of semantic ids", _FORMAT, FORMAT_VERSION, _WANTED)
+        if isinstance(header["sha256"], str):  # format version 1
+            header["sha256"] = {_TABLE: header["sha256"]}
         path = checked_file(folder, _TABLE, header)
-        names = ["item", *(f"c{level}" for level in range(len(header["codebook_sizes"])))]
+        sizes = checked_sizes(header["codebook_sizes"])
+        names = ["item", *(f"c{level}" for level in range(len(sizes)))]
         try:
             table = parquet.read_table(path, columns=names)
             columns = [table.column(name).cast(pyarrow.int64()).to_numpy() for name in names[1:]]
@@ -331,13 +336,7 @@ class SemanticIds:
         except (pyarrow.ArrowException, OSError, KeyError) as error:
             raise ValueError(f"expected a table with the columns {names} in {path}, got another ({error})") from error
         codes = torch.from_numpy(np.stack(columns, 1))
-        return cls(
-            codes,
-            header["codebook_sizes"],
-            items,
-            collisions=header["collisions"],
-            fingerprint=header["fingerprint"],
-        )
+        return cls(codes, sizes, items, collisions=header["collisions"], fingerprint=header["fingerprint"])
 
     def _described(self) -> dict[str, Any]:
         return {
@@ -346,17 +345,3 @@ class SemanticIds:
             "fingerprint": self._fingerprint,
             "items": self._items,
         }
-
-
-def _read_header(folder: Path) -> dict[str, Any]:
-    header = read_header(folder, _HEADER, "a folder of semantic ids", _FORMAT, FORMAT_VERSION)
-    if isinstance(header.get("sha256"), str):  # format version 1
-        header["sha256"] = {_TABLE: header["sha256"]}
-    kinds = {"codebook_sizes": list, "collisions": str, "fingerprint": dict, "sha256": dict}
-    wrong = [name for name, kind in kinds.items() if not isinstance(header.get(name), kind)]
-    wrong += ["codebook_sizes"] if header.get("codebook_sizes") == [] else []
-    if wrong:
-        raise ValueError(
-            f"expected {', '.join(wrong)} in {folder / _HEADER}, got {sorted(header)}; the file is incomplete"
-        )
-    return header

@@ -172,13 +172,7 @@ class GenerativeRecommender(nn.Module):
             ValueError: If files are missing or damaged, or the ids are others than in training.
         """
         folder = Path(folder)
-        config = read_config(folder, _KIND)
-        kinds = {"ids": str, "max_history": int, "beam": int}
-        missing = [name for name, kind in kinds.items() if not isinstance(config.get(name), kind)]
-        if missing:
-            raise ValueError(
-                f"expected the keys ids, max_history and beam in {folder}, got none for {missing}; copy it again"
-            )
+        config = read_config(folder, _KIND, {"ids": str, "max_history": int, "beam": int})
         own = SemanticIds.load(folder / _IDS) if ids is None or _digest(ids) != config["ids"] else ids
         ids = own if ids is None else ids
         if _digest(own) != config["ids"] or not _continues(ids, own):

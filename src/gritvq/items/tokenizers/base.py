@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gritvq.component import eval_mode, to_config
+from gritvq.items.ids.checks import checked_codes
 from gritvq.lazy import optional
 from gritvq.saving import tensors_of
 from gritvq.tokenizer import Tokenizer
@@ -30,6 +31,7 @@ _LARGEST = 1e15  # whose square float32 still holds, some hundred times over
 class ItemTokenizer(Tokenizer):
     """Maps item embeddings (n, D) to codes (n, L) and back.
 
+    A code is an integer, the index of a vector of its level's codebook, as in the literature on semantic ids.
     Embeddings are tensors or arrays of any floating type, memory-mapped ones included; they are read chunk by chunk and
     taken in float32. A row's codes depend on nothing but the row: neither on the batch size nor on the other rows.
 
@@ -109,17 +111,8 @@ class ItemTokenizer(Tokenizer):
         Raises:
             ValueError: Before :meth:`fit`, or if the shape, the type or a code is wrong.
         """
-        num_levels = len(self.codebook_sizes)
         _ = self.dim
-        if codes.ndim != 2 or codes.shape[1] != num_levels or codes.is_floating_point() or codes.dtype == torch.bool:
-            raise ValueError(f"expected integer codes (n, {num_levels}), got {codes.dtype} {tuple(codes.shape)}")
-        codes = codes.long().to(self._device())
-        wrong = (codes < 0) | (codes >= torch.tensor(self.codebook_sizes, device=codes.device))
-        if bool(wrong.any()):
-            raise ValueError(
-                f"expected codes in 0 .. K-1 for K = {self.codebook_sizes}, got {int(codes[wrong][0])}; leave out an "
-                "appended collision token, and see that the codes are this tokenizer's"
-            )
+        codes = checked_codes(codes, self.codebook_sizes).to(self._device())
         with eval_mode(self):
             return self._decode(codes)
 
