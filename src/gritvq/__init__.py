@@ -1,4 +1,4 @@
-"""gritvq: continuous vectors into discrete tokens and back, with codebooks that stay alive while they learn."""
+"""gritvq: continuous vectors into discrete tokens and back, with codebooks that do not collapse."""
 
 from typing import TYPE_CHECKING
 

@@ -158,7 +158,7 @@ def from_config(description: dict[str, Any], trusted: Iterable[str] = ()) -> Com
             can name any class on the machine, so nothing else is imported.
 
     Raises:
-        ValueError: If the class is unknown, not trusted, no component, or refuses the arguments.
+        ValueError: If the class is unknown, not trusted, not a component, or does not accept the arguments.
 
     Example:
         >>> from gritvq import FreeCodebook

@@ -190,7 +190,7 @@ def _converted(name: str, traced: torch.export.ExportedProgram, names: tuple[str
 
 @contextlib.contextmanager
 def _refusing(name: str, what: str) -> Iterator[None]:
-    """Turn whatever goes wrong inside into the error of a module that cannot be exported."""
+    """Turn any error inside into one that says that the module cannot be exported."""
     try:
         yield
     except Exception as error:  # these libraries let every kind through

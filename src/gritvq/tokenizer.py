@@ -22,7 +22,7 @@ _Self = TypeVar("_Self", bound="Tokenizer")
 
 
 class TokenizerOutput(NamedTuple):
-    """Reconstruction of a batch together with what the quantizer said.
+    """Reconstruction of a batch together with the quantizer's output.
 
     Attributes:
         reconstruction: Decoded batch, of the input's shape.
@@ -79,7 +79,7 @@ class Tokenizer(Component, ABC):
     def from_pretrained(cls: type[_Self], source: str | os.PathLike[str], trusted: Iterable[str] = ()) -> _Self:
         """Load a tokenizer from a folder or, by name, from the Hugging Face Hub; in eval mode.
 
-        ``Tokenizer.from_pretrained`` returns the class that was saved; a subclass refuses others.
+        ``Tokenizer.from_pretrained`` returns the class that was saved; a subclass does not accept other classes.
 
         Args:
             source: A folder, or ``"owner/name"`` (needs ``huggingface_hub``).
@@ -98,7 +98,7 @@ class Tokenizer(Component, ABC):
         return tokenizer.eval()
 
     def _settings(self) -> dict[str, Any]:
-        """What ``config.json`` says beside the constructor's arguments."""
+        """Content of ``config.json`` besides the constructor's arguments."""
         return {}
 
     def _restore(self, description: dict[str, Any], config: Mapping[str, Any]) -> None:

@@ -343,7 +343,7 @@ class TestProduct:
         assert quantizer.bits((2, 10)) == 2 * 5 * (3 + 4)
         with pytest.raises(ValueError, match="T a multiple of 2, one chunk per part, got the leading shape"):
             quantizer(torch.randn(2, 7, 3))
-        with pytest.raises(ValueError, match="expected parts of one dim to share out tokens"):
+        with pytest.raises(ValueError, match="expected parts of equal dim to split tokens"):
             ProductQuantizer([vq_vae(3, 8), vq_vae(4, 8)], split="tokens")
         with pytest.raises(ValueError, match="expected parts that take every vector on its own"):
             ProductQuantizer([quantizer, quantizer], split="tokens")

@@ -255,7 +255,7 @@ def encode_arguments(parser: Any) -> None:
     )
     parser.add_argument("--tokenizer", type=str, required=True, help="tokenizer folder or Hub name")
     parser.add_argument("--column", type=str, default="image", help="column of the pictures in tables")
-    parser.add_argument("--label", type=str, default="label", help="column of labels there, kept beside the tokens")
+    parser.add_argument("--label", type=str, default="label", help="column of labels there, stored with the tokens")
     _split_argument(parser, "all")
     parser.add_argument("--out", type=str, default="tokens.npz", help="file to write: .npz or .parquet")
     parser.add_argument("--strict", type=bool, default=False, help="whether a broken picture ends the run")

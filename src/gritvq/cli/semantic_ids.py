@@ -1,4 +1,4 @@
-"""The verb ``semantic-ids``: a catalogue's items into tuples of codes, and what they are worth."""
+"""The verb ``semantic-ids``: a catalogue's items into tuples of codes, and metrics of these ids."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def _catalogue_arguments(parser: Any, required: bool = True) -> None:
         "--embeddings",
         type=str | None,
         default=None,
-        help=".npy file (n, D), row i of item i; item_embeddings.npy beside the catalogue if it is there",
+        help=".npy file (n, D), row i of item i; item_embeddings.npy next to the catalogue by default",
     )
     parser.add_argument(
         "--text_model", type=str | None, default=None, help="make embeddings with this model of sentence-transformers"

@@ -101,7 +101,7 @@ class Entry:
         """The quantizer of this entry.
 
         Raises:
-            ValueError: If the preset refuses its settings.
+            ValueError: If the preset does not accept its settings.
         """
         try:
             return self.preset(dim, self.codebook_size, **self.settings)

@@ -1,4 +1,4 @@
-"""What a tokenizer is worth: measured on a set of pictures, and by itself. Needs no Lightning."""
+"""Evaluation of a tokenizer: on a set of images, and without data. Does not need Lightning."""
 
 from __future__ import annotations
 

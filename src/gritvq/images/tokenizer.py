@@ -70,7 +70,7 @@ class ImageTokenizer(Autoencoder):
 
     @property
     def num_token_axes(self) -> int:
-        """Axes of one image's tokens beside the channels: 2 for a grid (h, w), 1 for a sequence (T,)."""
+        """Axes of one image's tokens besides the channels: 2 for a grid (h, w), 1 for a sequence (T,)."""
         layout = self.quantizer.layout
         return len(self.quantizer.token_shape((1, *(1,) * (2 - len(layout)), *layout))) - 1
 

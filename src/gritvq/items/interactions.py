@@ -143,7 +143,7 @@ class Split:
         return self.train[self.users].append(self.validation)
 
     def report(self) -> dict[str, int]:
-        """Counts worth a look before training.
+        """Counts to check before training.
 
         Returns:
             ``users`` and ``items``; ``train_events``; ``evaluated_users``; ``short_users``; ``cold_targets``: test
@@ -341,8 +341,8 @@ class Interactions:
     def split(self) -> Split:
         """Leave-one-out: newest event for test, the one before for validation, the rest for training.
 
-        Users with fewer than three events have no training part beside two targets, so all their events train and they
-        are not evaluated; `Split.num_short` counts them.
+        Users with fewer than three events have no training part in addition to two targets, so all their events train
+        and they are not evaluated; `Split.num_short` counts them.
 
         Raises:
             ValueError: If no user has three events.

@@ -1,6 +1,6 @@
 """Stateless mathematics of vector quantization: nothing here holds parameters or knows about modules.
 
-Everything is computed in float32 or wider, whatever the autocast type, and nothing holds an N x K array: searches
+Everything is computed in float32 or wider, whatever the autocast type, and nothing builds the N x K matrix: searches
 work in blocks of at most 64 MB with a running best.
 """
 

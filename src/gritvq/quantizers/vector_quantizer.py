@@ -224,7 +224,7 @@ def _check_learning(
         if rule.writes_codes == "rows" and codebook.writes is None:
             raise ValueError(
                 f"expected a codebook whose codes can be written for {type(rule).__name__}, got {kind} (writes=None); "
-                "drop the rule: a shared map keeps its codes alive by itself"
+                "remove the rule: a shared map keeps its codes in use without it"
             )
 
 

@@ -1,4 +1,4 @@
-"""What may be an item's key, its codes, their sizes; anything else is refused with a reason."""
+"""Checks of item keys, codes and codebook sizes; a ValueError explains what is wrong."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A generative recommender: writes the id of the next item, code by code."""
+"""A generative recommender: predicts the semantic id of the next item, code by code."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class GenerativeRecommender(nn.Module):
         backbone: The sequence model.
         ids: The catalogue's ids, n items.
         max_history: Items read.
-        beam: Prefixes kept in beam search where nothing else is said.
+        beam: Prefixes kept in beam search by default.
         priority: (n,), such as each item's events in training.
 
     Raises:

@@ -19,7 +19,7 @@ class Clusters(NamedTuple):
 
     Attributes:
         codes: Centroids (K, D).
-        prices: What a cluster costs beside half the squared distance (K,), >= 0; None where all cost the same.
+        prices: Cost of a cluster in addition to half the squared distance (K,), >= 0; None for equal costs.
         steps: Lloyd steps taken.
     """
 

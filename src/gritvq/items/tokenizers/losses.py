@@ -1,4 +1,4 @@
-"""Losses beside reconstruction for trained item tokenizers: agreement with who buys what, diversity of the codes."""
+"""Additional losses of trained item tokenizers: agreement with user-item interactions, diversity of the codes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["CollaborativeLoss", "DiversityLoss", "ItemLoss"]
 
 
 class ItemLoss(Component, ABC):
-    """A loss of :class:`~gritvq.items.RQVAE` beside reconstruction and the quantizer's own."""
+    """A loss of :class:`~gritvq.items.RQVAE` in addition to reconstruction and the quantizer's losses."""
 
     @abstractmethod
     def forward(self, items: Int[Tensor, " B"], output: QuantizerOutput, quantizer: Quantizer) -> Float[Tensor, ""]:

@@ -1,4 +1,4 @@
-"""The nearest code of every row, decided the same way whatever rows lie beside it."""
+"""The nearest code of every row, independent of the other rows of the batch."""
 
 from __future__ import annotations
 

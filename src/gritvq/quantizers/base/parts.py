@@ -44,18 +44,18 @@ class Codebook(Component, ABC):
     A codebook stays in float32 (or wider) whatever ``.bfloat16()`` or ``.half()`` is called on the model around it:
     increments of a moving average, or of a small learning rate, would round away.
 
-    The codes are made anew at every call, so they are those of the parameters as they are, whatever way these were
-    written. :meth:`Quantizer.fold` is the fast form: it makes them once.
+    The codes are computed at every call, so changed parameters take effect at once. :meth:`Quantizer.fold` computes
+    them once, for speed.
 
     Attributes:
         dim: Size D of a code.
         codebook_size: Number K of codes.
-        lr_scale: How much faster than the encoder the parameters want to learn.
+        lr_scale: Learning rate of the parameters, as a multiple of the encoder's.
         normalize: Whether codes are scaled to unit length.
         initialization: How training should start the codes: ``"normal"`` leaves the random start, ``"samples"`` and
             ``"kmeans"`` ask for :meth:`Quantizer.initialize_codebook` on the first batches.
-        writes: What may be overwritten from outside: ``"table"`` (every code is stored as it is), ``"rows"`` (single
-            codes, by solving for their base row) or None.
+        writes: What can be overwritten: ``"table"`` (every code is stored directly), ``"rows"`` (single codes, by
+            solving for their base row) or None.
     """
 
     writes: Literal["table", "rows"] | None = None
@@ -98,9 +98,9 @@ class Codebook(Component, ABC):
         return self.codes()
 
     def write(self, rows: Int[Tensor, " M"], vectors: Float[Tensor, "M D"]) -> Bool[Tensor, " M"]:
-        """Make ``codes()[rows]`` equal ``vectors``; says for each row whether that could be done.
+        """Make ``codes()[rows]`` equal ``vectors``; returns for each row whether that was possible.
 
-        Moving averages go on from what was written, and vectors seen before do not count for these codes any more;
+        Moving averages continue from the new values, and earlier vectors no longer count for these codes;
         implementations call :meth:`tell_overwritten` for that.
 
         Raises:
@@ -112,11 +112,11 @@ class Codebook(Component, ABC):
         )
 
     def observed_by(self, statistics: CodeStatistics) -> None:
-        """Have statistics of these codes told which rows are overwritten."""
+        """Register statistics of these codes, to be notified when rows are overwritten."""
         self._observers.append(statistics)
 
     def tell_overwritten(self, rows: Int[Tensor, " M"]) -> None:
-        """Tell the statistics which rows were overwritten; those under an update know what they do."""
+        """Notify the statistics of overwritten rows, except during their own update."""
         if not any(statistics.updating for statistics in self._observers):
             for statistics in self._observers:
                 statistics.overwritten(rows)
@@ -124,7 +124,7 @@ class Codebook(Component, ABC):
     def match_moments(self, x: Float[Tensor, "N D"]) -> None:
         """Shift and scale all codes so that their mean and spread are those of ``x``.
 
-        For codebooks that cannot be written code by code; those that can need no such thing.
+        For codebooks whose codes cannot be written one by one; the others do not need it.
 
         Raises:
             ValueError: If this codebook can do neither.
@@ -135,15 +135,15 @@ class Codebook(Component, ABC):
     def fit(
         self, x: Float[Tensor, "N D"], metric: Metric = "euclidean", generator: torch.Generator | None = None
     ) -> None:
-        """Put the codes where the data are: k-means with empty-cluster splitting, or sampled rows.
+        """Fit the codes to data: k-means with empty-cluster splitting, or sampled rows.
 
-        Which of the two is the codebook's ``initialization`` (``"normal"`` counts as k-means here, since you asked).
+        Which of the two is the codebook's ``initialization`` (``"normal"`` means k-means here).
         Codebooks without writable codes match mean and spread of the data instead.
 
         Args:
             x: Finite vectors in code space (N, D), N >= 1; the same on every process.
-            metric: What k-means means by near.
-            generator: CPU generator of the draws.
+            metric: Distance of k-means.
+            generator: CPU generator for random choices.
 
         Raises:
             ValueError: If no code could be written.
@@ -171,11 +171,11 @@ class Codebook(Component, ABC):
         return None
 
     def learning_rate_scales(self) -> dict[nn.Parameter, float]:
-        """Learning rate over the encoder's that every trained parameter wants; ``lr_scale`` unless overridden."""
+        """Learning rate of every trained parameter, as a multiple of the encoder's; ``lr_scale`` unless overridden."""
         return {p: self.lr_scale for p in self.parameters() if p.requires_grad}
 
     def freeze(self) -> None:
-        """Stop gradients to all parameters, because a learning rule owns the codes."""
+        """Stop gradients to all parameters, because a learning rule updates the codes."""
         self.requires_grad_(False)
 
     def _device_type(self) -> str:
@@ -196,9 +196,9 @@ class Assignment(Component, ABC):
         differentiable: Whether ``q`` carries a gradient to ``x`` (then no surrogate is used).
         exact: Where ``q`` is bitwise the row that the index names: ``"always"``, ``"eval"`` (soft in training only) or
             ``"never"``.
-        draws_indices: Whether the index itself is drawn in training, so that two passes over the same vectors differ.
+        draws_indices: Whether the index itself is random in training, so that two passes over the same vectors differ.
         takes_nearest: Whether, in eval, the index is that of the nearest code and the value that code.
-        metric: What "near" means, for the searches and clusterings that go with this assignment.
+        metric: Distance for the searches and clusterings of this assignment.
     """
 
     differentiable: bool = False
@@ -234,7 +234,7 @@ class Surrogate(Component, ABC):
 
 
 class Context(NamedTuple):
-    """What a learning rule sees of one forward pass; the leading shape of the input is kept.
+    """Input of a learning rule: one forward pass, with the leading shape of the input.
 
     ``x`` carries the encoder's gradient, ``q`` and ``codes`` the codebook's; ``valid`` is False for masked rows.
     ``total`` is the number of valid rows of all processes; left out, it is counted where it is needed.
@@ -269,11 +269,11 @@ class Context(NamedTuple):
 
 
 class LearningRule(Component, ABC):
-    """What moves or regularizes the codes: a loss during forward, a step of its own after the optimizer's, or both.
+    """What moves or regularizes the codes: a loss in forward, an update after the optimizer's step, or both.
 
     Attributes:
         trains_codes: Whether :meth:`loss` sends a gradient to the codes.
-        writes_codes: What :meth:`update` overwrites: ``"table"`` (it owns all codes), ``"rows"`` (single ones) or None.
+        writes_codes: What :meth:`update` overwrites: ``"table"`` (all codes), ``"rows"`` (single ones) or None.
         needs: Statistics it reads: any of ``"sums"`` (per-code sums) and ``"samples"`` (recent vectors).
     """
 
@@ -285,7 +285,7 @@ class LearningRule(Component, ABC):
         """Weighted scalars by name; an empty dict for a rule that only updates.
 
         Their average over the processes must be the loss of the joined batch, and 0 where that has no valid row:
-        :meth:`Context.mean` and :meth:`Context.of_codes` see to both.
+        :meth:`Context.mean` and :meth:`Context.of_codes` do both.
         """
         return {}
 

@@ -79,8 +79,9 @@ class Quantizer(Component, ABC):
         exact: Where ``quantized`` is bitwise ``decode(indices)``: ``"always"``, ``"eval"`` or ``"never"``.
         surrogate: The gradient rule, applied once to the whole stack; None where :meth:`quantize` returns values that
             are differentiable in ``x`` themselves.
-        layout: () for quantizers that take every vector on its own. Others see how vectors lie beside each other: the
-            last leading axes of the input must be these sizes, or multiples of them where the class says so.
+        layout: () for quantizers that process every vector on its own. For others, which depend on the arrangement of
+            vectors, the last leading axes of the input must be these sizes, or multiples of them where the class says
+            so.
         draws_indices: Whether the index itself is drawn in training, so that two passes over the same vectors differ.
         objective: What the losses are made for: ``"reconstruction"`` (beside a mean squared error), ``"arelbo"`` and
             ``"albo"`` (nats per vector, beside a log-likelihood), ``"two_path"`` (both latents decoded).

@@ -177,7 +177,7 @@ class BridgeCodebook(_SequenceCodebook):
         codes_per_token: g, at least 1. The released settings have T = 1024 tokens: g = K / 1024.
         width: Width of the tokens, a multiple of the 4 heads; as wide as the codes were in the paper.
         depth: Number of blocks; MLP ratio 2.
-        num_registers: Extra trained tokens beside those of the codes.
+        num_registers: Extra trained tokens in addition to those of the codes.
         base: Whether C is trained along with the map, or frozen at its random start.
         lr_scale: Learning rate of map and base table over the encoder's; two numbers give each its own.
 

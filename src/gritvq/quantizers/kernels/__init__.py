@@ -1,7 +1,7 @@
 """Searches for the nearest code, one per kind of machine; :func:`gritvq.quantizers.functional.nearest_code` calls them.
 
 All of them compute ``argmin_k bias_k - <x_n - center, codes_k>`` with ties to the lowest index, for codes that are
-centred already and ``bias_k = |codes_k|^2 / 2``, and none holds an N x K array. The choice is made in :func:`chosen`,
+centered and ``bias_k = |codes_k|^2 / 2``, and none builds the N x K matrix. The choice is made in :func:`chosen`,
 by type of device and size; :func:`using` forces another, for tests and comparisons. A CUDA device without Triton takes
 the blocked search as it is: what ``torch.compile`` could fuse there, it fuses by way of Triton.
 """

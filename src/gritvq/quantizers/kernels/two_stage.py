@@ -25,8 +25,8 @@ from gritvq.quantizers.kernels.blocked import Groups, finite_rows
 
 __all__ = ["available", "search", "worthwhile"]
 
-_PROBE = 256  # rows of the first decision, which tells whether the others are worth it
-_SHARE = 0.15  # of the float32 work, from which on a second stage is not worth its first
+_PROBE = 256  # rows of the first decision, which decides whether the second stage pays off
+_SHARE = 0.15  # of the float32 work, from which on the second stage does not pay off
 _FAR = 2.0**30  # steps: codes that fill up a group
 _SLACK = 2.0**-18  # of |x| |c|, for the rounding of float32 in the scores and the bounds themselves
 

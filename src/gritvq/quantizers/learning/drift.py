@@ -35,7 +35,7 @@ class DriftLoss(LearningRule):
     to know, so memory is about 100 MB whatever N.
 
     Args:
-        weight: The paper's alpha; 1 in the released code, beside ``CommitmentLoss(0.25)``.
+        weight: The paper's alpha; 1 in the released code, together with ``CommitmentLoss(0.25)``.
         strength: The kernel's height lambda, >= 0.
         temperature: Kernel width tau in squared latent units, > 0 (a schedule may fall to 0). The released code's is
             ``DecaySchedule(1.0, factor=0.5, interval=steps_per_epoch, floor=1e-8, staircase=True)``.

@@ -25,7 +25,7 @@ class WassersteinLoss(LearningRule):
     ``W(mu, nu) = min_P sum_nk P_nk |x_n - c_k|^2`` over the plans P whose rows sum to 1/N (0 for masked vectors) and
     whose columns sum to pi: the squared 2-Wasserstein distance, summed over the D components. Every code has to serve
     its share pi_k of the latents, near or far, so none dies that has one. Encoder, codes and, where they are learned,
-    the weights get its gradient; the published methods have neither codebook nor commitment loss beside it.
+    the weights get its gradient; the published methods use neither a codebook nor a commitment loss with it.
 
     The plan is found on the CPU in float64 by the network simplex of POT, in a time that grows faster than N K and
     leads a training step: on one thread about 0.2 s for 512 vectors and 512 codes, 1 s for 2048 codes. Therefore a

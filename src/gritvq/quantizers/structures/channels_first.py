@@ -21,7 +21,7 @@ class ChannelsFirst(Component):
     channels is declared, not guessed from sizes, so it is the right one also where W equals D. Indices and masks have
     no channels to move: they are (B, *spatial, Q) and (B, *spatial).
 
-    It goes around a whole quantizer. Structures and tokenizers hold channels-last quantizers, and refuse it.
+    Wrap a whole quantizer in it. Structures and tokenizers require channels-last quantizers and do not accept it.
 
     Args:
         quantizer: The quantizer inside, with all its parameters.

@@ -1,4 +1,4 @@
-"""A hierarchy of quantizers: coarse tokens first, finer ones given what the coarse ones said."""
+"""A hierarchy of quantizers: coarse tokens first, finer ones conditioned on them."""
 
 from __future__ import annotations
 

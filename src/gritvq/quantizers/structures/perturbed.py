@@ -20,7 +20,7 @@ class PerturbedQuantizer(WrappedQuantizer):
     the value changes; indices, losses and statistics are those of the codes that were chosen. In eval nothing happens.
 
     The surrogate is the quantizer's, taken toward the code that the decoder sees: under straight-through the encoder
-    gets the upstream gradient as ever; under a radial surrogate the neighbor's gap takes the place of the chosen
+    gets the upstream gradient as usual; under a radial surrogate the neighbor's gap takes the place of the chosen
     code's, and the neighbor gets the code's gradient, as if it had been chosen. Draws come from torch's global
     generator. The search costs O(N K) time in training, in blocks of 64 MB.
 

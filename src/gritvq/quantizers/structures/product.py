@@ -1,4 +1,4 @@
-"""Product quantization: components, or tokens, shared out among several quantizers."""
+"""Product quantization: components, or tokens, split among several quantizers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class ProductQuantizer(Stack):
     """Product quantization: the components are split among several quantizers, the values are concatenated.
 
     With ``split="tokens"`` it is not a vector's components that are split but the tokens of a sequence: axis -2 falls
-    into P contiguous chunks, part p quantizes chunk p, and the index channels of the P chunks lie beside each other,
+    into P contiguous chunks, part p quantizes chunk p, and the index channels of the P chunks are concatenated,
     ``(*batch, T / P, Q)``; the value has the input's shape.
 
     Parts may see a layout of their own if it is the same for all (a product of multi-scale quantizers); token shape and
@@ -29,7 +29,7 @@ class ProductQuantizer(Stack):
 
     Args:
         quantizers: The parts; the vector's size is the sum of theirs, or theirs under a split of tokens.
-        split: What is shared out: ``"channels"`` or ``"tokens"``.
+        split: What is split: ``"channels"`` or ``"tokens"``.
 
     Raises:
         ValueError: If the parts do not fit together.
@@ -58,7 +58,7 @@ class ProductQuantizer(Stack):
         if split == "tokens":
             outer = [part.dim for part in quantizers]
             if len({*self.dims}) != 1 or len({*outer}) != 1:
-                raise ValueError(f"expected parts of one dim to share out tokens, got {outer}")
+                raise ValueError(f"expected parts of equal dim to split tokens, got {outer}")
             if any(layouts):
                 raise ValueError(
                     f"expected parts that take every vector on its own, got the layouts {layouts}; split channels "

@@ -88,7 +88,7 @@ def check_hard_part(part: Quantizer, where: str) -> None:
 
 
 class Stack(Quantizer):
-    """Several quantizers under one surrogate; subclasses say how vectors are shared out and put together.
+    """Several quantizers under one surrogate; subclasses define how vectors are split and combined.
 
     A part that is differentiable itself (``surrogate`` None) needs none, if all are.
     """
