@@ -30,7 +30,7 @@ from gritvq.items import (
 )
 from gritvq.items.catalogue import open_vectors, read_catalogue, read_interactions
 from gritvq.saving import load_weights, read_config, write_folder
-from gritvq.tokens.files import TokenizedImage, read_tokens, write_tokens
+from gritvq.tokens import TokenRow, read_tokens, write_tokens
 from gritvq.training.checkpoints import CheckpointFiles
 
 DEAD = 9
@@ -103,7 +103,8 @@ def _recommender_version(path: Path) -> int:
 
 def _tokens(path: Path, version: int) -> None:
     pictures = [
-        TokenizedImage(f"v{version} {name}.png", (8, 12), torch.arange(6).view(2, 3, 1) + version) for name in "ab"
+        TokenRow(f"v{version} {name}.png", torch.arange(6).view(2, 3, 1) + version, {"height": 8, "width": 12})
+        for name in "ab"
     ]
     write_tokens(path, pictures)
 
@@ -112,7 +113,10 @@ def _tokens_version(path: Path) -> int:
     pictures = read_tokens(path)
     version = int(pictures[0].name[1])
     assert [picture.name for picture in pictures] == [f"v{version} a.png", f"v{version} b.png"]
-    assert all(p.size == (8, 12) and torch.equal(p.tokens, torch.arange(6).view(2, 3, 1) + version) for p in pictures)
+    assert all(
+        p.columns == {"height": 8, "width": 12} and torch.equal(p.tokens, torch.arange(6).view(2, 3, 1) + version)
+        for p in pictures
+    )
     return version
 
 

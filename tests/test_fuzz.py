@@ -30,7 +30,7 @@ from gritvq.cli.output import arguments_of
 from gritvq.images import ImageDecoder, ImageEncoder, ImageTokenizer, TokenizerTask
 from gritvq.items import DepthDecoder, GenerativeRecommender, ItemTokenizer, ResidualKMeans, SemanticIds
 from gritvq.items.catalogue import read_catalogue, read_interactions
-from gritvq.tokens.files import TokenizedImage, read_tokens, write_tokens
+from gritvq.tokens import TokenRow, read_tokens, write_tokens
 from gritvq.training import TrainingPlan
 from gritvq.training.run import check_checkpoint
 
@@ -60,7 +60,7 @@ def make_recommender(folder: Path) -> None:
 
 
 def make_tokens(ending: str) -> Callable[[Path], object]:
-    pictures = [TokenizedImage(f"{name}.png", (8, 12), torch.arange(6).view(2, 3, 1)) for name in "ab"]
+    pictures = [TokenRow(f"{name}.png", torch.arange(6).view(2, 3, 1), {"height": 8, "label": name}) for name in "ab"]
     return lambda folder: write_tokens(folder / f"a.{ending}", pictures)
 
 

@@ -25,7 +25,7 @@ import gritvq
 from gritvq import Tokenizer, VectorQuantizer, msvq, vq_vae
 from gritvq.cli import comparison_entries, main
 from gritvq.images import ImageDecoder, ImageEncoder, ImageTokenizer, read_images
-from gritvq.tokens.files import TokenizedImage, read_tokens, write_tokens
+from gritvq.tokens import TokenRow, read_tokens, write_tokens
 from program import wrong
 from test_image_tokenizer import Own
 
@@ -241,7 +241,7 @@ class TestEncodeDecode:
             assert main(["encode", source, "--tokenizer", tokenizer, "--out", out, *batch]) == 0
         expected = read_tokens("a.npz")
         for found in (read_tokens("b.npz"), read_tokens("c.parquet")):
-            assert [item.label for item in found] == labels
+            assert [item.columns.get("label") for item in found] == labels
             assert [item.name for item in found] == [f"some/{number}" for number in range(4)]
             assert all(torch.equal(x.tokens, y.tokens) for x, y in zip(found, expected, strict=True))
 
@@ -654,7 +654,7 @@ class TestWhatIsThereStays:
     def tokens(self, run: Path) -> list[str]:
         """Arguments that decode the pictures a.png, a.png/b and deep/c.png."""
         names = ("a.png", "a.png/b", "deep/c.png")
-        items = [TokenizedImage(name, (8, 8), torch.zeros(2, 2, 1, dtype=torch.int64)) for name in names]
+        items = [TokenRow(name, torch.zeros(2, 2, 1).long(), {"height": 8, "width": 8}) for name in names]
         write_tokens("t.parquet", items)
         return ["decode", "t.parquet", "--tokenizer", str(run / "tokenizer"), "--out", "back"]
 

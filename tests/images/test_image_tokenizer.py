@@ -36,7 +36,7 @@ from gritvq import (
 )
 from gritvq.images import ImageDecoder, ImageEncoder, ImageTokenizer
 from gritvq.images.evaluation import constant_tokens
-from gritvq.tokens.files import TokenizedImage, read_tokens, write_tokens
+from gritvq.tokens import TokenRow, read_tokens, write_tokens
 from zoo import PRESETS
 
 each_preset = pytest.mark.parametrize("preset", PRESETS.values(), ids=PRESETS.keys())
@@ -169,7 +169,7 @@ class TestLayouts:
         assert torch.equal(loaded.decode(loaded.encode(images)), tokenizer.decode(tokens))
         assert torch.equal(tokenizer.fold().encode(images), tokens)
         for ending in ("npz", "parquet"):
-            items = [TokenizedImage(f"{n}.png", (15, 14), own) for n, own in enumerate(tokens)]
+            items = [TokenRow(f"{n}.png", own) for n, own in enumerate(tokens)]
             for item, own in zip(read_tokens(write_tokens(tmp_path / f"t.{ending}", items)), tokens, strict=True):
                 assert torch.equal(item.tokens, own) and torch.equal(
                     tokenizer.decode(item.tokens), tokenizer.decode(own)

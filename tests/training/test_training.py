@@ -54,7 +54,7 @@ from gritvq.images.evaluation import token_statistics
 from gritvq.images.files import picture_paths
 from gritvq.images.plots import comparison_plot
 from gritvq.results import read_results, write_results
-from gritvq.tokens.files import TokenizedImage, read_tokens, write_tokens
+from gritvq.tokens import TokenRow, read_tokens, write_tokens
 from gritvq.training import TrainingPlan, train
 from gritvq.training.callbacks import collapse_advice
 from gritvq.training.objectives import ReconstructionObjective
@@ -283,7 +283,7 @@ def test_whole_runs_of_all_kinds_of_tokens(
     assert np.asarray(Image.open(folder / "codebook.png")).std() > 5
     drawn.usage_plot(counts, folder / "usage.png")
     found = tokenizer.encode(next(iter(data.val_dataloader())))
-    items = [TokenizedImage(str(n), (16, 16), tokens) for n, tokens in enumerate(found)]
+    items = [TokenRow(str(n), tokens, {"height": 16, "width": 16}) for n, tokens in enumerate(found)]
     again = read_tokens(write_tokens(tmp_path / "t.parquet", items))
     assert all(torch.equal(item.tokens, tokens) for item, tokens in zip(again, found, strict=True))
 
@@ -484,13 +484,13 @@ class TestFiles:
     @pytest.mark.parametrize("ending", [".npz", ".parquet"])
     def test_tokens_round_trip(self, ending: str, tmp_path: Path) -> None:
         items = [
-            TokenizedImage(f"folder/{n}.png", (9 + n, 7), torch.randint(0, 2**40, (3, 2, 2), dtype=torch.int64))
+            TokenRow(f"folder/{n}.png", torch.randint(0, 2**40, (3, 2, 2)), {"height": 9 + n, "width": 7})
             for n in range(3)
         ]
-        items.append(TokenizedImage("sequence.png", (8, 8), torch.randint(0, 9, (21, 2))))
+        items.append(TokenRow("sequence.png", torch.randint(0, 9, (21, 2)), {"height": 8, "width": 8}))
         found = read_tokens(write_tokens(tmp_path / f"t{ending}", items))
         for a, b in zip(found, items, strict=True):
-            assert a.name == b.name and a.size == b.size and torch.equal(a.tokens, b.tokens)
+            assert a.name == b.name and a.columns == b.columns and torch.equal(a.tokens, b.tokens)
             assert a.tokens.dtype == torch.int64
         (tmp_path / f"t{ending}").write_bytes(b"something else")
         with pytest.raises(ValueError, match="expected tokens written by 'gritvq encode'"):
@@ -501,7 +501,7 @@ class TestFiles:
     def test_an_array_alone_and_damaged_bytes(self, tmp_path: Path) -> None:
         with (tmp_path / "array.npz").open("wb") as file:
             np.save(file, np.zeros((2, 2, 1), int))
-        whole = write_tokens(tmp_path / "t.npz", [TokenizedImage("a.png", (8, 8), torch.zeros(2, 2, 1).long())])
+        whole = write_tokens(tmp_path / "t.npz", [TokenRow("a.png", torch.zeros(2, 2, 1).long())])
         content = bytearray(whole.read_bytes())
         start = 30 + sum(int.from_bytes(content[at : at + 2], "little") for at in (26, 28))  # after the first header
         content[start : start + 8] = b"\xff" * 8

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
     from gritvq.images.files import Picture, Pictures
     from gritvq.images.tokenizer import ImageTokenizer
-    from gritvq.tokens.files import TokenizedImage
+    from gritvq.tokens import TokenRow
 
 __all__ = [
     "decode",
@@ -268,7 +269,8 @@ def encode(parser: Any, config: Any) -> None:
     from gritvq.images.files import open_pictures
     from gritvq.images.tokenizer import ImageTokenizer
     from gritvq.quantizers.metrics import CodebookUsage
-    from gritvq.tokens.files import TokenizedImage, check_token_path, write_tokens
+    from gritvq.tokens import TokenRow, write_tokens
+    from gritvq.tokens.files import check_token_path
 
     out = check_token_path(config.out)
     check_places(out.parent, [out.name], config.overwrite)
@@ -282,30 +284,35 @@ def encode(parser: Any, config: Any) -> None:
         label=config.label,
         strict=config.strict,
     )
-    done: list[TokenizedImage] = []
-    for group, images in _batches(pictures, config.batch_size, "encoding"):
-        if _fits(tokenizer, group, config.strict):
-            for picture, tokens in zip(group, tokenizer.encode(images).cpu(), strict=True):
-                _, height, width = picture.pixels.shape
-                done.append(TokenizedImage(picture.name, (height, width), tokens, _plain(picture.label)))
-    if not done:
-        raise ValueError(f"expected at least one readable picture in {config.images}, got none; nothing was written")
-    write_tokens(out, done)
+    used, seen = CodebookUsage(tokenizer.quantizer.codebook_sizes), Counter[str]()
+
+    def rows() -> Iterator[TokenRow]:
+        for group, images in _batches(pictures, config.batch_size, "encoding"):
+            if _fits(tokenizer, group, config.strict):
+                tokens = tokenizer.encode(images).cpu()
+                used.update(tokens)
+                for picture, own in zip(group, tokens, strict=True):
+                    _, height, width = picture.pixels.shape
+                    seen.update(pictures=1, labels=picture.label is not None, pixels=height * width)
+                    columns = {"height": height, "width": width, "label": _plain(picture.label)}
+                    yield TokenRow(picture.name, own, columns)
+        if not seen:
+            raise ValueError(
+                f"expected at least one readable picture in {config.images}, got none; nothing was written"
+            )
+
+    write_tokens(out, rows())
     _warn_of_tokens(tokenizer.quantizer)
-    used = CodebookUsage(tokenizer.quantizer.codebook_sizes)
-    for item in done:
-        used.update(item.tokens)
     num_tokens, bits = used.num_tokens, used.bits_per_token()
-    pixels = sum(item.size[0] * item.size[1] for item in done)
     report(
         "encoded",
         [
             ("data", config.images),
-            ("pictures", f"{len(done):,} of {len(pictures):,}"),
-            ("labels", f"{sum(item.label is not None for item in done):,}"),
+            ("pictures", f"{seen['pictures']:,} of {len(pictures):,}"),
+            ("labels", f"{seen['labels']:,}"),
             ("tokens", f"{num_tokens:,}"),
             ("bits per token", f"{bits:.2f}"),
-            ("bits per pixel", f"{bits * num_tokens / pixels:.3f}"),
+            ("bits per pixel", f"{bits * num_tokens / seen['pixels']:.3f}"),
         ],
         {"tokens": out},
     )
@@ -339,32 +346,46 @@ def decode(parser: Any, config: Any) -> None:
 
     from gritvq.images.files import picture_paths, save_png
     from gritvq.images.tokenizer import ImageTokenizer
-    from gritvq.tokens.files import read_tokens
+    from gritvq.tokens import iter_tokens
 
     device = _device(config.device)
     tokenizer = ImageTokenizer.from_pretrained(config.tokenizer, config.trusted).fold().to(device)  # codes made once
-    items = read_tokens(config.tokens)
+    names = []
+    for row in iter_tokens(config.tokens):  # nothing is written before all of it is known to fit
+        _check_tokens(tokenizer, row, device)
+        names.append(row.name)
     out = Path(config.out)
-    paths = picture_paths([item.name for item in items])
+    paths = picture_paths(names)
     check_places(out, paths, config.overwrite)
-    for item in items:
-        _check_tokens(tokenizer, item, device)
-    for item, path in zip(track(items, description="decoding", console=console(), transient=True), paths, strict=True):
-        save_png(tokenizer.decode(item.tokens, item.size), out / path)
-    report("decoded", [("pictures", f"{len(items):,}")], {"pictures": out})
+    rows = track(iter_tokens(config.tokens), "decoding", len(paths), console=console(), transient=True)
+    for row, path in zip(rows, paths, strict=True):
+        save_png(tokenizer.decode(row.tokens, _size(row)), out / path)
+    report("decoded", [("pictures", f"{len(paths):,}")], {"pictures": out})
 
 
-def _check_tokens(tokenizer: ImageTokenizer, item: TokenizedImage, device: torch.device) -> None:
+def _size(row: TokenRow) -> tuple[int, int]:
+    """Height and width in pixels of the picture that tokens are of."""
+    sides = [side for side in map(row.columns.get, ("height", "width")) if isinstance(side, int) and side > 0]
+    if len(sides) != 2:
+        raise ValueError(
+            f"expected the height and width of {row.name} in pixels among the columns, got {dict(row.columns)}; were "
+            "these tokens made of pictures?"
+        )
+    return sides[0], sides[1]
+
+
+def _check_tokens(tokenizer: ImageTokenizer, row: TokenRow, device: torch.device) -> None:
     """Say what does not fit before any picture is written."""
     import torch
 
+    size = _size(row)
     with torch.no_grad():
-        grid = tuple(tokenizer.quantizer.decode(item.tokens[None].to(device)).shape[1:-1])
-    expected = tuple(-(-side // tokenizer.factor) for side in item.size)
+        grid = tuple(tokenizer.quantizer.decode(row.tokens[None].to(device)).shape[1:-1])
+    expected = tuple(-(-side // tokenizer.factor) for side in size)
     if grid != expected:
         raise ValueError(
-            f"expected tokens of a grid {expected} for {item.name}, of {item.size[0]} x {item.size[1]} pixels, got "
-            f"{grid}; were they made with another tokenizer?"
+            f"expected tokens of a grid {expected} for {row.name}, of {size[0]} x {size[1]} pixels, got {grid}; were "
+            "they made with another tokenizer?"
         )
 
 

@@ -1,12 +1,15 @@
-"""Files of tokens: what ``gritvq encode`` writes and ``gritvq decode`` reads."""
+"""Files of tokens, written and read as a stream: what ``gritvq encode`` writes and ``gritvq decode`` reads."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
-from collections.abc import Sequence
+import zipfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -14,24 +17,30 @@ from jaxtyping import Int
 from torch import Tensor
 
 from gritvq.files import replacing
+from gritvq.lazy import optional
 
-__all__ = [
-    "TokenizedImage",
-    "check_token_path",
-    "read_tokens",
-    "write_tokens",
-]
+__all__ = ["TokenRow", "check_token_path", "iter_tokens", "read_tokens", "write_tokens"]
 
-_SUM = "sha256"
+Plain: TypeAlias = str | bool | int | float | None
+
+_TOKENS, _ROWS = 2**20, 2**14  # at which a row group ends
+_READ = 256  # rows that are read together
+_OWN = ("name", "shape", "tokens", "checksum")
+_DIGITS = 16  # of the running SHA-256
 
 
-class TokenizedImage(NamedTuple):
-    """A picture's name, its size (height, width) in pixels, its tokens (h, w, Q) or (T, Q), int64, and its label."""
+class TokenRow(NamedTuple):
+    """Tokens of one sample.
+
+    Attributes:
+        name: Of the sample.
+        tokens: (*axes, Q), int64: (h, w, Q) of a grid, (T, Q) of a sequence, (Q,) of an item.
+        columns: What else belongs to it, text or numbers: the size of a picture, a label. None is as good as absent.
+    """
 
     name: str
-    size: tuple[int, int]
-    tokens: Int[Tensor, "*tokens Q"]
-    label: str | int | float | None = None
+    tokens: Int[Tensor, "*axes Q"]
+    columns: Mapping[str, Plain] = {}
 
 
 def check_token_path(path: str | os.PathLike[str]) -> Path:
@@ -48,67 +57,164 @@ def check_token_path(path: str | os.PathLike[str]) -> Path:
     return path
 
 
-def write_tokens(path: str | os.PathLike[str], items: Sequence[TokenizedImage]) -> Path:
-    """Write tokens, whole or not at all.
+def write_tokens(path: str | os.PathLike[str], rows: Iterable[TokenRow]) -> Path:
+    """Write tokens as they come, whole or not at all; about 2^20 tokens are held at a time.
 
-    ``.npz`` holds ``tokens/NAME`` (h, w, Q) or (T, Q) and ``size/NAME`` (height, width) for every picture; ``.parquet``
-    one row per picture with ``name, height, width, token_height, token_width, channels`` and the flat list ``tokens``.
-    For a sequence ``token_height`` is T and ``token_width`` is empty. Pictures with labels have ``label/NAME`` beside
-    them, or the column ``label``. Both hold the SHA-256 of what they say, which
-    :func:`read_tokens` compares: ``.npz`` as ``sha256``, ``.parquet`` among the schema's metadata.
+    ``.parquet`` has one row per sample with ``name``, the list ``shape``, the flat list ``tokens``, a ``checksum``, and
+    the columns by their names; ``.npz`` has ``tokens/NAME`` (*axes, Q) and, as JSON, ``columns/NAME`` with columns and
+    checksum, and holds the names until the end. The checksum is the start of the SHA-256 of all rows so far; for the
+    last row, its end.
+
+    Args:
+        path: Ends in ``.npz`` or ``.parquet``; a file of this name is replaced when all rows are written.
+        rows: Any number, such as a generator that encodes.
+
+    Raises:
+        ValueError: If there is no row, a row cannot be written, or a column holds both text and numbers (Parquet).
+
+    Example:
+        >>> import tempfile
+        >>> rows = (TokenRow(f"{n}", torch.full((2, 3, 1), n), {"label": "cat"}) for n in range(5))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = write_tokens(f"{folder}/tokens.parquet", rows)
+        ...     [(row.name, row.tokens.shape, row.columns) for row in iter_tokens(path)][0]
+        ('0', torch.Size([2, 3, 1]), {'label': 'cat'})
     """
     path = check_token_path(path)
     with replacing(path) as scratch:
-        if path.suffix == ".npz":
-            arrays: dict[str, np.ndarray] = {_SUM: np.array(_sum(items))}
-            for item in items:
-                arrays[f"tokens/{item.name}"] = item.tokens.numpy()
-                arrays[f"size/{item.name}"] = np.array(item.size)
-                if item.label is not None:
-                    arrays[f"label/{item.name}"] = np.array(item.label)
-            with scratch.open("wb") as file:
-                np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
-        else:
-            import pyarrow as pa
-            import pyarrow.parquet as parquet
-
-            labels = [item.label for item in items]
-            labeled = {} if all(label is None for label in labels) else {"label": labels}
-            table = pa.table(
-                {
-                    "name": [item.name for item in items],
-                    "height": [item.size[0] for item in items],
-                    "width": [item.size[1] for item in items],
-                    "token_height": [item.tokens.shape[0] for item in items],
-                    "token_width": pa.array(
-                        [item.tokens.shape[1] if item.tokens.ndim == 3 else None for item in items], pa.int64()
-                    ),
-                    "channels": [item.tokens.shape[-1] for item in items],
-                    "tokens": [item.tokens.flatten().numpy() for item in items],
-                    **labeled,
-                },
-                metadata={_SUM: _sum(items)},
-            )
-            parquet.write_table(table, scratch)
+        (_write_npz if path.suffix == ".npz" else _write_parquet)(scratch, _sealed(rows))
     return path
 
 
-def read_tokens(path: str | os.PathLike[str]) -> list[TokenizedImage]:
-    """Read what :func:`write_tokens` wrote.
+def iter_tokens(path: str | os.PathLike[str]) -> Iterator[TokenRow]:
+    """Read what :func:`write_tokens` wrote, row by row; each is checked before it is handed out.
+
+    Files of version 0.1.0 can be read too; in these, damage may be noticed only after the last row.
 
     Raises:
-        ValueError: If the file is missing, damaged or something else.
+        ValueError: If the file is missing; while reading, if it is damaged or something else.
     """
     path = check_token_path(path)
     if not path.is_file():
         there = "no regular file" if path.exists() else "which does not exist"
         raise ValueError(f"expected a token file, got {path}, {there}; make one with 'gritvq encode'")
+    return _read(path)
+
+
+def read_tokens(path: str | os.PathLike[str]) -> list[TokenRow]:
+    """All rows of a file at once, see :func:`iter_tokens`.
+
+    Raises:
+        ValueError: If the file is missing, damaged or something else.
+    """
+    return list(iter_tokens(path))
+
+
+# --- writing ----------------------------------------------------------------------------------------------------------
+
+
+def _sealed(rows: Iterable[TokenRow]) -> Iterator[tuple[TokenRow, str]]:
+    """Rows as they are written, and the checksum of each.
+
+    Raises:
+        ValueError: If there is none, or one cannot be written.
+    """
+    digest, row = hashlib.sha256(), None
+    for name, tokens, columns in rows:
+        if row is not None:
+            yield row, digest.hexdigest()[:_DIGITS]
+        given = {column: value for column, value in columns.items() if value is not None}
+        row = _row(name, tokens.detach().to("cpu").numpy(), given)
+        digest.update(_content(row))
+    if row is None:
+        raise ValueError("expected tokens of at least one sample, got none")
+    yield row, digest.hexdigest()[-_DIGITS:]
+
+
+def _write_npz(path: Path, rows: Iterable[tuple[TokenRow, str]]) -> None:
+    with zipfile.ZipFile(path, "w") as archive:
+        for row, checksum in rows:
+            said = json.dumps({"columns": row.columns, "checksum": checksum})
+            if f"tokens/{row.name}.npy" in archive.NameToInfo:
+                raise ValueError(f"expected names that differ, got {row.name!r} twice; write a .parquet file instead")
+            for key, array in (("tokens", row.tokens.numpy()), ("columns", np.array(said))):
+                entry = zipfile.ZipInfo(f"{key}/{row.name}.npy")
+                entry.compress_type = zipfile.ZIP_DEFLATED
+                with archive.open(entry, "w") as file:
+                    np.lib.format.write_array(file, array, allow_pickle=False)
+
+
+def _write_parquet(path: Path, rows: Iterable[tuple[TokenRow, str]]) -> None:
+    """Row groups of one file; where columns turn up or become wider on the way, of parts that are joined at the end."""
+    pa, parquet = optional("pyarrow", "images"), optional("pyarrow.parquet", "images")
+    schema, parts = pa.schema([]), list[Path]()
+    with ExitStack() as stack:
+        writer: Any = None
+        for held in _groups(rows):
+            table = _table(schema, held)
+            if table.schema != schema:
+                if writer is not None:
+                    writer.close()
+                schema = table.schema
+                parts.append(path.with_name(f"{path.name}.{len(parts)}"))
+                stack.callback(parts[-1].unlink, missing_ok=True)
+                writer = stack.enter_context(parquet.ParquetWriter(parts[-1], schema))
+            writer.write_table(table)
+        writer.close()
+        if len(parts) == 1:
+            os.replace(parts[0], path)
+            return
+        with parquet.ParquetWriter(path, schema) as whole:
+            for part in parts:
+                with parquet.ParquetFile(part) as file:
+                    for number in range(file.num_row_groups):
+                        whole.write_table(_widened(schema, file.read_row_group(number)))
+
+
+def _groups(rows: Iterable[tuple[TokenRow, str]]) -> Iterator[list[tuple[TokenRow, str]]]:
+    """As many rows together as may be held."""
+    held: list[tuple[TokenRow, str]] = []
+    size = 0
+    for row in rows:
+        held.append(row)
+        size += row[0].tokens.numel()
+        if size >= _TOKENS or len(held) >= _ROWS:
+            yield held
+            held, size = [], 0
+    if held:
+        yield held
+
+
+def _table(schema: Any, rows: list[tuple[TokenRow, str]]) -> Any:
+    """Rows as a table of this schema, or of one that takes these rows too."""
+    pa = optional("pyarrow", "images")
+    names = dict.fromkeys(name for row, _ in rows for name in row.columns)
+    own = {
+        "name": [row.name for row, _ in rows],
+        "shape": [list(row.tokens.shape) for row, _ in rows],
+        "tokens": [row.tokens.flatten().numpy() for row, _ in rows],
+        "checksum": [checksum for _, checksum in rows],
+    }
     try:
-        rows, told = _npz_rows(path) if path.suffix == ".npz" else _parquet_rows(path)
-        items = [_tokenized(*row) for row in rows]
-        if told is not None and told != _sum(items):
-            raise ValueError("the checksum is that of others")
-        return items
+        return _widened(schema, pa.table({**own, **{n: [row.columns.get(n) for row, _ in rows] for n in names}}))
+    except pa.ArrowException as error:
+        raise ValueError(
+            f"expected columns of text or of numbers, got several kinds in one column ({error}); write a .npz file, or "
+            "make all of them text"
+        ) from error
+
+
+def _widened(schema: Any, table: Any) -> Any:
+    """The table with the schema's columns, and wider types where the schema's do not hold its values."""
+    return optional("pyarrow", "images").concat_tables([schema.empty_table(), table], promote_options="permissive")
+
+
+# --- reading ----------------------------------------------------------------------------------------------------------
+
+
+def _read(path: Path) -> Iterator[TokenRow]:
+    try:
+        yield from _npz_rows(path) if path.suffix == ".npz" else _parquet_rows(path)
     except Exception as error:  # on damaged files NumPy, zipfile and pyarrow raise nearly everything
         raise ValueError(
             f"expected tokens written by 'gritvq encode' in {path}, got something else or a damaged file "
@@ -116,51 +222,109 @@ def read_tokens(path: str | os.PathLike[str]) -> list[TokenizedImage]:
         ) from error
 
 
-_Rows = list[tuple[Any, Any, Any, Any]]  # name, size, tokens and label of every picture, as they are in the file
-
-
-def _npz_rows(path: Path) -> tuple[_Rows, str | None]:
+def _npz_rows(path: Path) -> Iterator[TokenRow]:
     with np.load(path, allow_pickle=False) as file:
-        names = [key.removeprefix("tokens/") for key in file.files if key.startswith("tokens/")]
+        keys = dict.fromkeys(file.files)
+        names = [key.removeprefix("tokens/") for key in keys if key.startswith("tokens/")]
         if not names:
             raise ValueError("no arrays called tokens/NAME")
-        labels = {name: file[f"label/{name}"].tolist() for name in names if f"label/{name}" in file.files}
-        rows = [(name, file[f"size/{name}"].tolist(), file[f"tokens/{name}"], labels.get(name)) for name in names]
-        return rows, str(file[_SUM]) if _SUM in file.files else None
+        if any(key.startswith("columns/") for key in keys):
+            texts = ((name, json.loads(str(file[f"columns/{name}"]))) for name in names)
+            yield from _verified((n, file[f"tokens/{n}"], said["columns"], said["checksum"]) for n, said in texts)
+        else:
+            labels = {name: file[f"label/{name}"].tolist() for name in names if f"label/{name}" in keys}
+            told = str(file["sha256"]) if "sha256" in keys else None
+            yield from _old_rows(
+                ((n, file[f"tokens/{n}"], file[f"size/{n}"].tolist(), labels.get(n)) for n in names), told
+            )
 
 
-def _parquet_rows(path: Path) -> tuple[_Rows, str | None]:
-    import pyarrow.parquet as parquet
-
-    table = parquet.read_table(path)
-    table.validate(full=True)  # damaged files may hold places outside of them
-    told = (table.schema.metadata or {}).get(_SUM.encode())
-    rows = []
-    for row in table.to_pylist():
-        sides = [side for side in (row["token_height"], row["token_width"]) if side is not None]
-        tokens = np.array(row["tokens"]).reshape(*sides, row["channels"])
-        rows.append((row["name"], (row["height"], row["width"]), tokens, row.get("label")))
-    return rows, None if told is None else told.decode()
-
-
-def _tokenized(name: Any, size: Any, tokens: Any, label: Any) -> TokenizedImage:
-    sides = [side for side in size if isinstance(side, int) and side > 0]
-    if not isinstance(name, str) or len(size) != 2 or len(sides) != 2:
-        raise ValueError(f"expected a name and a size (height, width) in pixels, got {name!r} and {size!r}")
-    if tokens.ndim not in (2, 3) or not np.issubdtype(tokens.dtype, np.integer) or not tokens.size:
-        raise ValueError(
-            f"expected integers (h, w, Q) or (T, Q) for {name!r}, got an array {tokens.shape} of {tokens.dtype}"
-        )
-    if not (label is None or isinstance(label, str | int | float)):
-        raise ValueError(f"expected a label of text or a number for {name!r}, got {label!r}")
-    return TokenizedImage(name, (sides[0], sides[1]), torch.from_numpy(tokens.astype(np.int64)), label)
+def _parquet_rows(path: Path) -> Iterator[TokenRow]:
+    with optional("pyarrow.parquet", "images").ParquetFile(path) as file:
+        rows = _parquet_values(file)
+        if "shape" in file.schema_arrow.names:
+            yield from _verified(
+                (r.pop("name"), flat.reshape(r.pop("shape")), r, r.pop("checksum")) for r, flat in rows
+            )
+        else:
+            told = (file.schema_arrow.metadata or {}).get(b"sha256")
+            old = ((r, [r[side] for side in ("token_height", "token_width") if side in r], flat) for r, flat in rows)
+            parts = (
+                (r["name"], flat.reshape(*sides, r["channels"]), (r["height"], r["width"]), r.get("label"))
+                for r, sides, flat in old
+            )
+            yield from _old_rows(parts, None if told is None else told.decode())
 
 
-def _sum(items: Sequence[TokenizedImage]) -> str:
-    """SHA-256 of names, sizes, tokens and labels."""
+def _parquet_values(file: Any) -> Iterator[tuple[dict[str, Any], np.ndarray]]:
+    """What there is in the columns of each row, and its flat tokens."""
+    for batch in file.iter_batches(_READ):
+        batch.validate(full=True)  # damaged files may hold places outside of them
+        flat, names = batch.column("tokens"), [name for name in batch.schema.names if name != "tokens"]
+        for number, row in enumerate(batch.select(names).to_pylist()):
+            yield {n: value for n, value in row.items() if value is not None}, flat[number].values.to_numpy()
+
+
+def _verified(rows: Iterable[tuple[Any, Any, Any, Any]]) -> Iterator[TokenRow]:
+    """Rows of names, tokens, columns and checksums.
+
+    Raises:
+        ValueError: If a checksum differs, or the last one is not that of a last row.
+    """
+    digest, whole = hashlib.sha256(), False
+    for name, tokens, columns, checksum in rows:
+        row = _row(name, tokens, columns)
+        digest.update(_content(row))
+        whole = checksum == digest.hexdigest()[-_DIGITS:]
+        if not whole and checksum != digest.hexdigest()[:_DIGITS]:
+            raise ValueError(f"the checksum of {name!r} differs")
+        yield row
+    if not whole:
+        raise ValueError("the last rows are missing")
+
+
+def _old_rows(rows: Iterable[tuple[Any, Any, Any, Any]], told: str | None) -> Iterator[TokenRow]:
+    """Rows of version 0.1.0: names, tokens, sizes and labels of pictures, and at most one checksum of them all.
+
+    Raises:
+        ValueError: If the checksum differs.
+    """
     digest = hashlib.sha256()
-    for item in items:
-        label = () if item.label is None else (item.label,)
-        digest.update(repr((item.name, *item.size, *item.tokens.shape, *label)).encode())
-        digest.update(item.tokens.to(torch.int64).contiguous().numpy().tobytes())
-    return digest.hexdigest()
+    for name, tokens, size, label in rows:
+        sides = [side for side in size if isinstance(side, int) and side > 0]
+        if len(size) != 2 or len(sides) != 2 or tokens.ndim not in (2, 3):
+            raise ValueError(
+                f"expected a size (height, width) and tokens (h, w, Q) or (T, Q), got {size} {tokens.shape}"
+            )
+        labels = () if label is None else (label,)
+        row = _row(name, tokens, dict(zip(("height", "width", "label"), (*sides, *labels), strict=False)))
+        digest.update(repr((name, *sides, *tokens.shape, *labels)).encode() + row.tokens.numpy().tobytes())
+        yield row
+    if told not in (None, digest.hexdigest()):
+        raise ValueError("the checksum differs")
+
+
+def _row(name: Any, tokens: Any, columns: Any) -> TokenRow:
+    """A row, if these are its parts.
+
+    Raises:
+        ValueError: Otherwise.
+    """
+    if not isinstance(name, str):
+        raise ValueError(f"expected a name, got {name!r}")
+    if not tokens.ndim or not np.issubdtype(tokens.dtype, np.integer) or not tokens.size:
+        raise ValueError(f"expected integers (*axes, Q) for {name!r}, got an array {tokens.shape} of {tokens.dtype}")
+    for column, value in columns.items():
+        if not isinstance(column, str) or column in _OWN or not isinstance(value, str | int | float):
+            raise ValueError(f"expected columns of text or numbers with names of their own, got {column!r}: {value!r}")
+        if isinstance(value, int) and not -(2**63) <= value < 2**63:
+            raise ValueError(f"expected integers of 64 bits, got {value} in {column!r}; make it text")
+    return TokenRow(name, torch.from_numpy(tokens.astype(np.int64)), columns)
+
+
+def _content(row: TokenRow) -> bytes:
+    """What the checksum sees; numbers as floats, since integers become floats where a column holds both."""
+    columns = sorted(
+        (name, float(value) if isinstance(value, int | float) else value) for name, value in row.columns.items()
+    )
+    return json.dumps([row.name, row.tokens.shape, columns]).encode() + row.tokens.numpy().tobytes()
