@@ -260,6 +260,21 @@ class TestRecommender:
         assert 0 < len(ids) < NUM_ITEMS
         assert main(["recommend", "core", "--user", "u20"]) == 0
 
+    def test_starts_from_the_weights_of_another_run(
+        self, recommender: Path, shop: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        ids = str(recommender / "semantic-ids")
+        told = ["fit", "items", "--config", str(recommender / "config.yaml"), "--plan.max_steps", "1"]
+        told += ["--init_from", str(recommender / "recommender"), "--task.lr", "1e-30"]
+        assert main([*told, "--ids", ids, "--out", "tuned"]) == 0
+        first, second = (
+            GenerativeRecommender.from_pretrained(folder / "recommender").state_dict()
+            for folder in (recommender, Path("tuned"))
+        )
+        assert all(torch.equal(first[name], second[name]) for name in first)  # the rate moves nothing
+        other = [*told, "--tokenizer.init_args.seed", "5", "--tokenizer.init_args.codebook_size", "9", "--out", "other"]
+        assert "expected a recommender of these ids to start from" in wrong(other, capsys)
+
     def test_resumes_bitwise(self, recommender: Path) -> None:
         checkpoint = str(recommender / "checkpoints" / "step-6.ckpt")
         ids = str(recommender / "semantic-ids")
@@ -274,6 +289,17 @@ class TestRecommender:
 
 
 class TestWrongInput:
+    @pytest.mark.parametrize("job", ["fit", "encode", "report", "add"])
+    def test_a_message_names_the_job(self, job: str, capsys: pytest.CaptureFixture[str]) -> None:
+        told = {"fit": ["--data", "no"], "encode": ["no", "--embeddings", "no.npy"], "add": ["no", "--data", "no"]}
+        said = wrong(["semantic-ids", job, *told.get(job, ["no"])], capsys)
+        assert said.startswith(f"gritvq semantic-ids {job}: error: expected ")
+
+    def test_a_domain_is_named_too(self, capsys: pytest.CaptureFixture[str]) -> None:
+        Path("small.yaml").write_text(yaml.safe_dump(small()))
+        said = wrong(["fit", "items", "--config", "small.yaml", "--data.folder", "nothing"], capsys)
+        assert said.startswith("gritvq fit items: error: expected ") and "nothing" in said
+
     def test_no_catalogue(self, capsys: pytest.CaptureFixture[str]) -> None:
         Path("empty").mkdir()
         assert "items.parquet" in wrong(["semantic-ids", "fit", "--data", "empty"], capsys)

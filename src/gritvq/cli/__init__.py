@@ -12,7 +12,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from gritvq import __version__
@@ -33,7 +33,7 @@ Verb = Callable[[Any, Any], None]
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program; returns the exit code: 0 done, 2 wrong input, 130 or 143 interrupted, 141 nobody reads."""
     words = sys.argv[1:] if argv is None else list(argv)
-    program = " ".join(["gritvq", *(word for word in words[:1] if word in _VERBS)])
+    program = _named(words)
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     for name in ("huggingface_hub", "datasets"):  # their retries; what went wrong is in our message
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -58,6 +58,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{program}: error: {said}", file=sys.stderr)
         return _flushed(2)
     return 0
+
+
+def _named(words: Sequence[str]) -> str:
+    """The program, with the verb and the job or domain that are asked for, for messages."""
+    verb, job = [*words, "", ""][:2]
+    jobs: Mapping[str, Mapping[str, Any]] = {"fit": fitting.DOMAINS, "semantic-ids": semantic.JOBS}
+    known = verb in _VERBS, job in jobs.get(verb, {})
+    return " ".join(["gritvq", *(word for word, is_one in zip((verb, job), known, strict=True) if is_one)])
 
 
 def _run(words: Sequence[str]) -> None:

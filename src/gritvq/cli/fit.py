@@ -14,16 +14,16 @@ from gritvq.cli import fit_images, fit_items
 from gritvq.cli.settings import check_words, combined, given_settings, parts_of, shipped, whole
 from gritvq.training.run_folder import RunFolder
 
-__all__ = ["configuration", "demo", "demo_arguments", "domain_of", "fit", "fit_arguments", "train"]
+__all__ = ["DOMAINS", "configuration", "demo", "demo_arguments", "domain_of", "fit", "fit_arguments", "train"]
 
-_DOMAINS = {"images": fit_images, "items": fit_items}
+DOMAINS = {"images": fit_images, "items": fit_items}
 _DEMO = "# made by gritvq demo\n"
 
 
 def fit_arguments(parser: Any) -> None:
     """What can be trained."""
     domains = parser.add_subcommands(title="domains", metavar="DOMAIN", dest="domain", required=False)
-    for name, module in _DOMAINS.items():
+    for name, module in DOMAINS.items():
         domains.add_subcommand(name, domain_parser(type(parser), name), help=_first_line(module))
 
 
@@ -35,7 +35,7 @@ def domain_of(words: Sequence[str]) -> tuple[str | None, Sequence[str]]:
     Raises:
         ValueError: If a configuration is no regular file.
     """
-    if words and words[0] in _DOMAINS:
+    if words and words[0] in DOMAINS:
         return words[0], words[1:]
     if not words or not words[0].startswith("-") or words[0] in ("-h", "--help"):
         return None, words
@@ -51,18 +51,18 @@ def domain_of(words: Sequence[str]) -> tuple[str | None, Sequence[str]]:
 
 def fit(parser: Any, config: Any) -> None:
     """Train a model: a tokenizer of images, or a recommender of items."""
-    raise ValueError(f"expected what to train, got nothing; say 'gritvq fit {' or '.join(_DOMAINS)}'")
+    raise ValueError(f"expected what to train, got nothing; say 'gritvq fit {' or '.join(DOMAINS)}'")
 
 
 def train(parser_class: Any, domain: str, words: Sequence[str]) -> None:
     """Train a model of a domain."""
-    _DOMAINS[domain].fit(*configuration(parser_class, domain, words))
+    DOMAINS[domain].fit(*configuration(parser_class, domain, words))
 
 
 def configuration(parser_class: Any, domain: str, words: Sequence[str]) -> tuple[Any, Any, dict[str, Any]]:
     """The parser of a domain, the configuration that arguments make, and what of it was given."""
     parser = domain_parser(parser_class, domain)
-    given = _DOMAINS[domain].expand(given_settings(parser, words))
+    given = DOMAINS[domain].expand(given_settings(parser, words))
     return parser, whole(parser, combined(shipped(domain), given)), given
 
 
@@ -91,7 +91,7 @@ def demo(parser: Any, config: Any) -> None:
 
 def domain_parser(parser_class: Any, domain: str) -> Any:
     """The parser of a domain, whose help shows what is shipped as defaults."""
-    module = _DOMAINS[domain]
+    module = DOMAINS[domain]
     parser = parser_class(prog=f"gritvq fit {domain}", description=module.fit.__doc__)
     parser.add_argument("--config", action="config", help="YAML file with any of the arguments below")
     module.arguments(parser)

@@ -12,7 +12,15 @@ from gritvq.cli.run_folder import check_places, overwrite_argument
 from gritvq.files import replacing_files
 from gritvq.training.run_folder import RunFolder
 
-__all__ = ["fit_arguments", "make_ids", "semantic_ids", "semantic_ids_arguments", "tokenizer_arguments", "write_ids"]
+__all__ = [
+    "JOBS",
+    "fit_arguments",
+    "make_ids",
+    "semantic_ids",
+    "semantic_ids_arguments",
+    "tokenizer_arguments",
+    "write_ids",
+]
 
 _TOKENIZER, _IDS, _REPORT = "tokenizer", "ids", "report.json"
 
@@ -20,7 +28,7 @@ _TOKENIZER, _IDS, _REPORT = "tokenizer", "ids", "report.json"
 def semantic_ids_arguments(parser: Any) -> None:
     """One job each for making, applying, judging and growing ids."""
     jobs = parser.add_subcommands(title="jobs", metavar="JOB", dest="job")
-    for name, (describe_arguments, job) in _JOBS.items():
+    for name, (describe_arguments, job) in JOBS.items():
         own = type(parser)(description=job.__doc__)
         jobs.add_subcommand(name, own, help=(job.__doc__ or "").splitlines()[0])
         describe_arguments(own)
@@ -28,7 +36,7 @@ def semantic_ids_arguments(parser: Any) -> None:
 
 def semantic_ids(parser: Any, config: Any) -> None:
     """Make, apply, judge and grow semantic ids of a catalogue."""
-    _, job = _JOBS[config.job]
+    _, job = JOBS[config.job]
     job(config[config.job], lambda: parser.instantiate(config)[config.job])
 
 
@@ -371,7 +379,7 @@ def _tokenizer(config: Any) -> Any:
     return ItemTokenizer.from_pretrained(folder, config.trusted)
 
 
-_JOBS: dict[str, tuple[Callable[[Any], None], Callable[[Any, Callable[[], Any]], None]]] = {
+JOBS: dict[str, tuple[Callable[[Any], None], Callable[[Any, Callable[[], Any]], None]]] = {
     "fit": (fit_arguments, _fit),
     "encode": (_encode_arguments, _encode),
     "report": (_report_arguments, _report),
