@@ -1,7 +1,7 @@
 """Programs: encoder and decoder as files that run without gritvq.
 
 Two formats: ``"onnx"`` (``.onnx``, for onnxruntime and everything else that reads ONNX; needs the extra ``export``) and
-``"torch"`` (``.pt2``, of ``torch.export``, for PyTorch alone). Both hold plain operators only.
+``"torch"`` (``.pt2``, of ``torch.export``, for PyTorch alone). Both contain plain operators only.
 :meth:`gritvq.Tokenizer.export` writes them, :func:`load_program` runs them.
 """
 
@@ -65,7 +65,7 @@ class DecoderProgram(nn.Module):
 
 
 class Program(NamedTuple):
-    """What is to be written.
+    """A program to write.
 
     Attributes:
         module: Takes one tensor, gives one.
@@ -88,7 +88,7 @@ def write_programs(
     Files of these names are replaced, others stay.
 
     Args:
-        folder: Where to; made if need be.
+        folder: Output folder; created if missing.
         programs: Programs by name, which becomes the file's.
         format: ``"onnx"`` or ``"torch"``.
 
@@ -140,7 +140,7 @@ def load_program(path: str | os.PathLike[str]) -> Callable[[Tensor], Tensor]:
     """
     path = place_of_file(Path(path).parent, Path(path).name)
     if path.suffix not in _SUFFIXES.values() or not path.is_file():
-        raise ValueError(f"expected an .onnx or .pt2 file as export writes it, got {path}; is it another name?")
+        raise ValueError(f"expected an .onnx or .pt2 file as export writes it, got {path}; check the name.")
     if path.suffix == ".onnx":
         runtime = optional("onnxruntime", "export")
     try:

@@ -1,4 +1,4 @@
-"""Writing files so that a reader sees the old ones or the new ones, never halves or a mixture.
+"""Atomic writing: a reader sees the old files or the new ones, never a mixture.
 
 There is one order of writing. A single file is written under another name beside its place and renamed. An artifact of
 several files is written whole into a hidden folder inside its own, and that folder is renamed to ``.written``: from
@@ -176,7 +176,7 @@ def read_header(
     """Read an artifact's readable file and check it against its own checksum; old artifacts have none.
 
     Args:
-        folder: The artefact.
+        folder: The artifact.
         name: The file's name.
         what: What should be in the folder, in words.
         form: What stands under ``format``.
@@ -220,7 +220,7 @@ def checked_file(folder: Path, name: str, header: Mapping[str, Any]) -> Path:
     """Where an artifact's file is, checked against what the readable file says.
 
     Args:
-        folder: The artefact.
+        folder: The artifact.
         name: The file's path in it.
         header: From :func:`read_header`; without checksums nothing is compared.
 

@@ -22,7 +22,7 @@ def write_results(
     identity: Sequence[str] = IDENTITY,
     units: Mapping[str, str] = UNITS,
 ) -> Path:
-    """Write results in long form: one line per run and metric, with what identifies the run and its circumstances.
+    """Write results in long form: one line per run and metric, with the columns that identify the run and its settings.
 
     Args:
         path: CSV to write, whole or not at all.

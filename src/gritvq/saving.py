@@ -1,4 +1,4 @@
-"""A component as a folder: ``config.json``, readable, and ``model.safetensors``; no pickle, nothing half-written."""
+"""A component as a folder: ``config.json``, readable, and ``model.safetensors``; no pickle, written atomically."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def write_folder(
     """Write a component's configuration and weights.
 
     One that the folder holds already is replaced: whenever the process dies, the folder holds the old one or the new
-    one, see :mod:`gritvq.files`. ``config.json`` holds the SHA-256 of every file, itself included.
+    one, see :mod:`gritvq.files`. ``config.json`` contains the SHA-256 of every file, including itself.
 
     Args:
         folder: New, empty, or written by this function for the same kind.

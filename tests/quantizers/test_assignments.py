@@ -219,7 +219,7 @@ def test_sampled_declares_what_it_does() -> None:
     assert torch.equal(indices, nearest_code(x, codes)) and torch.equal(q, codes[indices])
     quantizer = VectorQuantizer(FreeCodebook(4, 8), hard)
     assert quantizer.draws_indices and quantizer.exact == "always"
-    with pytest.raises(ValueError, match="one owner of the codes"):
+    with pytest.raises(ValueError, match="one source of changes to the codes"):
         VectorQuantizer(FreeCodebook(4, 8), relaxed, learning=[EMAUpdate()])
 
 

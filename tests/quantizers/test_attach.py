@@ -249,7 +249,7 @@ class TestForgotten:
         ]
         for quantizer, still, slow in cases:
             (text,) = told(lambda quantizer=quantizer: [quantizer(torch.randn(4, DIM)) for _ in range(8)])  # type: ignore[misc]
-            assert ("stand still" in text) == still and ("10 times the encoder's learning rate" in text) == slow
+            assert ("do not advance" in text) == still and ("10 times the encoder's learning rate" in text) == slow
 
     def test_nothing_before_the_first_step_of_many_passes(self) -> None:
         quantizer, encoder = vq_vae_ema(DIM, SIZE), torch.nn.Linear(DIM, DIM)
@@ -300,7 +300,7 @@ class TestForgotten:
 
         (text,) = told(act)
         asked = "10 times" if make is grit_vq else "2 times or 10 times"
-        assert f"at the encoder's learning rate, though they ask for {asked} that (lr_scale)" in text
+        assert f"at the encoder's learning rate, although they need {asked} that (lr_scale)" in text
 
     @pytest.mark.parametrize("lr", [1e-3, 1e-4])  # 10 times the smaller one is the optimizer's default
     def test_an_optimizer_with_the_right_groups_is_not(self, lr: float) -> None:

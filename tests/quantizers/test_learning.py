@@ -435,7 +435,7 @@ class TestParts:
         ("codebook", "surrogate", "learning", "message"),
         [
             (AffineCodebook, None, [EMAUpdate()], "expected a plain table under EMAUpdate, got AffineCodebook"),
-            (FreeCodebook, None, [EMAUpdate(), EMAUpdate()], "expected one rule that owns the codes"),
+            (FreeCodebook, None, [EMAUpdate(), EMAUpdate()], "expected one rule that sets the codes"),
             (FreeCodebook, RadialSurrogate(), [EMAUpdate()], "got EMAUpdate and gradients from RadialSurrogate"),
             (FreeCodebook, None, [EMAUpdate(), CodebookLoss()], "got EMAUpdate and gradients from CodebookLoss"),
             (FreeCodebook, None, [EMAUpdate(), OrthogonalityLoss()], "got EMAUpdate and gradients from Orthogonality"),

@@ -1,4 +1,4 @@
-"""Callbacks of a tokenizer's training that are about pictures."""
+"""Callbacks for training an image tokenizer."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["ReconstructionPlots"]
 
 
 class ReconstructionPlots(Callback):
-    """Writes originals against reconstructions and the codebook's usage after every validation.
+    """Plots originals with reconstructions, and codebook usage, after every validation.
 
     Args:
         folder: Where ``reconstructions.png`` and ``usage.png`` go; TensorBoard gets the grid too.

@@ -1,4 +1,4 @@
-"""Methods against each other: same data, same budget, same seeds, each with its own settings."""
+"""Comparison of methods: same data, budget and seeds, each with its own settings."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ log = logging.getLogger("gritvq")
 
 @dataclass(frozen=True)
 class Comparison:
-    """What all entries have in common.
+    """Settings shared by all entries of a comparison.
 
     Args:
         dim: Latent size D.
@@ -53,7 +53,7 @@ class Comparison:
         warmup_steps: Warm-up.
         max_steps: Budget in optimizer steps.
         split: Images to measure on: ``"test"`` or ``"validation"``.
-        num_images: Measure on the first so many of them, whole batches; None for all.
+        num_images: Number of images to measure on, rounded up to whole batches; None for all.
     """
 
     dim: int = 16
@@ -112,7 +112,7 @@ class Entry:
 
 
 class FailedRuns(ValueError):
-    """Says which runs of a comparison failed, when all others are done."""
+    """Raised after a comparison if runs failed; names them."""
 
 
 def run_entry(

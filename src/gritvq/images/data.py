@@ -1,4 +1,4 @@
-"""Pictures for training: photographs that ship with scikit-image, a folder, Parquet files or a Hub data set.
+"""Images for training: photographs bundled with scikit-image, a folder, Parquet files or a Hub data set.
 
 Training batches are a pure function of (seed, step): the order of an epoch follows from (seed, epoch), the crops from
 (seed, step), so a run resumes bitwise from any step, with any number of worker processes.
@@ -137,9 +137,9 @@ class ImageData:
             self._views = self._photographs() if self.path == "photographs" else self._collection()
 
     def pictures(self, split: str = "validation") -> Pictures:
-        """The whole pictures of a split, of any size, in a fixed order: what a tokenizer is measured on.
+        """The whole pictures of a split, of any size, in a fixed order, for evaluation.
 
-        They need no training split. To measure a data set that stands alone, all of it, take `open_pictures`.
+        No training split is needed. To evaluate on a whole data set use `open_pictures`.
 
         Args:
             split: ``"train"``, ``"validation"`` or ``"test"``; of the photographs the latter two are the squares that

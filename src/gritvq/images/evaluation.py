@@ -27,7 +27,7 @@ def evaluate(
     """Reconstruction error and code usage over a whole set, every token counted once.
 
     Args:
-        tokenizer: Measured in eval mode, and left in the mode it was in.
+        tokenizer: Evaluated in eval mode; its mode is restored afterwards.
         batches: Images (B, C, H, W) in [0, 1]; with several processes, this one's share of them.
         device: Where to run.
 
@@ -35,7 +35,7 @@ def evaluate(
         Numbers by name (``psnr``, ``mse``, ``psnr_per_image``, ``usage``, ``uniform_usage``, ``perplexity``,
         ``dead_codes``, ``pictures``, ``tokens``, ``bits_per_token``, ``bits_per_pixel``) and the first channel's code
         counts (K,), sparse for large codebooks.
-        Bits are those of the tokens there are, so a channel that is open at some positions counts less.
+        Bits count existing tokens only, so a channel that is -1 at some positions counts less.
     """
     tokenizer = tokenizer.to(device)
     used, error = CodebookUsage(tokenizer.quantizer.codebook_sizes), ReconstructionError()
@@ -62,7 +62,7 @@ def token_statistics(tokenizer: ImageTokenizer) -> dict[str, float]:
     """Numbers of a tokenizer that need no data: sizes, bits, effective rank of the decoded codes.
 
     The rank is that of the first channel's codes with 0 in the others; where vectors are quantized together, that of
-    the middle vectors of grids that hold one code throughout (of 4,096 codes at most).
+    the middle vectors of grids of one code (of 4,096 codes at most).
     """
     quantizer = tokenizer.quantizer
     grid = (1, *(1, 1, *quantizer.layout)[-2:])
@@ -88,7 +88,7 @@ def token_statistics(tokenizer: ImageTokenizer) -> dict[str, float]:
 
 
 def constant_tokens(quantizer: Quantizer, codes: Int[Tensor, " n"]) -> Int[Tensor, "n *tokens Q"]:
-    """For every code a small field of tokens that says nothing else: that code in the first channel, 0 in the others.
+    """For every code a small grid of tokens with that code in the first channel and 0 in the others.
 
     The grid is 3 x 3 tokens, or the next larger one that fits the quantizer's layout. Where a quantizer leaves a
     channel open (the other levels of a hierarchy) it stays -1.

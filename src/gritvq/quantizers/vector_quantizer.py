@@ -124,7 +124,7 @@ class VectorQuantizer(Quantizer):
         return cast("list[LearningRule]", list(self.learning))
 
     def lookup(self, indices: Int[Tensor, "*batch 1"]) -> Float[Tensor, "*batch D"]:
-        """Rows of the materialised table; zeros for -1."""
+        """Rows of the materialized table; zeros for -1."""
         index = indices.squeeze(-1)
         rows = nn.functional.embedding(index.clamp_min(0), self.codebook.codes())
         return torch.where((index < 0).unsqueeze(-1), 0, rows)
@@ -183,7 +183,7 @@ class VectorQuantizer(Quantizer):
             self.statistics.end_update()
 
     def fold(self) -> VectorQuantizer:
-        """Plain quantizer over the materialised codes: same indices, bitwise the same values, no training parts."""
+        """Plain quantizer over the materialized codes: same indices, bitwise the same values, no training parts."""
         with torch.no_grad():
             codes = self.codebook.codes()
         table = FreeCodebook(self.dim, self.codebook.codebook_size)
@@ -198,7 +198,7 @@ class VectorQuantizer(Quantizer):
 def _check_learning(
     codebook: Codebook, surrogate: Surrogate | None, moves_codes: bool, learning: Sequence[LearningRule]
 ) -> None:
-    """The only place where parts are checked against each other; they declare, this compares."""
+    """Check that the parts fit together, by what they declare; the only place that does."""
     kind = type(codebook).__name__
     owners = [rule for rule in learning if rule.writes_codes == "table"]
     trainers = [type(rule).__name__ for rule in learning if rule.trains_codes]
@@ -208,7 +208,7 @@ def _check_learning(
         owner = type(owners[0]).__name__
         if len(owners) > 1:
             raise ValueError(
-                f"expected one rule that owns the codes, got {[type(o).__name__ for o in owners]}; keep one"
+                f"expected one rule that sets the codes, got {[type(o).__name__ for o in owners]}; keep one"
             )
         if codebook.writes != "table":
             raise ValueError(
@@ -217,8 +217,8 @@ def _check_learning(
             )
         if trainers:
             raise ValueError(
-                f"expected one owner of the codes, got {owner} and gradients from {', '.join(trainers)}; drop one of "
-                "them"
+                f"expected one source of changes to the codes, got {owner} and gradients from "
+                f"{', '.join(trainers)}; remove one of them"
             )
     for rule in learning:
         if rule.writes_codes == "rows" and codebook.writes is None:
@@ -230,7 +230,7 @@ def _check_learning(
 
 @torch.no_grad()
 def _check_exactness(codebook: Codebook, assignment: Assignment, surrogate: Surrogate | None) -> None:
-    """Compare what assignment and surrogate declare with what they do to a few made-up vectors."""
+    """Verify the declared ``exact`` of assignment and surrogate on a few random vectors."""
     placed = next((t for part in (assignment, surrogate) if part is not None for t in part.state_dict().values()), None)
     device = torch.device("cpu") if placed is None else placed.device
     size, own = codebook.codebook_size * codebook.dim, torch.float32
@@ -260,7 +260,7 @@ def _check_exactness(codebook: Codebook, assignment: Assignment, surrogate: Surr
             if not torch.equal(value, code):
                 raise ValueError(
                     f"expected the value of {_kind(part)} to be bitwise the code, which exact={part.exact!r} declares, "
-                    f"got one {float((value - code).abs().max()):g} away; declare 'eval' if that is so in training "
+                    f"got one {float((value - code).abs().max()):g} away; declare 'eval' if that holds in training "
                     "only, else 'never'"
                 )
 

@@ -33,15 +33,15 @@ class ConvexAssignment(Assignment):
     one the projection onto the convex hull. The gradient to x and to the codes is exact, from the optimality conditions
     on the support of p (which code is nearest counts as fixed).
 
-    **This is no tokenizer.** The value takes K weights per vector, not log2 K bits; ``decode`` of the index gives
-    another one (``exact="never"``), and errors must not be compared with those of hard codes at "equal codebook size".
+    **exact='never': do not store these indices.** The value takes K weights per vector, not log2 K bits; ``decode`` of
+    the index gives another value, and errors must not be compared with those of hard codes of equal codebook size.
     The index is that of the nearest code, so usage is that of plain vector quantization.
 
-    The problem is solved by a primal-dual interior-point method in float64, all rows of a block side by side; a row
-    leaves when its duality gap closes, after 10 to 25 steps whatever penalty and codebook, and is then solved exactly
-    on its support. A step costs O(N K m^2), m = min(D, K), and the backward pass as much as one step: about a second
-    in all for N = 4096, K = 256, D = 16 on one CPU core, nothing one would do with K in the thousands. The N x K
-    weights are kept for the backward pass.
+    The problem is solved by a primal-dual interior-point method in float64, all rows of a block in parallel; a row
+    is done when its duality gap closes, after 10 to 25 steps for any penalty and codebook, and is then solved exactly
+    on its support. A step costs O(N K m^2), m = min(D, K), and the backward pass as much as one step: about a second in
+    all for N = 4096, K = 256, D = 16 on one CPU core; too slow for K in the thousands. The N x K weights are kept for
+    the backward pass.
 
     ``relaxed`` solves the linear system without the constraints and then projects onto the simplex:
     ``p = proj((C^T C + penalty Id)^{-1} (C^T x + penalty e))``, columns of C being codes; O(N K D), differentiated
@@ -49,8 +49,8 @@ class ConvexAssignment(Assignment):
 
     Args:
         penalty: lambda > 0, in squared latent units.
-        relaxed: Whether to take the cheap approximation.
-        num_iterations: Most steps of the exact solver; a row that is not done by then keeps the weights it has.
+        relaxed: Whether to use the cheap approximation.
+        num_iterations: Maximum steps of the exact solver; a row that is not done by then keeps its current weights.
 
     Raises:
         ValueError: If the penalty is not positive or there are no iterations.
@@ -76,9 +76,9 @@ class ConvexAssignment(Assignment):
     def __init__(self, penalty: float = 0.1, *, relaxed: bool = False, num_iterations: int = 50) -> None:
         super().__init__()
         if not 0 < penalty < math.inf:
-            raise ValueError(f"expected penalty > 0, got {penalty!r}; use 1e-6 for nearly the projection on the hull")
+            raise ValueError(f"expected penalty > 0, got {penalty!r}; use 1e-6 for almost the projection on the hull")
         if num_iterations < 1:
-            raise ValueError(f"expected num_iterations >= 1, got {num_iterations!r}; 50 is plenty")
+            raise ValueError(f"expected num_iterations >= 1, got {num_iterations!r}; 50 is enough")
         self.penalty, self.relaxed, self.num_iterations = float(penalty), relaxed, num_iterations
 
     def forward(
@@ -97,7 +97,7 @@ class ConvexAssignment(Assignment):
 
     @torch.no_grad()
     def weights(self, x: Float[Tensor, "N D"], codes: Float[Tensor, "K D"]) -> Float[Tensor, "N K"]:
-        """The weights of the combinations, to look at: rows on the simplex."""
+        """The weights of the combinations, for inspection: rows on the simplex."""
         indices = nearest_code(x, codes)
         dtype = torch.promote_types(at_least_float32(x).dtype, at_least_float32(codes).dtype)
         x, codes = x.to(dtype), codes.to(dtype)

@@ -17,14 +17,14 @@ __all__ = ["NearestAssignment"]
 class NearestAssignment(Assignment):
     """The nearest code, ``argmin_k |x - c_k|`` or ``argmax_k cos(x, c_k)``; ties go to the lowest index.
 
-    Never holds N x K; always at least float32, also under autocast.
+    Never builds the N x K matrix; always at least float32, also under autocast.
 
     Args:
         metric: ``"euclidean"`` or ``"cosine"``. The value is the code itself either way; use a codebook with
             ``normalize=True`` for unit-length values.
-        precision: At least how precise a search on a GPU is: ``"float32"``, ``"tf32"`` or ``"bf16"``, as in
-            :func:`gritvq.quantizers.functional.nearest_code`. A lower one is faster and may confuse codes that are
-            about equally near.
+        precision: Minimum precision of a search on a GPU: ``"float32"``, ``"tf32"`` or ``"bf16"``, as in
+            :func:`gritvq.quantizers.functional.nearest_code`. A lower one is faster and may confuse codes at
+            nearly equal distances.
 
     Raises:
         ValueError: If metric or precision is unknown.

@@ -36,15 +36,15 @@ class SoftAssignment(Assignment):
     """The mean of all codes, near ones counting most: ``q = sum_k softmax_k(-|x - c_k|^2 / temperature) c_k``.
 
     The index is always that of the nearest code. With ``harden`` the mean is for training only and eval takes the
-    nearest code (``exact="eval"``): cool the temperature down, or the decoder meets other values than it was trained
-    on; the gradient in eval is straight-through. Without, ``q`` is the mean everywhere (``exact="never"``): an index
-    then does not reproduce the value, and K weights per vector are no token.
+    nearest code (``exact="eval"``): lower the temperature during training, or the decoder gets other values than it was
+    trained on; the gradient in eval is straight-through. Without, ``q`` is the mean everywhere (``exact="never"``): do
+    not store these indices, they do not reproduce the value.
 
     Costs O(N K D) time forward and backward; memory beyond inputs and output is that of some blocks of 4 million pairs.
 
     Args:
         temperature: > 0, in squared latent units (squared lengths of unit vectors for cosine), may be a schedule;
-            values below 1e-6 count as that.
+            values below 1e-6 are raised to 1e-6.
         metric: ``"euclidean"``, or ``"cosine"``: distances between unit vectors, ``|x/|x| - c/|c||^2 = 2 - 2 cos``.
             The mean is over the codes as they are.
         harden: Whether eval takes the nearest code.
@@ -107,7 +107,7 @@ class SampledAssignment(Assignment):
     Args:
         temperature: > 0, of the relaxation: near 0 the sample is hard and its gradient large and rare. May be a
             schedule; values below 1e-6 count as that.
-        scale: > 0, in squared latent units: how far from the nearest code samples reach. ``2 v`` makes the logits
+        scale: > 0, in squared latent units: spread of the samples around the nearest code. ``2 v`` makes the logits
             Gaussian log-densities of variance v. May be a schedule.
         straight_through: Whether the value in training is the sampled code.
         metric: ``"euclidean"``, or ``"cosine"`` for distances between unit vectors.

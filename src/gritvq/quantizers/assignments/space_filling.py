@@ -25,10 +25,10 @@ class SpaceFillingAssignment(Assignment):
     ``d`` and unit directions ``v`` from x to both corners. So its value is that point, and vector and corners get
     gradients through the distances. Eval projects onto the polyline: the nearest point of all segments.
 
-    **Values are not among the K codes, and an index alone does not reproduce one** (``exact="never"``): ``decode``
-    gives the segment's first corner, the position along the segment is lost. The index is that of the first corner, so
-    the last code is never an index. In eval a vector whose nearest point is a corner gets that corner's index, though
-    the segment before is as near: rounding has no say.
+    **exact='never': do not store these indices.** Values are not among the K codes; ``decode`` gives the segment's
+    first corner, the position along the segment is lost. The index is that of the first corner, so the last code is
+    never an index. In eval a vector whose nearest point is a corner gets that corner's index, even though the previous
+    segment is equally near, so that rounding does not decide.
 
     Costs O(N K D) time; the search works in blocks of at most 4 million entries and keeps none.
 

@@ -1,4 +1,4 @@
-"""A quantizer and an optimizer: the rates that codes ask for, and what has to follow every step."""
+"""A quantizer and an optimizer: learning rates of codes, and updates after every step."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Attachment:
 
     @classmethod
     def of(cls, module: nn.Module, optimizer: Optimizer, update: Callable[[Optimizer], None]) -> Attachment:
-        """The one that there is for this module or one around it, or a new one, which replaces those of its parts."""
+        """The existing attachment of this module or one around it, or a new one, which replaces those of its parts."""
         for other in list(cls._all.get(optimizer, [])):
             if any(part is module for part in other._module.modules()):
                 return other
@@ -51,7 +51,7 @@ class Attachment:
 
 
 def codebook_group(params: list[Any], lr: Any, scale: float) -> dict[str, Any]:
-    """An optimizer group of codes that want ``scale`` times the encoder's rate ``lr``, and no weight decay."""
+    """An optimizer group of codes with ``scale`` times the encoder's rate ``lr`` and no weight decay."""
     return {"params": params, "lr": scale * lr, "weight_decay": 0.0, "name": "codebook", "lr_scale": scale}
 
 
@@ -61,7 +61,7 @@ def _rate(group: Mapping[str, Any]) -> Any:
 
 
 def _encoder_rate(optimizer: Optimizer, scales: Mapping[nn.Parameter, float]) -> Any:
-    """The rate of the first group with parameters that ask for none of their own; None without such a group."""
+    """The rate of the first group with parameters other than codes; None without such a group."""
     for group in optimizer.param_groups:
         if not _is_marked(group) and any(parameter not in scales for parameter in group["params"]):
             return _rate(group)
@@ -77,7 +77,7 @@ def _equal(left: Any, right: Any) -> bool:
 
 
 def ignored_scales(optimizer: Optimizer, scales: Mapping[nn.Parameter, float]) -> set[float]:
-    """Scales, other than 1, whose parameters the optimizer moves at the encoder's rate all the same."""
+    """Scales, other than 1, whose parameters the optimizer nevertheless trains at the encoder's rate."""
     plain = _encoder_rate(optimizer, scales)
     plain = optimizer.defaults.get("lr") if plain is None else plain
     return {
@@ -101,8 +101,8 @@ def arrange_groups(
     Args:
         optimizer: Whose groups change.
         scales: Rate over the encoder's by parameter.
-        others: Parameters that want the encoder's rate; they are only added.
-        lr: The encoder's rate; found in the optimizer where None.
+        others: Parameters with the encoder's rate; they are only added.
+        lr: The encoder's rate; taken from the optimizer if None.
         names: For optimizers that know their parameters by name.
 
     Raises:
@@ -131,8 +131,8 @@ def arrange_groups(
             added.setdefault(None, []).append(parameter)
     if (wrong or added) and any("initial_lr" in group for group in optimizer.param_groups):
         raise ValueError(
-            "expected an optimizer without a learning rate schedule, whose groups may still change, got one with; call "
-            "attach(optimizer) right after making the optimizer, and make the schedule then"
+            "expected an optimizer without a learning rate schedule, got one with a schedule; call "
+            "attach(optimizer) right after creating the optimizer, and create the schedule then"
         )
     for group, scale, base, found in wrong:
         _split_off(optimizer, group, codebook_group(found, base, scale))

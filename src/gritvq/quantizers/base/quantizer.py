@@ -27,7 +27,7 @@ _EXACTNESS: tuple[Exactness, ...] = ("always", "eval", "never")
 
 
 def least_exact(*each: Exactness) -> Exactness:
-    """The weakest of several promises; ``"always"`` for none.
+    """The weakest of several values of ``exact``; ``"always"`` for none.
 
     Example:
         >>> least_exact("always", "never", "eval")
@@ -41,7 +41,7 @@ class QuantizerOutput(NamedTuple):
 
     Attributes:
         quantized: The hard value (*batch, D), in the input's type, carrying the surrogate gradient.
-        indices: Code indices (*tokens, Q), int64, Q = len(codebook_sizes) even where that is 1; -1 where masked.
+        indices: Code indices (*tokens, Q), int64, Q = len(codebook_sizes), also if that is 1; -1 where masked.
         losses: Weighted scalars by name; empty in eval.
     """
 
@@ -76,15 +76,16 @@ class Quantizer(Component, ABC):
     Attributes:
         dim: Size D of the output vectors.
         codebook_sizes: Number of codes of each index channel.
-        exact: Where ``quantized`` is bitwise ``decode(indices)``: ``"always"``, ``"eval"`` or ``"never"``.
+        exact: Where ``quantized`` is bitwise ``decode(indices)``: ``"always"``, ``"eval"``, or ``"never"``: do not
+            store these indices.
         surrogate: The gradient rule, applied once to the whole stack; None where :meth:`quantize` returns values that
             are differentiable in ``x`` themselves.
         layout: () for quantizers that process every vector on its own. For others, which depend on the arrangement of
             vectors, the last leading axes of the input must be these sizes, or multiples of them where the class says
             so.
-        draws_indices: Whether the index itself is drawn in training, so that two passes over the same vectors differ.
-        objective: What the losses are made for: ``"reconstruction"`` (beside a mean squared error), ``"arelbo"`` and
-            ``"albo"`` (nats per vector, beside a log-likelihood), ``"two_path"`` (both latents decoded).
+        draws_indices: Whether the index itself is random in training, so that two passes over the same vectors differ.
+        objective: The objective that the losses belong to: ``"reconstruction"`` (with a mean squared error),
+            ``"arelbo"`` and ``"albo"`` (nats per vector, with a log-likelihood), ``"two_path"`` (both latents decoded).
     """
 
     dim: int
@@ -124,8 +125,8 @@ class Quantizer(Component, ABC):
 
         Args:
             x: Vectors (*batch, input_dim), floating. A vector with an entry that is not finite is treated as masked, so
-                that it cannot poison the codes.
-            mask: True where a vector is real (*batch). Masked vectors give zeros and index -1 and count for nothing.
+                that it cannot corrupt the codes.
+            mask: True where a vector is valid (*batch). Masked vectors give zeros and index -1 and do not count.
 
         Returns:
             Values, indices and losses.
@@ -145,7 +146,7 @@ class Quantizer(Component, ABC):
         return self.before(torch.where(valid.unsqueeze(-1), x, 0)), valid
 
     def _count_pass(self) -> None:
-        """Count a pass of training, and say in good time, and once, what was forgotten."""
+        """Count a training pass, and warn once if update_codebook or attach was forgotten."""
         if torch._C._current_graph_task_id() != -1:  # activation checkpointing runs it for the second time
             return
         self._passes += 1
@@ -156,14 +157,14 @@ class Quantizer(Component, ABC):
             part._passes = max(part._passes, _EARLY)  # the outermost speaks for all
         forgotten = []
         if any(isinstance(module, (CodeStatistics, Schedule)) for module in self.modules()):
-            forgotten.append("moving averages, revival and schedules stand still")
+            forgotten.append("moving averages, revival and schedules do not advance")
         wanted = {scale for scale in self._scales().values() if scale != 1}
         if wanted and not any(part._rates_are_known for part in parts):
-            forgotten.append(f"codes that ask for {_times(wanted)} the encoder's learning rate may not get it")
+            forgotten.append(f"codes that need {_times(wanted)} the encoder's learning rate may not get it")
         if forgotten:
             warnings.warn(
                 f"training passes, but no update_codebook(): {', and '.join(forgotten)}. Call "
-                "quantizer.attach(optimizer) once before training; or make the optimizer from "
+                "quantizer.attach(optimizer) once before training; or create the optimizer from "
                 "quantizer.parameter_groups(lr) and call quantizer.update_codebook(optimizer) after every step.",
                 stacklevel=6,
             )
@@ -200,7 +201,7 @@ class Quantizer(Component, ABC):
         if indices.ndim < 1 or indices.shape[-1] != num_channels or indices.is_floating_point() or indices.is_complex():
             raise ValueError(
                 f"expected integer indices (*tokens, {num_channels}), got {indices.dtype} {tuple(indices.shape)}; the "
-                "last axis holds the index channels, also where there is one: use indices.unsqueeze(-1)"
+                "last axis holds the index channels, even if there is only one: use indices.unsqueeze(-1)"
             )
         indices = indices.long()
         if not torch.compiler.is_compiling():
@@ -214,13 +215,13 @@ class Quantizer(Component, ABC):
         return self._zero_masked(self.after(self.lookup(indices)), indices)
 
     def _zero_masked(self, values: Float[Tensor, "*batch D"], indices: Int[Tensor, "*tokens Q"]) -> Tensor:
-        """Zeros at masked positions, in any vectors that were made of the values of these indices."""
+        """Zeros at the masked positions of these indices, for vectors computed from their values."""
         return torch.where((indices < 0).all(-1, keepdim=True), 0, values)
 
     def token_shape(self, batch: tuple[int, ...]) -> tuple[int, ...]:
         """Leading shape of the indices for inputs of leading shape ``batch``.
 
-        Row by row they agree; a quantizer with a ``layout`` makes another number of tokens of it.
+        It equals ``batch``, except for quantizers with a ``layout``, which return another number of tokens.
 
         Raises:
             ValueError: If inputs of this shape do not fit the layout.
@@ -228,7 +229,7 @@ class Quantizer(Component, ABC):
         return tuple(batch)
 
     def token_scales(self, positions: tuple[int, ...]) -> tuple[TokenScale, ...]:
-        """What one sample's tokens consist of, in their order: one scale, unless a structure makes several.
+        """The scales of one sample's tokens, in order: one, unless a structure has several.
 
         Args:
             positions: Leading shape of one sample's vectors, such as (h, w).
@@ -239,7 +240,7 @@ class Quantizer(Component, ABC):
         return (TokenScale(self.token_shape(positions), tuple(range(len(self.codebook_sizes)))),)
 
     def bits(self, batch: tuple[int, ...]) -> float:
-        """Bits that the indices of inputs of leading shape ``batch`` take at fixed length: ``sum log2 K`` over tokens.
+        """Bits of the indices of inputs of leading shape ``batch`` at fixed length: ``sum log2 K`` over tokens.
 
         Example:
             >>> from gritvq import grit_vq
@@ -250,12 +251,12 @@ class Quantizer(Component, ABC):
         return bits_per_sample(self.codebook_sizes, [tokens] * len(self.codebook_sizes))
 
     def initialize_codebook(self, x: Float[Tensor, "*batch D"], generator: torch.Generator | None = None) -> None:
-        """Fit the codes to data. Explicit: nothing is ever fitted inside forward, least of all in eval.
+        """Fit the codes to data. Nothing is ever fitted inside forward.
 
         Args:
             x: Sample latents; fewer than K are repeated with jitter, non-finite rows are left out. With several
                 processes the rows of all of them are used, and all get the same codes.
-            generator: CPU generator of the draws; a fixed seed where None.
+            generator: CPU generator for random choices; a fixed seed if None.
         """
         for child in self.children():
             if isinstance(child, Quantizer):
@@ -265,7 +266,7 @@ class Quantizer(Component, ABC):
         """The ``num_codes`` nearest codes of vectors in code space, nearest first: for beams and perturbations.
 
         Raises:
-            ValueError: If this quantizer has no table of codes to be near to.
+            ValueError: If this quantizer has no table of codes.
         """
         raise ValueError(
             f"expected a quantizer with a table of codes to search, got {type(self).__name__}; use VectorQuantizer"
@@ -284,9 +285,9 @@ class Quantizer(Component, ABC):
         return None
 
     def with_learning(self, rules: Sequence[LearningRule]) -> Quantizer:
-        """A quantizer of the same parts that also learns by these rules; itself where it takes no rules.
+        """A quantizer of the same parts with these additional learning rules; itself if it takes no rules.
 
-        Rules of a kind that it has already are left out.
+        Rules of a kind that it already has are left out.
         """
         return self
 
@@ -299,8 +300,8 @@ class Quantizer(Component, ABC):
     def update_codebook(self, optimizer: torch.optim.Optimizer | None = None) -> None:
         """Apply what the learning rules do after a step (moving average, revival). Call after ``optimizer.step()``.
 
-        Reaches every quantizer inside, a shared one once, and moves all schedules one step on. Where no process has had
-        a valid vector since the last update, nothing moves.
+        Updates every quantizer inside, a shared one once, and advances all schedules by one step. Nothing changes if no
+        process has had a valid vector since the last update.
 
         Args:
             optimizer: If given, the moments of replaced codes are reset in it.
@@ -309,8 +310,8 @@ class Quantizer(Component, ABC):
             ignored = ignored_scales(optimizer, self._scales())
             if ignored:
                 warnings.warn(
-                    f"the optimizer moves codes at the encoder's learning rate, though they ask for {_times(ignored)} "
-                    "that (lr_scale). Call quantizer.attach(optimizer), or make the optimizer from "
+                    f"the optimizer moves codes at the encoder's learning rate, although they need {_times(ignored)} "
+                    "that (lr_scale). Call quantizer.attach(optimizer), or create the optimizer from "
                     "quantizer.parameter_groups(lr).",
                     stacklevel=3,
                 )
@@ -323,19 +324,19 @@ class Quantizer(Component, ABC):
         self.expect_updates()
 
     def expect_updates(self) -> None:
-        """Say that :meth:`update_codebook` will follow the steps, however many passes each of them takes.
+        """Announce that :meth:`update_codebook` will be called after every step, however many passes a step takes.
 
-        For what calls it in your place, such as a callback: no warning comes before the first step.
+        For callbacks that call it: no warning is given before the first step.
         """
         for module in self.modules():
             if isinstance(module, Quantizer):
                 module._passes = _EARLY - _LATE
 
     def update(self, optimizer: torch.optim.Optimizer | None) -> None:
-        """What this quantizer alone does after a step, its inner ones aside; nothing unless overridden."""
+        """The update of this quantizer itself, without its inner ones; nothing unless overridden."""
 
     def parameter_groups(self, lr: float) -> list[dict[str, Any]]:
-        """Optimizer groups with the learning rates this quantizer wants.
+        """Optimizer groups with the learning rates of this quantizer.
 
         Codebooks get ``lr_scale * lr`` (or their own per parameter) and no weight decay, everything else ``lr``.
 
@@ -354,15 +355,15 @@ class Quantizer(Component, ABC):
         return made + ([{"params": rest, "lr": lr, "name": "quantizer"}] if rest else [])
 
     def attach(self, optimizer: torch.optim.Optimizer, lr: float | None = None) -> Attachment:
-        """Let the optimizer train this quantizer as it wants to be trained; one line in place of two.
+        """Give the codes their learning rate in this optimizer, and update the codebook after each of its steps.
 
-        Sets the optimizer's groups right, as :meth:`parameter_groups` would have made them: parameters of codebooks
-        that have another learning rate than ``lr_scale`` times the encoder's, or weight decay, get groups of their own;
-        parameters of this quantizer that the optimizer lacks are added. From then on :meth:`update_codebook` follows
-        every step that is taken; one that a ``GradScaler`` skips is not. Do not call it yourself then.
+        Changes the optimizer's groups to those of :meth:`parameter_groups`: parameters of codebooks whose learning rate
+        is not ``lr_scale`` times the encoder's, or that have weight decay, get groups of their own; missing parameters
+        of this quantizer are added. From then on :meth:`update_codebook` runs after every step that is not skipped by
+        a ``GradScaler``. Do not call it yourself then.
 
-        Call it right after making the optimizer, before a schedule and before ``optimizer.load_state_dict``. A second
-        call changes nothing. Neither copies nor saved states hold the attachment: attach again after loading.
+        Call it right after creating the optimizer, before a schedule and before ``optimizer.load_state_dict``. A second
+        call changes nothing. Copies and saved states do not contain the attachment: attach again after loading.
 
         Args:
             optimizer: Of the whole model, or of this quantizer.
@@ -370,7 +371,7 @@ class Quantizer(Component, ABC):
                 group of codes is taken to have been given the encoder's rate.
 
         Returns:
-            Something with a method ``remove()``, after which steps are not followed any more.
+            An object with a method ``remove()``, which stops the updates.
 
         Raises:
             ValueError: If groups would have to change under a learning rate schedule.
@@ -417,7 +418,7 @@ class Quantizer(Component, ABC):
         rows = rows[torch.isfinite(rows).all(1)]
         if len(rows) == 0:
             raise ValueError(
-                "expected at least one finite vector to initialise the codebook, got none; pass a non-empty batch"
+                "expected at least one finite vector to initialize the codebook, got none; pass a non-empty batch"
             )
         return rows
 
@@ -433,7 +434,7 @@ class Quantizer(Component, ABC):
             self.token_shape(tuple(x.shape[:-1]))  # says what does not fit
         if mask is not None and (mask.dtype != torch.bool or mask.shape != x.shape[:-1]):
             raise ValueError(
-                f"expected a bool mask {tuple(x.shape[:-1])}, True where a vector is real, got {mask.dtype} "
+                f"expected a bool mask {tuple(x.shape[:-1])}, True where a vector is valid, got {mask.dtype} "
                 f"{tuple(mask.shape)}"
             )
 
@@ -443,13 +444,13 @@ def _times(scales: set[float]) -> str:
 
 
 def check_quantizer(part: object) -> None:
-    """Refuse what is no quantizer of vectors with their channels last.
+    """Check that this is a quantizer of vectors with channels last.
 
     Raises:
         ValueError: If it is something else, such as a ``ChannelsFirst``.
     """
     if not isinstance(part, Quantizer):
         raise ValueError(
-            f"expected a quantizer, whose vectors have their channels last, got {type(part).__name__}; put the "
-            "quantizers together first and ChannelsFirst around the whole"
+            f"expected a quantizer of vectors with channels last, got {type(part).__name__}; combine the "
+            "quantizers first and wrap the whole in ChannelsFirst"
         )

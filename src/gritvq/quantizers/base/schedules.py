@@ -1,6 +1,6 @@
-"""Schedules: numbers that change as training goes on.
+"""Schedules: numbers that change during training.
 
-Their clock is ``update_codebook``, once per optimizer step. A step without a single vector, on any process, does not
+They advance with ``update_codebook``, once per optimizer step. A step without a valid vector on any process does not
 count.
 """
 
@@ -21,10 +21,10 @@ __all__ = ["DecaySchedule", "LinearSchedule", "Schedule", "scheduled"]
 
 
 class Schedule(Component, ABC):
-    """A number that depends on how many steps were made.
+    """A number that depends on the number of steps.
 
-    Wherever an argument is typed ``float | Schedule`` a plain number means "always that". The step is a buffer: it is
-    saved with the model, and a compiled graph does not change when it grows.
+    Where an argument is ``float | Schedule`` a plain number is a constant. The step is a buffer: it is saved with the
+    model, and a compiled graph does not change with it.
     """
 
     step: Tensor
@@ -65,10 +65,10 @@ class DecaySchedule(Schedule):
 
     Args:
         start: Value at step 0.
-        factor: What the value is multiplied by every ``interval`` steps, > 0.
+        factor: Factor per ``interval`` steps, > 0.
         interval: Steps.
         floor: Smallest value.
-        staircase: Whether the value jumps at every ``interval`` instead of falling all the time.
+        staircase: Whether the value changes in jumps at every ``interval`` instead of continuously.
 
     Example:
         >>> schedule = DecaySchedule(1.0, factor=0.5, interval=10, floor=0.2)

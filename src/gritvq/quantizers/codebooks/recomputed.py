@@ -14,13 +14,13 @@ __all__ = ["mapped_rows"]
 
 RowMap = Callable[[Tensor], Tensor]
 
-_BLOCK_ROWS = 8192  # so that what a map holds inside is small beside the table
+_BLOCK_ROWS = 8192  # so that the map's activations are small compared with the table
 
 
 def mapped_rows(
     transform: RowMap, base: Float[Tensor, "K D"], parameters: Sequence[nn.Parameter]
 ) -> Float[Tensor, "K D"]:
-    """``T(C)`` for a map that takes every row on its own, without the graph of K rows.
+    """``T(C)`` for a row-wise map, without storing the graph of K rows.
 
     The forward pass keeps ``C`` and the parameters alone. The backward pass maps the rows with a gradient again, of
     which there are at most as many as vectors were quantized, unless a loss sees every code. Values and gradients are
@@ -29,7 +29,7 @@ def mapped_rows(
     Args:
         transform: The map T, built on ``parameters``.
         base: Rows C (K, D).
-        parameters: All that T depends on and that may want a gradient.
+        parameters: All parameters that T depends on.
 
     Returns:
         Mapped rows (K, D).

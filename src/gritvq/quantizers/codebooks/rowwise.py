@@ -20,7 +20,7 @@ Initialization = Literal["normal", "samples", "kmeans"]
 
 
 def normal_table(dim: int, codebook_size: int, generator: torch.Generator | None) -> Tensor:
-    """Codes drawn from N(0, 1/D), so that their expected squared length is 1 whatever the dimension."""
+    """Codes drawn from N(0, 1/D), so that their expected squared length is 1 in any dimension."""
     return torch.randn(codebook_size, dim, generator=generator) / math.sqrt(dim)
 
 
@@ -30,9 +30,9 @@ class FreeCodebook(Codebook):
     Args:
         dim: Size D of a code.
         codebook_size: Number of codes K.
-        lr_scale: Learning rate of the codes over the encoder's.
+        lr_scale: Learning rate of the codes, as a multiple of the encoder's.
         normalize: Scale codes to unit length.
-        initialization: ``"samples"`` or ``"kmeans"`` ask the training loop for a start from data.
+        initialization: ``"samples"`` or ``"kmeans"``: the training loop initializes the codes from data.
         generator: CPU generator of the random start.
 
     Example:
@@ -123,7 +123,7 @@ class _TransformedCodebook(Codebook):
 
     @torch.no_grad()
     def write(self, rows: Int[Tensor, " M"], vectors: Float[Tensor, "M D"]) -> Bool[Tensor, " M"]:
-        """Solve ``T(c) = v`` for each row; rows without a solution within 1 % of the vector's length are left alone."""
+        """Solve ``T(c) = v`` for each row; rows without a solution within 1 % of a vector's length stay."""
         vectors = vectors.to(self.base)
         with torch.autocast(self._device_type(), enabled=False):
             solved = self.solve(vectors)
@@ -152,13 +152,14 @@ class AffineCodebook(_TransformedCodebook):
     Args:
         dim: Size D of a code.
         codebook_size: Number of codes K.
-        base: Whether C is trained along with the map, or frozen at its random start.
+        base: Whether C is trained with the map, or frozen at its random start.
         structure: Form of the linear part.
         bias: Whether b is there.
-        lr_scale: Learning rate of map and base table over the encoder's; two numbers give each its own. Published maps
-            use 1; a faster one keeps more codes.
+        lr_scale: Learning rate of map and base table, as a multiple of the encoder's; two numbers set them
+            separately. Published maps use 1; a
+            larger value keeps more codes in use.
         normalize: Scale codes to unit length.
-        initialization: ``"samples"`` or ``"kmeans"`` ask the training loop for a start from data.
+        initialization: ``"samples"`` or ``"kmeans"``: the training loop initializes the codes from data.
 
     The rank of ``"low_rank"`` is ``max(1, D // 4)``.
 
@@ -230,11 +231,12 @@ class MLPCodebook(_TransformedCodebook):
     Args:
         dim: Size D of a code.
         codebook_size: Number of codes K.
-        hidden_dim: Width of the hidden layer; 4 D unless given.
-        base: Whether C is trained along with the map, or frozen at its random start.
-        lr_scale: Learning rate of map and base table over the encoder's; two numbers give each its own.
+        hidden_dim: Width of the hidden layer, 4 D by default.
+        base: Whether C is trained with the map, or frozen at its random start.
+        lr_scale: Learning rate of map and base table, as a multiple of the encoder's; two numbers set them
+            separately.
         normalize: Scale codes to unit length.
-        initialization: ``"samples"`` or ``"kmeans"`` ask the training loop for a start from data.
+        initialization: ``"samples"`` or ``"kmeans"``: the training loop initializes the codes from data.
         generator: CPU generator of the base table's start.
 
     Example:

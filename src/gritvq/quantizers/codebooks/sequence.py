@@ -1,4 +1,4 @@
-"""Codebooks whose map sees the whole table at once: the codes are a sequence that a small transformer reads."""
+"""Codebooks whose map takes the whole table at once: the codes are the input sequence of a small transformer."""
 
 from __future__ import annotations
 
@@ -67,16 +67,16 @@ class TransformerCodebook(_SequenceCodebook):
     per forward pass.
 
     **Not a low-capacity map:** the position table P (K, width) gives every code ``width`` free numbers of its own, 256
-    by default, many more than the D of a free table. What is shared acts beside them; a count of the parameters must
-    include P, which :meth:`fold` drops with everything else. Codes start at the scale the layers happen to give (about
-    ``sqrt(1/3)`` per component), not at the data's: ``initialization="kmeans"`` or ``"samples"`` ask for a start from
-    data, which here means matched mean and spread.
+    by default, many more than the D of a free table. A count of the parameters must
+    include P, which :meth:`fold` removes with everything else. Codes start at the scale of the layers (about
+    ``sqrt(1/3)`` per component), not of the data: ``initialization="kmeans"`` or ``"samples"`` match the mean
+    and spread of the data.
 
     Args:
         dim: Size D of a code.
         codebook_size: Number of codes K.
         width: Width of the block.
-        lr_scale: Learning rate of block and positions over the encoder's. The base table is never trained.
+        lr_scale: Learning rate of block and positions, as a multiple of the encoder's. The base table is never trained.
         normalize: Scale codes to unit length.
         initialization: ``"samples"`` and ``"kmeans"`` ask the training loop to match the codes' moments to the data's.
         generator: CPU generator of base and position table.
@@ -166,10 +166,10 @@ class BridgeCodebook(_SequenceCodebook):
 
     **The zero start.** As released, the last layer starts at zero, so at first all K codes are the same point and
     every vector takes code 0. The first step moves only the rows at code 0's place within a group, one in g: K/g + 1
-    distinct codes. Each further step can wake one more place, and C has no gradient before the second step. Places wake
-    only while some vector is nearest to the codes that still sleep: with data away from zero the awake codes take all
-    vectors and usage stops at 1/g. ``quantizer.initialize_codebook(x)`` before training puts the sleeping codes at the
-    mean of the data, which avoids that; let training pass this phase before measuring anything.
+    distinct codes. Each further step can move one more place, and C has no gradient before the second step. A place
+    moves only if some vector is nearest to its codes: with data away from zero the codes that moved first take all
+    vectors and usage stops at 1/g. ``quantizer.initialize_codebook(x)`` before training puts the other codes at the
+    mean of the data, which avoids that. Do not measure usage before this phase is over.
 
     Args:
         dim: Size D of a code.
@@ -182,7 +182,7 @@ class BridgeCodebook(_SequenceCodebook):
         lr_scale: Learning rate of map and base table over the encoder's; two numbers give each its own.
 
     Raises:
-        ValueError: If a size is not positive or ``width`` is no multiple of 4.
+        ValueError: If a size is not positive or ``width`` is not a multiple of 4.
 
     Example:
         >>> book = BridgeCodebook(4, 10, codes_per_token=3, width=8)

@@ -26,9 +26,9 @@ class PerturbedQuantizer(WrappedQuantizer):
 
     Args:
         quantizer: With a table of codes and one index channel (:class:`gritvq.VectorQuantizer`).
-        share: Share of samples perturbed, in [0, 1]; a schedule lets it fade.
+        share: Share of samples perturbed, in [0, 1]; may be a schedule.
         probability: Probability that a token of such a sample is replaced, in [0, 1].
-        num_neighbors: Neighbors drawn from; all codes where there are fewer.
+        num_neighbors: Number of nearest codes to sample from; all codes if there are fewer.
 
     Raises:
         ValueError: If an argument is out of its range or the quantizer has no table.
@@ -44,8 +44,8 @@ class PerturbedQuantizer(WrappedQuantizer):
     References:
         Qiu et al., "Robust Latent Matters: Boosting Image Generation with Sampling Error Synthesis" (RobustTok), 2025,
         arXiv 2503.08354. Li et al., "XQ-GAN", 2024, arXiv 2412.01762, released code: share 0.1, probability 1, 100
-        neighbors, the share annealed over epochs 40 to 120. That neighbors are those of the code is second-hand;
-        independent draws per sample and token, and what happens under other surrogates, are our choice.
+        neighbors, the share annealed over epochs 40 to 120. That neighbors are those of the code follows second-hand
+        descriptions; independent draws per sample and token, and what happens under other surrogates, are our choice.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class PerturbedQuantizer(WrappedQuantizer):
         self.exact = least_exact("eval", quantizer.exact)
 
     def quantize(self, x: Float[Tensor, "*batch D"], valid: Bool[Tensor, "*batch"]) -> QuantizerOutput:
-        """The quantizer's, with other values for some tokens in training."""
+        """The inner quantizer's output, with other values for some tokens in training."""
         output = super().quantize(x, valid)
         if not self.training:
             return output

@@ -16,7 +16,7 @@ __all__ = ["ProjectedQuantizer"]
 
 
 class ProjectedQuantizer(WrappedQuantizer):
-    """A quantizer in a space of another size: a linear map in front of it and one behind.
+    """A quantizer in a space of another size, between two linear maps.
 
     ``value = W_out Q(W_in x + b_in) + b_out``, in float32 also under autocast. The maps get their gradients through the
     quantizer's own surrogate. They start orthogonal and without bias: a bias comparable to the latents would fix the

@@ -1,4 +1,4 @@
-"""What quantizers of square grids at several resolutions have in common: tokens, prefixes, masks, convolutions."""
+"""Base of quantizers of square grids at several resolutions: tokens, prefixes, masks, convolutions."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Pyramid(Quantizer):
         return [part.unflatten(1, (side, side)) for part, side in zip(parts, sides, strict=True)]
 
     def _zero_masked(self, values: Float[Tensor, "*batch D"], indices: Int[Tensor, "*tokens Q"]) -> Tensor:
-        """Zeros where the finest level that a sample has says -1 about a position."""
+        """Zeros at positions where the finest level of a sample is -1."""
         missing = (indices < 0).all(-1)
         sides = self._sides(missing.shape[-1])
         full = self._full_side(sides)
@@ -117,7 +117,7 @@ def _covering(cells: Bool[Tensor, "B p p"], full: int) -> Bool[Tensor, "B P P"]:
 
 
 def convolve(x: Float[Tensor, "B H W D"], layer: nn.Conv2d | nn.ConvTranspose2d) -> Float[Tensor, "B h w C"]:
-    """A convolution with channels last, in the layer's own precision but at least float32, whatever autocast says."""
+    """A convolution with channels last, in the layer's own precision but at least float32, also under autocast."""
     with torch.autocast(x.device.type, enabled=False):
         weight, bias = at_least_float32(layer.weight), None if layer.bias is None else at_least_float32(layer.bias)
         y = x.to(weight.dtype).permute(0, 3, 1, 2).contiguous()

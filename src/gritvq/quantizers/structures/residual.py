@@ -1,4 +1,4 @@
-"""Residual quantization: a sum of levels, each for what the ones before left over."""
+"""Residual quantization: a sum of levels, each quantizing the remainder of the levels before."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _BLOCK_ENTRIES = 1 << 22  # numbers of the largest array of a beam search
 
 
 class ResidualQuantizer(Stack):
-    """Residual quantization: every level quantizes what the levels before left over; the value is the sum.
+    """Residual quantization: every level quantizes the remainder of the levels before; the value is the sum.
 
     ``r_1 = x``, ``q_l = Q_l(r_l)``, ``r_{l+1} = r_l - sg(q_l)``, value ``sum_l q_l``. A vector's first n index channels
     are a coarser description of it: channels of -1 add nothing, so ``decode(indices[..., :n])`` works for every n.
@@ -61,7 +61,7 @@ class ResidualQuantizer(Stack):
         super().__init__(quantizers)
         for part in quantizers:
             if part.input_dim != part.dim:
-                check_hard_part(part, type(self).__name__)  # says what is wrong; Stack has checked hard parts
+                check_hard_part(part, type(self).__name__)  # raises; Stack has checked hard parts
             if part.layout:
                 raise ValueError(
                     f"expected levels that take every vector on its own, got {type(part).__name__} with the layout "
@@ -169,7 +169,7 @@ class ResidualQuantizer(Stack):
         return super().decode(indices)
 
     def initialize_codebook(self, x: Float[Tensor, "*batch D"], generator: torch.Generator | None = None) -> None:
-        """Fit each level to what the levels before leave over."""
+        """Fit each level to the remainder of the levels before."""
         self._check_input(x, None)
         rows = at_least_float32(x.detach()).reshape(-1, self.dim)
         rows = rows[torch.isfinite(rows).all(1)]
@@ -184,7 +184,7 @@ class ResidualQuantizer(Stack):
             self.surrogate.initialize(self._finite_rows(x))
 
     def level_tables(self) -> list[Tensor] | None:
-        """Those of the levels, if all of them have some."""
+        """The tables of all levels; None if one has none."""
         found = [part.level_tables() for part in self._parts()]
         return None if None in found else [table for tables in found for table in tables or ()]
 

@@ -1,4 +1,4 @@
-"""What structures have in common: parts that fit together, one surrogate for all, values of a part's indices."""
+"""Base of structures: parts that fit together, one surrogate for all, values of a part's indices."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def has_trained_maps(part: Quantizer) -> bool:
 
 
 def check_hard_part(part: Quantizer, where: str) -> None:
-    """Refuse a part whose values cannot be summed under one surrogate for the whole.
+    """Check that a part's values can be summed under one surrogate for the whole.
 
     Raises:
         ValueError: If it has trained maps, takes larger vectors than it returns, or is differentiable itself.
