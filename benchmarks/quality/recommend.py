@@ -3,12 +3,12 @@
     python -m benchmarks.quality.recommend --data ../shared/data/recsys
     python -m benchmarks.quality.recommend --methods sasrec --seeds 0 1 2
 
-Leave-one-out by time, ranks over the whole catalogue, seen items kept, ties at their mean rank. Floors are exact and
+Leave-one-out by time, ranks over the whole catalogue, seen items kept, ties at their mean rank. Baselines are exact and
 have no seed. Popularity stands there a second time with half ranks rounded down, and text cosine with 5,000 sampled
 users, as the reference values have it. SASRec is trained on the training part, with its settings chosen and its
 training stopped by NDCG@10 on the validation items; the test items are ranked once per seed.
 
-Writes ``benchmarks/results/items_floors_*.csv``. A run that is in it already is not repeated.
+Writes ``benchmarks/results/items_baselines_*.csv``. A run that is in it already is not repeated.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     arguments = parser.parse_args()
-    path = RESULTS / f"items_floors_{hardware()}_{date.today():%Y%m}.csv"
+    path = RESULTS / f"items_baselines_{hardware()}_{date.today():%Y%m}.csv"
     about = circumstances(CONTEST, "-")
     for name in DATA:
         data = read_item_data(arguments.data / name)

@@ -1,4 +1,4 @@
-"""Tables of ``docs/semantic-ids.md``: item tokenizers, floors, generative recommenders, masking by the trie."""
+"""Tables of ``docs/semantic-ids.md``: item tokenizers, baselines, generative recommenders, masking by the trie."""
 
 from __future__ import annotations
 
@@ -32,9 +32,10 @@ without which they collapse. So a row says how a unit does under these settings,
 
 FIRMNESS = """The same runs. "Effective codes" of a level are how many equally used codes without overlap would be
 confused as little when embeddings get noise of a tenth of their spread, "kept" the share of ids that this noise leaves
-as they are, "cohesion" the mean cosine of two items that share one, two or three codes; `report()` has the formulas."""
+as they are, "cohesion" the mean cosine of two items that share one, two or three codes;
+`gritvq.items.ids.metrics` has the formulas."""
 
-FLOORS = """    python -m benchmarks.quality.recommend --data PATH-TO-RECSYS
+BASELINES = """    python -m benchmarks.quality.recommend --data PATH-TO-RECSYS
 
 Popularity counts training events. Co-occurrence is the row of the user's last item in a matrix of training pairs at
 most three apart. Text cosine ranks items by the embedding of the last item, which itself is removed. SASRec is trained
@@ -115,11 +116,11 @@ def tokenizers(folder: Path) -> str:
     return "\n\n".join([TOKENIZERS, *parts])
 
 
-def floors(folder: Path) -> str:
+def baselines(folder: Path) -> str:
     """What needs no generative model, best first within a data set."""
     parts = []
     columns = ("data", "method", "R@5", "N@5", "R@10", "N@10", "users", "seeds")
-    for path in sorted(folder.glob("items_floors_*.csv")):
+    for path in sorted(folder.glob("items_baselines_*.csv")):
         results = read_results(path, RUN)
         rows = []
         for (data, method), runs in _grouped(results, ("data", "method")).items():
@@ -133,7 +134,7 @@ def floors(folder: Path) -> str:
             )
         lines = [row for *_, row in sorted(rows, key=lambda each: each[:2])]
         parts += [circumstances(results, ABOUT), markdown_table(columns, lines)]
-    return "\n\n".join([FLOORS, *parts])
+    return "\n\n".join([BASELINES, *parts])
 
 
 def next_item(folder: Path, images: Path) -> str:
@@ -168,14 +169,14 @@ def next_item(folder: Path, images: Path) -> str:
         parts += [markdown_table(columns, lines), f"All {most:,} users:"]
         columns = ("method", "counted", "seed", "step", "minutes", "beam", "R@5", "N@5", "R@10", "N@10")
         parts += [markdown_table(columns, whole)]
-        curve_picture(curve, _floors_of(folder), images / f"{path.stem}.png")
+        curve_plot(curve, _baselines_of(folder), images / f"{path.stem}.png")
         parts.append(f"![Recall against training time](images/{path.stem}.png)")
     return "\n\n".join([NEXT_ITEM, *parts])
 
 
-def _floors_of(folder: Path) -> dict[str, float]:
+def _baselines_of(folder: Path) -> dict[str, float]:
     """Test R@10 on Amazon Beauty of what needs no training."""
-    rows = [row for path in sorted(folder.glob("items_floors_*.csv")) for row in read_results(path, RUN)]
+    rows = [row for path in sorted(folder.glob("items_baselines_*.csv")) for row in read_results(path, RUN)]
     wanted = ("popularity", "text cosine", "co-occurrence")
     return {
         row["method"]: float(row["recall@10"])
@@ -184,8 +185,8 @@ def _floors_of(folder: Path) -> dict[str, float]:
     }
 
 
-def curve_picture(curve: Sequence[Mapping[str, Any]], floors: Mapping[str, float], path: Path) -> None:
-    """Recall@10 against minutes of training, with the floors as lines."""
+def curve_plot(curve: Sequence[Mapping[str, Any]], baselines: Mapping[str, float], path: Path) -> None:
+    """Recall@10 against minutes of training, with the baselines as lines."""
     figure, axis = new_figure(7.2, 4.0)
     for split, color in (("validation", "#9ab8cc"), ("test", "#20638a")):
         chosen = [run for run in curve if run["split"] == split]
@@ -193,7 +194,7 @@ def curve_picture(curve: Sequence[Mapping[str, Any]], floors: Mapping[str, float
         for number, runs in enumerate(_grouped(chosen, ("seed",)).values()):
             minutes, recall = ([float(run[name]) for run in runs] for name in ("minutes", "recall@10"))
             axis.plot(minutes, recall, "o-", color=color, label=None if number else label, markersize=4, linewidth=1)
-    for name, value in floors.items():
+    for name, value in baselines.items():
         axis.axhline(value, color="#b03a2e", linewidth=1, linestyle="--")
         axis.annotate(f"{name}, test", (0.01, value), xycoords=("axes fraction", "data"), ha="left", va="bottom")
     axis.set(xlabel="processor minutes of training", ylabel="Recall@10, items", xlim=(0, None), ylim=(0, None))
@@ -217,12 +218,12 @@ def recommenders(folder: Path, images: Path) -> str:
             numbers = [_spread(values, ".4f") for values in told.values()]
             lines.append([*key, *numbers, f"{_mean(runs, 'minutes'):.1f}", str(len(runs))])
         parts += [circumstances(results, ("data", *ABOUT)), markdown_table(columns, lines)]
-        recommender_picture([groups[key] for key in ranked], images / f"{path.stem}.png")
+        recommender_plot([groups[key] for key in ranked], images / f"{path.stem}.png")
         parts.append(f"![Recall of each tokenizer, a dot per seed](images/{path.stem}.png)")
     return "\n\n".join([RECOMMENDERS, *parts])
 
 
-def recommender_picture(groups: Sequence[Sequence[Mapping[str, Any]]], path: Path) -> None:
+def recommender_plot(groups: Sequence[Sequence[Mapping[str, Any]]], path: Path) -> None:
     """A line per tokenizer, a dot per seed."""
     figure, axis = new_figure(7.2, 0.6 + 0.4 * len(groups))
     for place, runs in enumerate(groups):
@@ -278,13 +279,13 @@ def encoding(folder: Path) -> str:
 
 
 def with_tables(text: str, folder: Path, images: Path) -> str:
-    """The page with what lies between its marks made anew, and its pictures."""
-    tables = {"tokenizers": tokenizers, "encoding": encoding, "floors": floors, "trie": masking}
-    pictured = {"next": next_item, "recommenders": recommenders}
+    """The page with what lies between its marks made anew, and its plots."""
+    tables = {"tokenizers": tokenizers, "encoding": encoding, "baselines": baselines, "trie": masking}
+    plotted = {"next": next_item, "recommenders": recommenders}
 
     def table(mark: re.Match[str]) -> str:
         name = mark["name"]
-        made = pictured[name](folder, images) if name in pictured else tables[name](folder)
+        made = plotted[name](folder, images) if name in plotted else tables[name](folder)
         return f"<!-- table {name} -->\n\n{made}\n\n<!-- end -->"
 
     return re.sub(r"<!-- table (?P<name>\w+) -->.*?<!-- end -->", table, text, flags=re.DOTALL)

@@ -1,4 +1,4 @@
-"""Floors against dense loops and scikit-learn, their values on the real sets, and SASRec on what it must learn."""
+"""Baselines against dense loops and scikit-learn, their values on the real sets, and SASRec on what it must learn."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def some_histories(users: int = 30, items: int = 12, seed: int = 0) -> Histories
     return Histories.of([generator.integers(0, items, generator.integers(0, 9)).tolist() for _ in range(users)])
 
 
-class TestFloors:
+class TestBaselines:
     def test_popularity_counts(self) -> None:
         train = some_histories()
         expected = [sum(row.tolist().count(item) for row in train) for item in range(12)]
@@ -38,22 +38,22 @@ class TestFloors:
                 for d, second in enumerate(row.tolist()[i + 1 : i + 1 + distance], start=1):
                     weights[first, second] += 1 / d
                     weights[second, first] += 0.5 / d
-        floor = CoOccurrence(train, 12, distance=distance)
-        got = floor.scores(Histories.of([[5, i] for i in range(12)] + [[]])).double().numpy()
+        baseline = CoOccurrence(train, 12, distance=distance)
+        got = baseline.scores(Histories.of([[5, i] for i in range(12)] + [[]])).double().numpy()
         prior = got[-1]  # no last item
         assert prior.max() == pytest.approx({1: 1 / 4, 3: 1 / 24}[distance])  # half of the smallest difference
         np.testing.assert_allclose(prior / prior.max(), counts / counts.max(), rtol=1e-6)
         np.testing.assert_allclose(got[:-1] - prior, weights, atol=1e-5)
 
     def test_popularity_orders_large_equal_entries(self) -> None:
-        floor = CoOccurrence(Histories.of([[0, 1], [0, 2]] * 3000 + [[2]]), 3)
-        got = floor.scores(Histories.of([[0]]))[0]
+        baseline = CoOccurrence(Histories.of([[0, 1], [0, 2]] * 3000 + [[2]]), 3)
+        got = baseline.scores(Histories.of([[0]]))[0]
         assert got[1].item() == pytest.approx(3000 + 3000 / 6000 / 24, abs=1e-9)
         assert (got[2] - got[1]).item() == pytest.approx(1 / 6000 / 24, rel=1e-6)
 
     def test_an_item_that_never_occurred_falls_back_to_popularity(self) -> None:
-        floor = CoOccurrence(Histories.of([[0, 1], [2, 1]]), 4)
-        assert top_items(floor.scores(Histories.of([[3]])), 4)[0, 0] == 1
+        baseline = CoOccurrence(Histories.of([[0, 1], [2, 1]]), 4)
+        assert top_items(baseline.scores(Histories.of([[3]])), 4)[0, 0] == 1
 
     def test_cosine_against_scikit_learn(self) -> None:
         vectors = torch.randn(12, 5)
@@ -68,9 +68,9 @@ class TestFloors:
         for make in (Popularity, CoOccurrence):
             with pytest.raises(ValueError, match=r"item rows in \[0, 5\), got 0 to 5"):
                 make(train, 5)
-        for floor in (Popularity(train, 6), CoOccurrence(train, 6), TextCosine(torch.eye(6)), SASRec(6, 4)):
+        for baseline in (Popularity(train, 6), CoOccurrence(train, 6), TextCosine(torch.eye(6)), SASRec(6, 4)):
             with pytest.raises(ValueError, match="find the rows of keys"):
-                floor.scores(Histories.of([[6]]))
+                baseline.scores(Histories.of([[6]]))
         with pytest.raises(ValueError, match="distance >= 1, got 0"):
             CoOccurrence(train, 6, distance=0)
         with pytest.raises(ValueError, match="expected finite embeddings"):
@@ -99,8 +99,8 @@ def test_values_on_the_real_sets(
     data = read_item_data(SHARED / name)
     split = data.interactions.split()
 
-    def measured(floor: Popularity | CoOccurrence | TextCosine, users: slice = slice(None)) -> torch.Tensor:
-        return ranks_by_scores(floor.scores, split.test_inputs[users], split.test[users])
+    def measured(baseline: Popularity | CoOccurrence | TextCosine, users: slice = slice(None)) -> torch.Tensor:
+        return ranks_by_scores(baseline.scores, split.test_inputs[users], split.test[users])
 
     def values(ranks: torch.Tensor) -> list[int]:
         return [round(1e4 * value) for value in ranking_metrics(ranks).values()]

@@ -1,4 +1,4 @@
-"""Recommendation of the next item: ranking metrics, floors, SASRec, generative models with their search."""
+"""Recommendation of the next item: ranking metrics, baselines, SASRec, generative models with their search."""
 
 from gritvq.items.recommenders.backbones import Backbone, DepthDecoder, EncoderDecoder, TokenDecoder
 from gritvq.items.recommenders.baselines import CoOccurrence, Popularity, TextCosine

@@ -59,8 +59,8 @@ class CoOccurrence:
         ValueError: If an item row is outside the catalogue or the distance is below 1.
 
     Example:
-        >>> floor = CoOccurrence(Histories.of([[0, 1, 2]]), 4)
-        >>> floor.scores(Histories.of([[3, 1]])).mul(10).round().tolist()
+        >>> baseline = CoOccurrence(Histories.of([[0, 1, 2]]), 4)
+        >>> baseline.scores(Histories.of([[3, 1]])).mul(10).round().tolist()
         [[5.0, 0.0, 10.0, 0.0]]
     """
 
@@ -111,8 +111,8 @@ class TextCosine:
         ValueError: If the embeddings are no matrix or not finite.
 
     Example:
-        >>> floor = TextCosine(torch.tensor([[2.0, 0.0], [3.0, 3.0], [0.0, 1.0]]))
-        >>> floor.scores(Histories.of([[2, 0]]))
+        >>> baseline = TextCosine(torch.tensor([[2.0, 0.0], [3.0, 3.0], [0.0, 1.0]]))
+        >>> baseline.scores(Histories.of([[2, 0]]))
         tensor([[  -inf, 0.7071, 0.0000]])
     """
 
