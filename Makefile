@@ -75,7 +75,7 @@ lowest: $(VENV)/.installed-development  ## run the tests with the lowest version
 	@sed -i '/^tf-/d' $(LOWEST)/lowest.txt  # TensorFlow, which an old TensorBoard names and nothing here uses
 	@$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r $(LOWEST)/lowest.txt
 	@$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
-	@$(THREADS) $(LOWEST)/bin/python -m pytest -q -n 2 $(TESTS)
+	@$(THREADS) $(LOWEST)/bin/python -m pytest -q -n 2 -W default $(TESTS)
 
 soak: $(VENV)/.installed-development  ## run the tests that take long
 	@echo "==> pytest -m soak"

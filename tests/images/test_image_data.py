@@ -430,6 +430,7 @@ class TestStream:
         train_batches(data, 2), list(data.val_dataloader()), list(data.test_dataloader())
         assert torch.equal(torch.get_rng_state(), before)
 
+    @pytest.mark.filterwarnings("ignore:::lightning")  # its hints, which `train` turns off
     def test_resumes_under_lightning_and_goes_on_from_epoch_to_epoch(self, folder: str, tmp_path: Path) -> None:
         class Recorder(Task):
             def __init__(self) -> None:

@@ -303,7 +303,7 @@ class TestBeam:
             error = self.error(quantizer, x, indices)
             assert indices.shape == greedy.shape
             assert bool((error <= self.error(quantizer, x, greedy) + 1e-6).all())
-            means.append(float(error.mean()))
+            means.append(error.mean().item())
         assert means[1] < 0.95 * means[0] and means[2] < means[1] and means[3] < means[2]
 
     def test_prefixes_masks_and_blocks(self, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -223,7 +223,7 @@ def _read(path: Path) -> Iterator[TokenRow]:
 
 
 def _npz_rows(path: Path) -> Iterator[TokenRow]:
-    with np.load(path, allow_pickle=False) as file:
+    with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:  # closed where it is damaged, too
         keys = dict.fromkeys(file.files)
         names = [key.removeprefix("tokens/") for key in keys if key.startswith("tokens/")]
         if not names:
