@@ -431,6 +431,9 @@ class TestTexts:
             with pytest.raises(ValueError, match="at least one field, got none"):
                 shelf.texts((), fallback=fallback)
 
+    @pytest.mark.filterwarnings(
+        "ignore:Importing from 'sentence_transformers.models'"
+    )  # older ones have no other place
     def test_embeddings_of_a_model_in_a_folder(self, tmp_path: Path) -> None:
         folder = tiny_encoder(tmp_path)
         texts = ["red soap", "blue soap with a long name", "red soap"]

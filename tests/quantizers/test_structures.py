@@ -228,7 +228,7 @@ KINDS: dict[str, Callable[[], Quantizer]] = {
 
 
 class TestKinds:
-    @pytest.mark.parametrize(("one", "two"), itertools.product(KINDS, KINDS))
+    @pytest.mark.parametrize(("one", "two"), list(itertools.product(KINDS, KINDS)))
     def test_two_levels_are_what_they_say(self, one: str, two: str) -> None:
         first, second, x = KINDS[one](), KINDS[two](), torch.randn(3, 40, DIM)
         quantizer = ResidualQuantizer([first, second])
