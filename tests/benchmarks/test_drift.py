@@ -68,7 +68,6 @@ def outcomes(quantizer: Any, settings: dict[str, float], seed: int) -> list[floa
         ("grit_vq, revival", {"rate": 0.005}),
     ],
 )
-@pytest.mark.filterwarnings("ignore:the optimizer moves codes:UserWarning")  # its rates are what is measured
 def test_grit_vq_keeps_its_codes(name: str, settings: dict[str, float], seed: int) -> None:
     assert settings in drift.grid(name)
     # Each code of 128 is .0078: two may be lost to rounding, one was in such trials.
