@@ -22,7 +22,7 @@ from PIL import Image
 import gritvq.images.data as module
 from conftest import DATA
 from gritvq.images import ImageData, find_images, read_images, to_tensor
-from gritvq.training import DataModule, OptimizerSettings, Task
+from gritvq.training import DataModule, OptimizerSettings, RunFolder, Task
 
 SHARED = DATA / "images"
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="the real image sets are not in ../shared/data")
@@ -445,10 +445,10 @@ class TestStream:
             def parameter_groups(self) -> list[dict[str, object]]:
                 return [{"params": [self.weight]}]
 
-            def run_callbacks(self, folder: Path | None) -> list[Callback]:
+            def run_callbacks(self, run: RunFolder | None) -> list[Callback]:
                 return []
 
-            def write_model(self, folder: Path, training: object) -> None:
+            def finish(self, run: RunFolder, training: object) -> None:
                 raise AssertionError("a trainer of one's own writes nothing")
 
         quiet = dict(accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, IterableDataset
 
-from gritvq.training import DataModule, OptimizerSettings, Task, TrainingPlan, train
+from gritvq.training import DataModule, OptimizerSettings, RunFolder, Task, TrainingPlan, train
 from gritvq.training.run import silence
 
 PLAN = TrainingPlan(
@@ -78,10 +78,10 @@ class Copy(Task):
         found = makers(self.model, self.critic)
         return [optimizer for optimizer, _ in found], [schedule for _, schedule in found]
 
-    def run_callbacks(self, folder: Path | None) -> list[Callback]:
+    def run_callbacks(self, run: RunFolder | None) -> list[Callback]:
         return []
 
-    def write_model(self, folder: Path, training: Mapping[str, Any]) -> None:
+    def finish(self, run: RunFolder, training: Mapping[str, Any]) -> None:
         assert training["steps"] == self.step
 
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from gritvq import vq_vae_ema
 from gritvq.images import ImageData, ImageDecoder, ImageEncoder, ImageTokenizer, TokenizerTask
-from gritvq.training import TrainingPlan, train
+from gritvq.training import RunFolder, TrainingPlan, train
 from gritvq.training.interruption import Interrupted
 from gritvq.training.run import seed_everything
 
@@ -43,9 +43,9 @@ class Told(TokenizerTask):
         super().__init__(ImageTokenizer(ImageEncoder(4, **shape), vq_vae_ema(4, 16), ImageDecoder(4, **shape)), lr=3e-3)
         self.signals, self.at, self.validating = list(signals), step, validating
 
-    def run_callbacks(self, folder: Path | None) -> list[Callback]:
+    def run_callbacks(self, run: RunFolder | None) -> list[Callback]:
         early: list[Callback] = [Early(self)] if self.at < 0 else []
-        return [*early, *super().run_callbacks(folder)]
+        return [*early, *super().run_callbacks(run)]
 
     def tell(self) -> None:
         while self.signals:

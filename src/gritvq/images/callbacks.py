@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from gritvq.images import plots
 from gritvq.images.tokenizer import ImageTokenizer
+from gritvq.training.run_folder import RunFolder
 from gritvq.training.task import Task
 
 __all__ = ["ReconstructionPlots"]
@@ -21,12 +21,12 @@ class ReconstructionPlots(Callback):
     """Plots originals with reconstructions, and codebook usage, after every validation.
 
     Args:
-        folder: Where ``reconstructions.png`` and ``usage.png`` go; TensorBoard gets the grid too.
+        run: Where the plots go; TensorBoard gets the grid too.
         num_images: Pictures shown.
     """
 
-    def __init__(self, folder: str | Path, num_images: int = 8) -> None:
-        self.folder, self.num_images = Path(folder), num_images
+    def __init__(self, run: RunFolder, num_images: int = 8) -> None:
+        self.run, self.num_images = run, num_images
         self.images: Tensor | None = None
 
     def on_validation_batch_start(
@@ -43,9 +43,9 @@ class ReconstructionPlots(Callback):
             return
         tokenizer = cast(ImageTokenizer, pl_module.tokenizer)
         reconstruction = tokenizer(self.images).reconstruction.float().clamp(0, 1)
-        plots.reconstruction_grid(self.images, reconstruction, self.folder / "reconstructions.png")
+        plots.reconstruction_grid(self.images, reconstruction, self.run.reconstructions)
         counts: Any = pl_module.codebook_usage.counts[0]  # type: ignore[union-attr,index]
-        plots.usage_plot(counts, self.folder / "usage.png")
+        plots.usage_plot(counts, self.run.usage)
         both = torch.cat([torch.cat(list(images), 2) for images in (self.images, reconstruction)], 1)
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +18,7 @@ from gritvq.training.callbacks import CodebookInitialization, CodebookUpdate, Co
 from gritvq.training.data import DataModule
 from gritvq.training.objectives import Objective, objective_for
 from gritvq.training.optimizer import OptimizerSettings, RateSchedule
+from gritvq.training.run_folder import RunFolder
 from gritvq.training.task import Task, copy_weights
 
 __all__ = ["TokenizerTask"]
@@ -85,11 +85,11 @@ class TokenizerTask(Task):
         copy_weights(self.tokenizer, tokenizer)
         self._keeps_codes = True
 
-    def run_callbacks(self, folder: Path | None) -> list[Callback]:
+    def run_callbacks(self, run: RunFolder | None) -> list[Callback]:
         """Fitting and moving the codes; with a folder also a warning of collapse, and pictures."""
         fitting: list[Callback] = [] if self._keeps_codes else [CodebookInitialization()]
         needed: list[Callback] = [*fitting, CodebookUpdate()]
-        return needed if folder is None else [*needed, CollapseWarning(), ReconstructionPlots(folder)]
+        return needed if run is None else [*needed, CollapseWarning(), ReconstructionPlots(run)]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep also the counts of the window whose usage is logged."""
@@ -103,13 +103,13 @@ class TokenizerTask(Task):
             self._window = checkpoint["window_usage"]["window"]
             self.window_usage.restore(checkpoint["window_usage"])
 
-    def write_model(self, folder: Path, training: Mapping[str, Any]) -> None:
+    def finish(self, run: RunFolder, training: Mapping[str, Any]) -> None:
         """Write ``tokenizer/``; its ``config.json`` also says which pictures of an ``ImageData`` it has seen."""
         module = self.trainer.datamodule  # type: ignore[attr-defined]
         data = module.data if isinstance(module, DataModule) else module
         if isinstance(data, ImageData):
             training = {**training, "data": {**data.settings(), "splits": data.describe()["splits"]}}
-        self.tokenizer.save_pretrained(folder / "tokenizer", training)
+        self.tokenizer.save_pretrained(run.tokenizer, training)
 
     def forward(self, images: Tensor) -> Tensor:
         """Reconstruct."""

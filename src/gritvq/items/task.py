@@ -14,6 +14,7 @@ from torch import Tensor
 from gritvq.items.interactions import Histories
 from gritvq.items.recommenders import GenerativeRecommender, rank_in_list, ranking_metrics
 from gritvq.training.optimizer import OptimizerSettings, RateSchedule
+from gritvq.training.run_folder import RunFolder
 from gritvq.training.task import Task, copy_weights
 
 __all__ = ["BestRecommender", "RecommenderTask"]
@@ -58,14 +59,14 @@ class RecommenderTask(Task):
             raise ValueError(f"expected beam >= 10, got {beam!r}; validation looks at the first 10 items")
         self.recommender, self.beam = recommender, beam
 
-    def run_callbacks(self, folder: Path | None) -> list[Callback]:
+    def run_callbacks(self, run: RunFolder | None) -> list[Callback]:
         """With a folder, one that keeps the best recommender."""
-        return [] if folder is None else [BestRecommender(folder / "recommender")]
+        return [] if run is None else [BestRecommender(run.recommender)]
 
-    def write_model(self, folder: Path, training: Mapping[str, Any]) -> None:
+    def finish(self, run: RunFolder, training: Mapping[str, Any]) -> None:
         """Write ``recommender/`` unless validation chose one; the last one is in the last checkpoint anyway."""
-        if not (folder / "recommender").exists():
-            self.recommender.save_pretrained(folder / "recommender")
+        if not run.recommender.exists():
+            self.recommender.save_pretrained(run.recommender)
 
     def start_from(self, recommender: GenerativeRecommender) -> None:
         """Take the weights of a recommender of the same ids and backbone.

@@ -23,6 +23,7 @@ from gritvq.training.callbacks import RandomState, StepProgress
 from gritvq.training.checkpoints import CheckpointFiles
 from gritvq.training.data import DataModule, TrainingData
 from gritvq.training.interruption import Interrupted, Interruption, Listener, Stop
+from gritvq.training.run_folder import RunFolder
 from gritvq.training.task import LOG_EVERY, Task, steps_done
 
 __all__ = ["TrainingPlan", "check_checkpoint", "seed_everything", "silence", "train"]
@@ -104,17 +105,17 @@ def train(
     """
     if resume is not None:
         check_checkpoint(task, plan, resume)
-    folder = None if folder is None else Path(folder)
-    interruption = Interruption(None if folder is None else folder / "checkpoints" / "last.ckpt")
-    called: list[Callback] = [Listener(interruption), *task.run_callbacks(folder), *callbacks, RandomState()]
+    run = None if folder is None else RunFolder(folder)
+    interruption = Interruption(None if run is None else run.last_checkpoint)
+    called: list[Callback] = [Listener(interruption), *task.run_callbacks(run), *callbacks, RandomState()]
     called.append(interruption)
     logging_to = list(loggers)
     if progress:
         called.append(StepProgress())
-    if folder is not None:
+    if run is not None:
         called += [
             ModelCheckpoint(
-                dirpath=folder / "checkpoints",
+                dirpath=run.checkpoints,
                 filename="step-{step}",
                 auto_insert_metric_name=False,
                 every_n_train_steps=min(plan.checkpoint_every or plan.max_steps, plan.max_steps),
@@ -123,28 +124,28 @@ def train(
                 enable_version_counter=False,
             ),
         ]
-        version = f"run-{len(list((folder / 'logs').glob('run-*')))}"  # a resumed run logs beside the one it continues
-        logging_to = [TensorBoardLogger(folder, "logs", version), CSVLogger(folder, "logs", version), *loggers]
+        version = f"run-{len(list(run.logs.glob('run-*')))}"  # a resumed run logs beside the one it continues
+        logging_to = [*(kind(run.path, run.logs.name, version) for kind in (TensorBoardLogger, CSVLogger)), *loggers]
     task.accumulate, task.gradient_clip = plan.accumulate, plan.gradient_clip
     trainer = Trainer(
         max_steps=plan.max_steps,
         max_epochs=-1,
         precision=plan.precision,
-        val_check_interval=plan.validate_every * plan.accumulate
-        if folder is not None and plan.validate_every
-        else None,
-        check_val_every_n_epoch=None if folder is not None and plan.validate_every else 1,
-        limit_val_batches=1.0 if folder is not None and plan.validate_every else 0,
+        val_check_interval=plan.validate_every * plan.accumulate if run is not None and plan.validate_every else None,
+        check_val_every_n_epoch=None if run is not None and plan.validate_every else 1,
+        limit_val_batches=1.0 if run is not None and plan.validate_every else 0,
         num_sanity_val_steps=0,
         accelerator=plan.accelerator,
         devices=plan.devices,
         num_nodes=plan.num_nodes,
         plugins=[CheckpointFiles()],
-        default_root_dir=folder,  # where Lightning keeps the checkpoint of a job that SLURM puts back into its queue
+        default_root_dir=None
+        if run is None
+        else run.path,  # where Lightning keeps the checkpoint of a job that SLURM puts back into its queue
         callbacks=called,
         logger=logging_to or False,
         log_every_n_steps=LOG_EVERY,
-        enable_checkpointing=folder is not None,
+        enable_checkpointing=run is not None,
         enable_progress_bar=False,
         enable_model_summary=False,
     )
@@ -163,14 +164,14 @@ def train(
             trainer.strategy.launcher.kill(signal.SIGKILL)  # the others may be waiting for this process
     finally:
         interruption.close()
-    last = None if folder is None else folder / "checkpoints" / "last.ckpt"
+    last = None if run is None else run.last_checkpoint
     if last is not None and finished:
         trainer.save_checkpoint(last)
     if interruption.number:
         raise _interrupted(trainer, task.step, interruption.number, last if finished or interruption.saved else None)
-    if folder is not None and trainer.is_global_zero:
+    if run is not None and trainer.is_global_zero:
         said = {"version": gritvq.__version__, "steps": task.step, "seed": plan.seed}
-        task.write_model(folder, said)
+        task.finish(run, said)
     return trainer
 
 

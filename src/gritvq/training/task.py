@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,6 +17,7 @@ from torch.optim import Optimizer
 from gritvq.component import Component
 from gritvq.saving import tensors_of
 from gritvq.training.optimizer import OptimizerSettings
+from gritvq.training.run_folder import RunFolder
 
 __all__ = ["LOG_EVERY", "Task", "copy_weights", "steps_done"]
 
@@ -128,8 +128,8 @@ class Task(LightningModule, ABC):
         self.trainer.log_every_n_steps = 0 if self._batches else self._log_every  # type: ignore[attr-defined]
 
     @abstractmethod
-    def run_callbacks(self, folder: Path | None) -> list[Callback]:
-        """Callbacks of a run that writes into ``folder``, or nothing where None."""
+    def run_callbacks(self, run: RunFolder | None) -> list[Callback]:
+        """Callbacks of a run that writes into a folder, or nothing where None."""
 
     @property
     def measures_now(self) -> bool:
@@ -171,11 +171,11 @@ class Task(LightningModule, ABC):
                 )
 
     @abstractmethod
-    def write_model(self, folder: Path, training: Mapping[str, Any]) -> None:
-        """Write the model, as it is loaded again, somewhere in the folder of the run; called once at its end.
+    def finish(self, run: RunFolder, training: Mapping[str, Any]) -> None:
+        """Write what only the task knows, such as the model as it is loaded again; called once at the end of a run.
 
         Args:
-            folder: The run's.
+            run: Where.
             training: What the model may say of the run: plain values by name.
         """
 
