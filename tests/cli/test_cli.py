@@ -199,6 +199,9 @@ def test_demo_trains_on_photographs(capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("reconstructions", "usage", "codebook"):
         assert np.asarray(Image.open(f"demo/{name}.png")).std() > 5
     assert main(["demo", "--steps", "2", "--codebook_size", "64", "--out", "demo"]) == 0  # a demo may be repeated
+    assert main(["fit", "images", "--config", "demo/config.yaml", "--out", "again"]) == 0  # it is a run like any other
+    weights = "tokenizer/model.safetensors"
+    assert Path("demo", weights).read_bytes() == Path("again", weights).read_bytes()
     Path("thesis").mkdir()
     Path("thesis/chapter.tex").write_text("words")
     assert main(["demo", "--steps", "2", "--out", "thesis"]) == 2
