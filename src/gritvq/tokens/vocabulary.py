@@ -56,7 +56,7 @@ class Vocabulary:
             indices: Of the first l channels, or of those given; -1 for a masked one.
             channels: Channel of each index, of a shape that broadcasts; 0 .. l - 1 along the last axis where None.
         """
-        return torch.where(indices < 0, PAD, indices + self._firsts(indices, channels)[0])
+        return (indices + self._of(self.first_tokens, indices, channels)).masked_fill_(indices < 0, PAD)
 
     def indices_of(
         self, tokens: Int[Tensor, "*batch l"], channels: Int[Tensor, "*#batch l"] | None = None
@@ -67,8 +67,8 @@ class Vocabulary:
             tokens: Of the first l channels, or of those given.
             channels: As in :meth:`tokens_of`.
         """
-        firsts, ends = self._firsts(tokens, channels)
-        return torch.where((tokens < firsts) | (tokens >= ends), -1, tokens - firsts)
+        indices = tokens - self._of(self.first_tokens, tokens, channels)
+        return indices.masked_fill_(indices >= self._of(self.codebook_sizes, tokens, channels), -1).clamp_(min=-1)
 
     def range_of(self, channel: int) -> slice:
         """Tokens of a channel: a slice of the last axis of logits, or of the rows of an embedding.
@@ -79,10 +79,9 @@ class Vocabulary:
         """
         return slice(self.first_tokens[channel], self.first_tokens[channel + 1])
 
-    def _firsts(self, values: Tensor, channels: Tensor | None) -> tuple[Tensor, Tensor]:
-        """First token of each value's channel, and that of the next channel."""
-        bounds = torch.tensor(self.first_tokens, device=values.device)
+    @staticmethod
+    def _of(numbers: Sequence[int], values: Tensor, channels: Tensor | None) -> Tensor:
+        """The number that belongs to each value's channel."""
         if channels is None:
-            last = values.shape[-1]
-            return bounds[:last], bounds[1 : last + 1]
-        return bounds[channels], bounds[channels + 1]
+            return torch.tensor(numbers[: values.shape[-1]], dtype=torch.int64, device=values.device)
+        return torch.tensor(numbers, device=values.device)[channels]
