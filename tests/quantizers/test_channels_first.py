@@ -106,7 +106,7 @@ def test_is_saved_with_its_quantizer() -> None:
     again.load_state_dict(quantizer.state_dict())
     x = torch.randn(2, D, 4, 4)
     assert torch.equal(again.encode(x), quantizer.encode(x))
-    assert to_config(quantizer)["class_path"] == "gritvq.quantizers.structures.ChannelsFirst"
+    assert to_config(quantizer)["class_path"] == "gritvq.ChannelsFirst"
     assert (again.dim, again.input_dim, again.codebook_sizes, again.exact) == (D, D, (32,), "always")
 
 
