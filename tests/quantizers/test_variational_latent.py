@@ -29,7 +29,7 @@ from gritvq import (
     fsq,
     vq_vae,
 )
-from gritvq.images import ImageDecoder, ImageEncoder, ImageTokenizer, TokenizerTask
+from gritvq.images import ImageDecoder, ImageEncoder, ImageTokenizer, TokenizerTask, image_losses
 from gritvq.training import ReconstructionObjective, TwoPathObjective
 from zoo import SEEDS
 
@@ -252,7 +252,7 @@ class TestTwoPaths:
     def test_both_decodings_come_from_one_draw(self, norm: str) -> None:
         tokenizer, images = self.tokenizer(), torch.rand(3, 3, 14, 9)
         torch.manual_seed(1)
-        losses, output = TwoPathObjective(norm, weight=0.5)(tokenizer, images)
+        losses, output = image_losses(TwoPathObjective(norm, weight=0.5), tokenizer, images)
         torch.manual_seed(1)
         z, quantization = tokenizer.quantizer.sample(output.latents)
         power = 2 if norm == "l2" else 1
@@ -268,29 +268,29 @@ class TestTwoPaths:
 
     def test_eval_decodes_once(self) -> None:
         tokenizer, images = self.tokenizer().eval(), torch.rand(3, 3, 8, 8)
-        losses, output = TwoPathObjective()(tokenizer, images)
-        plain_losses, _ = ReconstructionObjective()(tokenizer, images)
+        losses, output = image_losses(TwoPathObjective(), tokenizer, images)
+        plain_losses, _ = image_losses(ReconstructionObjective(), tokenizer, images)
         assert torch.equal(output.reconstruction, tokenizer(images).reconstruction)
         assert losses == plain_losses
 
     def test_variance_learns_from_the_continuous_path(self) -> None:
         quantizer = VariationalLatent(vq_vae(4, K), choose_by="mean")
         tokenizer = self.tokenizer(quantizer)
-        losses, output = TwoPathObjective()(tokenizer, torch.rand(3, 3, 8, 8))
+        losses, output = image_losses(TwoPathObjective(), tokenizer, torch.rand(3, 3, 8, 8))
         for name, reaches in (("reconstruction", False), ("continuous_reconstruction", True)):
             (grad,) = torch.autograd.grad(losses[name], output.latents, retain_graph=True)
             assert bool(grad[..., :4].any()) and bool(grad[..., 4:].any()) == reaches
 
     def test_other_quantizers_and_norms_are_refused(self) -> None:
         with pytest.raises(ValueError, match="expected a quantizer with a continuous latent"):
-            TwoPathObjective()(self.tokenizer(vq_vae(4, K)), torch.rand(3, 3, 8, 8))
+            image_losses(TwoPathObjective(), self.tokenizer(vq_vae(4, K)), torch.rand(3, 3, 8, 8))
         with pytest.raises(ValueError, match="expected norm"):
             TwoPathObjective("l3")
 
     def test_task_takes_it_and_the_tokenizer_is_saved(self, tmp_path: Any) -> None:
         task = TokenizerTask(self.tokenizer(), objective=TwoPathObjective())
         assert VariationalLatent.objective == "two_path"
-        losses, _ = task.objective(task.tokenizer, torch.rand(2, 3, 8, 8))
+        losses, _ = image_losses(task.objective, task.tokenizer, torch.rand(2, 3, 8, 8))
         assert "continuous_reconstruction" in losses
         tokenizer, images = task.tokenizer, torch.rand(2, 3, 8, 8)
         tokenizer.save_pretrained(tmp_path / "tokenizer")

@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import copy
 import itertools
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from lightning import Callback, Trainer
 from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import Tensor, nn
@@ -36,7 +39,9 @@ class Batches(IterableDataset[Tensor]):
         self.first = first
 
     def __iter__(self) -> Iterator[Tensor]:
-        return map(batch_of, itertools.count(self.first()))
+        several = dist.is_initialized()
+        rank, world = (dist.get_rank(), dist.get_world_size()) if several else (0, 1)
+        return (batch_of(number)[rank::world] for number in itertools.count(self.first()))
 
 
 class Data:
@@ -56,7 +61,7 @@ class Copy(Task):
             torch.manual_seed(0)
             self.model = nn.Linear(3, 3).double()
             self.critic = nn.Linear(3, 1).double() if critic else None
-        self.pleases = pleases
+        self.num_optimizers, self.pleases = 1 + critic, pleases
         self.validated: list[int] = []
 
     def losses(self, batch: Tensor) -> Iterator[Tensor]:
@@ -218,3 +223,16 @@ def test_fewer_losses_than_optimizers() -> None:
 
     with pytest.raises(ValueError, match="expected 2 losses, one per optimizer, got 1"):
         train(Forgetful(critic=True), Data(), PLAN, progress=False)
+
+
+@pytest.mark.soak
+def test_two_processes_are_one_with_the_joined_batch(tmp_path: Path) -> None:
+    subprocess.run([sys.executable, __file__, str(tmp_path / "weights.pt")], check=True, timeout=300)
+    expected = by_hand(Copy(critic=True))
+    torch.testing.assert_close(torch.load(tmp_path / "weights.pt"), expected, rtol=1e-9, atol=1e-12)
+
+
+if __name__ == "__main__":  # one of the two processes
+    own = Copy(critic=True)
+    if train(own, Data(), TrainingPlan(**{**vars(PLAN), "devices": 2}), progress=False).is_global_zero:
+        torch.save(weights(own), sys.argv[1])

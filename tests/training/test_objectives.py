@@ -16,9 +16,12 @@ from gritvq import (
     ResidualStochasticQuantizer,
     StochasticQuantizer,
     grit_vq,
+    vq_vae,
 )
 from gritvq.component import Component
-from gritvq.images import ImageDecoder, ImageEncoder, ImageTokenizer, TokenizerTask
+from gritvq.images import ImageDecoder, ImageEncoder, ImageTokenizer, TokenizerTask, image_losses
+from gritvq.items import ItemDecoder, ItemEncoder
+from gritvq.items.tokenizers import RQVAE
 from gritvq.training.objectives import ElboObjective, ReconstructionObjective, objective_for
 from test_stochastic import table
 
@@ -47,7 +50,7 @@ class TestObjectives:
         tokenizer = ImageTokenizer(_Constant(), quantizer, _Gray())
         sums = []
         for side in (8, 16):
-            losses, output = ElboObjective()(tokenizer, torch.rand(2, 3, side, side))
+            losses, output = image_losses(ElboObjective(), tokenizer, torch.rand(2, 3, side, side))
             whole = (losses["distance"] + losses["entropy"]) * 3 * side * side
             per_vector = output.quantization.loss
             torch.testing.assert_close(whole, per_vector * (side // 4) ** 2)
@@ -97,6 +100,23 @@ class TestObjectives:
         with pytest.raises(ValueError, match="got 'likelihood' from VectorQuantizer; pass an objective of your own"):
             objective_for(other)
 
+    @pytest.mark.parametrize(
+        "quantizer",
+        [vq_vae(3, 8), StochasticQuantizer(table(3, 8)), GaussianMixtureQuantizer(table(3, 8))],
+        ids=["reconstruction", "arelbo", "albo"],
+    )
+    def test_of_vectors_it_is_the_loss_of_rq_vae(self, quantizer: Any) -> None:
+        sizes: dict[str, Any] = {"input_dim": 6, "dim": 3, "hidden": (8,)}
+        tokenizer = RQVAE(quantizer, encoder=ItemEncoder(**sizes), decoder=ItemDecoder(**sizes)).train()
+        rows = torch.randn(20, 6)
+        torch.manual_seed(0)
+        expected = tokenizer._loss(rows, torch.arange(20), torch.tensor(3.0), plain=False)
+        torch.manual_seed(0)
+        output = quantizer(tokenizer.encoder(rows))
+        error = (tokenizer.decoder(output.quantized) - rows) / math.sqrt(3)
+        found = torch.stack(list(objective_for(quantizer)(error, output).values())).sum()
+        torch.testing.assert_close(found, expected)
+
     def test_bad_arguments(self) -> None:
         with pytest.raises(ValueError, match="expected likelihood 'arelbo', 'learned' or 'fixed', got 'elbo'"):
             ElboObjective("elbo")  # type: ignore[arg-type]
@@ -125,7 +145,7 @@ class TestObjectives:
         optimizer = torch.optim.Adam(task.parameters(), 3e-3)
         errors = []
         for _ in range(60):
-            losses, output = task.objective(task.tokenizer, images)
+            losses, output = image_losses(task.objective, task.tokenizer, images)
             optimizer.zero_grad()
             torch.stack(list(losses.values())).sum().backward()
             norm = nn.utils.clip_grad_norm_(task.parameters(), 1.0)

@@ -52,6 +52,7 @@ from gritvq.images.comparison import (
 )
 from gritvq.images.evaluation import token_statistics
 from gritvq.images.files import picture_paths
+from gritvq.images.objectives import image_losses
 from gritvq.images.plots import comparison_plot
 from gritvq.results import read_results, write_results
 from gritvq.tokens import TokenRow, read_tokens, write_tokens
@@ -371,7 +372,7 @@ class TestMessages:
 def test_objective_is_pixel_error_plus_the_quantizers_losses() -> None:
     tokenizer, images = task_for(vq_vae).tokenizer, torch.rand(2, 3, 16, 16)
     for norm, power in (("l2", 2), ("l1", 1)):
-        losses, output = ReconstructionObjective(norm, weight=0.5)(tokenizer, images)
+        losses, output = image_losses(ReconstructionObjective(norm, weight=0.5), tokenizer, images)
         assert set(losses) == {"reconstruction", "codebook", "commitment"}
         expected = 0.5 * (2 * output.reconstruction - 2 * images).abs().pow(power).mean()
         torch.testing.assert_close(losses["reconstruction"], expected)

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from gritvq.images.files import Picture, Pictures, find_images, open_pictures, read_images, to_tensor
     from gritvq.images.metrics import ReconstructionError
     from gritvq.images.networks import ImageDecoder, ImageEncoder, num_parameters
+    from gritvq.images.objectives import image_losses
     from gritvq.images.task import TokenizerTask
     from gritvq.images.tokenizer import ImageTokenizer
 
@@ -29,6 +30,7 @@ __all__ = [
     "TokenizerTask",
     "evaluate",
     "find_images",
+    "image_losses",
     "num_parameters",
     "open_pictures",
     "read_images",
@@ -44,6 +46,7 @@ __getattr__ = lazy_names(
         "files": ["Picture", "Pictures", "find_images", "open_pictures", "read_images", "to_tensor"],
         "metrics": ["ReconstructionError"],
         "networks": ["ImageDecoder", "ImageEncoder", "num_parameters"],
+        "objectives": ["image_losses"],
         "task": ["TokenizerTask"],
         "tokenizer": ["ImageTokenizer"],
     },

@@ -12,6 +12,7 @@ from torch import Tensor
 from gritvq.images.callbacks import ReconstructionPlots
 from gritvq.images.data import ImageData
 from gritvq.images.metrics import ReconstructionError
+from gritvq.images.objectives import image_losses
 from gritvq.images.tokenizer import ImageTokenizer
 from gritvq.quantizers.metrics import CodebookUsage
 from gritvq.training.callbacks import CodebookInitialization, CodebookUpdate, CollapseWarning
@@ -49,8 +50,8 @@ class TokenizerTask(Task):
         >>> from gritvq import grit_vq
         >>> from gritvq.images import ImageDecoder, ImageEncoder, ImageTokenizer
         >>> task = TokenizerTask(ImageTokenizer(ImageEncoder(8, width=16), grit_vq(8, 64), ImageDecoder(8, width=16)))
-        >>> sorted(task.objective(task.tokenizer, torch.rand(2, 3, 8, 8))[0])
-        ['reconstruction']
+        >>> task.objective.norm
+        'l2'
     """
 
     def __init__(
@@ -117,7 +118,7 @@ class TokenizerTask(Task):
 
     def losses(self, images: Tensor) -> list[Tensor]:
         """One batch: the sum of the objective's losses; logs each, and PSNR and usage of the recent batches."""
-        losses, output = self.objective(self.tokenizer, images)
+        losses, output = image_losses(self.objective, self.tokenizer, images)
         loss = torch.stack(list(losses.values())).sum()
         if self._window != self.step // _WINDOW:
             self._window = self.step // _WINDOW

@@ -1,4 +1,4 @@
-"""Objectives: what a tokenizer is trained for."""
+"""Objectives: what a tokenizer is trained for, as functions of its errors and its quantizer's output, in any domain."""
 
 from __future__ import annotations
 
@@ -14,31 +14,41 @@ from torch import Tensor, nn
 
 from gritvq.component import Component
 from gritvq.distributed import all_reduce_sum
-from gritvq.quantizers.base import Quantizer, keeping_precision
-from gritvq.quantizers.stochastic import VariationalLatent
-from gritvq.tokenizer import Autoencoder, TokenizerOutput
+from gritvq.quantizers.base import Quantizer, QuantizerOutput, keeping_precision
 
 __all__ = ["ElboObjective", "Objective", "ReconstructionObjective", "TwoPathObjective", "objective_for"]
 
 
 class Objective(Component, ABC):
-    """Named, weighted losses of one batch; the task minimizes their sum."""
+    """Named, weighted losses of one batch; the task minimizes their sum.
+
+    Attributes:
+        value_scale: What differences of values in [0, 1], such as pixels, are multiplied by: 2 where they are meant to
+            be of values in [-1, 1], the field's usual range.
+        continuous: Whether the continuous latent is decoded too, see :class:`TwoPathObjective`.
+    """
+
+    value_scale = 1.0
+    continuous = False
 
     @abstractmethod
-    def forward(
-        self, tokenizer: Autoencoder, images: Float[Tensor, "B C H W"]
-    ) -> tuple[dict[str, Tensor], TokenizerOutput]:
-        """Return the losses by name and the tokenizer's output."""
+    def forward(self, error: Float[Tensor, "B ..."], output: QuantizerOutput) -> dict[str, Tensor]:
+        """Losses by name.
+
+        Args:
+            error: What was decoded minus what was encoded, float32.
+            output: The quantizer's.
+        """
 
 
 class ReconstructionObjective(Objective):
-    """Pixel error plus whatever the quantizer asks for.
+    """Mean error plus whatever the quantizer asks for.
 
-    ``weight * mean |x - y|^p`` for pixels scaled to [-1, 1], the field's usual range, with p = 2 or 1.
+    ``weight * mean |error|^p`` with p = 2 or 1; pixels are scaled to [-1, 1].
 
     Args:
         norm: ``"l2"`` gives the best PSNR, ``"l1"`` sharper edges.
-        weight: Weight of the pixel error.
+        weight: Weight of the error.
 
     Raises:
         ValueError: If the norm is unknown.
@@ -48,29 +58,27 @@ class ReconstructionObjective(Objective):
         'l2'
     """
 
+    value_scale = 2.0
+
     def __init__(self, norm: str = "l2", *, weight: float = 1.0) -> None:
         super().__init__()
         self.norm, self.weight = _check_norm(norm), float(weight)
 
-    def forward(
-        self, tokenizer: Autoencoder, images: Float[Tensor, "B C H W"]
-    ) -> tuple[dict[str, Tensor], TokenizerOutput]:
+    def forward(self, error: Float[Tensor, "B ..."], output: QuantizerOutput) -> dict[str, Tensor]:
         """Losses ``reconstruction`` and those of the quantizer."""
-        output = tokenizer(images)
-        pixels = _pixel_error(self.norm, output.reconstruction, images)
-        return {"reconstruction": self.weight * pixels, **output.quantization.losses}, output
+        return {"reconstruction": self.weight * _mean_error(self.norm, error), **output.losses}
 
 
 class ElboObjective(Objective):
-    """A variational bound per pixel component: a Gaussian log-likelihood of the image, and latent losses.
+    """A variational bound per component: a Gaussian log-likelihood of what is decoded, and latent losses.
 
-    With SE the squared error of an image, n = C H W its pixel components and T its token positions, the sum over an
-    image is the reconstruction term below plus T times the quantizer's losses, which are means per vector. Everything
-    is then divided by n ("nats per pixel component"): the minimum is the same, and learning rates and gradient clipping
+    With SE the squared error of a sample, n its components (C H W of an image) and T its token positions, the sum over
+    a sample is the reconstruction term below plus T times the quantizer's losses, which are means per vector. All of it
+    is then divided by n ("nats per component"): the minimum is the same, and learning rates and gradient clipping
     mean what they do for the other objectives.
 
     - ``"arelbo"``: ``n/2 log(mean SE over the batch)``, the likelihood's variance at its best value;
-    - ``"learned"``: ``SE / (2 s) + n/2 log s`` with a learned variance s per pixel component;
+    - ``"learned"``: ``SE / (2 s) + n/2 log s`` with a learned variance s per component;
     - ``"fixed"``: ``SE / (2 s)``.
 
     Pixels are compared in [0, 1] here, as the methods' authors do. The first two do not depend on that but for a
@@ -109,19 +117,14 @@ class ElboObjective(Objective):
         self.variance = (0.1 if likelihood == "learned" else 0.5) if variance is None else float(variance)
         self.log_variance = nn.Parameter(torch.tensor(math.log(self.variance))) if likelihood == "learned" else None
 
-    def forward(
-        self, tokenizer: Autoencoder, images: Float[Tensor, "B C H W"]
-    ) -> tuple[dict[str, Tensor], TokenizerOutput]:
-        """Losses ``reconstruction`` and, scaled to the image, those of the quantizer."""
-        output = tokenizer(images)
-        error = (output.reconstruction.float() - images.float()).square()
-        components = images[0].numel()
-        tokens = output.latents.shape[1:-1].numel()
-        losses = {name: loss * (tokens / components) for name, loss in output.quantization.losses.items()}
-        return {"reconstruction": self.reconstruction(error), **losses}, output
+    def forward(self, error: Float[Tensor, "B ..."], output: QuantizerOutput) -> dict[str, Tensor]:
+        """Losses ``reconstruction`` and, scaled to a sample, those of the quantizer."""
+        share = output.quantized.shape[1:-1].numel() / error[0].numel()
+        losses = {name: loss * share for name, loss in output.losses.items()}
+        return {"reconstruction": self.reconstruction(error.square()), **losses}
 
-    def reconstruction(self, error: Float[Tensor, "B C H W"]) -> Float[Tensor, ""]:
-        """The reconstruction term per pixel component, from squared errors."""
+    def reconstruction(self, error: Float[Tensor, "B ..."]) -> Float[Tensor, ""]:
+        """The reconstruction term per component, from squared errors."""
         if self.likelihood == "arelbo":  # the logarithm of a batch mean is that of all processes
             total, count = all_reduce_sum(error.sum()), all_reduce_sum(error.new_tensor(error.numel()))
             return 0.5 * (total / count).clamp_min(1e-12).log()
@@ -134,9 +137,9 @@ class ElboObjective(Objective):
 
 
 class TwoPathObjective(Objective):
-    """Pixel errors of two decodings, of the quantized and of the continuous latent, plus the quantizer's losses.
+    """Errors of two decodings, of the quantized and of the continuous latent, plus the quantizer's losses.
 
-    ``weight * (mean |x - D(q)|^p + mean |x - D(z)|^p)`` for pixels scaled to [-1, 1], with p = 2 or 1; q and z come
+    ``weight * (mean |x - D(q)|^p + mean |x - D(z)|^p)`` with p = 2 or 1, for pixels scaled to [-1, 1]; q and z come
     from one draw. A training step decodes twice as many latents as one of :class:`ReconstructionObjective`. In eval
     only q is decoded.
 
@@ -145,56 +148,36 @@ class TwoPathObjective(Objective):
         weight: Weight of each error: 1 in the paper, 0.5 in the released code.
 
     Raises:
-        ValueError: If the norm is unknown, or, in training, the quantizer has no continuous latent.
+        ValueError: If the norm is unknown.
 
     Example:
         >>> from gritvq import VariationalLatent, vq_vae
-        >>> from gritvq.images import ImageDecoder, ImageEncoder, ImageTokenizer
-        >>> quantizer = VariationalLatent(vq_vae(8, 64))
-        >>> tokenizer = ImageTokenizer(ImageEncoder(16, width=16), quantizer, ImageDecoder(8, width=16))
-        >>> sorted(TwoPathObjective()(tokenizer, torch.rand(2, 3, 8, 8))[0])
+        >>> continuous, output = VariationalLatent(vq_vae(8, 64)).sample(torch.randn(5, 16))
+        >>> x = torch.randn(5, 8)
+        >>> sorted(TwoPathObjective()(torch.stack([output.quantized - x, continuous - x]), output))
         ['codebook', 'commitment', 'continuous_reconstruction', 'reconstruction']
 
     References:
         VAEVQ, AAAI 2026, arXiv 2511.06863. That errors are means over pixels in [-1, 1] is our choice.
     """
 
+    value_scale = 2.0
+    continuous = True
+
     def __init__(self, norm: str = "l2", *, weight: float = 1.0) -> None:
         super().__init__()
         self.norm, self.weight = _check_norm(norm), float(weight)
 
-    def forward(
-        self, tokenizer: Autoencoder, images: Float[Tensor, "B C H W"]
-    ) -> tuple[dict[str, Tensor], TokenizerOutput]:
-        """Losses ``reconstruction``, in training ``continuous_reconstruction``, and those of the quantizer."""
-        quantizer = tokenizer.quantizer
-        if not isinstance(quantizer, VariationalLatent):
-            raise ValueError(
-                "expected a quantizer with a continuous latent to decode, got "
-                f"{type(quantizer).__name__}; use VariationalLatent, or ReconstructionObjective"
-            )
-        if not quantizer.training:
-            output = tokenizer(images)
-            pixels = _pixel_error(self.norm, output.reconstruction, images)
-            return {"reconstruction": self.weight * pixels}, output
-        latents = tokenizer.latents(images)
-        continuous, quantization = quantizer.sample(latents)
-        both = tokenizer.decoder(torch.cat([quantization.quantized, continuous]))
-        decoded, other = both[..., : images.shape[-2], : images.shape[-1]].chunk(2)
-        losses = {
-            "reconstruction": self.weight * _pixel_error(self.norm, decoded, images),
-            "continuous_reconstruction": self.weight * _pixel_error(self.norm, other, images),
-        }
-        return {**losses, **quantization.losses}, TokenizerOutput(decoded, quantization, latents)
+    def forward(self, error: Float[Tensor, "P B ..."], output: QuantizerOutput) -> dict[str, Tensor]:
+        """Losses ``reconstruction``, with two errors ``continuous_reconstruction``, and those of the quantizer.
 
-
-# What the losses of a quantizer are made for -> the objective that supplies the rest.
-_OBJECTIVES: dict[str, Callable[[], Objective]] = {
-    "reconstruction": ReconstructionObjective,
-    "arelbo": ElboObjective,
-    "albo": lambda: ElboObjective("fixed"),
-    "two_path": TwoPathObjective,
-}
+        Args:
+            error: Of the quantized latent, then of the continuous one; in eval the first alone.
+            output: The quantizer's.
+        """
+        names = ("reconstruction", "continuous_reconstruction")
+        errors = {name: self.weight * _mean_error(self.norm, each) for name, each in zip(names, error, strict=False)}
+        return {**errors, **output.losses}
 
 
 def objective_for(quantizer: Quantizer) -> Objective:
@@ -208,12 +191,19 @@ def objective_for(quantizer: Quantizer) -> Objective:
         >>> type(objective_for(grit_vq(4, 16))).__name__
         'ReconstructionObjective'
     """
-    if quantizer.objective not in _OBJECTIVES:
-        raise ValueError(
-            f"expected a quantizer made for one of {sorted(_OBJECTIVES)}, got {quantizer.objective!r} from "
-            f"{type(quantizer).__name__}; pass an objective of your own"
-        )
-    return _OBJECTIVES[quantizer.objective]()
+    match quantizer.objective:
+        case "reconstruction":
+            return ReconstructionObjective()
+        case "two_path":
+            return TwoPathObjective()
+        case "arelbo":
+            return ElboObjective("arelbo")
+        case "albo":
+            return ElboObjective("fixed")
+    raise ValueError(
+        f"expected a quantizer made for 'reconstruction', 'two_path', 'arelbo' or 'albo', got {quantizer.objective!r} "
+        f"from {type(quantizer).__name__}; pass an objective of your own"
+    )
 
 
 def _check_norm(norm: str) -> str:
@@ -222,7 +212,5 @@ def _check_norm(norm: str) -> str:
     return norm
 
 
-def _pixel_error(norm: str, decoded: Tensor, images: Tensor) -> Tensor:
-    """Mean error of pixels scaled to [-1, 1]."""
-    loss = F.mse_loss if norm == "l2" else F.l1_loss
-    return loss(2 * decoded.float(), 2 * images.float())
+def _mean_error(norm: str, error: Tensor) -> Tensor:
+    return (F.mse_loss if norm == "l2" else F.l1_loss)(error, error.new_zeros(()).expand_as(error))

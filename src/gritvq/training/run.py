@@ -28,6 +28,8 @@ from gritvq.training.task import LOG_EVERY, Task, steps_done
 
 __all__ = ["TrainingPlan", "check_checkpoint", "seed_everything", "silence", "train"]
 
+_MANY_LOSSES = "ddp_find_unused_parameters_true"  # no loss depends on all parameters
+
 
 @dataclass(frozen=True)
 class TrainingPlan:
@@ -136,6 +138,7 @@ def train(
         limit_val_batches=1.0 if run is not None and plan.validate_every else 0,
         num_sanity_val_steps=0,
         accelerator=plan.accelerator,
+        strategy=_MANY_LOSSES if task.num_optimizers > 1 and plan.devices * plan.num_nodes > 1 else "auto",
         devices=plan.devices,
         num_nodes=plan.num_nodes,
         plugins=[CheckpointFiles()],

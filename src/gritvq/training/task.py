@@ -34,10 +34,13 @@ class Task(LightningModule, ABC):
         optimizer_settings: Of the model's optimizer.
 
     Attributes:
+        num_optimizers: How many :meth:`configure_optimizers` makes.
         step: Optimizer steps of the model so far.
         accumulate: Batches per step; :func:`~gritvq.training.train` sets it from its plan.
         gradient_clip: Largest gradient norm of each optimizer's parameters, 0 for none; set like ``accumulate``.
     """
+
+    num_optimizers = 1
 
     def __init__(self, optimizer_settings: OptimizerSettings) -> None:
         super().__init__()
