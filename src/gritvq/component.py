@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-__all__ = ["Component", "eval_mode", "from_config", "to_config"]
+__all__ = ["Component", "check_integer", "check_number", "eval_mode", "from_config", "to_config"]
 
 
 class Component(nn.Module):
@@ -39,6 +40,48 @@ class Component(nn.Module):
         arguments = {name: bound.arguments[name] for name in named}
         object.__setattr__(component, "_arguments", arguments)
         return component
+
+
+def check_integer(name: str, value: int, least: int = 1, hint: str = "") -> int:
+    """An argument that has to be an integer of at least this size.
+
+    Raises:
+        ValueError: If it is not; ``hint`` says what to do.
+
+    Example:
+        >>> check_integer("dim", 4)
+        4
+    """
+    if not isinstance(value, int) or value < least:
+        raise ValueError(f"expected {name} >= {least}, got {value!r}{hint and '; ' + hint}")
+    return value
+
+
+def check_number(
+    name: str, value: float, least: float = 0.0, most: float = math.inf, *, inside: bool = False, hint: str = ""
+) -> float:
+    """An argument that has to be a finite number in a range, as float.
+
+    Args:
+        name: For the message.
+        value: The argument.
+        least: Lower end.
+        most: Upper end.
+        inside: Whether the ends do not belong to the range.
+        hint: What to do, for the message.
+
+    Raises:
+        ValueError: If it is outside, or NaN.
+
+    Example:
+        >>> check_number("weight", 1)
+        1.0
+    """
+    if not (least < value < most if inside else least <= value <= most and value < math.inf):
+        low, high, sign = ("(", ")", ">") if inside else ("[", "]", ">=")
+        told = f"{sign} {least:g}" if most == math.inf else f"in {low}{least:g}, {most:g}{high}"
+        raise ValueError(f"expected {name} {told}, got {value!r}{hint and '; ' + hint}")
+    return float(value)
 
 
 @contextmanager

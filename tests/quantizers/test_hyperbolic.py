@@ -176,7 +176,7 @@ def test_parameters_stay_wide_and_folding_freezes_a_copy() -> None:
     [
         (dict(dim=0, codebook_size=4), "expected dim >= 1, got 0"),
         (dict(dim=2, codebook_size=4, curvature=0.0), "expected curvature > 0"),
-        (dict(dim=2, codebook_size=4, clip=1.0), r"clip in \(0, 1\), got 1.0 and 1.0"),
+        (dict(dim=2, codebook_size=4, clip=1.0), r"clip in \(0, 1\), got 1.0"),
         (dict(dim=2, codebook_size=4, temperature=-1.0), "expected temperature > 0, got -1.0"),
     ],
 )

@@ -66,5 +66,5 @@ class TestDistributionConsistency:
 
     def test_weight(self) -> None:
         assert DistributionConsistencyLoss().weight == 0.1
-        with pytest.raises(ValueError, match="expected weight between 0 and inf, got -1"):
+        with pytest.raises(ValueError, match="expected weight >= 0, got -1"):
             DistributionConsistencyLoss(-1)

@@ -128,8 +128,8 @@ class TestDrift:
 
     def test_bad_arguments(self) -> None:
         for arguments, message in (
-            ({"weight": -1}, "expected weight between 0 and inf, got -1"),
-            ({"strength": -0.1}, "expected strength between 0 and inf"),
+            ({"weight": -1}, "expected weight >= 0, got -1"),
+            ({"strength": -0.1}, "expected strength >= 0"),
             ({"temperature": 0.0}, "expected temperature > 0, got 0.0"),
             ({"temperature": math.nan}, "expected temperature > 0, got nan"),
         ):

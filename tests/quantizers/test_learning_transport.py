@@ -247,12 +247,12 @@ def test_logits_stay_wide_and_learn_with_the_rest() -> None:
 
 def test_bad_arguments() -> None:
     for arguments, message in (
-        ({"weight": -1}, "expected weight between 0 and inf, got -1"),
+        ({"weight": -1}, "expected weight >= 0, got -1"),
         ({"num_samples": 0}, "expected num_samples >= 1 or None, got 0"),
         ({"codebook_size": 0}, "expected codebook_size >= 1 or None"),
         ({"num_positions": -2}, "expected num_positions >= 1 or None"),
         ({"regularization": 0.0}, "expected regularization > 0, got 0.0; None gives the exact cost"),
-        ({"weights_penalty": -1.0}, "expected weights_penalty between 0 and inf"),
+        ({"weights_penalty": -1.0}, "expected weights_penalty >= 0"),
         ({"initial_logit": 1.0}, "expected codebook_size >= num_positions, both given"),
         ({"initial_logit": 1.0, "codebook_size": 3, "num_positions": 4}, "got 3 and 4"),
     ):

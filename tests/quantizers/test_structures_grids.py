@@ -278,7 +278,7 @@ class TestMultiScale:
             ({"dropout": -1.0}, r"expected dropout in \[0, 1\]"),
             ({"num_filters": 0}, "expected num_filters >= 1"),
             ({"level_scale": 0.0}, "expected level_scale > 0"),
-            ({"codebook_weight": -1.0}, "expected loss weights >= 0"),
+            ({"codebook_weight": -1.0}, "expected codebook_weight >= 0"),
             ({"quantizer": ProjectedQuantizer(unit(), 8)}, "have no parameters, got ProjectedQuantizer"),
             (
                 {"quantizer": MultiScaleQuantizer(unit(), [2])},

@@ -7,7 +7,7 @@ work in blocks of at most 64 MB with a running best.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -26,6 +26,7 @@ __all__ = [
     "bits_per_sample",
     "bits_per_token",
     "central_code",
+    "check_indices",
     "cluster_means",
     "code_counts",
     "code_sums",
@@ -35,6 +36,7 @@ __all__ = [
     "nearest_codes",
     "perplexity",
     "rotate_to",
+    "rows_or_zeros",
     "sample_rows",
     "squared_distance",
     "straight_through",
@@ -76,31 +78,6 @@ def unwrapped(x: Tensor) -> Tensor:
     while own.is_functorch_wrapped_tensor(x):
         x = own.get_unwrapped(x)
     return x
-
-
-def without_derivative(operator: Callable[..., Any], *inputs: Any) -> Any:
-    """The result of an operator that cannot be differentiated: for a backward pass under ``torch.func``.
-
-    Raises:
-        RuntimeError: When the result is differentiated after all, as a second derivative does.
-    """
-    return _WithoutDerivative.apply(operator, *inputs)
-
-
-class _WithoutDerivative(torch.autograd.Function):
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(operator: Callable[..., Any], *inputs: Any) -> Any:
-        return operator(*inputs)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        pass
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Any:
-        raise RuntimeError("expected first derivatives only through a soft choice of code, got a second one; detach it")
 
 
 def at_least_float32(x: Tensor) -> Tensor:
@@ -256,6 +233,34 @@ def squared_distance(x: Float[Tensor, "N D"], codes: Float[Tensor, "K D"]) -> Fl
         center = central_code(codes.detach()).to(dtype)
         x, codes = x.to(dtype) - center, codes.to(dtype) - center
         return ((x * x).sum(1, keepdim=True) + (codes * codes).sum(1) - 2 * x @ codes.T).clamp_min(0)
+
+
+def check_indices(indices: Int[Tensor, "*tokens Q"], codebook_sizes: Sequence[int], hint: str) -> None:
+    """Refuse indices that are neither -1 nor below the codebook size of their channel.
+
+    Raises:
+        ValueError: If there is such a one; ``hint`` says what may be wrong.
+
+    Example:
+        >>> check_indices(torch.tensor([[3, -1]]), (4, 2), "check the tokenizer")
+    """
+    largest = torch.tensor([size - 1 for size in codebook_sizes], device=indices.device)
+    wrong = (indices < 0) & (indices != -1) | (indices > largest)
+    if bool(wrong.any()):
+        found = int(indices[wrong][0])
+        raise ValueError(f"expected indices below {tuple(codebook_sizes)} and -1 for masked ones, got {found}; {hint}")
+
+
+def rows_or_zeros(indices: Int[Tensor, "*batch 1"], table: Float[Tensor, "K D"]) -> Float[Tensor, "*batch D"]:
+    """Rows of a table, and zeros for -1.
+
+    Example:
+        >>> rows_or_zeros(torch.tensor([[1], [-1]]), torch.tensor([[1.0, 2.0], [3.0, 4.0]]))
+        tensor([[3., 4.],
+                [0., 0.]])
+    """
+    rows = F.embedding(indices.squeeze(-1).clamp_min(0), table)
+    return torch.where(indices < 0, 0, rows)
 
 
 def straight_through(x: Float[Tensor, "*batch D"], q: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch D"]:

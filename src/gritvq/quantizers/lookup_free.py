@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from gritvq.component import check_integer, check_number
 from gritvq.distributed import all_reduce_sum, joined_count, joined_mean
 from gritvq.quantizers.base import Quantizer, QuantizerOutput, Surrogate
 from gritvq.quantizers.functional import at_least_float32, to_unit_length
@@ -165,15 +166,11 @@ class _Binary(_Grid):
         temperature: float,
         commitment_weight: float,
     ) -> None:
-        if not isinstance(dim, int) or dim < 1:
-            raise ValueError(f"expected dim >= 1, got {dim!r}; it is the number of bits")
-        if not min(entropy_weight, balance, commitment_weight) >= 0:
-            raise ValueError(
-                "expected entropy_weight, balance and commitment_weight >= 0, got "
-                f"{entropy_weight!r}, {balance!r}, {commitment_weight!r}"
-            )
-        if not temperature > 0:
-            raise ValueError(f"expected temperature > 0, got {temperature!r}")
+        check_integer("dim", dim, hint="it is the number of bits")
+        weights = {"entropy_weight": entropy_weight, "balance": balance, "commitment_weight": commitment_weight}
+        for name, weight in weights.items():
+            check_number(name, weight)
+        check_number("temperature", temperature, inside=True)
         super().__init__([2] * dim, StraightThrough())
         self.value = value
         self.entropy_weight, self.balance, self.temperature = entropy_weight, balance, temperature

@@ -15,7 +15,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from gritvq.distributed import all_gather_rows, all_reduce_sum
-from gritvq.quantizers.functional import perplexity
+from gritvq.quantizers.functional import check_indices, perplexity
 
 __all__ = ["CodebookUsage", "uniform_usage"]
 
@@ -64,13 +64,7 @@ class CodebookUsage:
                 f"expected indices with {len(self.codebook_sizes)} channels last, got {tuple(indices.shape)}; use "
                 "unsqueeze(-1)"
             )
-        largest = torch.tensor([size - 1 for size in self.codebook_sizes], device=indices.device)
-        wrong = (indices < 0) & (indices != -1) | (indices > largest)
-        if bool(wrong.any()):
-            raise ValueError(
-                f"expected indices below {self.codebook_sizes} and -1 for masked ones, got {int(indices[wrong][0])}; "
-                "pass the codebook sizes of the quantizer that made them"
-            )
+        check_indices(indices, self.codebook_sizes, "pass the codebook sizes of the quantizer that made them")
         for channel, size in enumerate(self.codebook_sizes):
             index = indices[..., channel].reshape(-1)
             index = index[index >= 0]

@@ -9,7 +9,6 @@ straight-through, 1 the noiseless DiVeQ, 2 a reflection; outside [0, 2] gradient
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from typing import Any
 
@@ -17,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from gritvq.component import Component
+from gritvq.component import Component, check_number
 from gritvq.quantizers.base import Surrogate
 from gritvq.quantizers.functional import rotate_to, straight_through
 
@@ -42,6 +41,8 @@ __all__ = [
     "StraightThrough",
     "TanhRadius",
 ]
+
+_AMPLIFIES = "outside, the surrogate amplifies gradients"
 
 
 class StraightThrough(Surrogate):
@@ -165,7 +166,7 @@ class PowerRadius(DistanceRadius):
 
     def __init__(self, alpha: float = 1.0) -> None:
         super().__init__()
-        self.alpha = _check_alpha(alpha)
+        self.alpha = check_number("alpha", alpha, most=2, hint=_AMPLIFIES)
 
     def kappa(self, distance: Tensor) -> Tensor:
         """``alpha``."""
@@ -185,7 +186,8 @@ class SmoothRadius(DistanceRadius):
 
     def __init__(self, alpha: float = 1.0, *, eps: float = 1e-6) -> None:
         super().__init__()
-        self.alpha, self.eps = _check_alpha(alpha), _check_positive("eps", eps)
+        self.alpha = check_number("alpha", alpha, most=2, hint=_AMPLIFIES)
+        self.eps = check_number("eps", eps, inside=True)
 
     def kappa(self, distance: Tensor) -> Tensor:
         """``alpha``, the limit at gaps well above the smoothing length."""
@@ -206,7 +208,7 @@ class ShiftedRadius(DistanceRadius):
 
     def __init__(self, offset: float = 1.0) -> None:
         super().__init__()
-        self.offset = _check_positive("offset", offset)
+        self.offset = check_number("offset", offset, inside=True)
 
     def kappa(self, distance: Tensor) -> Tensor:
         """``d / (d + c)``."""
@@ -222,7 +224,7 @@ class _ScaledRadius(DistanceRadius):
 
     def __init__(self, scale: float = 1.0) -> None:
         super().__init__()
-        self.scale = _check_positive("scale", scale)
+        self.scale = check_number("scale", scale, inside=True)
 
 
 class LogRadius(_ScaledRadius):
@@ -429,9 +431,7 @@ class DirectionalReparameterization(Surrogate):
 
     def __init__(self, noise_std: float = 1e-3) -> None:
         super().__init__()
-        if not noise_std >= 0:
-            raise ValueError(f"expected noise_std >= 0, got {noise_std!r}")
-        self.noise_std = float(noise_std)
+        self.noise_std = check_number("noise_std", noise_std)
         self.exact = "eval" if noise_std > 0 else "always"
         self.noiseless = PowerRadius(1.0)
 
@@ -472,15 +472,3 @@ def _step(z: Tensor, q: Tensor, direction: Tensor) -> Tensor:
     length = torch.linalg.vector_norm(direction, dim=-1, keepdim=True)
     unit = torch.where(length > 0, direction / length, 0.0)
     return z + distance * unit.detach()
-
-
-def _check_alpha(alpha: float) -> float:
-    if not 0 <= alpha <= 2:
-        raise ValueError(f"expected alpha in [0, 2], got {alpha!r}; outside, the surrogate amplifies gradients")
-    return float(alpha)
-
-
-def _check_positive(name: str, value: float) -> float:
-    if not 0 < value < math.inf:
-        raise ValueError(f"expected {name} > 0, got {value!r}")
-    return float(value)

@@ -26,7 +26,7 @@ from gritvq.quantizers.base import (
     least_exact,
 )
 from gritvq.quantizers.codebooks import FreeCodebook
-from gritvq.quantizers.functional import at_least_float32, nearest_codes
+from gritvq.quantizers.functional import at_least_float32, nearest_codes, rows_or_zeros
 from gritvq.quantizers.learning import CodebookLoss, CommitmentLoss
 from gritvq.quantizers.surrogates import StraightThrough
 
@@ -125,9 +125,7 @@ class VectorQuantizer(Quantizer):
 
     def lookup(self, indices: Int[Tensor, "*batch 1"]) -> Float[Tensor, "*batch D"]:
         """Rows of the materialized table; zeros for -1."""
-        index = indices.squeeze(-1)
-        rows = nn.functional.embedding(index.clamp_min(0), self.codebook.codes())
-        return torch.where((index < 0).unsqueeze(-1), 0, rows)
+        return rows_or_zeros(indices, self.codebook.codes())
 
     def nearest(self, y: Float[Tensor, "*batch D"], num_codes: int) -> Int[Tensor, "*batch n"]:
         """The nearest codes by the assignment's metric."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from gritvq.component import check_integer
 from gritvq.quantizers.base import Quantizer
 from gritvq.quantizers.learning import CodebookLoss, CommitmentLoss
 from gritvq.quantizers.presets import grit_vq
@@ -33,8 +34,7 @@ def residual_stack(unit: Callable[[], Quantizer], num_levels: int = 3) -> Residu
         >>> stack.codebook_sizes, sorted(stack(torch.randn(2, 32)).losses)[:2]
         ((256, 256, 256), ['0/codebook', '0/commitment'])
     """
-    if num_levels < 1:
-        raise ValueError(f"expected num_levels >= 1, got {num_levels}")
+    check_integer("num_levels", num_levels)
     return ResidualQuantizer([_with_codebook_loss(unit()) for _ in range(num_levels)])
 
 

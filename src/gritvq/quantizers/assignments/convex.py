@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -11,8 +10,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from gritvq.component import check_integer, check_number
+from gritvq.quantizers.assignments.operators import with_gradient
 from gritvq.quantizers.base import Assignment
-from gritvq.quantizers.functional import at_least_float32, nearest_code, transforming, without_derivative
+from gritvq.quantizers.functional import at_least_float32, nearest_code, transforming
 
 __all__ = ["ConvexAssignment"]
 
@@ -75,11 +76,9 @@ class ConvexAssignment(Assignment):
 
     def __init__(self, penalty: float = 0.1, *, relaxed: bool = False, num_iterations: int = 50) -> None:
         super().__init__()
-        if not 0 < penalty < math.inf:
-            raise ValueError(f"expected penalty > 0, got {penalty!r}; use 1e-6 for almost the projection on the hull")
-        if num_iterations < 1:
-            raise ValueError(f"expected num_iterations >= 1, got {num_iterations!r}; 50 is enough")
-        self.penalty, self.relaxed, self.num_iterations = float(penalty), relaxed, num_iterations
+        hint = "use 1e-6 for almost the projection on the hull"
+        self.penalty, self.relaxed = check_number("penalty", penalty, inside=True, hint=hint), relaxed
+        self.num_iterations = check_integer("num_iterations", num_iterations, hint="50 is enough")
 
     def forward(
         self, x: Float[Tensor, "N D"], codes: Float[Tensor, "K D"]
@@ -91,8 +90,7 @@ class ConvexAssignment(Assignment):
             x, codes = x.to(dtype), codes.to(dtype)
             if self.relaxed:
                 return indices, _relaxed_values(x, codes, indices, self.penalty)
-            convex = _Convex.apply if transforming() else torch.ops.gritvq.convex
-            q, _ = convex(x, codes, indices, self.penalty, self.num_iterations)
+            q, _ = _solved(x, codes, indices, self.penalty, self.num_iterations)
             return indices, q
 
     @torch.no_grad()
@@ -339,34 +337,9 @@ def _(grad: Tensor, x: Tensor, codes: Tensor, weights: Tensor, penalty: float) -
     return torch.empty_like(x), torch.empty_like(codes)
 
 
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    x, codes, _, ctx.penalty, _ = inputs
-    ctx.save_for_backward(x, codes, output[1])
-    ctx.mark_non_differentiable(output[1])
+def _kept(inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> tuple[tuple[Tensor, ...], tuple[float]]:
+    x, codes, _, penalty, _ = inputs
+    return (x, codes, output[1]), (penalty,)
 
 
-def _differentiate(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-    of_x, of_codes = torch.ops.gritvq.convex_backward(grad, *ctx.saved_tensors, ctx.penalty)
-    return of_x, of_codes, None, None, None
-
-
-_convex.register_autograd(_differentiate, setup_context=_keep)
-
-
-class _Convex(torch.autograd.Function):
-    """The operator and its gradient for ``torch.func``, which does not take those that are registered."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(*inputs: Any) -> tuple[Tensor, Tensor]:
-        return torch.ops.gritvq.convex(*inputs)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        _keep(ctx, inputs, output)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        own = (gradients[0], *ctx.saved_tensors, ctx.penalty)
-        return (*without_derivative(torch.ops.gritvq.convex_backward, *own), None, None, None)
+_solved = with_gradient("convex", _convex, _kept)

@@ -6,13 +6,13 @@ nothing of size N x K is kept, and a compiled graph neither unrolls the blocks n
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from gritvq.component import check_number
+from gritvq.quantizers.assignments.operators import with_gradient
 from gritvq.quantizers.base import Assignment, Schedule, scheduled
 from gritvq.quantizers.functional import (
     Metric,
@@ -20,8 +20,6 @@ from gritvq.quantizers.functional import (
     nearest_code,
     squared_distance,
     to_unit_length,
-    transforming,
-    without_derivative,
 )
 
 __all__ = ["SampledAssignment", "SoftAssignment"]
@@ -165,9 +163,7 @@ class SampledAssignment(Assignment):
 def _check_positive(name: str, value: float | Schedule) -> float | Schedule:
     if isinstance(value, Schedule):
         return value
-    if not value > 0:
-        raise ValueError(f"expected {name} > 0, got {value!r}; for hard codes use NearestAssignment")
-    return float(value)
+    return check_number(name, value, inside=True, hint="for hard codes use NearestAssignment")
 
 
 def _check_metric(metric: Metric) -> Metric:
@@ -206,8 +202,7 @@ def _mixture(
         if torch.compiler.is_exporting() and seed is None:  # an exported program carries plain operators only
             weights = torch.softmax(-squared_distance(x, keys) * sharpness, dim=1)
             return weights.argmax(1), weights @ values
-        mixture = _Mixture.apply if transforming() else torch.ops.gritvq.mixture
-        q, indices = mixture(x, keys, values, sharpness, loudness, seed)
+        q, indices = _mixed(x, keys, values, sharpness, loudness, seed)
         return indices, q
 
 
@@ -290,32 +285,4 @@ def _(
     return torch.empty_like(x), torch.empty_like(keys), torch.empty_like(values)
 
 
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    ctx.save_for_backward(*inputs)
-
-
-def _differentiate(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-    return (*torch.ops.gritvq.mixture_backward(grad, *ctx.saved_tensors), None, None, None)
-
-
-_mixture_op.register_autograd(_differentiate, setup_context=_keep)
-
-
-class _Mixture(torch.autograd.Function):
-    """The operator and its gradient for ``torch.func``, which does not take those that are registered."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(*inputs: Any) -> tuple[Tensor, Tensor]:
-        return torch.ops.gritvq.mixture(*inputs)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        _keep(ctx, inputs, output)
-        ctx.mark_non_differentiable(output[1])
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        own = without_derivative(torch.ops.gritvq.mixture_backward, gradients[0], *ctx.saved_tensors)
-        return (*own, None, None, None)
+_mixed = with_gradient("mixture", _mixture_op, lambda inputs, output: (inputs, ()))

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from gritvq.component import Component
+from gritvq.component import Component, check_integer, check_number
 from gritvq.distributed import joined_count, joined_mean, masked_mean
 from gritvq.quantizers.base.statistics import CodeStatistics
 from gritvq.quantizers.functional import Metric, at_least_float32, kmeans, sample_rows
@@ -71,16 +71,12 @@ class Codebook(Component, ABC):
     ) -> None:
         super().__init__()
         for name, value in (("dim", dim), ("codebook_size", codebook_size)):
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(
-                    f"expected {name} >= 1, got {value!r}; arguments come in the order (dim, codebook_size)"
-                )
-        if not lr_scale > 0:
-            raise ValueError(f"expected lr_scale > 0, got {lr_scale!r}; to freeze codes set requires_grad_(False)")
+            check_integer(name, value, hint="arguments come in the order (dim, codebook_size)")
+        lr_scale = check_number("lr_scale", lr_scale, inside=True, hint="to freeze codes set requires_grad_(False)")
         if initialization not in ("normal", "samples", "kmeans"):
             raise ValueError(f"expected initialization 'normal', 'samples' or 'kmeans', got {initialization!r}")
         self.dim, self.codebook_size = dim, codebook_size
-        self.lr_scale, self.normalize, self.initialization = float(lr_scale), normalize, initialization
+        self.lr_scale, self.normalize, self.initialization = lr_scale, normalize, initialization
         self._observers: list[CodeStatistics] = []
 
     @abstractmethod

@@ -18,7 +18,7 @@ from gritvq.quantizers.base.attachment import Attachment, arrange_groups, codebo
 from gritvq.quantizers.base.parts import Codebook, Exactness, LearningRule, Surrogate
 from gritvq.quantizers.base.schedules import Schedule
 from gritvq.quantizers.base.statistics import CodeStatistics
-from gritvq.quantizers.functional import at_least_float32, bits_per_sample
+from gritvq.quantizers.functional import at_least_float32, bits_per_sample, check_indices
 
 __all__ = ["Quantizer", "QuantizerOutput", "TokenScale", "check_quantizer", "least_exact"]
 
@@ -205,13 +205,7 @@ class Quantizer(Component, ABC):
             )
         indices = indices.long()
         if not torch.compiler.is_compiling():
-            largest = torch.tensor([size - 1 for size in self.codebook_sizes], device=indices.device)
-            wrong = (indices < -1) | (indices > largest)
-            if bool(wrong.any()):
-                raise ValueError(
-                    f"expected indices below {self.codebook_sizes} and -1 for masked ones, got "
-                    f"{int(indices[wrong][0])}; were they made with another tokenizer?"
-                )
+            check_indices(indices, self.codebook_sizes, "were they made with another tokenizer?")
         return self._zero_masked(self.after(self.lookup(indices)), indices)
 
     def _zero_masked(self, values: Float[Tensor, "*batch D"], indices: Int[Tensor, "*tokens Q"]) -> Tensor:

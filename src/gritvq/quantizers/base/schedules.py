@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from gritvq.component import Component
+from gritvq.component import Component, check_integer, check_number
 from gritvq.distributed import all_reduce_sum
 from gritvq.quantizers.functional import transforming, unwrapped
 
@@ -83,12 +83,8 @@ class DecaySchedule(Schedule):
         self, start: float, *, factor: float, interval: float, floor: float = 0.0, staircase: bool = False
     ) -> None:
         super().__init__()
-        if not (start > 0 and factor > 0 and interval > 0 and floor >= 0):
-            raise ValueError(
-                "expected start, factor, interval > 0 and floor >= 0, got "
-                f"{start!r}, {factor!r}, {interval!r}, {floor!r}"
-            )
-        self.start, self.factor, self.interval, self.floor = float(start), float(factor), float(interval), float(floor)
+        self.start, self.factor = (check_number(n, v, inside=True) for n, v in (("start", start), ("factor", factor)))
+        self.interval, self.floor = check_number("interval", interval, inside=True), check_number("floor", floor)
         self.staircase = staircase
 
     def at(self, step: Float[Tensor, ""]) -> Float[Tensor, ""]:
@@ -114,9 +110,8 @@ class LinearSchedule(Schedule):
 
     def __init__(self, start: float, end: float, *, num_steps: int, begin: int = 0) -> None:
         super().__init__()
-        if num_steps < 1 or begin < 0:
-            raise ValueError(f"expected num_steps >= 1 and begin >= 0, got {num_steps!r} and {begin!r}")
-        self.start, self.end, self.num_steps, self.begin = float(start), float(end), num_steps, begin
+        self.start, self.end = float(start), float(end)
+        self.num_steps, self.begin = check_integer("num_steps", num_steps), check_integer("begin", begin, 0)
 
     def at(self, step: Float[Tensor, ""]) -> Float[Tensor, ""]:
         """The formula above."""

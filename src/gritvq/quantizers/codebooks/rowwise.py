@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from gritvq.component import check_integer
 from gritvq.quantizers.base import Codebook
 from gritvq.quantizers.codebooks.recomputed import mapped_rows
 from gritvq.quantizers.functional import at_least_float32, transforming
@@ -263,8 +264,7 @@ class MLPCodebook(_TransformedCodebook):
     ) -> None:
         super().__init__(dim, codebook_size, base, lr_scale, normalize, initialization, generator)
         hidden_dim = 4 * dim if hidden_dim is None else hidden_dim
-        if hidden_dim < 1:
-            raise ValueError(f"expected hidden_dim >= 1, got {hidden_dim}")
+        check_integer("hidden_dim", hidden_dim)
         self.up, self.down = nn.Linear(dim, hidden_dim), nn.Linear(hidden_dim, dim)
         nn.init.zeros_(self.down.weight)
         nn.init.zeros_(self.down.bias)

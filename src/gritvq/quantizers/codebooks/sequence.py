@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from gritvq.component import check_integer
 from gritvq.quantizers.base import Codebook
 from gritvq.quantizers.codebooks.rowwise import Initialization, normal_table, pair_of_scales
 from gritvq.quantizers.functional import at_least_float32
@@ -108,8 +109,7 @@ class TransformerCodebook(_SequenceCodebook):
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__(dim, codebook_size, lr_scale, normalize, initialization)
-        if width < 1:
-            raise ValueError(f"expected width >= 1, got {width}")
+        check_integer("width", width)
         self.base = nn.Parameter(normal_table(dim, codebook_size, generator), requires_grad=False)
         self.positions = nn.Parameter(torch.randn(codebook_size, width, generator=generator))
         self.enter = nn.Linear(dim, width, bias=False)

@@ -8,9 +8,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from gritvq.component import check_number
 from gritvq.quantizers.base import Context, LearningRule
 from gritvq.quantizers.functional import at_least_float32
-from gritvq.quantizers.learning.losses import check_weight
 
 __all__ = ["DistributionConsistencyLoss"]
 
@@ -47,7 +47,7 @@ class DistributionConsistencyLoss(LearningRule):
 
     def __init__(self, weight: float = 0.1) -> None:
         super().__init__()
-        self.weight = check_weight("weight", weight)
+        self.weight = check_number("weight", weight)
 
     def loss(self, context: Context) -> dict[str, Float[Tensor, ""]]:
         """The weighted loss as ``distribution``."""

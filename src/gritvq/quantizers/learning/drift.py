@@ -7,10 +7,10 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from gritvq.component import check_number
 from gritvq.distributed import all_reduce_sum
 from gritvq.quantizers.base import Context, LearningRule, Schedule, scheduled
 from gritvq.quantizers.functional import at_least_float32, squared_distance
-from gritvq.quantizers.learning.losses import check_weight
 
 __all__ = ["DriftLoss"]
 
@@ -69,11 +69,10 @@ class DriftLoss(LearningRule):
         relative: bool = False,
     ) -> None:
         super().__init__()
-        self.weight, self.strength = check_weight("weight", weight), check_weight("strength", strength)
-        if not isinstance(temperature, Schedule) and not temperature > 0:
-            raise ValueError(
-                f"expected temperature > 0, got {temperature!r}; strength=0 switches the kernel off instead"
-            )
+        self.weight, self.strength = check_number("weight", weight), check_number("strength", strength)
+        if not isinstance(temperature, Schedule):
+            hint = "strength=0 switches the kernel off instead"
+            check_number("temperature", temperature, inside=True, hint=hint)
         self.temperature, self.relative = temperature, relative
 
     def loss(self, context: Context) -> dict[str, Float[Tensor, ""]]:

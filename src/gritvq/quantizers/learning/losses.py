@@ -2,33 +2,17 @@
 
 from __future__ import annotations
 
-import math
-
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from gritvq.component import check_number
 from gritvq.distributed import all_reduce_sum
 from gritvq.quantizers.base import Context, LearningRule
 from gritvq.quantizers.functional import squared_distance
 
 __all__ = ["CodebookLoss", "CommitmentLoss", "EntropyLoss", "OrthogonalityLoss"]
-
-
-def check_weight(name: str, weight: float, least: float = 0.0, most: float = math.inf) -> float:
-    """A number in a closed range as float.
-
-    Raises:
-        ValueError: If it is outside.
-
-    Example:
-        >>> check_weight("weight", 1)
-        1.0
-    """
-    if not least <= weight <= most:
-        raise ValueError(f"expected {name} between {least:g} and {most:g}, got {weight!r}")
-    return float(weight)
 
 
 class CommitmentLoss(LearningRule):
@@ -50,7 +34,7 @@ class CommitmentLoss(LearningRule):
 
     def __init__(self, weight: float = 0.25) -> None:
         super().__init__()
-        self.weight = check_weight("weight", weight)
+        self.weight = check_number("weight", weight)
 
     def loss(self, context: Context) -> dict[str, Float[Tensor, ""]]:
         """The weighted loss as ``commitment``."""
@@ -75,7 +59,7 @@ class CodebookLoss(LearningRule):
 
     def __init__(self, weight: float = 1.0) -> None:
         super().__init__()
-        self.weight = check_weight("weight", weight)
+        self.weight = check_number("weight", weight)
 
     def loss(self, context: Context) -> dict[str, Float[Tensor, ""]]:
         """The weighted loss as ``codebook``."""
@@ -106,8 +90,8 @@ class EntropyLoss(LearningRule):
 
     def __init__(self, weight: float = 0.1, *, balance: float = 1.0, temperature: float = 1.0) -> None:
         super().__init__()
-        self.weight, self.balance = check_weight("weight", weight), check_weight("balance", balance)
-        self.temperature = check_weight("temperature", temperature, least=1e-8)
+        self.weight, self.balance = check_number("weight", weight), check_number("balance", balance)
+        self.temperature = check_number("temperature", temperature, least=1e-8)
 
     def loss(self, context: Context) -> dict[str, Float[Tensor, ""]]:
         """The weighted loss as ``entropy``."""
@@ -151,7 +135,7 @@ class OrthogonalityLoss(LearningRule):
 
     def __init__(self, weight: float = 1.0) -> None:
         super().__init__()
-        self.weight = check_weight("weight", weight)
+        self.weight = check_number("weight", weight)
 
     def loss(self, context: Context) -> dict[str, Float[Tensor, ""]]:
         """The weighted loss as ``orthogonality``."""

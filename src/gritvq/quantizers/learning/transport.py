@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from gritvq.component import check_number
 from gritvq.distributed import all_reduce_sum, joined_mean
 from gritvq.lazy import optional
 from gritvq.quantizers.base import Context, LearningRule, keeping_precision
 from gritvq.quantizers.functional import at_least_float32, squared_distance
-from gritvq.quantizers.learning.losses import check_weight
 
 __all__ = ["WassersteinLoss"]
 
@@ -92,11 +92,11 @@ class WassersteinLoss(LearningRule):
         for name, value in counts.items():
             if value is not None and value < 1:
                 raise ValueError(f"expected {name} >= 1 or None, got {value!r}")
-        if regularization is not None and not 0 < regularization < math.inf:
-            raise ValueError(f"expected regularization > 0, got {regularization!r}; None gives the exact cost")
-        self.weight, self.num_samples = check_weight("weight", weight), num_samples
+        if regularization is not None:
+            check_number("regularization", regularization, inside=True, hint="None gives the exact cost")
+        self.weight, self.num_samples = check_number("weight", weight), num_samples
         self.regularization, self.num_positions = regularization, num_positions
-        self.weights_penalty = check_weight("weights_penalty", weights_penalty)
+        self.weights_penalty = check_number("weights_penalty", weights_penalty)
         self.codebook_size, self.initial_logit = codebook_size, float(initial_logit)
         if initial_logit and (codebook_size is None or num_positions is None or num_positions > codebook_size):
             raise ValueError(

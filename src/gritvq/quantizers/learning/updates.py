@@ -6,8 +6,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from gritvq.component import check_number
 from gritvq.quantizers.base import Codebook, CodeStatistics, LearningRule
-from gritvq.quantizers.learning.losses import check_weight
 
 __all__ = ["DeadCodeRevival", "EMAUpdate"]
 
@@ -93,7 +93,7 @@ class DeadCodeRevival(LearningRule):
         super().__init__()
         if interval < 1:
             raise ValueError(f"expected interval >= 1 update, got {interval!r}")
-        self.interval, self.threshold = interval, check_weight("threshold", threshold)
+        self.interval, self.threshold = interval, check_number("threshold", threshold)
 
     def update(self, codebook: Codebook, statistics: CodeStatistics) -> Int[Tensor, " M"] | None:
         """Revive at every ``interval``-th update; returns the moved rows."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from gritvq.component import check_integer
 from gritvq.quantizers.lookup_free import BSQ, FSQ, LFQ
 from gritvq.quantizers.structures import ProjectedQuantizer
 
@@ -28,16 +29,14 @@ def fsq(dim: int, codebook_size: int, *, levels: Sequence[int] | None = None) ->
     References:
         Mentzer et al., "Finite Scalar Quantization: VQ-VAE Made Simple", ICLR 2024, arXiv 2309.15505, table 1.
     """
-    if codebook_size < 1:
-        raise ValueError(f"expected codebook_size >= 1, got {codebook_size}")
+    check_integer("codebook_size", codebook_size)
     if levels is None:
         levels = min(_FSQ_LEVELS, key=lambda each: abs(math.log(math.prod(each) / codebook_size)))
     return ProjectedQuantizer(FSQ(levels), dim)
 
 
 def _bits(codebook_size: int) -> int:
-    if codebook_size < 1:
-        raise ValueError(f"expected codebook_size >= 1, got {codebook_size}")
+    check_integer("codebook_size", codebook_size)
     if codebook_size < 2 or codebook_size & (codebook_size - 1):
         raise ValueError(f"expected a codebook_size that is a power of two, got {codebook_size}")
     return codebook_size.bit_length() - 1

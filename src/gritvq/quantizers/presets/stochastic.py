@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from gritvq.component import check_integer
 from gritvq.quantizers.base import DecaySchedule
 from gritvq.quantizers.codebooks import AffineCodebook, FreeCodebook, Initialization
 from gritvq.quantizers.learning import DistributionConsistencyLoss
@@ -86,8 +87,7 @@ def rsq_vae(
         2401.00365. The start of the variance is that of a derivative of the authors' code, in units of a code's
         squared length; the number of levels is ours.
     """
-    if num_levels < 1:
-        raise ValueError(f"expected num_levels >= 1, got {num_levels}")
+    check_integer("num_levels", num_levels)
     codebooks = [FreeCodebook(dim, codebook_size, lr_scale=lr_scale) for _ in range(num_levels)]
     return ResidualStochasticQuantizer(
         codebooks, temperature=_cooling(cooling_interval), initial_variance=initial_variance
@@ -114,8 +114,7 @@ def sq_vae_2(
         Takida et al., "HQ-VAE: Hierarchical Discrete Representation Learning with Variational Bayes", TMLR 2024, arXiv
         2401.00365. The authors' configuration is not public; the networks between the levels are ours.
     """
-    if num_levels < 1:
-        raise ValueError(f"expected num_levels >= 1, got {num_levels}")
+    check_integer("num_levels", num_levels)
     settings: dict[str, Any] = {"initial_variance": initial_variance, "floor": floor, "lr_scale": lr_scale}
     levels = [sq_vae(dim, codebook_size, cooling_interval=cooling_interval, **settings) for _ in range(num_levels)]
     return HierarchicalQuantizer(levels, dim)

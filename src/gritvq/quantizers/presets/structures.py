@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from gritvq.component import check_integer
 from gritvq.quantizers.codebooks import FreeCodebook
 from gritvq.quantizers.learning import EMAUpdate
 from gritvq.quantizers.presets.learning import revival, vq_vae_ema
@@ -34,8 +35,7 @@ def rq(
         Lee et al., "Autoregressive Image Generation using Residual Quantization", CVPR 2022, arXiv 2203.01941.
         Deviations: one straight-through for the sum, a codebook per level, start from data and revival.
     """
-    if num_levels < 1:
-        raise ValueError(f"expected num_levels >= 1, got {num_levels}")
+    check_integer("num_levels", num_levels)
     settings: dict[str, Any] = {"commitment_weight": commitment_weight, "revival_interval": revival_interval}
     levels = [vq_vae_ema(dim, codebook_size, decay=decay, **settings) for _ in range(num_levels)]
     return ResidualQuantizer(levels, dropout=dropout)
@@ -161,8 +161,7 @@ def vq_vae_2(
         Razavi et al., "Generating Diverse High-Fidelity Images with VQ-VAE-2", NeurIPS 2019, arXiv 1906.00446.
         Deviations: levels are added, not concatenated; start from data and revival.
     """
-    if num_levels < 1:
-        raise ValueError(f"expected num_levels >= 1, got {num_levels}")
+    check_integer("num_levels", num_levels)
     settings: dict[str, Any] = {"commitment_weight": commitment_weight, "revival_interval": revival_interval}
     levels = [vq_vae_ema(dim, codebook_size, decay=decay, **settings) for _ in range(num_levels)]
     return HierarchicalQuantizer(levels, dim)

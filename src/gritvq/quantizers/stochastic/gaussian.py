@@ -11,11 +11,12 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from gritvq.component import check_number
 from gritvq.distributed import joined_count, masked_mean
 from gritvq.quantizers.assignments import NearestAssignment
 from gritvq.quantizers.base import Codebook, Quantizer, QuantizerOutput, Schedule, keeping_precision, scheduled
 from gritvq.quantizers.codebooks import FreeCodebook
-from gritvq.quantizers.functional import at_least_float32, nearest_code, nearest_codes, to_unit_length
+from gritvq.quantizers.functional import at_least_float32, nearest_code, nearest_codes, rows_or_zeros, to_unit_length
 from gritvq.quantizers.stochastic.relaxations import (
     centered,
     gaussian_factors,
@@ -103,13 +104,11 @@ class StochasticQuantizer(Quantizer):
             raise ValueError(f"expected distribution 'gaussian' or 'vmf', got {distribution!r}")
         if distribution == "vmf" and variance != "scalar":
             raise ValueError(f"expected variance 'scalar' with distribution 'vmf', got {variance!r}; leave it out")
-        floor = float(variance == "scalar") if floor is None else floor
-        if not floor >= 0:
-            raise ValueError(f"expected floor >= 0, got {floor!r}")
         self.codebook, self.variance, self.distribution = codebook, variance, distribution
         self.temperature = checked_temperature(temperature)
         self.log_variance = nn.Parameter(torch.tensor(initial_log_variance(initial_variance)))
-        self.initial_variance, self.floor = float(initial_variance), float(floor)
+        self.initial_variance = float(initial_variance)
+        self.floor = check_number("floor", float(variance == "scalar") if floor is None else floor)
         self.dim, self.codebook_sizes = codebook.dim, (codebook.codebook_size,)
 
     @property
@@ -183,7 +182,7 @@ class StochasticQuantizer(Quantizer):
 
     def lookup(self, indices: Int[Tensor, "*batch 1"]) -> Float[Tensor, "*batch D"]:
         """Rows of the table; zeros for -1."""
-        return look_up(indices, self.codes())
+        return rows_or_zeros(indices, self.codes())
 
     def nearest(self, y: Float[Tensor, "*batch D"], num_codes: int) -> Int[Tensor, "*batch n"]:
         """The nearest codes, by direction for vMF; a variance per component is left out of it."""
@@ -219,16 +218,12 @@ class StochasticQuantizer(Quantizer):
 
 def checked_temperature(temperature: float | Schedule) -> float | Schedule:
     """The temperature as given, if it can be one."""
-    if not isinstance(temperature, Schedule) and not temperature > 0:
-        raise ValueError(f"expected temperature > 0, got {temperature!r}")
-    return temperature
+    return temperature if isinstance(temperature, Schedule) else check_number("temperature", temperature, inside=True)
 
 
 def initial_log_variance(initial_variance: float) -> float:
     """Logarithm of a start value of a learned variance."""
-    if not 0 < initial_variance < math.inf:
-        raise ValueError(f"expected initial_variance > 0, got {initial_variance!r}")
-    return math.log(initial_variance)
+    return math.log(check_number("initial_variance", initial_variance, inside=True))
 
 
 def clamped_temperature(temperature: float | Schedule) -> float | Tensor:
@@ -258,12 +253,6 @@ def most_probable(factors: Float[Tensor, "N F"], table: Float[Tensor, "K F"]) ->
     if torch.compiler.is_exporting():
         return (factors @ table.T).argmax(1)
     return over_blocks(lambda rows: ((rows @ table.T).argmax(1),), [factors], len(table))[0]
-
-
-def look_up(indices: Int[Tensor, "*batch 1"], codes: Float[Tensor, "K D"]) -> Float[Tensor, "*batch D"]:
-    """Rows of a table; zeros for -1."""
-    rows = F.embedding(indices.squeeze(-1).clamp_min(0), codes)
-    return torch.where(indices < 0, 0, rows)
 
 
 def plain_table(codes: Float[Tensor, "K D"]) -> FreeCodebook:

@@ -11,9 +11,11 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from gritvq.quantizers.base import Quantizer, QuantizerOutput, Schedule, keeping_precision, scheduled
+from gritvq.component import check_integer, check_number
+from gritvq.quantizers.base import Quantizer, QuantizerOutput, Schedule, keeping_precision
 from gritvq.quantizers.canonical import ranked
-from gritvq.quantizers.functional import at_least_float32, transforming
+from gritvq.quantizers.functional import at_least_float32, rows_or_zeros, transforming
+from gritvq.quantizers.stochastic.gaussian import checked_temperature, clamped_temperature
 from gritvq.quantizers.stochastic.relaxations import over_blocks, relaxed_choice
 
 __all__ = ["HyperbolicQuantizer"]
@@ -81,14 +83,11 @@ class HyperbolicQuantizer(Quantizer):
     ) -> None:
         super().__init__()
         for name, value in (("dim", dim), ("codebook_size", codebook_size)):
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"expected {name} >= 1, got {value!r}; arguments are (dim, codebook_size)")
-        if not curvature > 0 or not 0 < clip < 1:
-            raise ValueError(f"expected curvature > 0 and clip in (0, 1), got {curvature!r} and {clip!r}")
-        if not isinstance(temperature, Schedule) and not temperature > 0:
-            raise ValueError(f"expected temperature > 0, got {temperature!r}")
+            check_integer(name, value, hint="arguments are (dim, codebook_size)")
         self.dim, self.codebook_sizes = dim, (codebook_size,)
-        self.curvature, self.temperature, self.clip = float(curvature), temperature, float(clip)
+        self.curvature = check_number("curvature", curvature, inside=True)
+        self.temperature = checked_temperature(temperature)
+        self.clip = check_number("clip", clip, most=1, inside=True)
         self.directions = nn.Parameter(4 * F.normalize(torch.randn(codebook_size, dim), dim=1))
         self.offsets = nn.Parameter(torch.full((codebook_size,), 0.5))
 
@@ -136,8 +135,7 @@ class HyperbolicQuantizer(Quantizer):
             codes = self.codes()
             if self.training:
                 points, planes = self._points(x.reshape(-1, self.dim)), self._planes()
-                now = scheduled(self.temperature)
-                now = now.clamp_min(1e-6) if isinstance(now, Tensor) else now
+                now = clamped_temperature(self.temperature)
 
                 def block(rows: Tensor) -> tuple[Tensor, ...]:
                     scores = self._scores(rows, planes)
@@ -152,8 +150,7 @@ class HyperbolicQuantizer(Quantizer):
 
     def lookup(self, indices: Int[Tensor, "*batch 1"]) -> Float[Tensor, "*batch D"]:
         """Representatives in the tangent space; zeros for -1."""
-        rows = F.embedding(indices.squeeze(-1).clamp_min(0), self.codes())
-        return torch.where(indices < 0, 0, rows)
+        return rows_or_zeros(indices, self.codes())
 
     @torch.no_grad()
     def nearest(self, y: Float[Tensor, "*batch D"], num_codes: int) -> Int[Tensor, "*batch n"]:

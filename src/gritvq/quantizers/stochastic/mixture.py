@@ -10,10 +10,11 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from gritvq.component import check_number
 from gritvq.distributed import all_reduce_sum, joined_count, masked_mean
 from gritvq.quantizers.base import Codebook, Quantizer, QuantizerOutput, Schedule
-from gritvq.quantizers.functional import at_least_float32, nearest_code, nearest_codes
-from gritvq.quantizers.stochastic.gaussian import checked_temperature, clamped_temperature, look_up, plain_table
+from gritvq.quantizers.functional import at_least_float32, nearest_code, nearest_codes, rows_or_zeros
+from gritvq.quantizers.stochastic.gaussian import checked_temperature, clamped_temperature, plain_table
 from gritvq.quantizers.stochastic.relaxations import (
     centered,
     gaussian_factors,
@@ -84,16 +85,12 @@ class GaussianMixtureQuantizer(Quantizer):
         regularizer: Literal["batch", "sample"] | None = "batch",
     ) -> None:
         super().__init__()
-        if not variance > 0 or not min(latent_weight, balance_weight) >= 0:
-            raise ValueError(
-                "expected variance > 0, latent_weight >= 0 and balance_weight >= 0, got "
-                f"{variance!r}, {latent_weight!r}, {balance_weight!r}"
-            )
         if regularizer not in ("batch", "sample", None):
             raise ValueError(f"expected regularizer 'batch', 'sample' or None, got {regularizer!r}")
         self.codebook, self.temperature = codebook, checked_temperature(temperature)
-        self.variance, self.regularizer = float(variance), regularizer
-        self.latent_weight, self.balance_weight = float(latent_weight), float(balance_weight)
+        self.variance, self.regularizer = check_number("variance", variance, inside=True), regularizer
+        self.latent_weight = check_number("latent_weight", latent_weight)
+        self.balance_weight = check_number("balance_weight", balance_weight)
         self.dim, self.codebook_sizes = codebook.dim, (codebook.codebook_size,)
 
     def quantize(self, x: Float[Tensor, "*batch D"], valid: Bool[Tensor, "*batch"]) -> QuantizerOutput:
@@ -151,7 +148,7 @@ class GaussianMixtureQuantizer(Quantizer):
 
     def lookup(self, indices: Int[Tensor, "*batch 1"]) -> Float[Tensor, "*batch D"]:
         """Rows of the table; zeros for -1."""
-        return look_up(indices, self.codebook.codes())
+        return rows_or_zeros(indices, self.codebook.codes())
 
     def nearest(self, y: Float[Tensor, "*batch D"], num_codes: int) -> Int[Tensor, "*batch n"]:
         """The nearest codes."""

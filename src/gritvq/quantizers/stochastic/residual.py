@@ -12,11 +12,10 @@ from torch import Tensor, nn
 
 from gritvq.distributed import joined_count, masked_mean
 from gritvq.quantizers.base import Codebook, Quantizer, QuantizerOutput, Schedule, keeping_precision
-from gritvq.quantizers.functional import at_least_float32, nearest_code
+from gritvq.quantizers.functional import at_least_float32, nearest_code, rows_or_zeros
 from gritvq.quantizers.stochastic.gaussian import (
     checked_temperature,
     initial_log_variance,
-    look_up,
     plain_table,
     sample_codes,
 )
@@ -132,7 +131,7 @@ class ResidualStochasticQuantizer(Quantizer):
         """Sum of the levels' codes."""
         total = torch.zeros(*indices.shape[:-1], self.dim, device=indices.device)
         for own, codes in zip(indices.split(1, dim=-1), self.codes(), strict=True):
-            total = total + look_up(own, codes)
+            total = total + rows_or_zeros(own, codes)
         return total
 
     def encode(

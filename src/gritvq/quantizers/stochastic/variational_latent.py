@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from gritvq.component import Component
+from gritvq.component import Component, check_number
 from gritvq.distributed import masked_mean
 from gritvq.quantizers.base import Quantizer, QuantizerOutput, Surrogate, WrappedQuantizer, check_quantizer
 from gritvq.quantizers.functional import at_least_float32
@@ -51,7 +51,7 @@ class RepresentationCoherenceLoss(Component):
         self, weight: float = 1.0, *, reduction: Literal["sum", "mean"] = "sum", detach_deviation: bool = True
     ) -> None:
         super().__init__()
-        self.weight = _nonnegative("weight", weight)
+        self.weight = check_number("weight", weight)
         if reduction not in ("sum", "mean"):
             raise ValueError(f"expected reduction 'sum' or 'mean' over the components, got {reduction!r}")
         self.reduction, self.detach_deviation = reduction, detach_deviation
@@ -156,7 +156,7 @@ class VariationalLatent(WrappedQuantizer):
             raise ValueError(f"expected a finite initial_log_variance, got {initial_log_variance!r}")
         super().__init__(quantizer)
         self.choose_by, self.gradient, self.coherence = choose_by, gradient, coherence
-        self.kl_weight = _nonnegative("kl_weight", kl_weight)
+        self.kl_weight = check_number("kl_weight", kl_weight)
         self.initial_log_variance = float(initial_log_variance)
         self.objective = type(self).objective
         self.draws_indices = quantizer.draws_indices or choose_by == "sample"
@@ -261,9 +261,3 @@ class _Drawn(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         mean, deviation, q = ctx.saved_tensors
         return grad, grad * ((q - mean) / deviation), grad.to(q.dtype)
-
-
-def _nonnegative(name: str, value: float) -> float:
-    if not 0 <= value < math.inf:
-        raise ValueError(f"expected {name} >= 0, got {value!r}")
-    return float(value)

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from gritvq.component import eval_mode
+from gritvq.component import check_integer, eval_mode
 from gritvq.distributed import joined_count
 from gritvq.quantizers.base import Quantizer, QuantizerOutput, check_quantizer, least_exact
 from gritvq.quantizers.functional import at_least_float32, bits_per_sample
@@ -71,11 +71,8 @@ class HierarchicalQuantizer(Pyramid):
         super().__init__()
         if len(quantizers) < 1:
             raise ValueError("expected at least one quantizer, got none")
-        if not isinstance(dim, int) or dim < 1:
-            raise ValueError(f"expected dim >= 1, got {dim!r}")
-        width = 2 * dim if width is None else width
-        if not isinstance(width, int) or width < 1:
-            raise ValueError(f"expected width >= 1, got {width!r}")
+        check_integer("dim", dim)
+        width = check_integer("width", 2 * dim if width is None else width)
         for level, part in enumerate(quantizers):
             check_quantizer(part)
             if part.dim != dim or part.input_dim < dim:

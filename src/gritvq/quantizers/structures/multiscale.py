@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from gritvq.component import eval_mode
+from gritvq.component import check_integer, check_number, eval_mode
 from gritvq.distributed import joined_count, masked_mean
 from gritvq.quantizers.base import Quantizer, QuantizerOutput, least_exact
 from gritvq.quantizers.functional import at_least_float32
@@ -96,19 +96,12 @@ class MultiScaleQuantizer(Pyramid):
                 f"expected sides >= 1, the last one the largest, got {list(sides)!r}; the last is the side of the grid "
                 "of latents"
             )
-        for name, value, most in (("ratio", ratio, 1.0), ("dropout", dropout, 1.0)):
-            if not 0 <= value <= most:
-                raise ValueError(f"expected {name} in [0, {most:g}], got {value!r}")
-        if not isinstance(num_filters, int) or num_filters < 1:
-            raise ValueError(f"expected num_filters >= 1, got {num_filters!r}; for no filters set ratio=0")
-        if not level_scale > 0:
-            raise ValueError(f"expected level_scale > 0, got {level_scale!r}; 1 scales nothing")
-        if not min(codebook_weight, commitment_weight) >= 0:
-            raise ValueError(f"expected loss weights >= 0, got {codebook_weight!r} and {commitment_weight!r}")
         self.quantizer, self.sides = quantizer, list(sides)
-        self.ratio, self.dropout, self.level_scale = float(ratio), float(dropout), float(level_scale)
-        self.codebook_weight, self.commitment_weight = float(codebook_weight), float(commitment_weight)
-        self.num_filters = num_filters
+        self.ratio, self.dropout = check_number("ratio", ratio, most=1), check_number("dropout", dropout, most=1)
+        self.level_scale = check_number("level_scale", level_scale, inside=True, hint="1 scales nothing")
+        self.codebook_weight = check_number("codebook_weight", codebook_weight)
+        self.commitment_weight = check_number("commitment_weight", commitment_weight)
+        self.num_filters = check_integer("num_filters", num_filters, hint="for no filters set ratio=0")
         self.dim, self.codebook_sizes = quantizer.dim, quantizer.codebook_sizes
         # With dropout a coarse token may be all that is left of masked positions, which decode to what it says.
         self.exact = least_exact("eval", quantizer.exact) if dropout else quantizer.exact

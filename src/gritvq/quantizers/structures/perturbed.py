@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from gritvq.component import check_integer, check_number
 from gritvq.quantizers.base import Quantizer, QuantizerOutput, Schedule, WrappedQuantizer, least_exact, scheduled
 from gritvq.quantizers.structures.stack import check_hard_part
 
@@ -63,13 +64,11 @@ class PerturbedQuantizer(WrappedQuantizer):
                 f"expected a quantizer with one table of codes to search, got {type(quantizer).__name__}; perturb the "
                 "VectorQuantizers inside it"
             )
-        for name, value in (("share", share), ("probability", probability)):
-            if not isinstance(value, Schedule) and not 0 <= value <= 1:
-                raise ValueError(f"expected {name} in [0, 1], got {value!r}")
-        if not isinstance(num_neighbors, int) or num_neighbors < 1:
-            raise ValueError(f"expected num_neighbors >= 1, got {num_neighbors!r}")
+        if not isinstance(share, Schedule):
+            check_number("share", share, most=1)
         super().__init__(quantizer)
-        self.share, self.probability, self.num_neighbors = share, float(probability), num_neighbors
+        self.share, self.probability = share, check_number("probability", probability, most=1)
+        self.num_neighbors = check_integer("num_neighbors", num_neighbors)
         self.exact = least_exact("eval", quantizer.exact)
 
     def quantize(self, x: Float[Tensor, "*batch D"], valid: Bool[Tensor, "*batch"]) -> QuantizerOutput:

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from gritvq.component import check_integer
 from gritvq.quantizers.base import Quantizer, WrappedQuantizer
 from gritvq.quantizers.functional import at_least_float32
 
@@ -34,8 +35,7 @@ class ProjectedQuantizer(WrappedQuantizer):
     """
 
     def __init__(self, quantizer: Quantizer, dim: int) -> None:
-        if not isinstance(dim, int) or dim < 1:
-            raise ValueError(f"expected dim >= 1, got {dim!r}")
+        check_integer("dim", dim)
         super().__init__(quantizer)
         self.dim = dim
         self.project_in, self.project_out = nn.Linear(dim, quantizer.input_dim), nn.Linear(quantizer.dim, dim)

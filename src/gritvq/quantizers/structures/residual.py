@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from gritvq.component import eval_mode
+from gritvq.component import check_integer, check_number, eval_mode
 from gritvq.quantizers.base import Quantizer, QuantizerOutput
 from gritvq.quantizers.canonical import ranked
 from gritvq.quantizers.functional import at_least_float32
@@ -70,9 +70,7 @@ class ResidualQuantizer(Stack):
         dims = [part.dim for part in quantizers]
         if len(set(dims)) != 1:
             raise ValueError(f"expected levels of one dim, got {dims}")
-        if not 0 <= dropout <= 1:
-            raise ValueError(f"expected dropout in [0, 1], got {dropout!r}")
-        self.dim, self.dropout = dims[0], float(dropout)
+        self.dim, self.dropout = dims[0], check_number("dropout", dropout, most=1)
         # A drawn depth gives other indices, and what a level draws in training is what the later ones see.
         self.draws_indices |= dropout > 0 or any(part.exact == "eval" for part in quantizers[:-1])
 
@@ -140,8 +138,7 @@ class ResidualQuantizer(Stack):
         levels = len(self.quantizers) if num_levels is None else num_levels
         if not 1 <= levels <= len(self.quantizers):
             raise ValueError(f"expected num_levels in 1 .. {len(self.quantizers)}, got {num_levels}")
-        if not isinstance(beam, int) or beam < 1:
-            raise ValueError(f"expected beam >= 1, got {beam!r}; 1 is the greedy choice")
+        check_integer("beam", beam, hint="1 is the greedy choice")
         indices = torch.cat(self._channels(super().encode(x, mask))[:levels], dim=-1)
         return indices if beam == 1 else self._beam(x, mask, indices, levels, beam)
 
