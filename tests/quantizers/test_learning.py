@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import gc
 import math
 import warnings
+import weakref
 
 import numpy as np
 import pytest
@@ -24,6 +26,7 @@ from gritvq import (
     EntropyLoss,
     FreeCodebook,
     LearningRule,
+    LinearSchedule,
     MLPCodebook,
     OrthogonalityLoss,
     RadialSurrogate,
@@ -160,6 +163,40 @@ class TestEMA:
             torch.testing.assert_close(codes_of(quantizer)[:5], wanted, rtol=1e-5, atol=1e-5)
         if not pending:  # the others are as if nothing had been written
             assert torch.equal(codes_of(quantizer)[5:], codes_of(twin)[5:])
+
+    def test_a_codebook_that_came_later_is_observed_and_old_quantizers_are_forgotten(self) -> None:
+        rules = [EMAUpdate(0.9)]
+        book, later = FreeCodebook(DIM, SIZE), FreeCodebook(DIM, SIZE)
+        gone = weakref.ref(VectorQuantizer(book, learning=rules).statistics)
+        gc.collect()
+        assert gone() is None
+        quantizer = VectorQuantizer(book, learning=rules)
+        quantizer.codebook = later
+        quantizer(torch.randn(20, DIM))
+        quantizer.update_codebook()
+        later.write(torch.tensor([3]), torch.ones(1, DIM))
+        assert quantizer.statistics.ema_counts[3] == -1
+
+    def test_the_way_over_the_meta_device(self) -> None:
+        def make() -> VectorQuantizer:
+            return VectorQuantizer(FreeCodebook(DIM, SIZE), learning=[EMAUpdate(0.9), DeadCodeRevival(1)])
+
+        quantizer, x = make(), torch.randn(3, 40, DIM)
+        with torch.device("meta"):
+            other, schedule = make(), LinearSchedule(1.0, 0.5, num_steps=4)
+        other.to_empty(device="cpu")
+        assert other.statistics.keys.tolist() == [-1] * len(other.statistics.keys) and not other.statistics.counts.any()
+        other.load_state_dict(quantizer.state_dict())
+        for batch in x:
+            assert torch.equal(quantizer(batch).quantized, other(batch).quantized)
+            quantizer.update_codebook()
+            other.update_codebook()
+        assert torch.equal(codes_of(quantizer), codes_of(other))
+        schedule.to_empty(device="cpu")
+        schedule.load_state_dict(LinearSchedule(1.0, 0.5, num_steps=4).state_dict())
+        schedule.see(torch.tensor([True]))
+        schedule.advance()
+        assert schedule().item() == 0.875
 
     def test_a_copy_or_a_loaded_state_goes_on_too(self) -> None:
         quantizer = VectorQuantizer(FreeCodebook(DIM, SIZE), learning=[EMAUpdate(0.9)])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import cast, get_args
+from typing import Any, cast, get_args
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -91,10 +91,19 @@ class VectorQuantizer(Quantizer):
         needs = frozenset().union(*(rule.needs for rule in learning))
         updates = any(rule.writes_codes for rule in learning)
         self.statistics = CodeStatistics(self.dim, codebook.codebook_size, needs) if updates else None
-        if self.statistics is not None:
-            codebook.observed_by(self.statistics)
+        self._observe()
         if any(rule.writes_codes == "table" for rule in learning):
             codebook.freeze()
+
+    def _observe(self) -> None:
+        """Have the statistics told of codes that are overwritten; again wherever the codebook may be another one."""
+        if self.statistics is not None:
+            self.codebook.observed_by(self.statistics)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restore a copy, or what was pickled."""
+        super().__setstate__(state)
+        self._observe()
 
     def quantize(self, x: Float[Tensor, "*batch D"], valid: Bool[Tensor, "*batch"]) -> QuantizerOutput:
         """Assign codes; in training also accumulate statistics and compute the losses."""
@@ -163,6 +172,7 @@ class VectorQuantizer(Quantizer):
         if self.surrogate is not None:
             self.surrogate.initialize(rows)
         if self.statistics is not None:
+            self._observe()
             self.statistics.reset()
 
     @torch.no_grad()
@@ -170,6 +180,7 @@ class VectorQuantizer(Quantizer):
         """Reduce the statistics over all ranks and let every rule act on them."""
         if self.statistics is None:
             return
+        self._observe()
         self.statistics.begin_update()
         try:
             for rule in self._rules():

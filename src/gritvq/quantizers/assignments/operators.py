@@ -13,15 +13,14 @@ from gritvq.quantizers.functional import transforming
 __all__ = ["with_gradient"]
 
 
-def with_gradient(
-    name: str,
-    operator: Any,
-    pick: Callable[[tuple[Any, ...], tuple[Tensor, Tensor]], tuple[tuple[Any, ...], tuple[Any, ...]]],
-) -> Callable[..., tuple[Tensor, Tensor]]:
+_Pick = Callable[[tuple[Any, ...], tuple[Tensor, Tensor]], tuple[tuple[Any, ...], tuple[Any, ...]]]
+
+
+def with_gradient(name: str, operator: Any, pick: _Pick) -> Callable[..., tuple[Tensor, Tensor]]:
     """A custom operator as a function that can be differentiated in its first output.
 
-    The gradient is what the operator ``<name>_backward`` returns; it cannot be differentiated again. ``torch.func`` does not
-    take the gradients that operators register, so the function has a second form for it.
+    The gradient is what the operator ``<name>_backward`` returns; it cannot be differentiated again. ``torch.func``
+    does not take the gradients that operators register, so the function has a second form for it.
 
     Args:
         name: Of the operator, in ``torch.ops.gritvq``.

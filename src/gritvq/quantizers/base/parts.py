@@ -5,7 +5,8 @@ from __future__ import annotations
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
+from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 import torch.nn.functional as F
@@ -59,6 +60,7 @@ class Codebook(Component, ABC):
     """
 
     writes: Literal["table", "rows"] | None = None
+    _observers: ClassVar[WeakKeyDictionary[Codebook, WeakSet[CodeStatistics]]] = WeakKeyDictionary()
 
     def __init__(
         self,
@@ -77,7 +79,6 @@ class Codebook(Component, ABC):
             raise ValueError(f"expected initialization 'normal', 'samples' or 'kmeans', got {initialization!r}")
         self.dim, self.codebook_size = dim, codebook_size
         self.lr_scale, self.normalize, self.initialization = lr_scale, normalize, initialization
-        self._observers: list[CodeStatistics] = []
 
     @abstractmethod
     def table(self) -> Float[Tensor, "K D"]:
@@ -108,13 +109,14 @@ class Codebook(Component, ABC):
         )
 
     def observed_by(self, statistics: CodeStatistics) -> None:
-        """Register statistics of these codes, to be notified when rows are overwritten."""
-        self._observers.append(statistics)
+        """Register statistics of these codes, to be notified when rows are overwritten, for as long as they exist."""
+        self._observers.setdefault(self, WeakSet()).add(statistics)
 
     def tell_overwritten(self, rows: Int[Tensor, " M"]) -> None:
         """Notify the statistics of overwritten rows, except during their own update."""
-        if not any(statistics.updating for statistics in self._observers):
-            for statistics in self._observers:
+        observers = list(self._observers.get(self, ()))
+        if not any(statistics.updating for statistics in observers):
+            for statistics in observers:
                 statistics.overwritten(rows)
 
     def match_moments(self, x: Float[Tensor, "N D"]) -> None:

@@ -56,6 +56,8 @@ class Schedule(Component, ABC):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Schedule:
         super()._apply(fn, recurse)
+        if self.started.is_meta:
+            self.started = torch.zeros_like(self.started, device=self.step.device)
         self.started = self.started.to(self.step.device)
         return self
 

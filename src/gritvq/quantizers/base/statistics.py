@@ -239,8 +239,12 @@ class CodeStatistics(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> CodeStatistics:
         device = fn(torch.empty(0, device=self.counts.device)).device
-        for name in self._NAMES[:-1]:
-            setattr(self, name, getattr(self, name).to(device))
+        for name in self._NAMES:
+            old, place = getattr(self, name), torch.device("cpu") if name == "pending" else device
+            if old.is_meta and device.type != "meta":  # the numbers before the first batch
+                setattr(self, name, torch.full_like(old, -1 if name == "keys" else 0, device=place))
+            elif name != "pending":
+                setattr(self, name, old.to(place))
         return super()._apply(fn, recurse)
 
     def get_extra_state(self) -> dict[str, Any]:
