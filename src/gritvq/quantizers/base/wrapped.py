@@ -23,6 +23,7 @@ class WrappedQuantizer(Quantizer):
         ValueError: If it is no quantizer of vectors with their channels last.
 
     Example:
+        >>> import torch
         >>> from gritvq import FSQ
         >>> class Halved(WrappedQuantizer):
         ...     def before(self, x):
