@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-__all__ = ["Component", "check_integer", "check_number", "eval_mode", "from_config", "to_config"]
+__all__ = ["Component", "check_integer", "check_number", "eval_mode", "from_config", "packages_of", "to_config"]
 
 
 class Component(nn.Module):
@@ -237,6 +237,17 @@ def from_config(description: dict[str, Any], trusted: Iterable[str] = ()) -> Com
         raise
     except Exception as error:  # values of other kinds than a constructor expects fail in many ways
         raise ValueError(f"expected arguments that {path} takes, got {sorted(arguments)} ({error})") from error
+
+
+def packages_of(module: nn.Module) -> set[str]:
+    """Top-level packages of all classes inside: what to trust for a file of the same model, whose classes run already.
+
+    Example:
+        >>> from gritvq import FreeCodebook
+        >>> packages_of(FreeCodebook(2, 8))
+        {'gritvq'}
+    """
+    return {type(part).__module__.split(".")[0] for part in module.modules()}
 
 
 def _from_plain(value: Any, trusted: Iterable[str]) -> Any:

@@ -115,6 +115,7 @@ def _given_at(given: Mapping[str, Any], place: str, name: str) -> Any:
 
 def fit(parser: Any, config: Any, given: Mapping[str, Any], note: str = "") -> None:
     """Train a tokenizer of images."""
+    from gritvq.component import packages_of
     from gritvq.images.task import TokenizerTask
     from gritvq.images.tokenizer import ImageTokenizer
     from gritvq.training import TrainingPlan
@@ -133,7 +134,7 @@ def fit(parser: Any, config: Any, given: Mapping[str, Any], note: str = "") -> N
     if place.resume is not None:
         done = check_checkpoint(task, parts.plan, place.resume)
     elif config.init_from is not None:
-        task.start_from(ImageTokenizer.from_pretrained(config.init_from))
+        task.start_from(ImageTokenizer.from_pretrained(config.init_from, packages_of(parts.tokenizer)))
     _check_picture(task.tokenizer, parts.data.shape)
     open_run(parser, config, place, done, note=note)
     _fit_and_report(task, parts.data, parts.plan, place, done, extras_of(parser, config))

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from gritvq.component import Component, from_config, to_config
+from gritvq.component import Component, from_config, packages_of, to_config
 from gritvq.items.tokenizers.base import ItemTokenizer, tracked
 from gritvq.items.tokenizers.losses import ItemLoss
 from gritvq.items.tokenizers.search import CodeTable
@@ -129,8 +129,7 @@ class RQVAE(ItemTokenizer):
         device = self._device()
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.enable_grad():
             torch.manual_seed(self.seed)
-            trusted = {type(module).__module__.split(".")[0] for module in self.modules()}
-            fresh = cast("RQVAE", from_config(to_config(self), trusted)).to(device)
+            fresh = cast("RQVAE", from_config(to_config(self), packages_of(self))).to(device)
             for loss in fresh._losses():
                 loss.check(len(x), fresh.quantizer)
             fresh._train_all(x, progress)
