@@ -25,7 +25,7 @@ from gritvq.quantizers.base import (
     Surrogate,
     least_exact,
 )
-from gritvq.quantizers.codebooks import FreeCodebook
+from gritvq.quantizers.codebooks import plain_table
 from gritvq.quantizers.functional import at_least_float32, nearest_codes, rows_or_zeros
 from gritvq.quantizers.learning import CodebookLoss, CommitmentLoss
 from gritvq.quantizers.surrogates import StraightThrough
@@ -195,13 +195,9 @@ class VectorQuantizer(Quantizer):
         """Plain quantizer over the materialized codes: same indices, bitwise the same values, no training parts."""
         with torch.no_grad():
             codes = self.codebook.codes()
-        table = FreeCodebook(self.dim, self.codebook.codebook_size)
-        table.to(codes.device, codes.dtype)
-        table.write(torch.arange(len(codes), device=codes.device), codes)
-        table.freeze()
         assignment = copy.deepcopy(self.assignment)
-        folded = VectorQuantizer(table, assignment, None if assignment.differentiable else StraightThrough(), [])
-        return folded.eval()
+        surrogate = None if assignment.differentiable else StraightThrough()
+        return VectorQuantizer(plain_table(codes), assignment, surrogate, []).eval()
 
 
 def _check_learning(

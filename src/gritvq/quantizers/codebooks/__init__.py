@@ -6,7 +6,7 @@ shared T one gradient step moves every code, chosen or not, which keeps a codebo
 inverted for single codes; ``sequence`` the maps that see the whole table at once.
 """
 
-from gritvq.quantizers.codebooks.rowwise import AffineCodebook, FreeCodebook, Initialization, MLPCodebook
+from gritvq.quantizers.codebooks.rowwise import AffineCodebook, FreeCodebook, Initialization, MLPCodebook, plain_table
 from gritvq.quantizers.codebooks.sequence import BridgeCodebook, TransformerCodebook
 
 __all__ = [
@@ -16,4 +16,5 @@ __all__ = [
     "Initialization",
     "MLPCodebook",
     "TransformerCodebook",
+    "plain_table",
 ]

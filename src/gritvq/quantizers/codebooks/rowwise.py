@@ -15,7 +15,15 @@ from gritvq.quantizers.base import Codebook
 from gritvq.quantizers.codebooks.recomputed import mapped_rows
 from gritvq.quantizers.functional import at_least_float32, transforming
 
-__all__ = ["AffineCodebook", "FreeCodebook", "Initialization", "MLPCodebook", "normal_table", "pair_of_scales"]
+__all__ = [
+    "AffineCodebook",
+    "FreeCodebook",
+    "Initialization",
+    "MLPCodebook",
+    "normal_table",
+    "pair_of_scales",
+    "plain_table",
+]
 
 Initialization = Literal["normal", "samples", "kmeans"]
 
@@ -73,6 +81,22 @@ class FreeCodebook(Codebook):
     def row_parameter(self) -> nn.Parameter:
         """The table."""
         return self.weight
+
+
+def plain_table(codes: Float[Tensor, "K D"]) -> FreeCodebook:
+    """A frozen table of exactly these codes, of their type and on their device: what folding leaves.
+
+    Example:
+        >>> import torch
+        >>> plain_table(torch.eye(2)).codes()
+        tensor([[1., 0.],
+                [0., 1.]])
+    """
+    codes = codes.detach()
+    table = FreeCodebook(codes.shape[1], codes.shape[0]).to(codes.device, codes.dtype)
+    table.write(torch.arange(len(codes), device=codes.device), codes)
+    table.freeze()
+    return table
 
 
 def pair_of_scales(lr_scale: float | tuple[float, float]) -> tuple[float, float]:

@@ -15,7 +15,7 @@ from gritvq.component import check_number
 from gritvq.distributed import joined_count, masked_mean
 from gritvq.quantizers.assignments import NearestAssignment
 from gritvq.quantizers.base import Codebook, Quantizer, QuantizerOutput, Schedule, keeping_precision, scheduled
-from gritvq.quantizers.codebooks import FreeCodebook
+from gritvq.quantizers.codebooks import plain_table
 from gritvq.quantizers.functional import at_least_float32, nearest_code, nearest_codes, rows_or_zeros, to_unit_length
 from gritvq.quantizers.stochastic.relaxations import (
     centered,
@@ -253,12 +253,3 @@ def most_probable(factors: Float[Tensor, "N F"], table: Float[Tensor, "K F"]) ->
     if torch.compiler.is_exporting():
         return (factors @ table.T).argmax(1)
     return over_blocks(lambda rows: ((rows @ table.T).argmax(1),), [factors], len(table))[0]
-
-
-def plain_table(codes: Float[Tensor, "K D"]) -> FreeCodebook:
-    """A frozen table of exactly these codes."""
-    codes = codes.detach()
-    table = FreeCodebook(codes.shape[1], codes.shape[0]).to(codes.device, codes.dtype)
-    table.write(torch.arange(len(codes), device=codes.device), codes)
-    table.freeze()
-    return table

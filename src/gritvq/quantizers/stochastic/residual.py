@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from gritvq.distributed import joined_count, masked_mean
 from gritvq.quantizers.base import Codebook, Quantizer, QuantizerOutput, Schedule, keeping_precision
+from gritvq.quantizers.codebooks import plain_table
 from gritvq.quantizers.functional import at_least_float32, nearest_code, rows_or_zeros
 from gritvq.quantizers.stochastic.gaussian import (
     checked_temperature,
     initial_log_variance,
-    plain_table,
     sample_codes,
 )
 from gritvq.quantizers.stochastic.relaxations import centered, gaussian_factors
