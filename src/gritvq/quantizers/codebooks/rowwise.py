@@ -88,9 +88,8 @@ def plain_table(codes: Float[Tensor, "K D"]) -> FreeCodebook:
 
     Example:
         >>> import torch
-        >>> plain_table(torch.eye(2)).codes()
-        tensor([[1., 0.],
-                [0., 1.]])
+        >>> plain_table(torch.eye(2)).codes().tolist()
+        [[1.0, 0.0], [0.0, 1.0]]
     """
     codes = codes.detach()
     table = FreeCodebook(codes.shape[1], codes.shape[0]).to(codes.device, codes.dtype)
