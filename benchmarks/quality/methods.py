@@ -20,7 +20,7 @@ from benchmarks.quality.image import complete
 
 from gritvq.cli import comparison_entries
 from gritvq.images import ImageData
-from gritvq.images.comparison import Comparison, describe_comparison, mean_colour_row
+from gritvq.images.comparison import Comparison, describe_comparison, mean_color_row
 from gritvq.results import write_results
 
 
@@ -36,7 +36,7 @@ def main() -> None:
     make_data = functools.partial(ImageData, arguments.data, **plan["data"])
     comparison, data = Comparison(**plan["comparison"]), Path(arguments.data).name
     about = circumstances(describe_comparison(comparison), data)
-    floor = mean_colour_row(comparison, make_data)
+    floor = mean_color_row(comparison, make_data)
     for name in arguments.tables or plan["tables"]:
         table = plan["tables"][name]
         entries = comparison_entries(table["methods"], [table["codebook_size"]], plan["seeds"])

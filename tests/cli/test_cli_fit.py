@@ -127,8 +127,8 @@ def small(*words: str, out: str = "run") -> list[str]:
     if not Path("pictures").exists():
         Path("pictures").mkdir()
         for number in range(24):
-            colours = np.random.default_rng(number).integers(0, 256, (16, 16, 3), dtype=np.uint8)
-            Image.fromarray(colours).save(f"pictures/{number:02}.png")
+            colors = np.random.default_rng(number).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+            Image.fromarray(colors).save(f"pictures/{number:02}.png")
     parts: dict[str, Any] = {
         "encoder": {"class_path": "gritvq.images.ImageEncoder", "init_args": {"dim": 4, "width": 8}},
         "quantizer": {

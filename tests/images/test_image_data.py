@@ -50,14 +50,14 @@ def png(pixels: np.ndarray) -> bytes:
 
 
 def png_of_16_bits(values: np.ndarray, transparent: int | None = None) -> bytes:
-    """What Pillow cannot write: grey (H, W), with a transparent value, or RGB (H, W, 3), big-endian."""
+    """What Pillow cannot write: gray (H, W), with a transparent value, or RGB (H, W, 3), big-endian."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
     height, width = values.shape[:2]
-    colour = 2 if values.ndim == 3 else 0
-    content = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 16, colour, 0, 0, 0))
+    color = 2 if values.ndim == 3 else 0
+    content = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 16, color, 0, 0, 0))
     if transparent is not None:
         content += chunk(b"tRNS", struct.pack(">H", transparent))
     content += chunk(b"IDAT", zlib.compress(b"".join(b"\0" + row.tobytes() for row in values)))
@@ -90,11 +90,11 @@ def all_numbers(loader: object) -> list[int]:
 
 
 class TestToTensor:
-    def test_rgb_and_grey(self) -> None:
-        pixels, grey = noise(5, 7), noise(5, 7, channels=1)
+    def test_rgb_and_gray(self) -> None:
+        pixels, gray = noise(5, 7), noise(5, 7, channels=1)
         assert np.array_equal(to_tensor(Image.fromarray(pixels), 3).numpy(), pixels.transpose(2, 0, 1))
-        assert np.array_equal(to_tensor(Image.fromarray(grey), 1).numpy(), grey[None])
-        assert np.array_equal(to_tensor(Image.fromarray(grey), 3).numpy(), np.stack([grey] * 3))
+        assert np.array_equal(to_tensor(Image.fromarray(gray), 1).numpy(), gray[None])
+        assert np.array_equal(to_tensor(Image.fromarray(gray), 3).numpy(), np.stack([gray] * 3))
         luma = pixels @ np.array([0.299, 0.587, 0.114])  # ITU-R 601
         assert np.abs(to_tensor(Image.fromarray(pixels), 1)[0].numpy() - luma).max() <= 1
 
@@ -124,7 +124,7 @@ class TestToTensor:
         assert to_tensor(image, 3).permute(1, 2, 0).tolist() == [[[255, 0, 0], [255, 255, 255]]]
 
     @pytest.mark.parametrize("suffix", ["png", "tif"])
-    def test_16_bit_grey_is_scaled_not_clipped(self, tmp_path: Path, suffix: str) -> None:
+    def test_16_bit_gray_is_scaled_not_clipped(self, tmp_path: Path, suffix: str) -> None:
         values = np.array([[0, 1, 128, 255], [256, 32768, 60000, 65535]], dtype=np.uint16)
         Image.fromarray(values).save(tmp_path / f"a.{suffix}")
         with Image.open(tmp_path / f"a.{suffix}") as image:
@@ -133,7 +133,7 @@ class TestToTensor:
     def test_dark_16_bit_pictures_stay_dark(self) -> None:
         assert to_tensor(Image.fromarray(np.full((2, 2), 200, dtype=np.uint16)), 1).max() == 1
 
-    def test_16_bit_grey_with_a_transparent_value(self) -> None:
+    def test_16_bit_gray_with_a_transparent_value(self) -> None:
         values = np.array([[0, 1, 32768, 65535]], dtype=">u2")
         with Image.open(io.BytesIO(png_of_16_bits(values, transparent=0))) as image:
             assert to_tensor(image, 1).tolist() == [[[255, 0, 128, 255]]]
@@ -200,8 +200,8 @@ class TestReading:
             "sub/b.png": (3, 9, 2),
         }
         assert np.array_equal(got["a.png"].permute(1, 2, 0).numpy(), noise(3, 5))
-        ((name, grey),) = read_images(tmp_path / "sub" / "b.png", channels=1)
-        assert (name, tuple(grey.shape)) == ("b.png", (1, 9, 2))
+        ((name, gray),) = read_images(tmp_path / "sub" / "b.png", channels=1)
+        assert (name, tuple(gray.shape)) == ("b.png", (1, 9, 2))
 
     def test_a_broken_file_is_named_and_left_out(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
         make_flat(tmp_path, 3)
@@ -323,7 +323,7 @@ class TestCollections:
         (evaluated,) = data.val_dataloader()
         assert evaluated.shape == (1, 3, 16, 16) and train_batches(data, 1)[0].shape == (4, 3, 16, 16)
         assert evaluated.min() >= 0 and evaluated.max() <= 1
-        if shape == (6, 10):  # the centre 6 x 6 of the picture, enlarged: compare with Pillow
+        if shape == (6, 10):  # the center 6 x 6 of the picture, enlarged: compare with Pillow
             window = Image.fromarray(np.ascontiguousarray(ramp[:, 2:8])).resize((16, 16), Image.Resampling.BICUBIC)
             assert np.abs(evaluated[0].permute(1, 2, 0).numpy() * 255 - np.asarray(window)).mean() < 4
 
@@ -517,7 +517,7 @@ class TestRealSets:
         assert np.array_equal((validation[0] * 255).round().permute(1, 2, 0).numpy(), expected)
         assert sum(map(len, data.val_dataloader())) == 2000 and sum(map(len, data.test_dataloader())) == 10000
 
-    def test_fashion_mnist_is_grey(self) -> None:
+    def test_fashion_mnist_is_gray(self) -> None:
         data = ImageData(str(SHARED / "fashion-mnist"), channels=1)
         (batch,) = train_batches(data, 1)
         assert batch.shape == (64, 1, 28, 28) and batch.mean() > 0.1

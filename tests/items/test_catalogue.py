@@ -456,7 +456,7 @@ class TestTexts:
 
 
 def tiny_encoder(folder: Path) -> Path:
-    """A randomly initialised BERT with mean pooling, saved as sentence-transformers does."""
+    """A randomly initialized BERT with mean pooling, saved as sentence-transformers does."""
     from sentence_transformers import SentenceTransformer, models
     from transformers import BertConfig, BertModel, BertTokenizer
 

@@ -276,7 +276,7 @@ def test_a_run_goes_on_bitwise_and_keeps_the_best(tmp_path: Path) -> None:
     loaded = GenerativeRecommender.from_pretrained(tmp_path / "a" / "recommender")
     data = split(200)
     lists = loaded.recommend(data.test_inputs, 10)
-    assert (lists[:, 0] == data.test).float().mean() > 0.9  # the walk is learnt, test items were never seen as targets
+    assert (lists[:, 0] == data.test).float().mean() > 0.9  # the walk is learned, test items were never seen as targets
 
 
 def test_a_loss_that_is_not_finite_stops_the_run() -> None:

@@ -46,7 +46,7 @@ from gritvq.images.comparison import (
     Entry,
     FailedRuns,
     comparison_rows,
-    mean_colour_row,
+    mean_color_row,
     run_comparison,
     run_entry,
 )
@@ -401,7 +401,7 @@ class TestCompare:
 
     @pytest.mark.parametrize("split", ["test", "validation"])
     def test_mean_color_is_the_floor(self, pictures: str, tmp_path: Path, split: str) -> None:
-        floor = mean_colour_row(Comparison(split=split), lambda: data_from(pictures))
+        floor = mean_color_row(Comparison(split=split), lambda: data_from(pictures))
         data = data_from(pictures)
         data.setup()
         loader = data.test_dataloader() if split == "test" else data.val_dataloader()

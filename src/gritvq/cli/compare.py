@@ -59,7 +59,7 @@ def compare(parser: Any, config: Any) -> None:
         FailedRuns,
         comparison_rows,
         describe_comparison,
-        mean_colour_row,
+        mean_color_row,
         run_comparison,
     )
     from gritvq.images.data import ImageData
@@ -78,7 +78,7 @@ def compare(parser: Any, config: Any) -> None:
         entry.quantizer(comparison.dim)  # what does not fit is said before anything runs
     make_data = functools.partial(ImageData, **arguments_of(config.data))
     make_data().setup("fit")
-    results = [mean_colour_row(comparison, make_data)]
+    results = [mean_color_row(comparison, make_data)]
     about = {"comparison": describe_comparison(comparison), "data": str(config.data.path)}
     runs = run_comparison(comparison, entries, make_data, jobs=config.jobs)
     failure = None

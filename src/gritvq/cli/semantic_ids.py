@@ -290,7 +290,7 @@ def _report_arguments(parser: Any) -> None:
 
 
 def _report(config: Any, parts: Callable[[], Any]) -> None:
-    """Judge ids: usage, collisions, prefixes, neighbours; numbers and plots."""
+    """Judge ids: usage, collisions, prefixes, neighbors; numbers and plots."""
     from gritvq.items.ids import SemanticIds
 
     folder = Path(config.run)

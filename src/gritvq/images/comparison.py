@@ -32,7 +32,7 @@ __all__ = [
     "FailedRuns",
     "comparison_rows",
     "describe_comparison",
-    "mean_colour_row",
+    "mean_color_row",
     "run_comparison",
     "run_entry",
 ]
@@ -163,7 +163,7 @@ def run_entry(
     }
 
 
-def mean_colour_row(comparison: Comparison, make_data: Callable[[], TrainingData]) -> dict[str, Any]:
+def mean_color_row(comparison: Comparison, make_data: Callable[[], TrainingData]) -> dict[str, Any]:
     """The baseline of a comparison: every picture replaced by its own mean color, measured on the comparison's images.
 
     A method near it has learned nothing of the content. It has no codes: its codebook size is 0, and usage, perplexity
@@ -275,7 +275,7 @@ COMPARISON_COLUMNS = (
 def comparison_rows(results: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
     """Means over seeds, best PSNR first within a codebook size; a spread is the smallest to the largest.
 
-    What has no codes (:func:`mean_colour_row`) comes last; what was not measured is ``-``.
+    What has no codes (:func:`mean_color_row`) comes last; what was not measured is ``-``.
     """
     rows: list[tuple[str, ...]] = []
     groups: dict[tuple[int, str], list[Mapping[str, Any]]] = {}

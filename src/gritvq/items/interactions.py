@@ -16,7 +16,7 @@ __all__ = ["Histories", "Interactions", "Key", "Split", "check_items", "check_sp
 
 Key = int | str
 _logger = logging.getLogger(__name__)
-_ASCENDING = 0.98  # share of neighbouring pairs from which on the order looks like that of the keys
+_ASCENDING = 0.98  # share of neighboring pairs from which on the order looks like that of the keys
 _FEWEST_PAIRS = 100  # pairs below which such a share says nothing
 
 
@@ -73,7 +73,7 @@ class Histories:
         return self.pieces(self.offsets[:-1][which], self.lengths[which])
 
     def pieces(self, starts: Int[Tensor, " C"], lengths: Int[Tensor, " C"]) -> Histories:
-        """Runs of neighbouring ``items``: ``lengths[c]`` of them from place ``starts[c]`` on."""
+        """Runs of neighboring ``items``: ``lengths[c]`` of them from place ``starts[c]`` on."""
         offsets = _offsets(lengths)
         places = torch.arange(int(offsets[-1])) + (starts - offsets[:-1]).repeat_interleave(lengths)
         return Histories(offsets, self.items[places])
@@ -204,7 +204,7 @@ class Interactions:
         events of one user with equal times keep the order in which they were handed over. Rows with equal user, item
         and time are one event: all but the first are dropped, counted and logged. Without times the order of the rows
         is the order in time, and repeats stay. Rows out of order are sorted and the fact is logged. So is a catalogue
-        order: where nearly all neighbouring events ascend by item key, the rows were sorted by key, not by time, and
+        order: where nearly all neighboring events ascend by item key, the rows were sorted by key, not by time, and
         every result on them is meaningless.
 
         Args:
@@ -257,7 +257,7 @@ class Interactions:
         share, pairs = result.ascending_share(), int((counts - 1).clamp_min(0).sum())
         if share >= _ASCENDING and pairs >= _FEWEST_PAIRS:
             notes.append(
-                f"{100 * share:.1f} % of neighbouring events ascend by item key: the file seems to be sorted by key "
+                f"{100 * share:.1f} % of neighboring events ascend by item key: the file seems to be sorted by key "
                 "and not by time; look for a file with times, results on this one mean nothing."
             )
         for note in notes:
@@ -280,13 +280,13 @@ class Interactions:
         return len(self.histories.items)
 
     def ascending_share(self, keys: Sequence[Key] | None = None) -> float:
-        """Share of neighbouring events of a user whose item keys ascend: about half in time order, 1 in key order.
+        """Share of neighboring events of a user whose item keys ascend: about half in time order, 1 in key order.
 
         Args:
             keys: Other keys of the items, such as ASINs where the rows are numbers; default `item_keys`.
 
         Returns:
-            The share; NaN without neighbours.
+            The share; NaN without neighbors.
         """
         names = np.asarray(self.item_keys if keys is None else list(keys))
         rank = np.empty(len(names), dtype=np.int64)

@@ -71,7 +71,7 @@ def search(
 
     Args:
         x: Vectors (N, D), any floating type.
-        codes: Centred codes (K, D), float32 or float64.
+        codes: Centered codes (K, D), float32 or float64.
         bias: Half their squared lengths (K,), of the same type.
         center: What was subtracted from the codes (D,), of the same type.
         precision: Least precision of the products, ``"float32"``, ``"tf32"`` or ``"bf16"``; the sums are float32.

@@ -10,7 +10,7 @@ __all__ = ["finish", "search", "segment_sums", "tuned_search"]
 
 @triton.jit
 def _loaded(x, live, center, d, D: tl.constexpr):
-    """Centred rows in float32, zero beyond their ends."""
+    """Centered rows in float32, zero beyond their ends."""
     inside = d < D
     rows = tl.load(x + d[None, :], mask=live[:, None] & inside[None, :], other=0.0).to(tl.float32)
     return rows - tl.load(center + d, mask=inside, other=0.0)[None, :]

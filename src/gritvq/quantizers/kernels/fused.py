@@ -8,11 +8,11 @@ leaves one 64-bit key per row, the score in the upper half and the index in the 
 answer, whatever the number of splits.
 
 Precision. A float32 number is the sum of three bfloat16 numbers, exactly: 24 bits are three times 8. With ``x = h + m +
-l`` for the centred vector and the same for the code, ``"float32"`` adds the six products ``hh, hm, mh, mm, hl, lh``.
+l`` for the centered vector and the same for the code, ``"float32"`` adds the six products ``hh, hm, mh, mm, hl, lh``.
 Products of bfloat16 are exact in float32, and what is left out, ``ml + lm + ll``, is below ``2^-25 |x_d c_d|``, half of
 the rounding of one float32 product. So a score has the error of a float32 dot product, up to the order of its sum.
 Three TF32 products would cost the same time and leave out ``2^-22``. ``"tf32"`` takes one TF32 product (10 bits),
-``"bf16"`` one bfloat16 product (8 bits); both add up in float32 and both see centred numbers.
+``"bf16"`` one bfloat16 product (8 bits); both add up in float32 and both see centered numbers.
 
 Another float type than float64 goes in as it is; float64 goes to :mod:`gritvq.quantizers.kernels.blocked`. The same
 module sums vectors per code: sorted by code, then one program per code adds its rows in their order, without atomic
