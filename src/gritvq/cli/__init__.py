@@ -1,7 +1,7 @@
 """The program ``gritvq``: one verb per job, arguments straight from the constructors.
 
-Every verb ends in a table of what came out and where its files lie. Wrong input ends with one message and exit code 2;
-what was there before stays.
+Every verb ends by printing a table of results and the paths of its files. Wrong input ends with one message and exit
+code 2, and existing files stay as they were.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Verb = Callable[[Any, Any], None]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the program; returns the exit code: 0 done, 2 wrong input, 130 or 143 interrupted, 141 nobody reads."""
+    """Run the program; returns the exit code: 0 done, 2 wrong input, 130 or 143 interrupted, 141 closed pipe."""
     words = sys.argv[1:] if argv is None else list(argv)
     program = _named(words)
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
@@ -69,7 +69,7 @@ def _named(words: Sequence[str]) -> str:
 
 
 def _run(words: Sequence[str]) -> None:
-    """Do what the words say."""
+    """Parse the arguments and run the verb."""
     if words[:1] == ["fit"]:
         domain, rest = fitting.domain_of(words[1:])
         if domain is not None:
@@ -81,12 +81,12 @@ def _run(words: Sequence[str]) -> None:
 
 
 def completion_arguments(parser: Any) -> None:
-    """Whose script it is to be."""
-    parser.add_argument("shell", choices=["bash", "zsh", "tcsh"], help="the shell that completes")
+    """Arguments of completion."""
+    parser.add_argument("shell", choices=["bash", "zsh", "tcsh"], help="name of the shell")
 
 
 def completion(parser: Any, config: Any) -> None:
-    """Print a script with which a shell completes verbs and arguments."""
+    """Print a completion script for the shell."""
     print(optional("shtab", "train").complete(_program([], whole=True)[0], config.shell))
 
 
@@ -103,7 +103,7 @@ def _flushed(code: int) -> int:
 def _program(words: Sequence[str], whole: bool = False) -> tuple[Any, dict[str, tuple[Any, Verb]]]:
     """The parser of all verbs, and each one's own parser and job; only the verb that is wanted gets its arguments."""
     ArgumentParser = parser_class()
-    parser = ArgumentParser(prog="gritvq", description="Train, use and look at tokenizers.", version=__version__)
+    parser = ArgumentParser(prog="gritvq", description="Train, use and inspect tokenizers.", version=__version__)
     verbs = parser.add_subcommands(title="verbs", metavar="VERB", dest="verb")
     jobs: dict[str, tuple[Any, Verb]] = {}
     for name, (describe_arguments, job) in _VERBS.items():

@@ -26,7 +26,7 @@ __all__ = [
 
 
 def compare_arguments(parser: Any) -> None:
-    """Methods, sizes, seeds, and the comparison they share."""
+    """Arguments of compare."""
     from gritvq.images.comparison import Comparison
     from gritvq.images.data import ImageData
 
@@ -35,8 +35,8 @@ def compare_arguments(parser: Any) -> None:
         "--methods",
         type=dict[str, dict[str, Any] | None],
         default={name: {} for name in presets.__all__},
-        help="settings by name; a name is a preset's unless the settings say which with 'preset'; 'codebook_size' in "
-        "them gives a method its own",
+        help="settings by name; a name is a preset's unless the settings name one with 'preset'; 'codebook_size' in "
+        "them sets it for this method",
     )
     parser.add_argument("--codebook_sizes", type=list[int], default=[1024], help="codebook sizes to compare at")
     parser.add_argument("--seeds", type=list[int], default=[0], help="one run per seed")
@@ -75,7 +75,7 @@ def compare(parser: Any, config: Any) -> None:
     comparison = parser.instantiate(config).comparison
     entries = comparison_entries(config.methods, config.codebook_sizes, config.seeds)
     for entry in entries:
-        entry.quantizer(comparison.dim)  # what does not fit is said before anything runs
+        entry.quantizer(comparison.dim)  # wrong settings raise before anything runs
     make_data = functools.partial(ImageData, **arguments_of(config.data))
     make_data().setup("fit")
     results = [mean_color_row(comparison, make_data)]
@@ -87,7 +87,7 @@ def compare(parser: Any, config: Any) -> None:
             results.append(result)
             write_results(numbers, results, about)
     except FailedRuns as error:
-        if len(results) == 1:  # the floor alone
+        if len(results) == 1:  # the baseline only
             raise
         failure = error
     pictures.comparison_plot(results, out / "comparison.png")
@@ -121,8 +121,8 @@ def comparison_entries(methods: Mapping[str, Any], sizes: Sequence[int], seeds: 
 
 
 def presets_arguments(parser: Any) -> None:
-    """Which one, or sizes for the parameter counts of all."""
-    parser.add_argument("name", nargs="?", type=str | None, default=None, help="a preset, to see its arguments")
+    """Arguments of presets."""
+    parser.add_argument("name", nargs="?", type=str | None, default=None, help="a preset, to show its arguments")
     parser.add_argument("--dim", type=int, default=16, help="latent size for the parameter counts")
     parser.add_argument("--codebook_size", type=int, default=1024, help="codebook size for the parameter counts")
 

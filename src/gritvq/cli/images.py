@@ -36,15 +36,15 @@ __all__ = [
 
 
 def measure_arguments(parser: Any, out: str) -> None:
-    """A tokenizer, and the pictures to measure it on."""
+    """Arguments of validate and inspect: a tokenizer and pictures."""
     parser.add_argument("tokenizer", type=str, help="tokenizer folder or Hub name")
     parser.add_argument("--config", action="config", help="YAML file with any of the arguments below")
     parser.add_argument(
         "--data.path",
         type=str | None,
         default=None,
-        help="picture, folder, Parquet file or folder, Hub data set or 'photographs'; if not given, what the "
-        "tokenizer's own run held out",
+        help="picture, folder, Parquet file or folder, Hub data set or 'photographs'; if not given, the "
+        "held-out pictures of the tokenizer's own run",
     )
     parser.add_argument("--data.column", type=str, default="image", help="column of the pictures in tables")
     parser.add_argument("--data.strict", type=bool, default=False, help="whether a broken picture ends the run")
@@ -59,23 +59,25 @@ def _split_argument(parser: Any, default: str) -> None:
         "--split",
         default=default,
         choices=["held_out", "validation", "test", "train", "all"],
-        help="which pictures, where names say a split; held_out is validation, else test",
+        help="split, if names define one; held_out is validation, else test",
     )
 
 
 def _machine_arguments(parser: Any) -> None:
-    """How the tokenizer runs."""
+    """Batch size and device."""
     parser.add_argument("--batch_size", type=int, default=64, help="pictures of equal size per batch, at most")
     _device_argument(parser)
     trusted_argument(parser)
 
 
 def _device_argument(parser: Any) -> None:
-    parser.add_argument("--device", type=str, default="auto", help="such as cpu or cuda:1; auto takes a GPU if any")
+    parser.add_argument(
+        "--device", type=str, default="auto", help="such as cpu or cuda:1; auto uses a GPU if there is one"
+    )
 
 
 def _device(name: str) -> Any:
-    """The device of that name.
+    """The device with this name.
 
     Raises:
         ValueError: If this machine has none.
@@ -212,7 +214,7 @@ def _own_data(tokenizer: str) -> dict[str, Any] | None:
 
 
 def validate(parser: Any, config: Any) -> None:
-    """Measure a tokenizer on pictures, whole and each of them: PSNR, usage, perplexity."""
+    """Evaluate a tokenizer on whole pictures: PSNR, usage, perplexity."""
     _, _, rows, run = _measure(config)
     report(
         config.tokenizer,
@@ -226,7 +228,7 @@ def validate(parser: Any, config: Any) -> None:
 
 
 def inspect(parser: Any, config: Any) -> None:
-    """Look into a tokenizer: its codes, how they are used, what they look like."""
+    """Inspect a tokenizer: its codes, their usage, and what they decode to."""
     from gritvq.images import plots as pictures
     from gritvq.images.evaluation import token_statistics
 
@@ -247,12 +249,12 @@ def inspect(parser: Any, config: Any) -> None:
 
 
 def encode_arguments(parser: Any) -> None:
-    """Pictures and where their tokens go."""
+    """Arguments of encode."""
     parser.add_argument(
         "images",
         type=str,
         help="picture, folder, Parquet file or folder, Hub data set or 'photographs'; of any sizes, unless the "
-        "tokenizer wants one",
+        "tokenizer needs one",
     )
     parser.add_argument("--tokenizer", type=str, required=True, help="tokenizer folder or Hub name")
     parser.add_argument("--column", type=str, default="image", help="column of the pictures in tables")
@@ -326,12 +328,12 @@ def _plain(label: Any) -> str | int | float | None:
 def _warn_of_tokens(quantizer: Quantizer) -> None:
     if quantizer.exact == "never":
         warnings.warn(
-            "this quantizer's tokens do not reproduce its output: it is no tokenizer, see its page", stacklevel=1
+            "exact='never': these indices do not reproduce the quantizer's output; do not store them", stacklevel=1
         )
 
 
 def decode_arguments(parser: Any) -> None:
-    """Tokens and where their pictures go."""
+    """Arguments of decode."""
     parser.add_argument("tokens", type=str, help="file written by encode: .npz or .parquet")
     parser.add_argument("--tokenizer", type=str, required=True, help="tokenizer folder or Hub name")
     parser.add_argument("--out", type=str, default="decoded", help="folder for the PNG files")
@@ -375,7 +377,7 @@ def _size(row: TokenRow) -> tuple[int, int]:
 
 
 def _check_tokens(tokenizer: ImageTokenizer, row: TokenRow, device: torch.device) -> None:
-    """Say what does not fit before any picture is written."""
+    """Check tokens before any picture is written."""
     import torch
 
     size = _size(row)
@@ -390,7 +392,7 @@ def _check_tokens(tokenizer: ImageTokenizer, row: TokenRow, device: torch.device
 
 
 def export_arguments(parser: Any) -> None:
-    """A tokenizer, and the form of its programs."""
+    """Arguments of export."""
     parser.add_argument("tokenizer", type=str, help="tokenizer folder or Hub name")
     parser.add_argument("--out", type=str, default="exported", help="folder for the two files")
     overwrite_argument(parser)

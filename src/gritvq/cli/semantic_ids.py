@@ -26,7 +26,7 @@ _TOKENIZER, _IDS, _REPORT = "tokenizer", "ids", "report.json"
 
 
 def semantic_ids_arguments(parser: Any) -> None:
-    """One job each for making, applying, judging and growing ids."""
+    """Arguments of the jobs of semantic-ids."""
     jobs = parser.add_subcommands(title="jobs", metavar="JOB", dest="job")
     for name, (describe_arguments, job) in JOBS.items():
         own = type(parser)(description=job.__doc__)
@@ -35,7 +35,7 @@ def semantic_ids_arguments(parser: Any) -> None:
 
 
 def semantic_ids(parser: Any, config: Any) -> None:
-    """Make, apply, judge and grow semantic ids of a catalogue."""
+    """Fit, apply, evaluate and extend semantic ids of a catalogue."""
     _, job = JOBS[config.job]
     job(config[config.job], lambda: parser.instantiate(config)[config.job])
 
@@ -58,7 +58,10 @@ def _catalogue_arguments(parser: Any, required: bool = True) -> None:
         help=".npy file (n, D), row i of item i; item_embeddings.npy next to the catalogue by default",
     )
     parser.add_argument(
-        "--text_model", type=str | None, default=None, help="make embeddings with this model of sentence-transformers"
+        "--text_model",
+        type=str | None,
+        default=None,
+        help="compute embeddings with this model of sentence-transformers",
     )
     parser.add_argument("--fields", type=list[str], default=["title"], help="columns that make up an item's text")
 
@@ -87,7 +90,7 @@ def _vectors(catalogue: Any, config: Any) -> Any:
         return embed_texts(catalogue.texts(config.fields), config.text_model, progress=True)
     if catalogue.embeddings is None:
         raise ValueError(
-            "expected item embeddings, got none; name their file with --embeddings, or a model that makes them of "
+            "expected item embeddings, got none; give their file with --embeddings, or a model that computes them from "
             "--fields with --text_model"
         )
     return catalogue.vectors()
@@ -158,7 +161,7 @@ def _judge(ids: Any, categories: Sequence[Any] | None, vectors: Any, tokenizer: 
 
 
 def fit_arguments(parser: Any) -> None:
-    """Catalogue, tokenizer, policy."""
+    """Arguments of semantic-ids fit."""
     parser.add_argument("--config", action="config", help="YAML file with any of the arguments below")
     _catalogue_arguments(parser)
     tokenizer_arguments(parser)
@@ -168,7 +171,7 @@ def fit_arguments(parser: Any) -> None:
 
 
 def tokenizer_arguments(parser: Any) -> None:
-    """How items become ids."""
+    """Arguments of tokenizer and collision policy."""
     from gritvq.items.tokenizers import ItemTokenizer
 
     parser.add_subclass_arguments(ItemTokenizer, "tokenizer", required=True)
@@ -177,7 +180,7 @@ def tokenizer_arguments(parser: Any) -> None:
         "--collisions",
         default="append",
         choices=["append", "nearest_free", "sinkhorn", "keep"],
-        help="what becomes of items with equal codes",
+        help="what to do with items of equal codes",
     )
 
 
@@ -231,7 +234,7 @@ def _encoder(config: Any, vectors: Any) -> dict[str, str]:
 
 
 def _check_encoder(config: Any, vectors: Any, ids: Any) -> None:
-    """Refuse vectors that are known to come from elsewhere than those the ids were made of."""
+    """Raise if vectors are known to come from another source than those of the ids."""
     made, found = ids.fingerprint, _encoder(config, vectors)
     differing = [name for name, value in found.items() if made.get(name, value) != value]
     if differing:
@@ -290,7 +293,7 @@ def _report_arguments(parser: Any) -> None:
 
 
 def _report(config: Any, parts: Callable[[], Any]) -> None:
-    """Judge ids: usage, collisions, prefixes, neighbors; numbers and plots."""
+    """Evaluate ids: usage, collisions, prefixes, neighbors; metrics and plots."""
     from gritvq.items.ids import SemanticIds
 
     folder = Path(config.run)
@@ -338,7 +341,7 @@ def _add_arguments(parser: Any) -> None:
 
 
 def _add(config: Any, parts: Callable[[], Any]) -> None:
-    """Give the catalogue's new items ids; every id that is there stays."""
+    """Give ids to the catalogue's new items; existing ids stay."""
     import torch
 
     from gritvq.items.ids import SemanticIds
