@@ -20,12 +20,12 @@ class DistributionConsistencyLoss(LearningRule):
 
     ``m`` and ``S`` are mean and covariance (with ``1/(K-1)``) of the rows of the codebook. The bracket is the squared
     2-Wasserstein distance between N(m, S) and N(0, Id): 0 for white codes, ``D (c - 1)^2`` for white codes scaled by c,
-    ``|v|^2`` for white codes shifted by v. It sees the codes alone, no batch.
+    ``|v|^2`` for white codes shifted by v. It depends on the codes only, not on the batch.
 
     With the singular values ``s_i`` of the centered codes over ``sqrt(K-1)`` it is ``|m|^2 + sum_i (1 - s_i)^2`` (i = 1
     .. D; those beyond K are 0). That never takes the root of a matrix, whose gradient is not finite where codes
-    coincide. Costs O(K D^2). Of use where the latents are pulled toward N(0, Id) as well; unit-length codes cannot
-    get there.
+    coincide. Costs O(K D^2). Useful if the latents are pulled toward N(0, Id) as well; unit-length codes cannot
+    reach it.
 
     Args:
         weight: 0.1 in the paper.

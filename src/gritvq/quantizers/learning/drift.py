@@ -1,4 +1,4 @@
-"""A codebook loss whose reach goes beyond the chosen code."""
+"""A codebook loss that also moves codes that were not chosen."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ _BLOCK_PAIRS = 1 << 22
 
 
 class DriftLoss(LearningRule):
-    r"""Codebook loss over all codes, so that codes nobody chose follow the latents as they drift.
+    r"""Codebook loss over all codes, so that codes that were not chosen follow drifting latents.
 
     ``weight * (1/N) sum_n sum_k w_nk |sg(x_n) - c_k|^2 / D`` with constant weights ``w_nk``: 1 for the chosen code and
     ``min(1, strength * K * softmax_k(-|x_n - c_k|^2 / temperature))`` for every other. It takes the place of
     :class:`CodebookLoss`, whose value and gradients it has at ``strength`` 0 and in the limit of temperature 0.
 
-    The temperature decides who follows, so it has to match the latents' scale: far below the squared distances between
-    codes nobody but the chosen one does, far above them all codes are drawn into the mean of the batch. A constant one
+    The temperature decides which codes follow, so it must match the latents' scale: far below the squared distances
+    between codes only the chosen one does, far above them all codes are pulled to the mean of the batch. A constant one
     fits as long as the cloud only moves; where it shrinks, ``relative`` keeps it in step. The published
     schedule halves it every epoch, which turns the rule into the plain codebook loss, and is of use only if the drift
     ends before the decay does. The reach is bounded by ``strength * K``, the sum of one vector's kernel before it is
     cut off at 1: the same strength reaches less far in a smaller codebook.
 
-    Costs O(N K) time, and no backward pass through pairs: three sums over blocks of 4 million pairs hold all there is
-    to know, so memory is about 100 MB whatever N.
+    Costs O(N K) time, and no backward pass through pairs: three sums over blocks of 4 million pairs are enough, so
+    memory is about 100 MB for any N.
 
     Args:
         weight: The paper's alpha; 1 in the released code, together with ``CommitmentLoss(0.25)``.

@@ -70,7 +70,7 @@ class EntropyLoss(LearningRule):
     """Confident vectors, balanced codes: ``weight * (mean_n H(p_n) - balance * H(mean_n p_n))``, entropies in nats.
 
     ``p_n = softmax_k(-|x_n - c_k|^2 / temperature)``. Costs O(N K) time; blocks of 4 million pairs, recomputed in the
-    backward pass, keep memory at about 100 MB whatever N. With several processes the mean is over all of them.
+    backward pass, keep memory at about 100 MB for any N. With several processes the mean is over all of them.
 
     Args:
         weight: Weight of the whole.

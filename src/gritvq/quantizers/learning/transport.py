@@ -23,15 +23,16 @@ class WassersteinLoss(LearningRule):
     r"""Matches the cloud of latents to the weighted codes: ``weight * W(latents, sum_k pi_k delta_{c_k})``.
 
     ``W(mu, nu) = min_P sum_nk P_nk |x_n - c_k|^2`` over the plans P whose rows sum to 1/N (0 for masked vectors) and
-    whose columns sum to pi: the squared 2-Wasserstein distance, summed over the D components. Every code has to serve
-    its share pi_k of the latents, near or far, so none dies that has one. Encoder, codes and, where they are learned,
-    the weights get its gradient; the published methods use neither a codebook nor a commitment loss with it.
+    whose columns sum to pi: the squared 2-Wasserstein distance, summed over the D components. Every code must
+    receive its share pi_k of the latents, near or far, so no code with a share is dead. Encoder, codes and, where they
+    are learned, the weights get its gradient; the published methods use neither a codebook nor a commitment loss with
+    it.
 
     The plan is found on the CPU in float64 by the network simplex of POT, in a time that grows faster than N K and
-    leads a training step: on one thread about 0.2 s for 512 vectors and 512 codes, 1 s for 2048 codes. Therefore a
-    larger batch enters as a random sample. Fewer vectors than codes make uniform use a soft pressure only. Each process
-    solves its own batch, and the losses are averaged over the processes by their numbers of vectors. That is never
-    less than the loss of the joined batch, and equal to it where one process has all vectors.
+    dominates a training step: on one thread about 0.2 s for 512 vectors and 512 codes, 1 s for 2048 codes. Therefore a
+    larger batch enters as a random sample. With fewer vectors than codes, uniform usage is only encouraged. Each
+    process solves its own batch, and the losses are averaged over the processes by their numbers of vectors. That is
+    never less than the loss of the joined batch, and equal to it where one process has all vectors.
 
     With ``regularization`` the cost is entropic, ``min_P <P, C> + regularization * KL(P | mu nu^T)``, found by up to
     500 Sinkhorn iterations on the device of the latents (float64; stopped where the marginals are within 1e-6). It is
@@ -39,7 +40,7 @@ class WassersteinLoss(LearningRule):
     than the simplex unless the regularization is large.
 
     With ``codebook_size`` the weights are ``pi = softmax(logits)``, logits being a parameter, and a second loss
-    ``weights_kl = weights_penalty * KL(pi | uniform)`` (nats) holds them near the uniform ones. For fixed weights of
+    ``weights_kl = weights_penalty * KL(pi | uniform)`` (nats) keeps them near uniform weights. For fixed weights of
     your own set the logits and freeze them.
 
     With ``num_positions`` every position of the input (all leading axes but the first) is a problem of its own between
@@ -47,7 +48,7 @@ class WassersteinLoss(LearningRule):
 
     Args:
         weight: Weight of the transport cost.
-        num_samples: Most vectors per problem; None takes all.
+        num_samples: Maximum vectors per problem; None uses all.
         regularization: None for the exact cost, else the entropic one's epsilon, in squared latent units, > 0.
         codebook_size: K, to learn the weights of the codes; None keeps them uniform.
         num_positions: Number P of positions, for inputs (B, ..., D) with P vectors per item; None for one problem.
@@ -57,7 +58,7 @@ class WassersteinLoss(LearningRule):
 
     Raises:
         ValueError: If the arguments do not fit together, the input does not have P vectors per item, or a loss is
-            computed without POT (the package ``ot``), which ``pip install 'gritvq[transport]'`` brings.
+            computed without POT (the package ``ot``), which ``pip install 'gritvq[transport]'`` installs.
 
     Example:
         >>> x = torch.tensor([[0.0], [1.0]])

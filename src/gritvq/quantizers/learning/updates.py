@@ -13,7 +13,7 @@ __all__ = ["DeadCodeRevival", "EMAUpdate"]
 
 
 class EMAUpdate(LearningRule):
-    r"""Codes as moving averages of their vectors; owns the table, no gradient reaches it.
+    r"""Codes as moving averages of their vectors; the table gets no gradient.
 
     With the counts ``n_k`` and sums ``s_k`` of the vectors assigned since the last update:
     ``N_k <- decay N_k + (1 - decay) n_k`` and ``c_k <- c_k + (1 - decay) (s_k - n_k c_k) / N_k``. That is the usual
@@ -61,10 +61,10 @@ class EMAUpdate(LearningRule):
 
 
 class DeadCodeRevival(LearningRule):
-    """Moves codes that nobody chose onto recent vectors.
+    """Moves codes that are not chosen onto recent vectors.
 
     Every ``interval`` updates a code is dead if it got fewer than ``threshold`` times its fair share ``total / K`` of
-    the vectors seen since the last look. Dead codes move to distinct vectors from a uniform sample of those seen; if
+    the vectors seen since the last check. Dead codes move to distinct vectors from a uniform sample of those seen; if
     there are fewer sampled vectors than dead codes the rest wait. Moving averages and optimizer moments of moved codes
     are reset. Codebooks with a transform solve for the base row; rows that cannot be solved stay. Updates without a
     single vector do not count. With several processes the vectors are those that one would have drawn from the joined

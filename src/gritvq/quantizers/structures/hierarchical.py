@@ -29,7 +29,7 @@ class HierarchicalQuantizer(Pyramid):
     ``state <- up(state)``, ``z_l = combine(f_l, state)``, ``state <- state + Q_l(z_l)``; the last state is the value.
     ``down`` is a strided convolution with a residual block, ``up`` a transposed convolution, ``combine`` is
     ``f_l - state`` plus a small network that sees both. They start as mean over 2 x 2, copy to 2 x 2, and with nothing
-    added: so at first every level quantizes what the coarser ones left over.
+    added: so at first every level quantizes the remainder of the coarser ones.
 
     Networks lie between the levels, so each level keeps its own surrogate where its codes live, and its losses as
     ``l/...``; losses in nats per vector are counted per vector of the finest level. Under straight-through levels the
@@ -41,7 +41,7 @@ class HierarchicalQuantizer(Pyramid):
 
     Args:
         quantizers: The levels, coarse to fine, with values of size ``dim``; row by row. A level may take larger
-            vectors than it returns (means and variances, say): then the further components start at 0.
+            vectors than it returns (such as means and variances): then the additional components start at 0.
         dim: Size D of the vectors.
         width: Hidden channels of the networks; 2 D where None.
 

@@ -35,7 +35,7 @@ class MultiScaleQuantizer(Pyramid):
     levels of ``|f_s - sg(x)|^2``, and ``commitment``, the sum over levels of ``|sg(f_s) - x|^2``. The shared quantizer
     should therefore bring no such losses of its own (``learning=[]``, or rules that only update); whatever losses it
     brings are averaged over the levels as ``unit/...``. Only ``codebook`` trains the filters under a straight-through
-    surrogate, so keep it if the codes are a moving average. For a mean over levels instead of the sum give
+    surrogate, so keep it if the codes are a moving average. For a mean over levels instead of the sum set
     ``commitment_weight=0.25 / S``.
 
     A token is real if its cell holds a real position; averages are over real positions only.
@@ -204,7 +204,7 @@ class MultiScaleQuantizer(Pyramid):
             losses[name] = losses[name] + term if name in losses else term
 
     def lookup(self, indices: Int[Tensor, "*batch T Q"]) -> Float[Tensor, "*batch P P D"]:
-        """What the levels present add up to."""
+        """Sum of the levels present."""
         batch, side = indices.shape[:-2], self.sides[-1]
         flat = indices.reshape(-1, *indices.shape[-2:])
         total = torch.zeros(flat.shape[0], side, side, self.dim, device=indices.device)
