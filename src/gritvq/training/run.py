@@ -115,6 +115,8 @@ def train(
     if progress:
         called.append(StepProgress())
     if run is not None:
+        # It saves after the step, which is meant.
+        warnings.filterwarnings("ignore", message=".*ModelCheckpoint with manual optimization")
         called += [
             ModelCheckpoint(
                 dirpath=run.checkpoints,
@@ -257,7 +259,6 @@ def silence() -> None:
         ".*Checkpoint directory.*",
         ".*dirpath has changed.*",
         ".*IterableDataset.*",
-        ".*ModelCheckpoint with manual optimization.*",  # it saves after the step, which is meant
         ".*callbacks used to create the checkpoint.*",  # how often it writes follows the plan, which may grow
     ):
         warnings.filterwarnings("ignore", message=text)
