@@ -61,9 +61,15 @@ def test_every_page_is_in_the_navigation_and_links_lead_somewhere() -> None:
 def test_the_benchmark_pages_are_what_the_results_say() -> None:
     assert (ROOT / "docs" / "performance.md").exists()
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.report", "--check"], cwd=ROOT, capture_output=True, text=True
+        [sys.executable, "-m", "benchmarks.report", "--check", "pages"], cwd=ROOT, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_a_preset_without_measurements_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    report = importlib.import_module("benchmarks.report.__main__")
+    monkeypatch.setattr(report.presets, "__all__", ["new_vq"])
+    assert [fault.split(":")[0] for fault in report.unmeasured_presets()] == ["new_vq"]
 
 
 def test_the_status_contrib_is_said_everywhere() -> None:

@@ -17,7 +17,6 @@ from gritvq.cli import main, paper_of
 from gritvq.component import from_config
 from gritvq.images import ImageTokenizer
 from gritvq.quantizers import presets
-from gritvq.results import read_results
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "configs" / "methods"
@@ -83,30 +82,6 @@ def test_hierarchical_and_flat_have_equal_bits_and_parameters() -> None:
     assert one.quantizer.bits((8, 8)) == pytest.approx(720, rel=1e-3)
     sizes = [sum(p.numel() for p in tokenizer.parameters()) for tokenizer in (two, one)]
     assert sizes[0] == pytest.approx(sizes[1], rel=0.05)
-
-
-def measured(table: str) -> dict[str, list[dict[str, Any]]]:
-    """Runs by method of a table of the committed comparison of all presets."""
-    found: dict[str, list[dict[str, Any]]] = {}
-    for path in sorted((ROOT / "benchmarks" / "results").glob(f"methods_{table}_*.csv")):
-        for run in read_results(path):
-            found.setdefault(run["method"], []).append(run)
-    return found
-
-
-@pytest.mark.parametrize("name", presets.__all__)
-def test_every_preset_was_measured_well_above_the_mean_color(name: str) -> None:
-    table = {"vq_wae": "transport", "scq": "convex"}.get(name, "main")
-    runs = measured(table)
-    floor = runs["mean colour"][0]["psnr"]
-    assert len({run["seed"] for run in runs[name]}) >= 3
-    assert all(run["psnr"] >= floor + 3 for run in runs[name])
-
-
-def test_one_level_is_as_good_as_two_at_equal_bits() -> None:
-    runs = measured("hierarchy")
-    one, two = (sum(run["mse"] for run in runs[name]) / len(runs[name]) for name in ("one level", "two levels"))
-    assert one <= 1.05 * two
 
 
 @pytest.mark.soak  # every preset trains in the test above; how runs are compared is in test_training.py
