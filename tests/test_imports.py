@@ -185,3 +185,15 @@ def test_public_names_exist_and_are_documented() -> None:
         value = getattr(gritvq, name)
         assert (value.__doc__ or "").strip(), name
     assert len(gritvq.__all__) == len(set(gritvq.__all__))
+
+
+def test_the_house_stays_small() -> None:
+    """Wings and root files, and arrows between them."""
+    rooms = {path.relative_to(SOURCE).parts[0].removesuffix(".py") for path in FILES} - {"__main__"}
+    arrows = {
+        (path.relative_to(SOURCE).parts[0].removesuffix(".py"), name.split(".")[1])
+        for path in FILES
+        for name in imported(path)
+        if name.startswith("gritvq.") and name.split(".")[1] in rooms
+    }
+    assert len(rooms) <= 21 and len({(start, end) for start, end in arrows if start != end}) <= 60

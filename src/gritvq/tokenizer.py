@@ -40,7 +40,12 @@ class Tokenizer(Component, ABC):
 
     Subclasses own their parts and implement :meth:`encode` and :meth:`decode`. One whose tensors get their shapes in
     training implements :meth:`_settings` and :meth:`_restore` too.
+
+    Attributes:
+        trained: What a loaded tokenizer says of its training, plain values by name; None if it says nothing.
     """
+
+    trained: dict[str, Any] | None = None
 
     @abstractmethod
     def encode(self, batch: Any) -> Any:
@@ -95,6 +100,7 @@ class Tokenizer(Component, ABC):
             raise ValueError(f"expected a saved {cls.__name__} in {folder}, got {type(tokenizer).__name__}")
         tokenizer._restore(config[_KIND], config)
         load_weights(tokenizer, folder, config)
+        tokenizer.trained = training if isinstance(training := config.get("training"), dict) else None
         return tokenizer.eval()
 
     def _settings(self) -> dict[str, Any]:

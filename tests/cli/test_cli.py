@@ -321,7 +321,7 @@ class TestExport:
             }[str(path)]
 
         monkeypatch.setattr(ImageTokenizer, "export", export)
-        monkeypatch.setattr("gritvq.export.load_program", load_program)
+        monkeypatch.setattr("gritvq.images.evaluation.load_program", load_program)
         assert main(["export", str(run / "tokenizer"), "--out", "programs", "--size", "[16, 8]"]) == 0
         said = capsys.readouterr().out
         assert "0 of 24" in said

@@ -135,24 +135,9 @@ def fit(parser: Any, config: Any, given: Mapping[str, Any], note: str = "") -> N
         done = check_checkpoint(task, parts.plan, place.resume)
     elif config.init_from is not None:
         task.start_from(ImageTokenizer.from_pretrained(config.init_from, packages_of(parts.tokenizer)))
-    _check_picture(task.tokenizer, parts.data.shape)
+    task.check_data(parts.data)  # before an old run makes way
     open_run(parser, config, place, done, note=note)
     _fit_and_report(task, parts.data, parts.plan, place, done, extras_of(parser, config))
-
-
-def _check_picture(tokenizer: Any, shape: tuple[int, int, int]) -> None:
-    """Refuse pictures that the tokenizer cannot take, before an old run makes way."""
-    import torch
-
-    from gritvq.component import eval_mode
-
-    if shape[0] != tokenizer.channels:
-        raise ValueError(
-            f"expected data.channels={tokenizer.channels} as the tokenizer's encoder has, got {shape[0]}; make them "
-            "equal"
-        )
-    with torch.no_grad(), torch.random.fork_rng(), eval_mode(tokenizer):
-        tokenizer(torch.zeros(1, *shape))
 
 
 def _fit_and_report(

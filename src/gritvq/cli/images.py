@@ -137,7 +137,7 @@ def _measure(config: Any, *more: str) -> tuple[ImageTokenizer, Tensor, list[tupl
     check_places(run.path, [*files, *more], config.overwrite)
     device = _device(config.device)
     tokenizer = ImageTokenizer.from_pretrained(config.tokenizer, config.trusted).to(device)
-    measured, about = _pictures_to_measure(config, tokenizer.channels)
+    measured, about = _pictures_to_measure(config, tokenizer)
     shown: list[Tensor] = []
 
     def fitting() -> Iterator[Tensor]:
@@ -158,7 +158,7 @@ def _measure(config: Any, *more: str) -> tuple[ImageTokenizer, Tensor, list[tupl
     return tokenizer, counts, [*about.items(), *number_rows(numbers)], run
 
 
-def _pictures_to_measure(config: Any, channels: int) -> tuple[Pictures, dict[str, str]]:
+def _pictures_to_measure(config: Any, tokenizer: ImageTokenizer) -> tuple[Pictures, dict[str, str]]:
     """Whole pictures, and which these are: ``data`` and ``split``."""
     from gritvq.images.data import ImageData
     from gritvq.images.files import open_pictures
@@ -167,10 +167,10 @@ def _pictures_to_measure(config: Any, channels: int) -> tuple[Pictures, dict[str
     if path is not None:
         split = None if config.split == "all" else config.split
         reading = {"column": config.data.column, "strict": config.data.strict}
-        pictures = open_pictures(path, channels=channels, split=split, **reading)
+        pictures = open_pictures(path, channels=tokenizer.channels, split=split, **reading)
         said = pictures.describe()["splits"]
         return pictures, {"data": path, "split": ", ".join(f"{key} ({', '.join(said[key])})" for key in said)}
-    settings = _own_data(config.tokenizer)
+    settings = _own_data(tokenizer, config.tokenizer)
     if settings is None:
         raise ValueError(
             f"expected --data.path, since {config.tokenizer} does not say on which pictures it was trained, got none"
@@ -178,7 +178,7 @@ def _pictures_to_measure(config: Any, channels: int) -> tuple[Pictures, dict[str
     split = "validation" if config.split == "held_out" else config.split
     known = settings.pop("splits", None)
     try:
-        data = ImageData(**{**settings, "channels": channels})
+        data = ImageData(**{**settings, "channels": tokenizer.channels})
         pictures, said = data.pictures(split), data.describe()["splits"]
         if known is not None and known != said:
             raise ValueError(f"other pictures than in training: {data.summary()}")
@@ -190,22 +190,17 @@ def _pictures_to_measure(config: Any, channels: int) -> tuple[Pictures, dict[str
     return pictures, {"data": data.path, "split": f"{split} ({said[split]['from']}) of the tokenizer's own run"}
 
 
-def _own_data(tokenizer: str) -> dict[str, Any] | None:
-    """Settings of the data of a tokenizer's run, as its ``config.json`` or the run's ``config.yaml`` has them.
+def _own_data(tokenizer: ImageTokenizer, source: str) -> dict[str, Any] | None:
+    """Settings of the data of a tokenizer's run, as the tokenizer or the ``config.yaml`` of the run has them.
 
     The former also has the splits that were found, as :meth:`gritvq.images.ImageData.describe` gives them.
     """
     import yaml
 
-    from gritvq.saving import read_config
-
-    folder = Path(tokenizer).resolve()
-    if not folder.is_dir():
-        return None
-    training = read_config(folder, "tokenizer").get("training")
-    found = training.get("data") if isinstance(training, dict) else None
+    folder = Path(source).resolve()
+    found = (tokenizer.trained or {}).get("data")
     settings = RunFolder(folder.parent).config
-    if found is None and settings.is_file():  # beside tokenizers that do not say it themselves
+    if found is None and folder.is_dir() and settings.is_file():  # tokenizers of early versions do not say it
         try:
             found = yaml.safe_load(settings.read_text(encoding="utf-8"))["data"]
         except (OSError, ValueError, TypeError, KeyError, RecursionError, yaml.YAMLError):
@@ -403,9 +398,7 @@ def export_arguments(parser: Any) -> None:
 
 def export(parser: Any, config: Any) -> None:
     """Write encoder and decoder as programs that run without gritvq, and check them."""
-    import torch
-
-    from gritvq.export import load_program
+    from gritvq.images.evaluation import compare_programs
     from gritvq.images.tokenizer import ImageTokenizer
 
     ending = "onnx" if config.format == "onnx" else "pt2"
@@ -413,16 +406,12 @@ def export(parser: Any, config: Any) -> None:
     tokenizer = ImageTokenizer.from_pretrained(config.tokenizer, config.trusted)
     _warn_of_tokens(tokenizer.quantizer)
     encoder, decoder = tokenizer.export(config.out, config.format, size=config.size)
-    height, width = config.size or (8 * tokenizer.factor, 8 * tokenizer.factor)
-    images = torch.rand(3, tokenizer.channels, height, width, generator=torch.Generator().manual_seed(0))
-    tokens = tokenizer.encode(images)
-    identical = load_program(encoder)(images) == tokens
-    difference = (load_program(decoder)(tokens) - tokenizer.decode(tokens)).abs().max()
+    identical, difference = compare_programs(tokenizer, encoder, decoder, config.size)
     report(
         "exported",
         [
             ("identical indices of random images", f"{int(identical.sum()):,} of {identical.numel():,}"),
-            ("largest difference of decoded pixels", f"{float(difference):.1e}"),
+            ("largest difference of decoded pixels", f"{difference:.1e}"),
         ],
         {"encoder": encoder, "decoder": decoder},
     )

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from pathlib import Path
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from gritvq.component import eval_mode
 from gritvq.distributed import all_reduce_sum
+from gritvq.export import load_program
 from gritvq.images.metrics import ReconstructionError
 from gritvq.images.tokenizer import ImageTokenizer
 from gritvq.quantizers.base import Quantizer
 from gritvq.quantizers.functional import effective_rank
 from gritvq.quantizers.metrics import CodebookUsage
 
-__all__ = ["constant_tokens", "evaluate", "token_statistics"]
+__all__ = ["compare_programs", "constant_tokens", "evaluate", "token_statistics"]
 
 
 @torch.no_grad()
@@ -85,6 +87,27 @@ def token_statistics(tokenizer: ImageTokenizer) -> dict[str, float]:
         "bits_per_pixel": bits / (vectors * tokenizer.factor**2),
         "effective_rank": effective_rank(values),
     }
+
+
+def compare_programs(
+    tokenizer: ImageTokenizer, encoder: Path, decoder: Path, size: tuple[int, int] | None = None
+) -> tuple[Bool[Tensor, "B *tokens Q"], float]:
+    """Exported programs against the tokenizer that they were made of, on three random images.
+
+    Args:
+        tokenizer: From which :meth:`ImageTokenizer.export` made them.
+        encoder: The encoder's file.
+        decoder: The decoder's file.
+        size: (H, W) of the images; eight tokens a side where None.
+
+    Returns:
+        Which indices are identical, and the largest difference of decoded pixels.
+    """
+    height, width = size or (8 * tokenizer.factor, 8 * tokenizer.factor)
+    images = torch.rand(3, tokenizer.channels, height, width, generator=torch.Generator().manual_seed(0))
+    tokens = tokenizer.encode(images)
+    difference = (load_program(decoder)(tokens) - tokenizer.decode(tokens)).abs().max()
+    return load_program(encoder)(images) == tokens, float(difference)
 
 
 def constant_tokens(quantizer: Quantizer, codes: Int[Tensor, " n"]) -> Int[Tensor, "n *tokens Q"]:

@@ -9,6 +9,7 @@ import torch
 from lightning import Callback
 from torch import Tensor
 
+from gritvq.component import eval_mode
 from gritvq.images.callbacks import ReconstructionPlots
 from gritvq.images.data import ImageData
 from gritvq.images.metrics import ReconstructionError
@@ -85,6 +86,21 @@ class TokenizerTask(Task):
         """
         copy_weights(self.tokenizer, tokenizer)
         self._keeps_codes = True
+
+    @torch.no_grad()
+    def check_data(self, data: ImageData) -> None:
+        """Say whether the tokenizer takes the pictures.
+
+        Raises:
+            ValueError: If their channels or their size do not fit.
+        """
+        if data.shape[0] != self.tokenizer.channels:
+            raise ValueError(
+                f"expected data.channels={self.tokenizer.channels} as the tokenizer's encoder has, got "
+                f"{data.shape[0]}; make them equal"
+            )
+        with torch.random.fork_rng(), eval_mode(self.tokenizer):
+            self.tokenizer(torch.zeros(1, *data.shape))
 
     def run_callbacks(self, run: RunFolder | None) -> list[Callback]:
         """Fitting and moving the codes; with a folder also a warning of collapse, and pictures."""
