@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from jsonargparse import ArgumentParser
 from torch import Tensor
 
-from gritvq.cli import recommend as recommending
 from gritvq.cli import semantic_ids as semantic
+from gritvq.cli.errors import parser_class
+from gritvq.cli.fit import configuration
 from gritvq.component import from_config
 from gritvq.items import (
     Backbone,
@@ -310,9 +311,7 @@ def test_a_configuration_of_ids_can_be_built() -> None:
 
 @pytest.mark.parametrize("path", [CONFIGS / f"beauty-{name}.yaml" for name in ("small", "tiger")], ids=lambda p: p.stem)
 def test_complete_runs_can_be_built(path: Path) -> None:
-    parser = ArgumentParser()
-    recommending.fit_recommender_arguments(parser)
-    config = parser.parse_args(["--config", str(path)])
+    parser, config, _ = configuration(parser_class(), "items", ["--config", str(path)])
     assert parser.instantiate(config).tokenizer.codebook_sizes == (256, 256, 256)
     chosen = config.backbone.as_dict()
     sizes = [256, 256, 256, 27]

@@ -115,9 +115,7 @@ def _given_at(given: Mapping[str, Any], place: str, name: str) -> Any:
 
 def fit(parser: Any, config: Any, given: Mapping[str, Any], note: str = "") -> None:
     """Train a tokenizer of images."""
-    from gritvq.component import packages_of
     from gritvq.images.task import TokenizerTask
-    from gritvq.images.tokenizer import ImageTokenizer
     from gritvq.training import TrainingPlan
     from gritvq.training.launch import Launch
     from gritvq.training.run import check_checkpoint, seed_everything
@@ -134,7 +132,7 @@ def fit(parser: Any, config: Any, given: Mapping[str, Any], note: str = "") -> N
     if place.resume is not None:
         done = check_checkpoint(task, parts.plan, place.resume)
     elif config.init_from is not None:
-        task.start_from(ImageTokenizer.from_pretrained(config.init_from, packages_of(parts.tokenizer)))
+        task.start_from(config.init_from)
     task.check_data(parts.data)  # before an old run makes way
     open_run(parser, config, place, done, note=note)
     _fit_and_report(task, parts.data, parts.plan, place, done, extras_of(parser, config))

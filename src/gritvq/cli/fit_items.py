@@ -50,7 +50,6 @@ def expand(given: dict[str, Any]) -> dict[str, Any]:
 
 def fit(parser: Any, config: Any, given: Mapping[str, Any]) -> None:
     """Train a recommender that predicts the semantic id of the next item."""
-    from gritvq.component import packages_of
     from gritvq.files import write_json
     from gritvq.items.recommenders import GenerativeRecommender, Popularity
     from gritvq.items.sequences import SequenceData
@@ -92,7 +91,7 @@ def fit(parser: Any, config: Any, given: Mapping[str, Any]) -> None:
     if place.resume is not None:
         done = check_checkpoint(task, plan, place.resume)
     elif config.init_from is not None:
-        task.start_from(GenerativeRecommender.from_pretrained(config.init_from, trusted=packages_of(backbone)))
+        task.start_from(task.load(config.init_from))
     open_run(parser, config, place, done, changes)
     if tokenizer is not None:
         write_ids(place.run.semantic_ids, tokenizer, ids)
@@ -102,7 +101,7 @@ def fit(parser: Any, config: Any, given: Mapping[str, Any]) -> None:
     minutes = (time.perf_counter() - started) / 60
     if not trainer.is_global_zero:
         return
-    chosen = GenerativeRecommender.from_pretrained(place.run.recommender, trusted=packages_of(backbone))
+    chosen = task.load(place.run.recommender)
     numbers = _tested(chosen.to(trainer.strategy.root_device), split, config.num_test)
     write_json(place.run.metrics, numbers)
     rows = [(name, f"{value:.4f}") for name, value in numbers.items()]

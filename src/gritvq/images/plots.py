@@ -44,8 +44,8 @@ def reconstruction_grid(
     for number, (image, output) in enumerate(zip(images, decoded, strict=True)):
         band, column = divmod(number, columns)
         for row, picture in ((2 * band, image), (2 * band + 1, output)):
-            shown = picture.permute(1, 2, 0)
-            axes[row, column].imshow(shown.expand(-1, -1, 3) if shown.shape[2] == 1 else shown, interpolation="nearest")
+            shown = picture.permute(1, 2, 0).expand(-1, -1, 3)
+            axes[row, column].imshow(shown.numpy(), interpolation="nearest")
         mse = float((image - output).square().mean())
         axes[2 * band + 1, column].set_xlabel(f"{-10 * math.log10(max(mse, 1e-10)):.1f} dB", fontsize=8)
     for band in range(bands):

@@ -9,7 +9,7 @@ import torch
 from lightning import Callback
 from torch import Tensor
 
-from gritvq.component import eval_mode
+from gritvq.component import eval_mode, packages_of
 from gritvq.images.callbacks import ReconstructionPlots
 from gritvq.images.data import ImageData
 from gritvq.images.metrics import ReconstructionError
@@ -78,12 +78,14 @@ class TokenizerTask(Task):
         self.window_usage = CodebookUsage(tokenizer.quantizer.codebook_sizes)
         self._keeps_codes, self._window = False, 0
 
-    def start_from(self, tokenizer: ImageTokenizer) -> None:
+    def start_from(self, tokenizer: ImageTokenizer | str) -> None:
         """Take the weights of a tokenizer of the same architecture; its codes are not fitted to data again.
 
         Raises:
             ValueError: If a part differs; the message names it.
         """
+        if isinstance(tokenizer, str):
+            tokenizer = ImageTokenizer.from_pretrained(tokenizer, packages_of(self.tokenizer))
         copy_weights(self.tokenizer, tokenizer)
         self._keeps_codes = True
 

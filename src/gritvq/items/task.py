@@ -11,6 +11,7 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from gritvq.component import packages_of
 from gritvq.items.interactions import Histories
 from gritvq.items.recommenders import GenerativeRecommender, rank_in_list, ranking_metrics
 from gritvq.training.optimizer import OptimizerSettings, RateSchedule
@@ -67,6 +68,10 @@ class RecommenderTask(Task):
         """Write ``recommender/`` unless validation chose one; the last one is in the last checkpoint anyway."""
         if not run.recommender.exists():
             self.recommender.save_pretrained(run.recommender)
+
+    def load(self, source: str | Path) -> GenerativeRecommender:
+        """A recommender from a folder, whose classes may come from wherever those of this one do."""
+        return GenerativeRecommender.from_pretrained(source, trusted=packages_of(self.recommender))
 
     def start_from(self, recommender: GenerativeRecommender) -> None:
         """Take the weights of a recommender of the same ids and backbone.
