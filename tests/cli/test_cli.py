@@ -296,7 +296,8 @@ class TestEncodeDecode:
         assert main(["encode", "kodak", "--tokenizer", tokenizer, "--out", "t.npz"]) == 0
         assert main(["decode", "t.npz", "--tokenizer", tokenizer, "--out", "back"]) == 0
         for name in names:
-            assert Image.open(f"back/{name}").size == Image.open(f"kodak/{name}").size
+            with Image.open(f"back/{name}") as decoded, Image.open(f"kodak/{name}") as original:
+                assert decoded.size == original.size
 
 
 class TestExport:
@@ -437,7 +438,8 @@ def test_compare(pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert len({(r["method"], r["codebook_size"], r["seed"]) for r in rows}) == 8 + 1
     assert {r["metric"] for r in rows if r["method"] == "mean colour"} == {"mse", "psnr", "psnr_per_image"}
     assert {"psnr", "usage", "perplexity"} <= {r["metric"] for r in rows}
-    assert Image.open("out/comparison.png").size[0] > 300
+    with Image.open("out/comparison.png") as plot:
+        assert plot.size[0] > 300
 
 
 class TestCompareInAFolder:
@@ -694,6 +696,7 @@ class TestWhatIsThereStays:
         assert "expected a folder back/deep to write into" in wrong([*tokens, "--overwrite", "true"], capsys)
 
 
+@pytest.mark.filterwarnings("default:left out:UserWarning")  # the program shows it
 def test_encode_leaves_out_sizes_that_a_layout_does_not_take(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

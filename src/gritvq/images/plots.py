@@ -118,7 +118,7 @@ def codebook_picture(
         top, left = (factor + 1) * (number // columns), (factor + 1) * (number % columns)
         mosaic[:, top : top + factor, left : left + factor] = patch
     figure, axis = new_figure(7, 7 * rows / columns + 0.4)
-    axis.imshow(mosaic.permute(1, 2, 0), interpolation="nearest")
+    axis.imshow(mosaic.permute(1, 2, 0).numpy(), interpolation="nearest")
     axis.set_axis_off()
     shown = f"{len(codes)} codes" if len(codes) == size else f"the {len(codes)} most used of {size} codes"
     axis.set_title(f"{shown}, each decoded on its own, dark to bright", fontsize=10)
