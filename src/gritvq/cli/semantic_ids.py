@@ -22,8 +22,6 @@ __all__ = [
     "write_ids",
 ]
 
-_TOKENIZER, _IDS, _REPORT = "tokenizer", "ids", "report.json"
-
 
 def semantic_ids_arguments(parser: Any) -> None:
     """Arguments of the jobs of semantic-ids."""
@@ -127,14 +125,14 @@ def _judge(ids: Any, categories: Sequence[Any] | None, vectors: Any, tokenizer: 
         # ids whose codes a policy chose are not what the tokenizer gives, with noise or without
         noisy = tokenizer.perturbed_codes(vectors) if ids.collisions in ("append", "keep") else None
     numbers = ids.report(categories, vectors, reconstructions=decoded, perturbed=noisy)
-    files = {"ids": out / _IDS, "all numbers": out / _REPORT}
-    files |= {name: out / f"{name}.png" for name in ("usage", "collisions")}
+    run = RunFolder(out)
+    files = {"ids": run.ids, "all numbers": run.report, "usage": run.usage, "collisions": run.collisions}
     out.mkdir(parents=True, exist_ok=True)
-    write_json(out / _REPORT, {name: None if math.isnan(value) else value for name, value in numbers.items()})
+    write_json(run.report, {name: None if math.isnan(value) else value for name, value in numbers.items()})
     level_usage_plot(ids, files["usage"], numbers)
     collisions_plot(ids, files["collisions"], numbers)
     if categories is not None:
-        files["tree"] = tree_plot(ids, categories, out / "tree.png", numbers)
+        files["tree"] = tree_plot(ids, categories, run.tree, numbers)
     levels = range(1, len(ids.codebook_sizes) + 1)
     perplexities = ", ".join(f"{numbers[f'level{level}/perplexity']:.1f}" for level in levels)
     before = len(levels) - (ids.collisions == "append")
@@ -192,11 +190,11 @@ def _fit(config: Any, parts: Callable[[], Any]) -> None:
     tokenizer = parts().tokenizer
     vectors = _vectors(catalogue, config)
     ids = make_ids(tokenizer, vectors, catalogue.keys, config.collisions, _encoder(config, vectors))
-    out = Path(config.out)
-    with replacing_files(out) as scratch:  # an old run stays where the disk is full
+    run = RunFolder(config.out)
+    with replacing_files(run.path) as scratch:  # an old run stays where the disk is full
         write_ids(scratch, tokenizer, ids)
-    RunFolder(out).clear(but=(out / _TOKENIZER, out / _IDS))
-    _judge(ids, categories, vectors, tokenizer, out)
+    run.clear(but=(run.tokenizer, run.ids))
+    _judge(ids, categories, vectors, tokenizer, run.path)
 
 
 def make_ids(
@@ -218,8 +216,9 @@ def make_ids(
 
 def write_ids(out: Path, tokenizer: Any, ids: Any) -> None:
     """Both into a folder, as the other jobs expect them."""
-    tokenizer.save_pretrained(out / _TOKENIZER)
-    ids.save(out / _IDS)
+    run = RunFolder(out)
+    tokenizer.save_pretrained(run.tokenizer)
+    ids.save(run.ids)
 
 
 def _given(vectors: Any) -> dict[str, str]:
@@ -296,13 +295,13 @@ def _report(config: Any, parts: Callable[[], Any]) -> None:
     """Evaluate ids: usage, collisions, prefixes, neighbors; metrics and plots."""
     from gritvq.items.ids import SemanticIds
 
-    folder = Path(config.run)
-    ids = SemanticIds.load(folder / _IDS if (folder / _IDS).is_dir() else folder)
-    tokenizer = _tokenizer(config) if (folder / _TOKENIZER).is_dir() else None
+    run = RunFolder(config.run)
+    ids = SemanticIds.load(run.ids if run.ids.is_dir() else run.path)
+    tokenizer = _tokenizer(config) if run.tokenizer.is_dir() else None
     if tokenizer is not None and ids.fingerprint.get("quantizer") != tokenizer.fingerprint():
         raise ValueError(
-            f"expected the tokenizer that made the ids in {folder / _TOKENIZER}, got another; name the ids themselves, "
-            f"{folder / _IDS}, to judge them alone"
+            f"expected the tokenizer that made the ids in {run.tokenizer}, got another; name the ids themselves, "
+            f"{run.ids}, to judge them alone"
         )
     categories = vectors = None
     if config.data is not None:
@@ -316,7 +315,7 @@ def _report(config: Any, parts: Callable[[], Any]) -> None:
                 _check_encoder(config, vectors, ids)
     elif config.categories is not None:
         raise ValueError("expected --data with the column of categories, got none")
-    _judge(ids, categories, vectors, tokenizer, Path(config.out or (folder if tokenizer else "runs/report")))
+    _judge(ids, categories, vectors, tokenizer, Path(config.out or (run.path if tokenizer else "runs/report")))
 
 
 def _rows_in(keys: Sequence[Any], ids: Any) -> Any:
@@ -346,8 +345,8 @@ def _add(config: Any, parts: Callable[[], Any]) -> None:
 
     from gritvq.items.ids import SemanticIds
 
-    folder = Path(config.run)
-    ids, tokenizer = SemanticIds.load(folder / _IDS), _tokenizer(config)
+    run = RunFolder(config.run)
+    ids, tokenizer = SemanticIds.load(run.ids), _tokenizer(config)
     catalogue = _read(config)
     known = set(ids.items)
     new = [row for row, key in enumerate(catalogue.keys) if key not in known]
@@ -362,7 +361,7 @@ def _add(config: Any, parts: Callable[[], Any]) -> None:
             fingerprint={**ids.fingerprint, "quantizer": tokenizer.fingerprint()},
             **_last_level(tokenizer, vectors, ids.collisions),
         )
-    out = folder / _IDS if config.out is None else Path(config.out)
+    out = run.ids if config.out is None else Path(config.out)
     grown.save(out)
     rows = [("items before", f"{len(ids):,}"), ("new items", f"{len(new):,}"), ("items now", f"{len(grown):,}")]
     if grown.codebook_sizes != ids.codebook_sizes:
@@ -374,10 +373,10 @@ def _add(config: Any, parts: Callable[[], Any]) -> None:
 def _tokenizer(config: Any) -> Any:
     from gritvq.items.tokenizers import ItemTokenizer
 
-    folder = Path(config.run) / _TOKENIZER
+    folder = RunFolder(config.run).tokenizer
     if not folder.is_dir():
         raise ValueError(
-            f"expected a folder written by semantic-ids fit, got {config.run}, which has no {_TOKENIZER} in it"
+            f"expected a folder written by semantic-ids fit, got {config.run}, which has no {folder.name} in it"
         )
     return ItemTokenizer.from_pretrained(folder, config.trusted)
 

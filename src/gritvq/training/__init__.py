@@ -26,7 +26,7 @@ if TYPE_CHECKING:
         objective_for,
     )
     from gritvq.training.optimizer import OptimizerSettings
-    from gritvq.training.run import TrainingPlan, train
+    from gritvq.training.run import TrainingPlan, seed_everything, train
     from gritvq.training.run_folder import RunFolder
     from gritvq.training.task import Task
 
@@ -47,6 +47,7 @@ __all__ = [
     "TrainingPlan",
     "TwoPathObjective",
     "objective_for",
+    "seed_everything",
     "train",
 ]
 
@@ -57,7 +58,7 @@ __getattr__ = lazy_names(
         "data": ["DataModule", "TrainingData"],
         "objectives": ["ElboObjective", "Objective", "ReconstructionObjective", "TwoPathObjective", "objective_for"],
         "optimizer": ["OptimizerSettings"],
-        "run": ["TrainingPlan", "train"],
+        "run": ["TrainingPlan", "seed_everything", "train"],
         "run_folder": ["RunFolder"],
         "task": ["Task"],
     },

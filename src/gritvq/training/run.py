@@ -6,7 +6,8 @@ import logging
 import pickle
 import signal
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -72,6 +73,14 @@ class TrainingPlan:
                 raise ValueError(f"expected {name} >= {least}, got {getattr(self, name)}")
 
 
+@contextmanager
+def _quiet() -> Iterator[None]:
+    with warnings.catch_warnings():
+        silence()
+        yield
+
+
+@_quiet()
 def train(
     task: Task,
     data: TrainingData,

@@ -31,6 +31,7 @@ class RunFolder:
         ids: Ids, where the folder is one of ids.
         report: What these are worth, JSON.
         tree: Plot of them.
+        collisions: Plot of items with equal codes.
         reconstructions: Plot of originals above their reconstructions.
         usage: Plot of how often each code is used.
         codebook: Plot of the codes.
@@ -53,6 +54,7 @@ class RunFolder:
         self.tokenizer, self.recommender = self.path / "tokenizer", self.path / "recommender"
         self.semantic_ids, self.ids = self.path / "semantic-ids", self.path / "ids"
         self.report, self.tree = self.path / "report.json", self.path / "tree.png"
+        self.collisions = self.path / "collisions.png"
         self.reconstructions, self.usage = self.path / "reconstructions.png", self.path / "usage.png"
         self.codebook = self.path / "codebook.png"
 
