@@ -56,6 +56,14 @@ def test_ids_and_a_recommender_of_them() -> None:
     assert recommender.recommend([[0, 1, 2], [5]], 3).tolist() == FOUND["recommended"]
 
 
+def test_what_a_tokenizer_says_of_its_training_is_kept(tmp_path: Path) -> None:
+    tokenizer = Tokenizer.from_pretrained(OLD / "grit_vq")
+    assert tokenizer.trained is None
+    tokenizer.save_pretrained(tmp_path / "a", {"steps": 3})
+    Tokenizer.from_pretrained(tmp_path / "a").save_pretrained(tmp_path / "b")
+    assert Tokenizer.from_pretrained(tmp_path / "b").trained == {"steps": 3}
+
+
 def test_a_damaged_old_artefact_is_noticed(tmp_path: Path) -> None:
     folder = tmp_path / "t"
     shutil.copytree(OLD / "grit_vq", folder)

@@ -72,11 +72,13 @@ class Tokenizer(Component, ABC):
 
         Args:
             folder: New, empty, or with a tokenizer in it.
-            training: What to say of the training, plain values by name: ``training`` in ``config.json``.
+            training: What to say of the training, plain values by name: ``training`` in ``config.json``; what a loaded
+                tokenizer says already where None.
 
         Raises:
             ValueError: If the path is a file, or a folder that holds something else than a tokenizer.
         """
+        training = self.trained if training is None else training
         more = {} if training is None else {"training": dict(training)}
         return write_folder(folder, _KIND, self, {**self._settings(), **more})
 

@@ -204,8 +204,9 @@ def test_demo_trains_on_photographs(capsys: pytest.CaptureFixture[str]) -> None:
     assert Path("demo", weights).read_bytes() == Path("again", weights).read_bytes()
     Path("thesis").mkdir()
     Path("thesis/chapter.tex").write_text("words")
+    Path("thesis/checkpoints").mkdir()
     assert main(["demo", "--steps", "2", "--out", "thesis"]) == 2
-    assert [path.name for path in Path("thesis").iterdir()] == ["chapter.tex"]
+    assert sorted(path.name for path in Path("thesis").iterdir()) == ["chapter.tex", "checkpoints"]
 
 
 class TestEncodeDecode:

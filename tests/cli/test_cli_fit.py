@@ -9,12 +9,13 @@ import os
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 import torch
 import yaml
+from lightning import Callback
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -90,11 +91,20 @@ def test_another_class_brings_its_own_defaults(words: list[str], path: str, expe
 def test_short_settings_reach_every_part() -> None:
     words = ["--preset", "rq", "--codebook_size", "32", "--dim", "8", "--factor", "8", "--channels", "1"]
     Path("short.yaml").write_text(yaml.safe_dump({"preset": "rq", "codebook_size": 32, "dim": 8, "factor": 8}))
-    for given in ([*words, "--tokenizer.quantizer.num_levels", "3"], ["--config", "short.yaml", "--channels", "1"]):
+    settings = {"init_args": {"num_levels": 3}}
+    levels = ["--tokenizer.quantizer.num_levels", "3"]
+    own = {"preset": "rq", "codebook_size": 32, "dim": 8, "factor": 8, "tokenizer": {"quantizer": settings}}
+    Path("own.yaml").write_text(yaml.safe_dump(own))
+    for given in (
+        [*words, *levels],
+        ["--config", "short.yaml", "--channels", "1"],
+        ["--config", "short.yaml", "--channels", "1", *levels],
+        ["--config", "own.yaml", "--channels", "1"],
+    ):
         parser, config = completed_images(given)
         encoder, quantizer, decoder = (config.tokenizer[part] for part in ("encoder", "quantizer", "decoder"))
         expected = {**defaults("gritvq.rq"), "dim": 8, "codebook_size": 32}
-        expected["num_levels"] = 3 if given[0] == "--preset" else 4
+        expected["num_levels"] = 3 if levels[0] in given or "own.yaml" in given else 4
         assert quantizer.class_path == "gritvq.rq" and quantizer.init_args.as_dict() == expected
         for part in (encoder, decoder):
             assert (part.init_args.dim, part.init_args.factor, part.init_args.channels) == (8, 8, 1)
@@ -259,6 +269,24 @@ def test_callbacks_loggers_and_progress_without_a_terminal(capsys: pytest.Captur
         assert "lr-AdamW/pg1" in file.readline()
     saved = yaml.safe_load(Path("run/config.yaml").read_text())
     assert saved["callbacks"][0]["class_path"] == monitor["class_path"]
+
+
+class Counted(Callback):
+    """Counts how often it is made, and what it draws."""
+
+    made: ClassVar[list[float]] = []
+
+    def __init__(self) -> None:
+        self.made.append(float(torch.rand(())))
+
+
+def test_a_callback_is_made_once_and_draws_nothing_of_the_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Counted, "made", [])
+    assert main(small()) == 0
+    assert main(small("--callbacks", "[test_cli_fit.Counted]", out="other")) == 0
+    assert len(Counted.made) == 1
+    name = "tokenizer/model.safetensors"
+    assert Path("run", name).read_bytes() == Path("other", name).read_bytes()
 
 
 def test_long_tests_say_how_far_they_are(capsys: pytest.CaptureFixture[str]) -> None:

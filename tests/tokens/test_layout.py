@@ -82,6 +82,8 @@ def test_channels_of_a_grid_written_out() -> None:
     assert layouts[2].channel_ids.tolist() == [[0, -1], [0, 1], [0, 1], [0, 1], [-1, 1]]
     snake = TokenLayout.of(quantizer, (2, 2), order="snake")
     assert snake.to_sequence(indices)[0].tolist() == [[3, 104], [5, 106], [9, 110], [7, 108]]
+    solid = TokenLayout.of(vq_vae(4, 12), (2, 2, 3), order="snake")  # every second row, whatever the axes before it
+    assert solid.to_sequence(numbered(1, 2, 2, 3, 1))[0, :, 0].tolist() == [3, 4, 5, 8, 7, 6, 9, 10, 11, 14, 13, 12]
 
 
 def test_a_hierarchy_has_only_its_levels_channels() -> None:

@@ -225,6 +225,21 @@ def test_fewer_losses_than_optimizers() -> None:
         train(Forgetful(critic=True), Data(), PLAN, progress=False)
 
 
+def test_more_losses_than_optimizers_and_what_follows_the_last() -> None:
+    done = []
+
+    class Generous(Copy):
+        def losses(self, batch: Tensor) -> Iterator[Tensor]:
+            yield self.model(batch).square().mean()
+            done.append(next(self.model.parameters()).grad is not None)
+            if len(done) == 2:
+                yield self.model(batch).square().mean()
+
+    with pytest.raises(ValueError, match="expected 1 losses, one per optimizer, got more"):
+        train(Generous(critic=False), Data(), PLAN, progress=False)
+    assert done == [True, True]
+
+
 @pytest.mark.soak
 def test_two_processes_are_one_with_the_joined_batch(tmp_path: Path) -> None:
     subprocess.run([sys.executable, __file__, str(tmp_path / "weights.pt")], check=True, timeout=300)

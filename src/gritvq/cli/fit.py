@@ -12,6 +12,7 @@ import yaml
 
 from gritvq.cli import fit_images, fit_items
 from gritvq.cli.settings import check_words, combined, given_settings, parts_of, shipped, whole
+from gritvq.quantizers import presets
 from gritvq.training.run_folder import RunFolder
 
 __all__ = ["DOMAINS", "configuration", "demo", "demo_arguments", "domain_of", "fit", "fit_arguments", "train"]
@@ -30,7 +31,8 @@ def fit_arguments(parser: Any) -> None:
 def domain_of(words: Sequence[str]) -> tuple[str | None, Sequence[str]]:
     """The domain that the arguments of ``fit`` name, and those after its name.
 
-    Without a name the configuration file tells by its key ``backbone``, which only items have. None if help is wanted.
+    Without a name the configuration file tells: its key ``backbone`` is of items, all others are of images. None if
+    help is wanted, or the first argument is no domain.
 
     Raises:
         ValueError: If a configuration is no regular file.
@@ -39,14 +41,23 @@ def domain_of(words: Sequence[str]) -> tuple[str | None, Sequence[str]]:
         return words[0], words[1:]
     if not words or not words[0].startswith("-") or words[0] in ("-h", "--help"):
         return None, words
+    return "items" if "backbone" in _configured(words) else "images", words
+
+
+def _configured(words: Sequence[str]) -> dict[str, Any]:
+    """Content of the configuration file that arguments name; empty where there is none that can be read.
+
+    Raises:
+        ValueError: If it is no regular file.
+    """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--config")
+    parser.add_argument("--config", nargs="?")
     check_words(words)
     path = parser.parse_known_args(list(words))[0].config
     content: Any = None
     with contextlib.suppress(OSError, yaml.YAMLError, UnicodeError):  # the parser says what is wrong
         content = None if path is None else yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    return "items" if isinstance(content, dict) and "backbone" in content else "images", words
+    return content if isinstance(content, dict) else {}
 
 
 def fit(parser: Any, config: Any) -> None:
@@ -62,6 +73,8 @@ def train(parser_class: Any, domain: str, words: Sequence[str]) -> None:
 def configuration(parser_class: Any, domain: str, words: Sequence[str]) -> tuple[Any, Any, dict[str, Any]]:
     """The parser of a domain, the configuration that arguments make, and what of it was given."""
     parser = domain_parser(parser_class, domain)
+    if (preset := _configured(words).get("preset")) in presets.__all__:  # arguments of the quantizer are this preset's
+        parser.set_defaults({"tokenizer.quantizer": {"class_path": f"gritvq.{preset}"}})
     given = DOMAINS[domain].expand(given_settings(parser, words))
     return parser, whole(parser, combined(shipped(domain), given)), given
 
@@ -83,9 +96,11 @@ def demo(parser: Any, config: Any) -> None:
         raise ValueError(
             f"expected a new folder or that of a demo, got {config.out}, a run of fit; choose another --out"
         )
-    chosen = {"plan": {"max_steps": config.steps, "seed": config.seed}, "codebook_size": config.codebook_size}
+    plan = {"max_steps": config.steps, "seed": config.seed}
+    chosen: dict[str, Any] = {"plan": plan, "codebook_size": config.codebook_size}
     own = domain_parser(type(parser), "images")
-    settings = combined(combined(shipped("images"), shipped("demo")), {**chosen, "out": config.out})
+    chosen |= {"data": {"seed": config.seed}, "out": config.out, "overwrite": path.is_file()}
+    settings = combined(combined(shipped("images"), shipped("demo")), chosen)
     fit_images.fit(own, whole(own, settings), {}, note=_DEMO)
 
 

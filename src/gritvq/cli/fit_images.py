@@ -10,7 +10,16 @@ from collections.abc import Mapping
 from typing import Any
 
 from gritvq.cli.output import arguments_of, console, number_rows, report
-from gritvq.cli.run_folder import Place, check_settings, extras_of, open_run, place_of, run_arguments, run_training
+from gritvq.cli.run_folder import (
+    Place,
+    check_settings,
+    extras_of,
+    open_run,
+    parts_of_run,
+    place_of,
+    run_arguments,
+    run_training,
+)
 from gritvq.quantizers import presets
 
 __all__ = ["arguments", "expand", "fit", "spread"]
@@ -61,7 +70,7 @@ def arguments(parser: Any) -> None:
 def expand(given: dict[str, Any]) -> dict[str, Any]:
     """Settings with the quantizer that a preset in a configuration file means."""
     tokenizer = given.get("tokenizer", {})
-    if isinstance(given.get("preset"), str) and "quantizer" not in tokenizer:
+    if isinstance(given.get("preset"), str) and isinstance(tokenizer, dict) and "quantizer" not in tokenizer:
         return {**given, "tokenizer": {**tokenizer, "quantizer": {"class_path": f"gritvq.{given['preset']}"}}}
     return given
 
@@ -125,7 +134,7 @@ def fit(parser: Any, config: Any, given: Mapping[str, Any], note: str = "") -> N
     place = place_of(config, launch)
     check_settings(parser, config, place)
     seed_everything(config.plan.seed)
-    parts = parser.instantiate(config)
+    parts = parts_of_run(parser, config)
     parts.data.setup("fit")
     task = TokenizerTask(parts.tokenizer, **arguments_of(parts.task))
     done = 0

@@ -9,7 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from gritvq.cli.output import arguments_of, report, tracked
-from gritvq.cli.run_folder import check_settings, extras_of, open_run, place_of, run_arguments, run_training
+from gritvq.cli.run_folder import (
+    check_settings,
+    extras_of,
+    open_run,
+    parts_of_run,
+    place_of,
+    run_arguments,
+    run_training,
+)
 from gritvq.cli.semantic_ids import make_ids, tokenizer_arguments, write_ids
 
 __all__ = ["arguments", "expand", "fit", "read_data"]
@@ -74,7 +82,7 @@ def fit(parser: Any, config: Any, given: Mapping[str, Any]) -> None:
     items = read_data(config.data.as_dict(), config.k_core)
     tokenizer = None
     if config.ids is None and place.fresh:
-        tokenizer = parser.instantiate(config).tokenizer
+        tokenizer = parts_of_run(parser, config).tokenizer
         ids = make_ids(tokenizer, items.catalogue.vectors(), items.catalogue.keys, config.collisions)
     else:
         ids = _ids_for(config.ids or str(place.run.semantic_ids), items.interactions.item_keys)

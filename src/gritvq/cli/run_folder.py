@@ -24,6 +24,7 @@ __all__ = [
     "extras_of",
     "open_run",
     "overwrite_argument",
+    "parts_of_run",
     "place_of",
     "run_arguments",
     "run_training",
@@ -199,13 +200,7 @@ def run_arguments(parser: Any, model: str) -> None:
         parser: Of a domain of ``fit``.
         model: What a new run may start from, in words.
     """
-    from lightning import Callback
-    from lightning.pytorch.loggers import Logger
-
-    parser.add_argument("--callbacks", type=list[Callback] | None, default=None, help="more callbacks of Lightning")
-    parser.add_argument(
-        "--loggers", type=list[Logger] | None, default=None, help="loggers of Lightning besides TensorBoard and CSV"
-    )
+    extra_arguments(parser)
     parser.add_argument("--out", type=str, help="folder of the run")
     parser.add_argument(
         "--resume", type=str | None, default=None, help="checkpoint to go on from, or 'last' for the run's own"
@@ -216,16 +211,36 @@ def run_arguments(parser: Any, model: str) -> None:
     parser.add_argument("--overwrite", type=bool, default=False, help="whether an existing run may be replaced")
 
 
+def extra_arguments(parser: Any) -> None:
+    """Lightning's callbacks and loggers, by class and arguments."""
+    from lightning import Callback
+    from lightning.pytorch.loggers import Logger
+
+    parser.add_argument("--callbacks", type=list[Callback] | None, default=None, help="more callbacks of Lightning")
+    parser.add_argument(
+        "--loggers", type=list[Logger] | None, default=None, help="loggers of Lightning besides TensorBoard and CSV"
+    )
+
+
 def extras_of(parser: Any, config: Any) -> dict[str, Any]:
     """The callbacks and loggers that are asked for, made without drawing random numbers of the run's."""
     import torch
 
-    asked = [name for name in ("callbacks", "loggers") if config[name]]
+    asked = {name: config[name] for name in ("callbacks", "loggers") if config[name]}
     if not asked:
         return {}
+    own = type(parser)()
+    extra_arguments(own)
     with torch.random.fork_rng():
-        made = parser.instantiate(config)
+        made = own.instantiate(own.parse_settings(asked))
     return {name: made[name] for name in asked}
+
+
+def parts_of_run(parser: Any, config: Any) -> Any:
+    """What a configuration describes, made; but for callbacks and loggers, see :func:`extras_of`."""
+    bare = config.clone()
+    bare.callbacks = bare.loggers = None
+    return parser.instantiate(bare)
 
 
 def run_training(task: Any, data: Any, plan: Any, place: Place, done: int = 0, **more: Any) -> Any:

@@ -217,7 +217,8 @@ class TokenLayout(Component):
             size = math.prod(grid)
             own = first + torch.arange(size).view(grid)
             if order == "snake" and len(grid) > 1:
-                own[1::2] = own[1::2].flip(-1)
+                rows = own.view(-1, grid[-1])
+                rows[1::2] = rows[1::2].flip(-1)
             every = torch.arange(len(self.vocabulary.codebook_sizes))
             has = torch.isin(every, torch.tensor(channels))
             places.append(own.flatten())

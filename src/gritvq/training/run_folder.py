@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gritvq.files import holds_files
+from gritvq.saving import CONFIG
 
 __all__ = ["RunFolder"]
 
@@ -63,6 +64,11 @@ class RunFolder:
         """The run that a checkpoint belongs to."""
         return cls(Path(checkpoint).resolve().parent.parent)
 
+    @property
+    def is_run(self) -> bool:
+        """Whether there is a run in the folder: its settings, or a tokenizer that it has written."""
+        return self.config.is_file() or (self.tokenizer / CONFIG).is_file()
+
     def check(self, overwrite: bool, instead: str = "") -> None:
         """Say before any work that a run cannot be written here.
 
@@ -75,13 +81,13 @@ class RunFolder:
         """
         if self.path.exists() and not self.path.is_dir():
             raise ValueError(f"expected a folder for the run, got the file {self.path}; choose another --out")
-        if self.path.exists() and holds_files(self.path):
-            run = any(part.exists() for part in (self.checkpoints, self.tokenizer, self.config))
-            if not (overwrite and run):
-                raise ValueError(
-                    f"expected a new or empty folder, got {self.path}, which holds files; choose another --out, "
-                    f"{instead}or replace a run with --overwrite true"
-                )
+        if self.path.exists() and holds_files(self.path) and not (overwrite and self.is_run):
+            holds, others = "files that are no run", ""
+            if self.is_run:
+                holds, others = "a run", f", {instead}or replace it with --overwrite true"
+            raise ValueError(
+                f"expected a new or empty folder, got {self.path}, which holds {holds}; choose another --out{others}"
+            )
 
     def replace(self, overwrite: bool, instead: str = "") -> None:
         """Make the folder for a new run; an old one there goes, where it may.
@@ -98,5 +104,6 @@ class RunFolder:
         for part in (self.logs, self.checkpoints, self.tokenizer, self.recommender, self.semantic_ids, self.ids):
             if part not in but:
                 shutil.rmtree(part, ignore_errors=True)
-        for part in (self.metrics, self.report, self.tree):
+        plots = self.reconstructions, self.usage, self.codebook, self.collisions, self.tree
+        for part in (self.data, self.metrics, self.report, *plots):
             part.unlink(missing_ok=True)

@@ -74,7 +74,7 @@ class Task(LightningModule, ABC):
             The model's loss, detached.
 
         Raises:
-            ValueError: If there are fewer losses than optimizers.
+            ValueError: If there are fewer losses than optimizers, or more.
         """
         found: list[Tensor] = []
         optimizers, losses = self._optimizers(), iter(self.losses(batch))
@@ -89,6 +89,8 @@ class Task(LightningModule, ABC):
                 with torch.autocast(self.device.type, enabled=False):
                     self.manual_backward(loss / self.accumulate)
             found.append(loss.detach())
+        if next(losses, None) is not None:
+            raise ValueError(f"expected {len(optimizers)} losses, one per optimizer, got more")
         if self._batches == self.accumulate:
             with torch.autocast(self.device.type, enabled=False):
                 self._step(optimizers)
@@ -143,7 +145,7 @@ class Task(LightningModule, ABC):
     def settings(self) -> dict[str, Any]:
         """Plain values that a run has to go on with: a checkpoint keeps them, and another value is refused."""
         kept = {**asdict(self.optimizer_settings), "betas": list(self.optimizer_settings.betas)}
-        del kept["gradient_clip"]  # the plan's, which may change
+        del kept["gradient_clip"]  # the plan's
         return kept
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -185,7 +187,7 @@ class Task(LightningModule, ABC):
 
 def steps_done(checkpoint: Mapping[str, Any]) -> int:
     """Optimizer steps of the model before a checkpoint; earlier versions kept only Lightning's count."""
-    return int(checkpoint.get("step", checkpoint["global_step"]))
+    return int(checkpoint["step"] if "step" in checkpoint else checkpoint["global_step"])
 
 
 def copy_weights(target: Component, source: Component) -> None:
@@ -208,6 +210,6 @@ def copy_weights(target: Component, source: Component) -> None:
         ]
         raise ValueError(
             f"expected weights of the same architecture, got others at {', '.join(shapes)}"
-            f"{' ...' if len(differing) > 3 else ''}; give the settings of the tokenizer that they come from"
+            f"{' ...' if len(differing) > 3 else ''}; give the settings of the model that they come from"
         )
     target.load_state_dict(given, strict=False)
