@@ -135,11 +135,13 @@ class TimedTask(TokenizerTask):
     def on_after_backward(self) -> None:
         self.watch.enter("optimizer")
 
-    def optimizer_step(self, *arguments: Any, **named: Any) -> None:
-        super().optimizer_step(*arguments, **named)
+    def training_step(self, *arguments: Any, **named: Any) -> Tensor:
+        loss = super().training_step(*arguments, **named)
         self.watch.enter("callbacks")
+        return loss
 
     def on_train_batch_end(self, *arguments: Any, **named: Any) -> None:
+        super().on_train_batch_end(*arguments, **named)
         self.watch.end_step()
 
 

@@ -155,7 +155,7 @@ def test_an_id_that_is_no_item_and_an_item_that_has_no_id() -> None:
         with pytest.raises(ValueError, match="expected"):
             numbered.ids_of(wrong)  # type: ignore[arg-type]
     for shape in ([0, 1], [[]], [[0, 1, 2]], [[0.0, 1.0]], [[[0, 1]]]):
-        with pytest.raises(ValueError, match="expected ids"):
+        with pytest.raises(ValueError, match="expected integer codes"):
             ids.items_of(shape)  # type: ignore[arg-type]
 
 
