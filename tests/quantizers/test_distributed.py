@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -49,25 +50,55 @@ def latents(num: int = 120) -> Tensor:
     return 3 + torch.randn(num, DIM, generator=torch.Generator().manual_seed(1))
 
 
-def _child(rank: int, job: Job, folder: str, cuts: tuple[int, ...], backends: tuple[str, ...]) -> None:
+def _serve(rank: int, jobs: Any, done: Any) -> None:
     torch.set_num_threads(1)
-    for number, backend in enumerate(backends):
-        dist.init_process_group(
-            backend,
-            init_method=f"file://{folder}/store{number}",
-            rank=rank,
-            world_size=2,
-            timeout=datetime.timedelta(seconds=60),
-        )
-        torch.manual_seed(0)
-        torch.save(job(latents()[cuts[rank] : cuts[rank + 1]]), f"{folder}/{rank}.pt")
-        dist.destroy_process_group()
+    while True:
+        job, folder, cuts, backends = jobs.get()
+        try:
+            for number, backend in enumerate(backends):
+                dist.init_process_group(
+                    backend,
+                    init_method=f"file://{folder}/store{number}",
+                    rank=rank,
+                    world_size=2,
+                    timeout=datetime.timedelta(seconds=60),
+                )
+                torch.manual_seed(0)
+                torch.save(job(latents()[cuts[rank] : cuts[rank + 1]]), f"{folder}/{rank}.pt")
+                dist.destroy_process_group()
+        except BaseException:
+            done.put(traceback.format_exc())
+            raise
+        done.put(None)
+
+
+class Pair:
+    """Two processes that wait for jobs; starting them for each would cost most of the tests' time."""
+
+    def __init__(self) -> None:
+        context = mp.get_context("spawn")
+        self.jobs, self.done = [context.Queue() for _ in range(2)], context.Queue()
+        for rank, jobs in enumerate(self.jobs):
+            context.Process(target=_serve, args=(rank, jobs, self.done), daemon=True).start()
+
+    def run(self, *job: Any) -> None:
+        """Do a job on both; an error of one of them is raised here."""
+        for jobs in self.jobs:
+            jobs.put(job)
+        for _ in self.jobs:
+            error = self.done.get(timeout=180)
+            assert error is None, error
+
+
+pairs: list[Pair] = []
 
 
 def on_two(
     job: Job, tmp_path: Path, cuts: tuple[int, ...] = (0, 60, 120), backends: tuple[str, ...] = ("gloo",)
 ) -> tuple[dict[str, Tensor], ...]:
-    mp.spawn(_child, (job, str(tmp_path), cuts, backends), nprocs=2)
+    pair = pairs.pop() if pairs else Pair()
+    pair.run(job, str(tmp_path), cuts, backends)
+    pairs.append(pair)  # one that failed is not used again
     return torch.load(tmp_path / "0.pt"), torch.load(tmp_path / "1.pt")
 
 
