@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import math
 from typing import Any
 
@@ -61,6 +62,8 @@ class TestAgainstBruteForce:
         assert torch.equal(found_by(name, codes[own] + noise * torch.randn(1200, 48), codes), own)
 
     def test_ties_go_to_the_lowest_index_also_across_groups(self, name: str) -> None:
+        if name == "faiss" and tuple(map(int, importlib.metadata.version("faiss-cpu").split(".")[:2])) < (1, 15):
+            pytest.skip("faiss before 1.15 takes any of equal codes, as its docstring says")
         torch.manual_seed(0)
         codes = torch.randn(37, 24).repeat(120, 1)
         x = torch.randn(600, 24)

@@ -18,6 +18,8 @@ def search(
 ) -> Int[Tensor, " N"]:
     """The nearest code in float32; float64, other devices and codes that are not finite go to the blocked search.
 
+    Of equal codes faiss takes the lowest index from version 1.15 on, and any before.
+
     Raises:
         ValueError: If faiss is missing.
     """
