@@ -191,7 +191,7 @@ def test_a_run_stays_where_the_next_cannot_be(
 @pytest.mark.parametrize("words", [["--config", "pipe.yaml"], ["--config=pipe.yaml"], ["--tokenizer", "pipe.yaml"]])
 def test_a_pipe_is_no_configuration(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     os.mkfifo("pipe.yaml")
-    assert "expected a configuration file, got 'pipe.yaml', which is a pipe" in wrong(["fit", "images", *words], capsys)
+    assert "expected a file or folder, got 'pipe.yaml', which is a pipe" in wrong(["fit", "images", *words], capsys)
 
 
 def test_a_demo_replaces_no_run_of_fit(capsys: pytest.CaptureFixture[str]) -> None:

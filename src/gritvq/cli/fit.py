@@ -72,11 +72,13 @@ def train(parser_class: Any, domain: str, words: Sequence[str]) -> None:
 
 def configuration(parser_class: Any, domain: str, words: Sequence[str]) -> tuple[Any, Any, dict[str, Any]]:
     """The parser of a domain, the configuration that arguments make, and what of it was given."""
-    parser = domain_parser(parser_class, domain)
-    if (preset := _configured(words).get("preset")) in presets.__all__:  # arguments of the quantizer are this preset's
-        parser.set_defaults({"tokenizer.quantizer": {"class_path": f"gritvq.{preset}"}})
-    given = DOMAINS[domain].expand(given_settings(parser, words))
-    return parser, whole(parser, combined(shipped(domain), given)), given
+    parser, defaults = domain_parser(parser_class, domain), shipped(domain)
+    if domain == "images" and (preset := _configured(words).get("preset")) in presets.__all__:
+        quantizer = {"class_path": f"gritvq.{preset}"}  # which arguments it takes is this preset's matter
+        parser.set_defaults({"tokenizer.quantizer": quantizer})
+        defaults = combined(defaults, {"tokenizer": {"quantizer": quantizer}})
+    given = given_settings(parser, words)
+    return parser, whole(parser, combined(defaults, given)), given
 
 
 def demo_arguments(parser: Any) -> None:

@@ -22,7 +22,7 @@ from gritvq.cli.run_folder import (
 )
 from gritvq.quantizers import presets
 
-__all__ = ["arguments", "expand", "fit", "spread"]
+__all__ = ["arguments", "fit", "spread"]
 
 _PARTS = ("encoder", "quantizer", "decoder")
 _SHORT = {
@@ -65,14 +65,6 @@ def arguments(parser: Any) -> None:
     parser.add_class_arguments(TokenizerTask, "task", skip={"tokenizer"}, instantiate=False)
     parser.add_class_arguments(TrainingPlan, "plan")
     run_arguments(parser, "tokenizer (folder or Hub name)")
-
-
-def expand(given: dict[str, Any]) -> dict[str, Any]:
-    """Settings with the quantizer that a preset in a configuration file means."""
-    tokenizer = given.get("tokenizer", {})
-    if isinstance(given.get("preset"), str) and isinstance(tokenizer, dict) and "quantizer" not in tokenizer:
-        return {**given, "tokenizer": {**tokenizer, "quantizer": {"class_path": f"gritvq.{given['preset']}"}}}
-    return given
 
 
 def spread(config: Any, given: Mapping[str, Any]) -> None:

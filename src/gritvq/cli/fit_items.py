@@ -20,7 +20,7 @@ from gritvq.cli.run_folder import (
 )
 from gritvq.cli.semantic_ids import make_ids, tokenizer_arguments, write_ids
 
-__all__ = ["arguments", "expand", "fit", "read_data"]
+__all__ = ["arguments", "fit", "read_data"]
 
 
 def arguments(parser: Any) -> None:
@@ -49,11 +49,6 @@ def arguments(parser: Any) -> None:
     parser.add_argument("--beam", type=int, default=50, help="prefixes kept when the test is made and later on")
     parser.add_argument("--num_test", type=int | None, default=None, help="users of the test; all if not given")
     run_arguments(parser, "recommender")
-
-
-def expand(given: dict[str, Any]) -> dict[str, Any]:
-    """Settings as they are: there are no short forms."""
-    return given
 
 
 def fit(parser: Any, config: Any, given: Mapping[str, Any]) -> None:

@@ -63,7 +63,7 @@ def check_words(words: Sequence[str]) -> None:
         except (OSError, ValueError):  # no name of a file at all
             continue
         if special:
-            regular_file(path, "a configuration file")
+            regular_file(path, "a file or folder")
 
 
 def _plain(value: Any) -> Any:

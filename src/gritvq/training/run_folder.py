@@ -25,12 +25,12 @@ class RunFolder:
         logs: Of TensorBoard and as CSV, below ``run-0``, ``run-1``, ...
         checkpoints: Of training.
         last_checkpoint: The newest of them.
-        metrics: What the model was measured to be worth, JSON.
+        metrics: Numbers measured on held-out data, JSON.
         tokenizer: The trained tokenizer.
         recommender: The trained recommender.
         semantic_ids: The ids that a recommender was trained on.
         ids: Ids, where the folder is one of ids.
-        report: What these are worth, JSON.
+        report: Metrics of these ids, JSON.
         tree: Plot of them.
         collisions: Plot of items with equal codes.
         reconstructions: Plot of originals above their reconstructions.

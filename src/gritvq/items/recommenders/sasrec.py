@@ -151,7 +151,7 @@ class SASRec(nn.Module):
         users = (split.train.lengths > 1).nonzero().squeeze(1)
         if not len(users):
             raise ValueError("expected a user with two training events, got none; there is no pair to learn from.")
-        settings = OptimizerSettings(lr=lr, warmup_steps=100, schedule="constant", betas=(0.9, 0.98))
+        settings = OptimizerSettings(lr=lr, warmup_steps=100, schedule="constant", betas=(0.9, 0.98), gradient_clip=1.0)
         optimizer, schedule = settings.optimizer([{"params": list(self.parameters())}], -1)
         generator, begun = torch.Generator().manual_seed(seed), time.perf_counter()
         best, best_state, history = -1.0, {}, []
@@ -161,7 +161,7 @@ class SASRec(nn.Module):
                 self.train()
                 order = _batches(users, split.train.lengths, batch_size, generator)
                 losses = (self.loss(split.train[batch]) for batch in order)
-                total = sum(take_steps(losses, optimizer, schedule, gradient_clip=1.0))
+                total = sum(take_steps(losses, optimizer, schedule, gradient_clip=settings.gradient_clip))
                 metrics = ranking_metrics(ranks_by_scores(self.scores, split.validation_inputs, split.validation))
                 history.append({"epoch": epoch, "loss": total / len(order), **metrics})
                 history[-1]["seconds"] = time.perf_counter() - begun
