@@ -307,3 +307,18 @@ def test_a_minute_of_damaged_files(kind: str, tmp_path: Path) -> None:
         trial(kind, seed, contents, tmp_path / "damaged")
         seed += 1
     print(f"{kind}: {seed - TRIALS} trials")
+
+
+@pytest.mark.parametrize("kind", ["catalogue parquet", "events parquet"])
+def test_a_footer_that_asks_for_half_a_terabyte(kind: str, tmp_path: Path) -> None:
+    contents = made(kind, tmp_path / "whole")
+    change_files(kind, random.Random(21361), contents, tmp_path / "damaged")
+    with pytest.raises(ValueError, match="damaged footer"):
+        READERS[kind][1](tmp_path / "damaged")
+
+
+@pytest.mark.parametrize(
+    ("kind", "seed"), [("recommender", 1233), ("ids", 9264), ("fit yaml", 115), ("fit recommender yaml", 69)]
+)
+def test_damage_that_was_found(kind: str, seed: int, tmp_path: Path) -> None:
+    trial(kind, seed, made(kind, tmp_path / "whole"), tmp_path / "damaged")

@@ -233,9 +233,9 @@ def from_config(description: dict[str, Any], trusted: Iterable[str] = ()) -> Com
     arguments = {k: _from_plain(v, trusted) for k, v in given.items()}
     try:
         return cls(**arguments)
-    except ValueError:
-        raise
     except Exception as error:  # values of other kinds than a constructor expects fail in many ways
+        if isinstance(error, ValueError) and "expected" in str(error):
+            raise
         raise ValueError(f"expected arguments that {path} takes, got {sorted(arguments)} ({error})") from error
 
 

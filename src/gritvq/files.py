@@ -29,6 +29,7 @@ from typing import Any, BinaryIO
 
 __all__ = [
     "check_archive",
+    "check_footer",
     "checked_file",
     "holds_files",
     "place_of_file",
@@ -152,6 +153,20 @@ def regular_file(path: str | os.PathLike[str], what: str = "a file") -> Path:
         kind = "a folder" if stat.S_ISDIR(mode) else "a pipe, a socket or a device"
         raise ValueError(f"expected {what}, got {str(path)!r}, which is {kind}; give a regular file.")
     return path
+
+
+def check_footer(metadata: Any) -> None:
+    """Refuse a Parquet file whose groups do not add up to its rows; reading it might ask for any amount of memory.
+
+    Args:
+        metadata: The file's, from pyarrow.
+
+    Raises:
+        OSError: Then, as pyarrow does for other damage.
+    """
+    rows = sum(metadata.row_group(number).num_rows for number in range(metadata.num_row_groups))
+    if rows != metadata.num_rows:
+        raise OSError(f"damaged footer: {metadata.num_rows:,} rows in groups of {rows:,}")
 
 
 # --- artifacts --------------------------------------------------------------------------------------------------------

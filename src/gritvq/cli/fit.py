@@ -78,7 +78,7 @@ def configuration(parser_class: Any, domain: str, words: Sequence[str]) -> tuple
         parser.set_defaults({"tokenizer.quantizer": quantizer})
         defaults = combined(defaults, {"tokenizer": {"quantizer": quantizer}})
     given = given_settings(parser, words)
-    return parser, whole(parser, combined(defaults, given)), given
+    return parser, whole(parser, combined(defaults, given), shipped(domain)), given
 
 
 def demo_arguments(parser: Any) -> None:
@@ -103,7 +103,7 @@ def demo(parser: Any, config: Any) -> None:
     own = domain_parser(type(parser), "images")
     chosen |= {"data": {"seed": config.seed}, "out": config.out, "overwrite": path.is_file()}
     settings = combined(combined(shipped("images"), shipped("demo")), chosen)
-    fit_images.fit(own, whole(own, settings), {}, note=_DEMO)
+    fit_images.fit(own, whole(own, settings, shipped("images")), {}, note=_DEMO)
 
 
 def domain_parser(parser_class: Any, domain: str) -> Any:

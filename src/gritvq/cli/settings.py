@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from gritvq.cli.errors import guarded
 from gritvq.files import regular_file
 
 __all__ = ["check_words", "combined", "given_settings", "parts_of", "shipped", "whole"]
@@ -33,9 +34,20 @@ def given_settings(parser: Any, words: Sequence[str]) -> dict[str, Any]:
     return dict(given)
 
 
-def whole(parser: Any, settings: dict[str, Any]) -> Any:
-    """A configuration of these settings, the parser's own defaults for the rest; checked."""
-    parser.set_defaults(parts_of(settings))  # else it hands the arguments of its default classes on to others
+def whole(parser: Any, settings: dict[str, Any], defaults: Mapping[str, Any]) -> Any:
+    """A configuration of these settings, the parser's own defaults for the rest; checked.
+
+    Args:
+        parser: Of a domain.
+        settings: By name.
+        defaults: The domain's shipped configuration, which names its parts.
+
+    Raises:
+        ValueError: If settings do not fit.
+    """
+    given, parts = parts_of(settings), parts_of(defaults)
+    # Else the parser hands the arguments of its default classes on to others.
+    guarded(parser.set_defaults, {name: given.get(name, part) for name, part in parts.items()})
     return parser.parse_settings(settings)
 
 

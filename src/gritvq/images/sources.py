@@ -20,6 +20,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
+from gritvq.files import check_footer
 from gritvq.lazy import optional
 
 __all__ = [
@@ -226,6 +227,7 @@ def read_footer(file: Path, name: str, column: str, label: str) -> Footer:
     try:
         with parquet.ParquetFile(file) as opened:
             schema, metadata = opened.schema_arrow, opened.metadata
+            check_footer(metadata)
     except (pyarrow.ArrowException, OSError) as error:
         raise ValueError(f"expected a Parquet file, got {str(file)!r}: {error}; replace or remove it.") from error
     kind: Any = schema.field(column).type if column in schema.names else pyarrow.null()

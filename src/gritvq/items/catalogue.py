@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from gritvq.files import regular_file
+from gritvq.files import check_footer, regular_file
 from gritvq.items.interactions import Histories, Interactions, Key, Split, check_split, unique_keys
 from gritvq.lazy import optional
 
@@ -355,7 +355,9 @@ def _read_table(path: Path, keys: Mapping[str, bool], numbers: Sequence[str] = (
     try:
         if path.suffix.lower() == ".csv":
             return _read_csv(path, keys, numbers)
-        table = optional("pyarrow.parquet", "items").read_table(path)
+        with optional("pyarrow.parquet", "items").ParquetFile(path) as file:
+            check_footer(file.metadata)
+            table = file.read()
         table.validate(full=True)  # damaged files may hold places outside of them, and text that is none
         _ = table.column_names
         return table

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from gritvq.files import replacing
+from gritvq.files import check_footer, replacing
 from gritvq.lazy import optional
 
 __all__ = ["TokenRow", "check_token_path", "iter_tokens", "read_tokens", "write_tokens"]
@@ -241,6 +241,7 @@ def _npz_rows(path: Path) -> Iterator[TokenRow]:
 
 def _parquet_rows(path: Path) -> Iterator[TokenRow]:
     with optional("pyarrow.parquet", "images").ParquetFile(path) as file:
+        check_footer(file.metadata)
         rows = _parquet_values(file)
         if "shape" in file.schema_arrow.names:
             yield from _verified(

@@ -13,7 +13,15 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from gritvq.files import checked_file, holds_files, place_of_file, read_header, replacing_files, write_header
+from gritvq.files import (
+    check_footer,
+    checked_file,
+    holds_files,
+    place_of_file,
+    read_header,
+    replacing_files,
+    write_header,
+)
 from gritvq.items.ids.checks import as_codes, check_distinct, checked_codes, checked_keys, checked_sizes
 from gritvq.items.ids.collisions import UNIQUE, Policy, checked_policy, resolve
 from gritvq.items.ids.groups import RowTable
@@ -328,12 +336,14 @@ class SemanticIds:
         sizes = checked_sizes(header["codebook_sizes"])
         names = ["item", *(f"c{level}" for level in range(len(sizes)))]
         try:
-            table = parquet.read_table(path, columns=names)
+            with parquet.ParquetFile(path) as file:
+                check_footer(file.metadata)
+                table = file.read(columns=names)
             columns = [table.column(name).cast(pyarrow.int64()).to_numpy() for name in names[1:]]
             if any(table.column(name).null_count for name in names):
                 raise KeyError("a value for each item and level")
             items = table.column("item").to_pylist()
-        except (pyarrow.ArrowException, OSError, KeyError) as error:
+        except (pyarrow.ArrowException, OSError, KeyError, UnicodeError) as error:
             raise ValueError(f"expected a table with the columns {names} in {path}, got another ({error})") from error
         codes = torch.from_numpy(np.stack(columns, 1))
         return cls(codes, sizes, items, collisions=header["collisions"], fingerprint=header["fingerprint"])
