@@ -6,7 +6,7 @@ import ast
 import re
 import subprocess
 import sys
-from importlib.metadata import packages_distributions
+from importlib.metadata import distributions, packages_distributions
 from pathlib import Path
 
 import pytest
@@ -34,6 +34,29 @@ def test_what_an_extra_names_is_pinned_within_its_range(extra: str) -> None:
             assert requirement.specifier.contains(version), f"{requirement} excludes {version} of constraints.txt"
 
 
+def test_the_pins_agree_with_each_other() -> None:
+    """What the extras name, and what that needs in turn as far as it is installed here, accepts every pin."""
+    installed = {canonicalize_name(found.metadata["Name"]): found for found in distributions()}
+    lines = {line for extra in (PROJECT["dependencies"], *EXTRAS.values()) for line in extra}
+    waiting, seen = {(line, "") for line in lines if not line.startswith("gritvq[")}, set()
+    checked = 0
+    while waiting - seen:
+        line, extra = (waiting - seen).pop()
+        seen.add((line, extra))
+        requirement = Requirement(line)
+        if requirement.marker is not None and not requirement.marker.evaluate({"extra": extra}):
+            continue
+        name = canonicalize_name(requirement.name)
+        pin, found = PINS.get(name), installed.get(name)
+        if pin is not None:
+            checked += 1
+            assert requirement.specifier.contains(pin, prereleases=True), f"{line} excludes {pin} of constraints.txt"
+        if found is not None and (pin is None or found.version.partition("+")[0] == pin):
+            waiting |= {(further, own) for further in found.requires or [] for own in ("", *requirement.extras)}
+    assert checked > 100
+
+
+@pytest.mark.soak  # asks the package index for half a minute; the tests above and below hold without one
 def test_every_extra_resolves_with_the_constraints() -> None:
     """pip accepts all extras at once, with pins: so each alone, which needs a part of the same versions."""
     names = ",".join(EXTRAS)
@@ -58,10 +81,12 @@ def test_all_is_every_extra_that_users_choose_from() -> None:
 def test_a_missing_package_is_named_with_an_extra_that_brings_it() -> None:
     """Every ``optional(module, extra)`` of the code."""
     provides = packages_distributions()
+    sources = {str(path): path.read_text() for path in sorted((ROOT / "src").rglob("*.py"))}
     calls = [
-        (path.name, *(argument.value for argument in node.args[:2]))
-        for path in sorted((ROOT / "src").rglob("*.py"))
-        for node in ast.walk(ast.parse(path.read_text()))
+        (name, *(argument.value for argument in node.args[:2]))
+        for name, source in sources.items()
+        if "optional(" in source
+        for node in ast.walk(ast.parse(source))
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "optional"
     ]
     assert len(calls) > 10
