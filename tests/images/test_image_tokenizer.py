@@ -116,7 +116,7 @@ class TestPicturesOfOtherKinds:
     def test_what_is_no_picture(self) -> None:
         tokenizer = small()
         wrong: list[tuple[Any, str]] = [
-            (self.pixels / 255, r"got an array \(9, 14, 3\) of float64; of several pictures make a list"),
+            (self.pixels / 255, r"got an array \(9, 14, 3\) of float64; put several images in a list"),
             (self.pixels.transpose(2, 0, 1), r"got an array \(3, 9, 14\) of uint8"),
             (Path("a.png"), "got PosixPath"),
             ([torch.rand(2, 3, 8, 8)], r"expected single images in the list, got \(2, 3, 8, 8\)"),

@@ -134,7 +134,7 @@ class TestSplits:
                 "validation": {"pictures": 4, "from": "val"},
                 "test": {"pictures": 4, "from": "as validation"},
             },
-            "crops": "random for training, at the center to watch it; measured is on whole pictures",
+            "crops": "random for training, at the center for validation during it; evaluation uses whole pictures",
         }
         said = "train 8 (no name of a split, train), validation 4 (val), test 4 (as validation)"
         assert data.summary() == f"{tmp_path}: {said}"
@@ -245,7 +245,7 @@ class TestOpening:
         assert [picture.name for picture in squares] == [picture.name for picture in whole]
         assert torch.equal(squares[0].pixels, whole[0].pixels[:, 16:176, 144:304])
         assert {tuple(picture.pixels.shape) for picture in squares} == {(3, 160, 160)}
-        with pytest.raises(ValueError, match=r"got 'train', .*ImageData"):
+        with pytest.raises(ValueError, match=r"got 'train'; .*ImageData"):
             open_pictures("photographs", split="train")
 
     def test_which_split(self, tmp_path: Path) -> None:

@@ -120,7 +120,7 @@ class TestObjectives:
     def test_bad_arguments(self) -> None:
         with pytest.raises(ValueError, match="expected likelihood 'arelbo', 'learned' or 'fixed', got 'elbo'"):
             ElboObjective("elbo")  # type: ignore[arg-type]
-        with pytest.raises(ValueError, match="'arelbo' finds its own"):
+        with pytest.raises(ValueError, match="leave it out for 'arelbo'"):
             ElboObjective(variance=0.1)
         with pytest.raises(ValueError, match="expected a variance > 0"):
             ElboObjective("fixed", variance=0.0)

@@ -35,7 +35,7 @@ def test_a_run_makes_way_whole(tmp_path: Path) -> None:
 def test_what_is_no_run_stays(tmp_path: Path, name: str) -> None:
     run = RunFolder(tmp_path / "mine")
     (run.path / name).mkdir(parents=True)
-    with pytest.raises(ValueError, match=r"which holds files that are no run; choose another --out$"):
+    with pytest.raises(ValueError, match=r"which holds files that are not a run; choose another --out$"):
         run.replace(overwrite=True)
     assert (run.path / name).exists()
 

@@ -332,7 +332,7 @@ class TestMessages:
         task = task_for(grit_vq)
         with torch.no_grad():
             next(task.tokenizer.encoder.parameters()).fill_(math.nan)
-        with pytest.raises(ValueError, match="expected finite latents, got 128 vectors that are not at step 0"):
+        with pytest.raises(ValueError, match="expected finite latents, got 128 vectors that are not finite at step 0"):
             train(task, data_from(pictures), plan(4), progress=False)
 
     def test_ctrl_c_is_a_keyboard_interrupt(self, pictures: str) -> None:

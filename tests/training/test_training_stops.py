@@ -107,7 +107,7 @@ def test_interrupted_and_resumed_is_uninterrupted(
     number: signal.Signals, step: int, validating: bool, done: int, pictures: str, straight: Path, tmp_path: Path
 ) -> None:
     before = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
-    with pytest.raises(Interrupted, match=f"last.ckpt after step {done}; go on with --resume last") as stop:
+    with pytest.raises(Interrupted, match=f"last.ckpt after step {done}; continue with --resume last") as stop:
         go(Told([number], step, validating=validating), pictures, tmp_path)
     assert stop.value.exit_code == 128 + number
     assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == before
@@ -162,7 +162,7 @@ def test_a_checkpoint_runs_no_code(pictures: str, tmp_path: Path) -> None:
 def test_rates_of_a_checkpoint_are_kept_or_refused(pictures: str, straight: Path, tmp_path: Path) -> None:
     task = Told()
     task.optimizer_settings = dataclasses.replace(task.optimizer_settings, lr=1e-5)
-    with pytest.raises(ValueError, match=r"expected lr 0.003 as the run began with, .* got 1e-05"):
+    with pytest.raises(ValueError, match=r"expected lr 0.003 as at the start of the resumed run, got 1e-05"):
         go(task, pictures, tmp_path / "run", resume=straight / "checkpoints" / "last.ckpt", max_steps=20)
     with pytest.raises(ValueError, match=r"expected max_steps of at least the 13 steps .* got 12; plan more steps"):
         go(Told(), pictures, tmp_path / "run", resume=straight / "checkpoints" / "last.ckpt", max_steps=12)

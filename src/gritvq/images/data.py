@@ -1,12 +1,13 @@
-"""Images for training: photographs bundled with scikit-image, a folder, Parquet files or a Hub data set.
+"""Image data for training: photographs bundled with scikit-image, a folder, Parquet files or a Hub data set.
 
 Training batches are a pure function of (seed, step): the order of an epoch follows from (seed, epoch), the crops from
-(seed, step), so a run resumes bitwise from any step, with any number of worker processes.
+(seed, step). So a run resumes bitwise from any step, with any number of worker processes.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -39,52 +40,51 @@ __all__ = ["ImageData"]
 _logger = logging.getLogger(__name__)
 
 _EVALUATION_BATCH = 64
-_DEFAULT_CROP = 64  # pixels per side, where the native sizes differ
-_LARGEST_NATIVE = 256  # pixels per side; larger pictures are cropped unless a size is asked for
-_PROBES = 256  # pictures looked at to learn whether all have one size
-_PROBED_BLOCKS = 4  # where pictures are read in blocks, the probes lie in so many
+_DEFAULT_CROP = 64  # pixels per side if native sizes differ
+_LARGEST_NATIVE = 256  # pixels per side; larger pictures are cropped by default
+_PROBES = 256  # pictures sampled to check whether all have one size
+_PROBED_BLOCKS = 4  # blocks that the sample comes from
 _CENTER = (0.5, 0.5)
 
 
 class ImageData:
     """Batches of pictures for training, validation and test: float32 tensors (B, C, H, W) in [0, 1].
 
-    ``path`` is one of, the first that fits:
+    ``path`` is one of the following; the first that matches is used:
 
-    - ``"photographs"``: random crops of color photographs inside the scikit-image wheel. Validation crops come from
-      one square per photograph that no training crop overlaps.
-    - a folder of pictures, searched recursively, through links too. The name of a folder says the split of what it
-      holds, at any level and with other words beside it (``val``, ``images/val2017``, ``cats/test``,
-      ``DIV2K_valid_HR``, ``dev``, ``holdout``); what no name says is for training. Training pictures are ordered by a
-      hash of their names so that the end is a fair sample.
-    - a Parquet file, or a folder of them, as Hugging Face ``datasets`` writes it; the name of a file or of a folder
-      around it says the split in the same way (``test-00000-of-00001.parquet``).
+    - ``"photographs"``: random crops of color photographs bundled with scikit-image. Validation crops come from one
+      square per photograph that no training crop overlaps.
+    - a folder of pictures, searched recursively, following links. Folder names at any level determine the split, also
+      with other words in the name (``val``, ``images/val2017``, ``cats/test``, ``DIV2K_valid_HR``, ``dev``,
+      ``holdout``); all others are training pictures. These are ordered by a hash of their names, so that the last
+      ones are a random sample.
+    - a Parquet file, or a folder of them, as written by Hugging Face ``datasets``. File and folder names determine
+      the split in the same way (``test-00000-of-00001.parquet``).
     - the name of a data set on the Hugging Face Hub.
 
-    `describe` says which splits were found, and by which names. Where training pictures have names that look held out,
-    a warning says so. Without a validation split the last ``num_validation`` training pictures are held out; without
-    a test split the validation pictures serve as test.
+    `describe` lists the splits and the names that determined them. A warning is logged if names of training pictures
+    look held out. Without a validation split the last ``num_validation`` training pictures are held out; without a
+    test split the validation pictures are also the test pictures.
 
-    The training loader is endless and starts at the run's step; under several processes each takes its own part of
-    one global order. Pictures larger than the batch's size are cropped, at random in training and at the center in
-    `val_dataloader` and `test_dataloader`, which watch a training run; smaller ones are enlarged until they fill it.
-    What measures a set takes whole pictures from `pictures`. No picture is mirrored. An unreadable picture is logged
-    by name once and the next readable one takes its place.
+    The training loader is endless and starts at the run's step; with several processes each takes its part of one
+    global order. Pictures larger than the batch's size are cropped: at random in training, at the center in
+    `val_dataloader` and `test_dataloader`. Smaller ones are enlarged. No picture is mirrored. An unreadable picture is
+    logged once and replaced by the next readable one. For evaluation on whole pictures use `pictures`.
 
-    Parquet files are read by row group. More than 128 MB of pictures in a split are shuffled in two steps, so that few
-    row groups have to be in memory: the groups, then the pictures of as many groups as fit into 64 MB.
+    Parquet files are read by row group. If a split has more than 128 MB of pictures, first the groups are shuffled,
+    then the pictures within as many groups as fit into 64 MB.
 
     Args:
         path: Where the pictures are.
-        size: Height and width in pixels; None keeps the native size where all pictures share one of at most 256 pixels
-            per side, and means 64 elsewhere. At most 160 for the photographs.
-        batch_size: Pictures B per training step and process; evaluation takes 64 at a time.
+        size: Height and width in pixels. None keeps the native size if all pictures share one of at most 256 pixels
+            per side, and otherwise means 64. At most 160 for the photographs.
+        batch_size: Pictures B per training step and process; evaluation batches have 64.
         channels: Color channels C: 1 for gray or 3 for RGB.
         column: Column of the pictures in Parquet files and Hub data sets.
-        num_validation: Pictures held out where there is no validation split; at most a tenth of the training split.
+        num_validation: Pictures held out if there is no validation split; at most a tenth of the training split.
         seed: Seed of order and crops, >= 0.
-        strict: Whether an unreadable picture stops the run.
-        num_workers: Processes per loader that read ahead; 0 reads in the main process. The batches are the same.
+        strict: Whether an unreadable picture is an error.
+        num_workers: Worker processes per loader; 0 reads in the main process. The batches do not depend on it.
 
     Raises:
         ValueError: If an argument is out of range; from `setup`, if no usable pictures are found.
@@ -139,14 +139,14 @@ class ImageData:
     def pictures(self, split: str = "validation") -> Pictures:
         """The whole pictures of a split, of any size, in a fixed order, for evaluation.
 
-        No training split is needed. To evaluate on a whole data set use `open_pictures`.
+        For all pictures of a data set use `open_pictures`.
 
         Args:
-            split: ``"train"``, ``"validation"`` or ``"test"``; of the photographs the latter two are the squares that
-                training never sees.
+            split: ``"train"``, ``"validation"`` or ``"test"``; for the photographs the latter two are the squares that
+                are held out from training.
 
         Raises:
-            ValueError: If there are no such pictures.
+            ValueError: If there is no such split.
         """
         if self.path == "photographs":
             return open_pictures("photographs", channels=self.channels, split=split)
@@ -159,7 +159,7 @@ class ImageData:
         return found.pictures[split]
 
     def describe(self) -> dict[str, Any]:
-        """The splits, how many pictures they have and which names say so: plain values for tables and JSON.
+        """The splits, their numbers of pictures and the names that determined them, as plain values.
 
         Example:
             >>> ImageData("photographs").describe()["data"]
@@ -172,11 +172,11 @@ class ImageData:
         else:
             found = self._find()
             splits = {key: {"pictures": len(part), "from": found.said[key]} for key, part in found.pictures.items()}
-        crops = "random for training, at the center to watch it; measured is on whole pictures"
+        crops = "random for training, at the center for validation during it; evaluation uses whole pictures"
         return {"data": self.path, "splits": splits, "crops": crops}
 
     def settings(self) -> dict[str, Any]:
-        """The arguments that say which pictures these are and how they are split, as plain values.
+        """The arguments that determine the pictures and their splits, as plain values.
 
         Example:
             >>> ImageData("photographs").settings()["num_validation"]
@@ -198,11 +198,11 @@ class ImageData:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Channels, height and width of a picture in a batch."""
+        """Shape (C, H, W) of the pictures in a batch."""
         return (self.channels, *self._ready().shape)
 
     def train_dataloader(self, first_step: Callable[[], int] = int) -> DataLoader[Tensor]:
-        """Endless batches (B, C, H, W), each iteration from the step on that ``first_step`` says."""
+        """Endless batches (B, C, H, W); each iteration starts at the step that ``first_step`` returns."""
         views = self._ready()
         stream = _Stream(views.num_train, views.train, self.batch_size, self.seed, views.blocks)
         loader = _Endless(stream, batch_size=None, num_workers=self.num_workers, generator=torch.Generator())
@@ -210,11 +210,11 @@ class ImageData:
         return loader
 
     def val_dataloader(self) -> DataLoader[Tensor]:
-        """Center crops of the validation pictures in a fixed order, up to 64 in a batch; whole ones: `pictures`."""
+        """Center crops of the validation pictures in a fixed order, up to 64 per batch; whole ones: `pictures`."""
         return _in_order(self._ready().validation, self.num_workers)
 
     def test_dataloader(self) -> DataLoader[Tensor]:
-        """The same of the test pictures, or of the validation pictures without a test split."""
+        """Center crops of the test pictures, or of the validation pictures if there is no test split."""
         return _in_order(self._ready().test, self.num_workers)
 
     def _ready(self) -> _Views:
@@ -256,12 +256,12 @@ class ImageData:
         if found.num_train < 2:
             raise ValueError(
                 f"expected at least 2 training pictures in {self.path!r}, got {found.num_train}; add pictures, or "
-                "rename what is called test or validation."
+                "rename folders or files that are called test or validation."
             )
         if found.doubtful:
             _logger.warning(
-                "training on what looks held out: %d of %d training pictures in %r have names like %r; put those for "
-                "validation or test into a folder of that name, beside one called train",
+                "training pictures look held out: %d of %d training pictures in %r have names like %r; move pictures "
+                "for validation or test to a folder of that name, beside one called train",
                 len(found.doubtful),
                 found.num_train,
                 self.path,
@@ -293,12 +293,10 @@ class ImageData:
 
 
 class _Found(NamedTuple):
-    """The pictures of every split, what says so, and training pictures whose names look held out."""
-
-    pictures: dict[str, Pictures]
-    said: dict[str, str]
-    num_train: int  # with those held out of them
-    doubtful: Sequence[str]
+    pictures: dict[str, Pictures]  # by split
+    said: dict[str, str]  # the names that determined each split
+    num_train: int  # before holding out validation pictures
+    doubtful: Sequence[str]  # names of training pictures that look held out
 
 
 class _Stream(IterableDataset[Tensor]):
@@ -306,10 +304,10 @@ class _Stream(IterableDataset[Tensor]):
 
     Args:
         count: Number n of pictures.
-        crop: Picture number and two uniform numbers in [0, 1) to bytes (C, H, W).
+        crop: Maps a picture's number and two uniform numbers in [0, 1) to uint8 (C, H, W).
         batch_size: Pictures per batch and rank.
         seed: Seed of order and crops.
-        blocks: What has to be read together, as numbers of pictures.
+        blocks: Ranges of pictures that are read together.
     """
 
     def __init__(
@@ -325,23 +323,18 @@ class _Stream(IterableDataset[Tensor]):
         self.first_step, self.rank, self.world = 0, 0, 1
 
     def begin(self, step: int) -> None:
-        """Takes down, in the main process, where the next iteration starts."""
+        """Sets, in the main process, the step at which the next iteration starts."""
+        self.first_step = step
         several = dist.is_available() and dist.is_initialized()
-        self.first_step, self.rank, self.world = (
-            step,
-            *((dist.get_rank(), dist.get_world_size()) if several else (0, 1)),
-        )
+        self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if several else (0, 1)
 
     def __iter__(self) -> Iterator[Tensor]:
         worker = get_worker_info()  # the loader takes a batch of each worker in turn
-        number, count = (worker.id, worker.num_workers) if worker else (0, 1)
-        step = self.first_step + number
-        while True:
-            yield self.batch(step)
-            step += count
+        number, stride = (worker.id, worker.num_workers) if worker else (0, 1)
+        yield from map(self.batch, itertools.count(self.first_step + number, stride))
 
     def batch(self, step: int) -> Float[Tensor, "B C H W"]:
-        """This rank's part of batch ``step``; all ranks' parts joined are the one-process batch of that size."""
+        """This rank's part of batch ``step``; all parts together equal the batch of one process."""
         rank, world = self.rank, self.world
         places = np.random.default_rng([self.seed, 1, step]).random((world * self.batch_size, 2))
         own = range(rank * self.batch_size, (rank + 1) * self.batch_size)
@@ -350,18 +343,16 @@ class _Stream(IterableDataset[Tensor]):
         return torch.stack(crops).float().div_(255)
 
     def picture(self, position: int) -> int:
-        """Which picture stands at a position of the endless order, in which every n places hold each picture once."""
+        """Number of the picture at a position of the endless order, which permutes all n pictures in every epoch."""
         epoch, place = divmod(position, self.count)
         if epoch != self.epoch:
-            self.epoch, self.order = (
-                epoch,
-                _shuffled(self.count, self.blocks, np.random.default_rng([self.seed, 0, epoch])),
-            )
+            self.order = _shuffled(self.count, self.blocks, np.random.default_rng([self.seed, 0, epoch]))
+            self.epoch = epoch
         return int(self.order[place])
 
 
 class _Endless(DataLoader[Tensor]):
-    """A loader of `_Stream` that asks for the number of the first batch whenever an iteration starts."""
+    """A loader of `_Stream` that calls ``first_step`` at the start of every iteration."""
 
     dataset: _Stream
     first_step: Callable[[], int] = staticmethod(int)
@@ -372,7 +363,7 @@ class _Endless(DataLoader[Tensor]):
 
 
 class _Fixed(Dataset[Tensor]):
-    """Evaluation pictures: bytes by number, given out as float32 in [0, 1]."""
+    """Evaluation pictures as float32 in [0, 1]."""
 
     def __init__(self, count: int, get: Callable[[int], Tensor]) -> None:
         self.count, self.get = count, get
@@ -385,8 +376,6 @@ class _Fixed(Dataset[Tensor]):
 
 
 class _Views(NamedTuple):
-    """What the loaders need."""
-
     shape: tuple[int, int]
     num_train: int
     train: Callable[[int, Sequence[float]], Tensor]
@@ -396,23 +385,19 @@ class _Views(NamedTuple):
 
 
 def _in_order(pictures: _Fixed, num_workers: int) -> DataLoader[Tensor]:
-    # A generator of its own: starting an iteration draws a number, which must not come from torch's global stream.
+    # Starting an iteration draws a number, which must not change torch's global random state.
     generator = torch.Generator()
     return DataLoader(pictures, batch_size=_EVALUATION_BATCH, num_workers=num_workers, generator=generator)
 
 
 def _shuffled(count: int, blocks: Blocks | None, generator: np.random.Generator) -> np.ndarray:
-    """All of ``count`` numbers in random order; with ``blocks`` so that few of these are in use at a time."""
+    """Random permutation of ``count`` numbers; with ``blocks`` so that few blocks are in use at a time."""
     if blocks is None:
         return generator.permutation(count)
     order = generator.permutation(len(blocks.ranges))
     windows = [order[start : start + blocks.held] for start in range(0, len(order), blocks.held)]
     joined = (np.concatenate([np.asarray(blocks.ranges[block]) for block in window]) for window in windows)
     return np.concatenate([generator.permutation(numbers) for numbers in joined])
-
-
-def _crop(pictures: Pictures, shape: tuple[int, int], index: int, at: Sequence[float]) -> Tensor:
-    return _window(pictures.readable(index), shape, at)
 
 
 def _square(picture: Tensor, top: int, left: int, size: int) -> Tensor:
@@ -431,14 +416,12 @@ def _free_square(
     return _square(pictures[index], top, left, size)
 
 
-def _window(picture: Tensor, shape: tuple[int, int], at: Sequence[float]) -> Tensor:
-    """Cuts a window of ``shape`` out of (C, H, W), or of its proportions, enlarged, where the picture is too small.
+def _crop(pictures: Pictures, shape: tuple[int, int], index: int, at: Sequence[float]) -> Tensor:
+    """A crop (C, *shape) of a picture; if that is too small, the largest crop of these proportions, enlarged.
 
-    Args:
-        picture: Bytes.
-        shape: Height and width of the result.
-        at: Position in [0, 1), vertical and horizontal; .5 is the center.
+    ``at`` is the position in [0, 1), vertical and horizontal; .5 is the center.
     """
+    picture = pictures.readable(index)
     sides = picture.shape[1:]
     scale = max(1.0, *(wanted / side for wanted, side in zip(shape, sides, strict=True)))
     height, width = (min(side, max(1, round(wanted / scale))) for wanted, side in zip(shape, sides, strict=True))
@@ -451,7 +434,7 @@ def _window(picture: Tensor, shape: tuple[int, int], at: Sequence[float]) -> Ten
 
 
 def _common_shape(pictures: Pictures) -> tuple[int, int] | None:
-    """Height and width if a sample of the pictures agrees on them and they are not too large for whole batches."""
+    """Height and width if all pictures of a sample share them and they are not too large; else None."""
     shapes: set[tuple[int, int]] = set()
     for index in _probes(pictures):
         _, height, width = pictures.readable(index).shape
@@ -462,7 +445,7 @@ def _common_shape(pictures: Pictures) -> tuple[int, int] | None:
 
 
 def _probes(pictures: Pictures) -> Sequence[int]:
-    """Indices of a sample, evenly spaced; where pictures are read in blocks, within a few of these."""
+    """Indices of an evenly spaced sample; if pictures are read in blocks, of a few blocks."""
     blocks = pictures.blocks()
     if blocks is None:
         return range(0, len(pictures), max(1, len(pictures) // _PROBES))
@@ -471,7 +454,6 @@ def _probes(pictures: Pictures) -> Sequence[int]:
 
 
 def _read_photographs(channels: int) -> list[Tensor]:
-    """The photographs, in the order of `PHOTOGRAPHS`."""
     return [picture.pixels for picture in open_photographs(channels)]
 
 

@@ -1,7 +1,4 @@
-"""Pictures of every kind, one way to open them: `open_pictures`.
-
-Pictures stay compressed where they are until one is asked for.
-"""
+"""Reading and writing pictures; `open_pictures` opens files, folders, tables, Hub data sets and objects in memory."""
 
 from __future__ import annotations
 
@@ -52,8 +49,8 @@ __all__ = [
 
 _logger = logging.getLogger(__name__)
 
-_LONGEST_NAME = 200  # bytes of a file's name: most systems take 255, endings and scratch files need some
-ALL = "all"  # the split of data in which no name says one
+_LONGEST_NAME = 200  # bytes of a file's name: most systems allow 255, and suffixes and temporary files need some
+ALL = "all"  # the only split if no name determines one
 
 _SUFFIXES = [
     ".png",
@@ -72,8 +69,8 @@ _SUFFIXES = [
     ".avif",
 ]
 
-# Color photographs inside the scikit-image wheel, each with the top left corner of a square that training never sees.
-# motorcycle_right.png shows the scene of motorcycle_left.png, so it would show training what is held out.
+# Color photographs bundled with scikit-image, each with the top left corner of a square held out from training.
+# motorcycle_right.png is left out: it shows the scene of motorcycle_left.png, including the held-out square.
 HELD_OUT_SIZE = 160
 PHOTOGRAPHS = {
     "astronaut.png": (16, 144),
@@ -87,21 +84,21 @@ PHOTOGRAPHS = {
 
 
 def to_tensor(image: Image.Image, channels: int = 3) -> UInt8[Tensor, "C H W"]:
-    """Turns any Pillow image into bytes of gray or RGB, the right way up.
+    """Converts any Pillow image to uint8 gray or RGB.
 
-    The orientation in the EXIF data is applied, transparency lies over white, and values of more than 8 bits are scaled
-    to 0..255, never clipped: white is 65535 for integers and, for floats, the least of 1, 255 and 65535 that is no
-    smaller than the largest value; beyond these it is the largest value. Of an animation it takes the current frame.
+    The EXIF orientation is applied, and transparency is composited over white. Values of more than 8 bits are scaled
+    to 0..255: white is 65535 for integers; for floats it is the least of 1, 255, 65535 and the largest value that is
+    no smaller than the largest value. Of an animation it converts the current frame.
 
     Args:
-        image: The image; it stays as it is.
+        image: The image; it is not changed.
         channels: 1 for gray or 3 for RGB.
 
     Returns:
-        Bytes (C, H, W) in memory of their own.
+        A new uint8 tensor (C, H, W).
 
     Raises:
-        ValueError: If ``channels`` is neither 1 nor 3, or Pillow knows no conversion from the image's mode.
+        ValueError: If ``channels`` is neither 1 nor 3, or Pillow cannot convert the image's mode.
 
     Example:
         >>> to_tensor(Image.new("RGBA", (3, 2), (255, 0, 0, 0)), channels=1).tolist()
@@ -112,7 +109,7 @@ def to_tensor(image: Image.Image, channels: int = 3) -> UInt8[Tensor, "C H W"]:
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         values = np.nan_to_num(np.asarray(image, dtype=np.float64))
         if isinstance(image.info.get("transparency"), int):
-            values[values == image.info["transparency"]] = 65535  # a PNG names one value that is transparent
+            values[values == image.info["transparency"]] = 65535  # the one transparent value of a PNG
         whites = (1.0, 255.0, 65535.0) if image.mode == "F" else (65535.0,)
         white = next((white for white in whites if values.max() <= white), values.max())
         image = Image.fromarray((values * (255 / white)).round().clip(0, 255).astype(np.uint8))
@@ -126,23 +123,23 @@ def to_tensor(image: Image.Image, channels: int = 3) -> UInt8[Tensor, "C H W"]:
 
 
 def _is_transparent(image: Image.Image) -> bool:
-    """Whether a picture has transparent places; Pillow says so itself from version 10.1 on."""
+    """Whether an image has transparency data; ``Image.has_transparency_data`` needs Pillow 10.1."""
     if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
         return True
     return image.mode == "P" and image.palette is not None and image.palette.mode.endswith("A")
 
 
 def find_images(path: str | Path) -> list[Path]:
-    """Lists the pictures of a folder and its subfolders by name; hidden ones are left out.
+    """Lists the non-hidden pictures of a folder and its subfolders.
 
     Args:
         path: A folder, or a single file of any name.
 
     Returns:
-        Their paths, sorted; for a file that file alone.
+        Sorted paths; for a file, that file.
 
     Raises:
-        ValueError: If there is no such file or folder, or the folder holds no pictures.
+        ValueError: If there is no such file or folder, or the folder contains no pictures.
     """
     path = Path(path).expanduser()
     if not path.is_dir():
@@ -158,15 +155,15 @@ def find_images(path: str | Path) -> list[Path]:
 def read_images(
     path: str | Path, *, channels: int = 3, strict: bool = False
 ) -> Iterator[tuple[str, UInt8[Tensor, "C H W"]]]:
-    """Reads a picture, or the pictures of a folder and its subfolders one after the other.
+    """Reads a picture, or the pictures of a folder and its subfolders one by one.
 
     Args:
         path: A file or a folder.
         channels: 1 for gray or 3 for RGB.
-        strict: Whether an unreadable picture in a folder is an error; otherwise it is logged by name and left out.
+        strict: Whether an unreadable picture in a folder is an error; otherwise it is logged and skipped.
 
     Returns:
-        An iterator of names, relative to the folder with forward slashes, and bytes (C, H, W) of any size.
+        An iterator of names, relative to the folder with forward slashes, and uint8 tensors (C, H, W) of any size.
 
     Raises:
         ValueError: If there are no pictures; while iterating, if a single file or (``strict``) any file is unreadable.
@@ -182,10 +179,9 @@ class Picture(NamedTuple):
     """A whole picture.
 
     Attributes:
-        name: What no other picture of the data is called, with forward slashes: the path below the folder, or a
-            table's name and the row.
-        pixels: Bytes (C, H, W) of any size.
-        label: What the column of labels says, or None.
+        name: Unique name with forward slashes: the path relative to the folder, or a table's name and the row.
+        pixels: uint8 tensor (C, H, W) of any size.
+        label: Value in the column of labels, or None.
     """
 
     name: str
@@ -194,16 +190,16 @@ class Picture(NamedTuple):
 
 
 class Pictures:
-    """Whole pictures of any size by index, decoded when they are asked for.
+    """Whole pictures of any size by index, decoded on access.
 
-    Iterating leaves out what is unreadable and logs it by name, once.
+    Iteration skips unreadable pictures and logs each once.
 
     Args:
-        source: Where they come from.
+        source: Where the pictures are read from.
         channels: 1 for gray or 3 for RGB.
-        numbers: Which of them, in which order; None for all.
+        numbers: Numbers of the pictures in ``source``, in order; None for all.
         strict: Whether an unreadable picture is an error when iterating.
-        origin: What `describe` says of where they are from.
+        origin: Description of the data for `describe`.
 
     Example:
         >>> pictures = open_pictures("photographs")
@@ -228,7 +224,7 @@ class Pictures:
         return len(self.numbers)
 
     def __getitem__(self, index: int) -> Picture:
-        """Picture ``index``; a ValueError where it is unreadable."""
+        """Picture ``index``; raises a ValueError if it is unreadable."""
         number = self.numbers[index]
         pixels = self._decode(number, strict=True)
         assert pixels is not None
@@ -241,25 +237,25 @@ class Pictures:
                 yield Picture(self.source.name(number), pixels, self.source.label(number))
 
     def readable(self, index: int) -> UInt8[Tensor, "C H W"]:
-        """Picture ``index``, or in the place of an unreadable one the next readable one."""
+        """Picture ``index``, or the next readable one if it is unreadable; raises a ValueError if none is readable."""
         for step in range(len(self)):
             pixels = self._decode(self.numbers[(index + step) % len(self)], self.strict)
             if pixels is not None:
                 return pixels
         raise ValueError(
-            f"expected a readable picture, got {len(self)} unreadable ones; the log names them, replace these files."
+            f"expected a readable picture, got {len(self)} unreadable ones; replace these files, which the log lists."
         )
 
     def part(self, numbers: Sequence[int]) -> Pictures:
-        """Others of the same source."""
+        """Pictures of the same source with these numbers."""
         return Pictures(self.source, self.channels, numbers=numbers, strict=self.strict, origin=self.origin)
 
     def batches(self, batch_size: int = 64, max_pixels: int = 2**22) -> Iterator[tuple[list[Picture], Tensor]]:
-        """Whole pictures, neighbors of equal size together; in order, without the unreadable ones.
+        """Batches of readable whole pictures, in order; consecutive pictures of equal size share a batch.
 
         Args:
-            batch_size: Pictures per batch, at most.
-            max_pixels: Pixels per batch, at most; a larger picture is alone.
+            batch_size: Largest number of pictures per batch.
+            max_pixels: Largest number of pixels per batch; a larger picture is a batch of its own.
 
         Returns:
             An iterator of pictures and of their float32 values (B, C, H, W) in [0, 1].
@@ -280,7 +276,7 @@ class Pictures:
             yield joined(batch)
 
     def blocks(self) -> Blocks | None:
-        """Indices that can only be read together; None where pictures are read one by one, in any order."""
+        """Ranges of indices that are read together; None if every picture is read alone."""
         blocks, numbers = self.source.blocks(), self.numbers
         if blocks is None or not isinstance(numbers, range):
             return None
@@ -289,7 +285,7 @@ class Pictures:
         return Blocks(own, blocks.held)
 
     def describe(self) -> dict[str, Any]:
-        """Which data these are, and how many: plain values for tables and JSON."""
+        """Origin and number of the pictures, as plain values."""
         return {**self.origin, "pictures": len(self)}
 
     def _decode(self, number: int, strict: bool) -> UInt8[Tensor, "C H W"] | None:
@@ -311,23 +307,23 @@ def open_pictures(
     label: str = "label",
     strict: bool = False,
 ) -> Pictures:
-    """Opens pictures of every kind, whole and in the order of their names; nothing is decoded yet.
+    """Opens pictures from any source, in the order of their names, without decoding them yet.
 
     Args:
         path: A picture; a folder of pictures, with its subfolders; a Parquet file, or a folder of them; the name of a
             data set on the Hugging Face Hub; ``"photographs"`` for those bundled with scikit-image; or a sequence of
-            Pillow images, of bytes (C, H, W) as tensors or of bytes (H, W) or (H, W, C) as arrays.
+            Pillow images, uint8 tensors (C, H, W) or uint8 arrays (H, W) or (H, W, C).
         channels: 1 for gray or 3 for RGB.
-        split: ``"train"``, ``"validation"``, ``"test"``; ``"held_out"`` for the validation pictures, else the test
-            pictures; None for all. Where no name says a split, the data stand alone and every split is all of them.
-            Of the photographs the validation and test pictures are the squares that training never sees.
+        split: ``"train"``, ``"validation"``, ``"test"``; ``"held_out"`` for the validation pictures, or the test
+            pictures if there are none; None for all. If no name determines a split, every split is all the data. The
+            validation and test pictures of the photographs are the squares held out from training.
         column: Column of the pictures in Parquet files and Hub data sets.
-        label: Column of the labels there; it may be absent.
-        strict: Whether an unreadable picture is an error when iterating, otherwise it is left out and logged by name.
-            A single picture that is unreadable is always an error.
+        label: Column of the labels there; need not exist.
+        strict: Whether an unreadable picture is an error when iterating; otherwise it is logged and skipped. For a
+            path of a single picture it is always an error.
 
     Raises:
-        ValueError: If nothing is found, it cannot be read, or it has other splits than the one asked for.
+        ValueError: If nothing is found, it cannot be read, or there is no such split.
     """
     check_channels(channels)
     if split not in (*SPLITS, "held_out", None):
@@ -338,8 +334,8 @@ def open_pictures(
     if str(path) == "photographs":
         if split == "train":
             raise ValueError(
-                "expected split to be validation, test, held_out or None for 'photographs', got 'train', which is all "
-                "but a square of each; crops of it come from ImageData('photographs')."
+                "expected split to be validation, test, held_out or None for 'photographs', got 'train'; use "
+                "ImageData('photographs') for crops outside the held-out squares."
             )
         return open_photographs(channels, held_out=split is not None)
     splits = find_splits(path, column=column, label=label)
@@ -356,20 +352,19 @@ def open_pictures(
 
 
 class Splits:
-    """The pictures of a path by split, and what says so.
+    """The pictures of a path by split. If no name determines a split, the only split is ``"all"``.
 
     Args:
-        path: Where they are.
-        items: What the split is taken from (a split and the word that says it, or None), a file or table, and the
-            number of its pictures; in the order of their names.
-        build: Files or tables to a source.
-        is_picture: Whether the path is one single picture.
+        path: Where the pictures are.
+        items: A split and the word that determined it (or None), a file or table, and the number of its pictures; in
+            the order of their names.
+        build: Maps files or tables to a source.
+        is_picture: Whether the path is a single picture.
 
     Attributes:
         in_files: Whether every picture is a file of its own.
-        doubtful: Names of training pictures, or of what holds them, that look held out: one for every picture.
-        said: For each split the names that say so, with the number of pictures. Where a name says a split, pictures
-            without such a name are for training; where none does, the one split is ``"all"``.
+        doubtful: Names of training pictures, or of their tables, that look held out; one per picture.
+        said: For each split, the names that determined it, with their numbers of pictures.
     """
 
     def __init__(
@@ -396,7 +391,7 @@ class Splits:
 
     @property
     def names(self) -> list[str]:
-        """The splits that are there."""
+        """Names of the existing splits."""
         return [name for name in (*SPLITS, ALL) if name in self.said]
 
     def open(self, names: Sequence[str], channels: int, strict: bool = False) -> Pictures:
@@ -407,12 +402,12 @@ class Splits:
 
 
 def find_splits(path: str | Path, *, column: str = "image", label: str = "label") -> Splits:
-    """Looks what is at a path, a picture, folder, Parquet file or Hub name, and which names of splits are there.
+    """Finds the pictures of a file, folder, Parquet file or Hub data set, and their splits.
 
     Args:
         path: As in `open_pictures`.
         column: Column of the pictures in tables.
-        label: Column of the labels in tables; it may be absent.
+        label: Column of the labels in tables; need not exist.
 
     Raises:
         ValueError: If nothing is found, or it cannot be read.
@@ -443,10 +438,10 @@ def find_splits(path: str | Path, *, column: str = "image", label: str = "label"
 
 
 def open_photographs(channels: int, held_out: bool = False) -> Pictures:
-    """The photographs in the order of `PHOTOGRAPHS`, whole, or the square of each that training never sees.
+    """The photographs in the order of `PHOTOGRAPHS`: whole, or only the squares held out from training.
 
     Raises:
-        ValueError: If scikit-image, which they come with, is not installed.
+        ValueError: If scikit-image is not installed.
     """
     folder = Path(optional("skimage", "images").__file__).parent / "data"
     origin = {"data": "photographs", "splits": {"validation" if held_out else ALL: {"photographs": len(PHOTOGRAPHS)}}}
@@ -463,30 +458,30 @@ def open_photographs(channels: int, held_out: bool = False) -> Pictures:
 def decode(
     opener: Callable[[], Image.Image], name: Callable[[], str], channels: int, strict: bool
 ) -> UInt8[Tensor, "C H W"] | None:
-    """Opens and decodes one picture; None and a line in the log where it is unreadable, an error if ``strict``."""
+    """Opens and decodes one picture. If it is unreadable, raises a ValueError (``strict``), or logs it: None."""
     try:
         with opener() as image:
             return to_tensor(image, channels)
     except Exception as error:  # on damaged files Pillow raises nearly everything
-        unknown = isinstance(error, UnidentifiedImageError)  # its text names the file, or a buffer's address
+        unknown = isinstance(error, UnidentifiedImageError)  # whose text is the file or a buffer's address
         reason = "in no known format" if unknown else str(error) or type(error).__name__
         if strict:
             raise ValueError(
                 f"expected a readable picture, got {name()}: {reason}; replace or remove it, or read without `strict` "
-                "to leave such pictures out of a collection."
+                "to skip such pictures of a collection."
             ) from error
-        _logger.warning("left out an unreadable picture: %s: %s", name(), reason)
+        _logger.warning("skipped an unreadable picture: %s: %s", name(), reason)
         return None
 
 
 def check_channels(channels: int) -> None:
-    """Raises a ValueError unless there is a conversion to this number of channels."""
+    """Raises a ValueError unless the number of channels is 1 or 3."""
     if channels not in (1, 3):
         raise ValueError(f"expected channels to be 1 (gray) or 3 (RGB), got {channels}; choose one of these.")
 
 
 def save_png(image: Float[Tensor, "C H W"], path: str | os.PathLike[str]) -> Path:
-    """Write a picture with values in [0, 1] as an 8-bit PNG."""
+    """Writes an image with values in [0, 1] as an 8-bit PNG."""
     pixels = (image.clamp(0, 1) * 255).round().to(torch.uint8).cpu().permute(1, 2, 0).numpy()
     with replacing(path) as scratch:
         Image.fromarray(pixels.squeeze(-1) if pixels.shape[2] == 1 else pixels).save(scratch, format="PNG")
@@ -494,12 +489,12 @@ def save_png(image: Float[Tensor, "C H W"], path: str | os.PathLike[str]) -> Pat
 
 
 def picture_paths(names: Sequence[str]) -> list[Path]:
-    """Where decoded pictures go below the output folder: the name with a ``.png`` ending, each path once.
+    """Unique relative paths of decoded pictures: their names with the suffix ``.png``.
 
-    Where a name is taken by one before it, or by a folder of others, another ``.png`` follows.
+    If a path is used by an earlier name or by a folder, another ``.png`` is appended.
 
     Raises:
-        ValueError: If a name would lead out of the folder, or can be no file.
+        ValueError: If a name leads outside the folder or is not a valid file name.
 
     Example:
         >>> [str(path) for path in picture_paths(["a.jpg", "b.jpg", "b.png"])]
@@ -513,7 +508,7 @@ def picture_paths(names: Sequence[str]) -> list[Path]:
     for name in names:
         path = Path(name)
         if path.is_absolute() or ".." in path.parts or not path.name:
-            raise ValueError(f"expected picture names below the folder, got {name!r}; the token file was tampered with")
+            raise ValueError(f"expected picture names below the folder, got {name!r}; do not trust this token file")
         if "\0" in name or max(len(os.fsencode(part)) for part in path.parts) > _LONGEST_NAME:
             raise ValueError(
                 f"expected picture names of at most {_LONGEST_NAME} bytes without zeros, got {name[:80]!r}; rename it"

@@ -1,12 +1,10 @@
-"""Convolutional encoder and decoder for images, made to learn fast on a CPU.
+"""Convolutional encoder and decoder for images that train fast on a CPU.
 
-Convolutions are cheap per multiplication where there are many channels and few pixels, and memory-bound where it is the
-other way round. So nothing happens at full resolution: the encoder folds patches of 4 x 4 pixels into channels at once
-(space to depth), works at a quarter of the resolution and below, and the decoder ends in the mirror of that (pixel
-shuffle). Beside the deep path runs one linear map per patch. The encoder's starts as the whitening transform of a
-classical image prior (:func:`patch_prior`): so the first latents already spread evenly in all directions, as freshly
-drawn codes do, and a codebook finds work for its codes without initialization from data. The residual blocks start as
-the identity.
+Convolutions are memory-bound with few channels and many pixels, so nothing is computed at full resolution: the encoder
+first folds patches of 4 x 4 pixels into channels (space to depth), and the decoder ends with the inverse (pixel
+shuffle). In parallel to the deep path there is one linear map per patch. The encoder's is initialized to the whitening
+transform of a classical image prior (:func:`patch_prior`), so that initial latents spread evenly in all directions,
+like initial codes, and the codebook needs no initialization from data. The residual blocks start as the identity.
 """
 
 from __future__ import annotations
@@ -24,25 +22,24 @@ from gritvq.quantizers.canonical import canonical_eigh
 
 _Layer = TypeVar("_Layer", bound=nn.Module)
 _GROUP = 8  # channels per normalization group
-_MAX_PATCH = 4  # pixels per side folded into channels at once; larger factors are reached by strided stages
+_MAX_PATCH = 4  # pixels per side folded into channels at first; larger factors need strided stages
 
 
 class ImageEncoder(Component):
-    r"""Turns pictures into a grid of continuous vectors, one per patch of ``factor`` x ``factor`` pixels.
+    """Maps images to a grid of continuous vectors, one per patch of ``factor`` x ``factor`` pixels.
 
-    ``z = deep(x) + linear(x)``: a residual convolutional network plus one linear map of each patch, which starts as a
-    whitening transform. At initialization a vector's norm is about 1 whatever ``dim`` and ``factor``, the norm of
-    freshly drawn codes, and no direction is preferred, so that a codebook needs no initialization from data.
+    ``z = deep(x) + linear(x)``: a residual convolutional network plus a linear map of each patch, which starts as a
+    whitening transform. Initially vectors have a norm of about 1, as initial codes have, for all ``dim`` and
+    ``factor``.
 
     Args:
         dim: Size D of an output vector.
-        channels: Color channels C of the pictures.
+        channels: Color channels C of the images.
         width: Channels of the hidden layers, a multiple of 8. Time and parameters grow with its square.
         factor: Pixels per token and side: 2, 4, 8 or 16.
-        num_blocks: Residual blocks per resolution; there is one resolution for factors 2 and 4, and one more for every
-            further halving.
-        attention: Whether every position looks at every other one, once, at the lowest resolution. The cost grows with
-            the square of the number of positions.
+        num_blocks: Residual blocks per resolution: one resolution for factors 2 and 4, two for 8, three for 16.
+        attention: Whether to add one self-attention layer at the lowest resolution. Its cost grows with the square of
+            the number of positions.
 
     Raises:
         ValueError: If an argument is out of its range.
@@ -81,10 +78,10 @@ class ImageEncoder(Component):
             self.linear.weight[: len(basis)] = basis / (deviation * math.sqrt(len(basis)))[:, None, None, None]
 
     def forward(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B h w D"]:
-        """Encodes a batch of pictures.
+        """Encodes a batch of images.
 
         Args:
-            images: Pictures with values in [0, 1]; H and W are multiples of ``factor``.
+            images: Images with values in [0, 1]; H and W are multiples of ``factor``.
 
         Returns:
             One vector of size D per patch, channels last: (B, H / factor, W / factor, D).
@@ -101,22 +98,22 @@ class ImageEncoder(Component):
         if images.shape[2] % self.factor or images.shape[3] % self.factor:
             raise ValueError(
                 f"expected H and W to be multiples of {self.factor}, got {images.shape[2]} x {images.shape[3]}; pad or "
-                "crop the pictures."
+                "crop the images."
             )
         x = (2 * images - 1).contiguous(memory_format=torch.channels_last)
         return (self.deep(x) + self.linear(x)).permute(0, 2, 3, 1)
 
 
 class ImageDecoder(Component):
-    """Turns a grid of vectors back into pictures; the mirror of `ImageEncoder`, with the same arguments.
+    """Maps a grid of vectors back to images; the mirror of `ImageEncoder`.
 
     Args:
         dim: Size D of an input vector.
-        channels: Color channels C of the pictures.
+        channels: Color channels C of the images.
         width: Channels of the hidden layers, a multiple of 8.
         factor: Pixels per token and side: 2, 4, 8 or 16.
         num_blocks: Residual blocks per resolution.
-        attention: Whether every position looks at every other one, once, at the lowest resolution.
+        attention: Whether to add one self-attention layer at the lowest resolution.
 
     Raises:
         ValueError: If an argument is out of its range.
@@ -158,7 +155,7 @@ class ImageDecoder(Component):
             vectors: One vector of size D per patch, channels last.
 
         Returns:
-            Pictures (B, C, factor h, factor w) with values about [0, 1], not clamped.
+            Images (B, C, factor h, factor w) with values about [0, 1], not clamped.
 
         Raises:
             ValueError: If the shape or the type does not fit.
@@ -175,20 +172,19 @@ class ImageDecoder(Component):
 def patch_prior(
     channels: int, factor: int, num_components: int
 ) -> tuple[Float[Tensor, "n C f f"], Float[Tensor, " n"]]:
-    """Principal components of image patches under a prior that needs no data.
+    """Principal components of image patches under a fixed prior that resembles photographs.
 
     Pixels in [-1, 1] have standard deviation 1/2; two of them correlate by 0.95 to the power of their euclidean
-    distance, two color channels by 0.9. Photographs come close, and nothing has to be looked at.
+    distance, two color channels by 0.9.
 
     Args:
         channels: Color channels C.
         factor: Side f of a patch in pixels.
-        num_components: How many components at most; there are ``C f^2``.
+        num_components: Largest number of components n; there are ``C f^2``.
 
     Returns:
-        Unit components, the most energetic first, and the standard deviation of the patch along each. Symmetry makes
-        many equally energetic (two color axes, mirrored patches); they are those of
-        :func:`~gritvq.quantizers.canonical.canonical_eigh`, the same on every machine.
+        Unit components by decreasing variance, and the standard deviation along each. Within the eigenspaces of equal
+        variance they are those of :func:`~gritvq.quantizers.canonical.canonical_eigh`, the same on every machine.
 
     Example:
         >>> basis, deviation = patch_prior(1, 2, 4)
@@ -209,13 +205,7 @@ def patch_prior(
 
 
 def num_parameters(module: nn.Module) -> int:
-    """Counts the trainable numbers of a module; a parameter used twice counts once.
-
-    Args:
-        module: Any module.
-
-    Returns:
-        The number of scalars in parameters that require a gradient.
+    """Number of trainable scalars of a module; a shared parameter counts once.
 
     Example:
         >>> num_parameters(nn.Linear(3, 2))
@@ -225,7 +215,7 @@ def num_parameters(module: nn.Module) -> int:
 
 
 class _ResidualBlock(nn.Module):
-    """``x + conv(silu(norm(conv(silu(norm(x))))))``, the identity at initialization; keeps the shape (B, C, H, W)."""
+    """``x + conv(silu(norm(conv(silu(norm(x))))))``, initially the identity; keeps the shape (B, C, H, W)."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -237,7 +227,7 @@ class _ResidualBlock(nn.Module):
 
 
 class _SelfAttention(nn.Module):
-    """Multi-head self attention over all positions, residual, the identity at initialization; keeps (B, C, H, W)."""
+    """Residual multi-head self-attention over all positions, initially the identity; keeps the shape (B, C, H, W)."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -265,7 +255,7 @@ def _initialized(layer: _Layer, std: float = 0.0) -> _Layer:
 
 
 def _num_strides(factor: int) -> int:
-    """How many halvings are left after the patches."""
+    """Number of halvings after the patches."""
     return max(0, (factor // _MAX_PATCH).bit_length() - 1)
 
 

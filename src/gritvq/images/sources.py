@@ -1,6 +1,6 @@
-"""Where pictures lie: files of a folder, rows of Parquet files or of a Hub data set, objects in memory.
+"""Sources of pictures: files, rows of Parquet files or of a Hub data set, objects in memory.
 
-A source gives out compressed pictures by number and reads nothing before it is asked.
+A source returns compressed pictures by number and reads each only when asked for it.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ __all__ = [
 
 _logger = logging.getLogger(__name__)
 
-_SMALL = 128 * 2**20  # bytes; the pictures of a split of at most this size stay in memory once they were read
+_SMALL = 128 * 2**20  # bytes; a split of at most this size stays in memory once read
 _WINDOW = 64 * 2**20  # bytes of a larger split that stay in memory
 
 
@@ -51,40 +51,38 @@ class Source(ABC):
 
     @abstractmethod
     def open(self, number: int) -> Image.Image:
-        """The picture, not yet decoded."""
+        """Picture ``number``, not yet decoded."""
 
     @abstractmethod
     def name(self, number: int) -> str:
-        """A name that no other picture of the source has, with forward slashes; names sort as the numbers do."""
+        """Unique name of a picture, with forward slashes; names sort like numbers."""
 
     @abstractmethod
     def place(self, number: int) -> str:
-        """What a message calls it."""
+        """The picture's place, for messages."""
 
     def label(self, number: int) -> Any:
-        """Its label, or None."""
+        """The picture's label, or None."""
         return None
 
     def blocks(self) -> Blocks | None:
-        """What can only be read together; None where pictures are read one by one, in any order."""
+        """Ranges of pictures that are read together; None if every picture is read alone."""
         return None
 
 
 class Blocks(NamedTuple):
-    """Ranges of pictures that are read together, and how many of these fit into memory at a time."""
+    """Ranges of pictures that are read together, and how many of these ranges fit into memory at a time."""
 
     ranges: Sequence[range]
     held: int
 
 
 def open_files(files: Sequence[Path], root: Path) -> Source:
-    """The pictures of files, named by their places below ``root``."""
+    """One picture per file, named by its path relative to ``root``."""
     return _Files(files, root)
 
 
 class _Files(Source):
-    """Pictures in files of their own."""
-
     def __init__(self, files: Sequence[Path], root: Path) -> None:
         self.files, self.root = files, root
 
@@ -102,13 +100,11 @@ class _Files(Source):
 
 
 def open_memory(pictures: Sequence[Image.Image | Tensor | np.ndarray], names: Sequence[str] = ()) -> Source:
-    """Pillow images, bytes (C, H, W) as tensors, or bytes (H, W) or (H, W, C) as arrays."""
+    """Pictures in memory: Pillow images, uint8 tensors (C, H, W), or uint8 arrays (H, W) or (H, W, C)."""
     return _Memory(pictures, names)
 
 
 class _Memory(Source):
-    """Pictures that are there already."""
-
     def __init__(self, pictures: Sequence[Image.Image | Tensor | np.ndarray], names: Sequence[str] = ()) -> None:
         self.pictures, self.names = pictures, names
 
@@ -130,7 +126,7 @@ class _Memory(Source):
 
 
 class Table(Protocol):
-    """Pictures and labels by row, how many there are, and what a message calls the table."""
+    """Pictures and labels by row; ``place`` names the table in messages."""
 
     place: str
 
@@ -142,13 +138,11 @@ class Table(Protocol):
 
 
 def open_tables(tables: Sequence[tuple[str, Table]]) -> Source:
-    """The pictures of tables with names, one table after the other."""
+    """Pictures of named tables, one table after the other."""
     return _Rows(tables)
 
 
 class _Rows(Source):
-    """Pictures in tables, one table after the other."""
-
     def __init__(self, tables: Sequence[tuple[str, Table]], blocks: Blocks | None = None) -> None:
         self.tables, self._blocks = tables, blocks
         self.ends = list(accumulate(len(table) for _, table in tables))
@@ -159,7 +153,7 @@ class _Rows(Source):
     def open(self, number: int) -> Image.Image:
         content = self._content(number)["bytes"]
         if content is None:
-            raise ValueError("the row holds no bytes")
+            raise ValueError("the row contains no bytes")
         return Image.open(io.BytesIO(content))
 
     def name(self, number: int) -> str:
@@ -192,12 +186,12 @@ class _Rows(Source):
 
 
 class Footer(NamedTuple):
-    """What is known of a Parquet file before a picture is read.
+    """Metadata of a Parquet file of pictures.
 
     Attributes:
         file: The file.
-        name: Its name in the names of its pictures.
-        columns: Column of the pictures and, where it is there, of the labels.
+        name: Prefix of its pictures' names.
+        columns: Column of the pictures and, if it exists, of the labels.
         length: Number of rows.
         firsts: First row of every row group.
         sizes: Bytes of the pictures in every row group.
@@ -212,16 +206,16 @@ class Footer(NamedTuple):
 
 
 def read_footer(file: Path, name: str, column: str, label: str) -> Footer:
-    """Looks into a Parquet file without reading a picture.
+    """Reads a Parquet file's metadata without reading a picture.
 
     Args:
         file: The file.
-        name: What it is called in the names of its pictures.
+        name: Prefix of its pictures' names.
         column: A column of ``{"bytes": ..., "path": ...}``, as Hugging Face ``datasets`` writes it, or of bytes.
-        label: Column of the labels; it may be absent.
+        label: Column of the labels; need not exist.
 
     Raises:
-        ValueError: If the file is damaged or lacks the column.
+        ValueError: If the file is damaged or has no such column of pictures.
     """
     pyarrow, parquet = optional("pyarrow", "images"), optional("pyarrow.parquet", "images")
     try:
@@ -249,8 +243,7 @@ def read_footer(file: Path, name: str, column: str, label: str) -> Footer:
 def open_parquet(footers: Sequence[Footer]) -> Source:
     """The pictures of Parquet files, one file after the other, read by row group.
 
-    The groups of at most 128 MB of pictures stay in memory once they were read, of more pictures the 64 MB that were
-    used last, and always one group, whatever its size.
+    Up to 128 MB of pictures stay in memory once read; of more pictures, the 64 MB used last, but at least one group.
     """
     ranges, begin = [], 0
     for footer in footers:
@@ -264,14 +257,14 @@ def open_parquet(footers: Sequence[Footer]) -> Source:
 
 
 class _Cache:
-    """The ``held`` row groups that were used last, or all."""
+    """The ``held`` row groups used last, or all."""
 
     def __init__(self, held: int | None) -> None:
         self.held = held
         self.groups: OrderedDict[tuple[Path, int], Any] = OrderedDict()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"held": self.held, "groups": OrderedDict()}  # another process reads for itself
+        return {"held": self.held, "groups": OrderedDict()}  # a worker process fills its own cache
 
     def get(self, footer: Footer, group: int) -> Any:
         """The table of a row group."""
@@ -284,9 +277,9 @@ class _Cache:
                 with optional("pyarrow.parquet", "images").ParquetFile(footer.file) as opened:
                     self.groups[key] = opened.read_row_group(group, columns=footer.columns, use_threads=False)
             except (pyarrow.ArrowException, OSError) as error:
-                raise ValueError(f"its row group cannot be read: {error}") from error
+                raise ValueError(f"row group {group} cannot be read: {error}") from error
             if self.held:
-                pyarrow.default_memory_pool().release_unused()  # else the allocator keeps tens of MB of scratch memory
+                pyarrow.default_memory_pool().release_unused()  # else Arrow keeps tens of MB
         self.groups.move_to_end(key)
         return self.groups[key]
 
@@ -308,10 +301,10 @@ class _ParquetTable:
 
 
 def open_hub(name: str, column: str, label: str) -> dict[str, Table]:
-    """The splits of a data set on the Hugging Face Hub, by the Hub's names.
+    """The splits of a data set on the Hugging Face Hub by name.
 
     Raises:
-        ValueError: If the data set cannot be loaded or lacks the column.
+        ValueError: If the data set cannot be loaded or has no such column of pictures.
     """
     datasets = optional("datasets", "images")
     try:
@@ -319,7 +312,7 @@ def open_hub(name: str, column: str, label: str) -> dict[str, Table]:
     except Exception as error:  # network, authentication, naming and script errors share no class
         raise ValueError(
             f"expected 'photographs', an existing path or a data set on the Hub, got {name!r}: {error}; correct the "
-            "name, or download it to a folder."
+            "name, or download the data set to a folder."
         ) from error
     splits: dict[str, Table] = {}
     for split, rows in loaded.items():
@@ -346,9 +339,9 @@ class _HubTable:
 
 
 def find_files(folder: Path, suffixes: Collection[str]) -> list[Path]:
-    """All regular files below a folder with one of these suffixes, sorted; nothing hidden.
+    """All regular, non-hidden files below a folder with one of these suffixes, sorted.
 
-    Links are followed. What can be reached in several ways is found once, where possible not through a link.
+    Links are followed. A file that can be reached in several ways is found once, preferably not through a link.
     """
     found: list[Path] = []
     folders, files = [(folder, os.path.realpath(folder))], []
@@ -356,7 +349,7 @@ def find_files(folder: Path, suffixes: Collection[str]) -> list[Path]:
     linked: list[Path] = []
     real_files: set[str] = set()
     while folders or linked:
-        if not folders:  # only then what is linked, so that a folder goes by its own name
+        if not folders:  # links come last, so that folders keep their own names
             link = linked.pop(0)
             real = os.path.realpath(link)
             if real in seen:
@@ -367,7 +360,7 @@ def find_files(folder: Path, suffixes: Collection[str]) -> list[Path]:
         try:
             entries = sorted(os.scandir(place), key=lambda entry: entry.name)
         except OSError as error:
-            _logger.warning("left out a folder that cannot be read: %s", error)
+            _logger.warning("skipped an unreadable folder: %s", error)
             continue
         for entry in entries:
             if entry.name.startswith("."):

@@ -1,4 +1,4 @@
-"""How a tokenizer of images learns."""
+"""The training task of image tokenizers."""
 
 from __future__ import annotations
 
@@ -29,20 +29,20 @@ _WINDOW = 100  # steps over which the codes in use are counted
 
 
 class TokenizerTask(Task):
-    """Trains a tokenizer with AdamW and a warm-up; evaluates it by PSNR, usage and perplexity.
+    """Trains an image tokenizer with AdamW; logs PSNR, usage and perplexity.
 
-    The quantizer says which learning rates its parameters want (``parameter_groups``); codebook updates after the step
-    are the callback's (:class:`gritvq.training.CodebookUpdate`).
+    The quantizer sets the learning rates of its parameters (``parameter_groups``); the callback
+    :class:`gritvq.training.CodebookUpdate` updates its codebook after each step.
 
     Args:
-        tokenizer: What to train.
+        tokenizer: The tokenizer to train.
         lr: Peak learning rate of encoder and decoder.
         warmup_steps: Steps of linear warm-up.
-        schedule: After the warm-up, see :class:`gritvq.training.OptimizerSettings`.
+        schedule: Schedule after the warm-up, see :class:`gritvq.training.OptimizerSettings`.
         betas: AdamW's decay rates.
-        weight_decay: For encoder and decoder; codebooks get none.
-        objective: The loss; what the quantizer's losses are made for (:func:`objective_for`) unless given: mostly the
-            squared pixel error plus those losses.
+        weight_decay: Weight decay of encoder and decoder; codebooks have none.
+        objective: The loss; None takes the quantizer's own (:func:`~gritvq.training.objective_for`), mostly the squared
+            pixel error plus the quantizer's losses.
 
     Raises:
         ValueError: If a number is out of range.
@@ -79,10 +79,10 @@ class TokenizerTask(Task):
         self._keeps_codes, self._window = False, 0
 
     def start_from(self, tokenizer: ImageTokenizer | str) -> None:
-        """Take the weights of a tokenizer of the same architecture; its codes are not fitted to data again.
+        """Copy the weights of a tokenizer of the same architecture; its codebook is not initialized again.
 
         Raises:
-            ValueError: If a part differs; the message names it.
+            ValueError: If tensors differ in name or shape.
         """
         if isinstance(tokenizer, str):
             tokenizer = ImageTokenizer.from_pretrained(tokenizer, packages_of(self.tokenizer))
@@ -91,7 +91,7 @@ class TokenizerTask(Task):
 
     @torch.no_grad()
     def check_data(self, data: ImageData) -> None:
-        """Say whether the tokenizer takes the pictures.
+        """Check that the tokenizer accepts the images.
 
         Raises:
             ValueError: If their channels or their size do not fit.
@@ -105,25 +105,25 @@ class TokenizerTask(Task):
             self.tokenizer(torch.zeros(1, *data.shape))
 
     def run_callbacks(self, run: RunFolder | None) -> list[Callback]:
-        """Fitting and moving the codes; with a folder also a warning of collapse, and pictures."""
+        """Codebook initialization and updates; with a folder also a collapse warning and plots."""
         fitting: list[Callback] = [] if self._keeps_codes else [CodebookInitialization()]
         needed: list[Callback] = [*fitting, CodebookUpdate()]
         return needed if run is None else [*needed, CollapseWarning(), ReconstructionPlots(run)]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep also the counts of the window whose usage is logged."""
+        """Also save the counts of the window whose usage is logged."""
         super().on_save_checkpoint(checkpoint)
         checkpoint["window_usage"] = {"window": self._window, **self.window_usage.state()}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Go on counting; checkpoints of earlier versions hold no counts."""
+        """Also restore the counts, which checkpoints of earlier versions do not have."""
         super().on_load_checkpoint(checkpoint)
         if "window_usage" in checkpoint:
             self._window = checkpoint["window_usage"]["window"]
             self.window_usage.restore(checkpoint["window_usage"])
 
     def finish(self, run: RunFolder, training: Mapping[str, Any]) -> None:
-        """Write ``tokenizer/``; its ``config.json`` also says which pictures of an ``ImageData`` it has seen."""
+        """Write ``tokenizer/``; its ``config.json`` also describes the ``ImageData`` that it was trained on."""
         module = self.trainer.datamodule  # type: ignore[attr-defined]
         data = module.data if isinstance(module, DataModule) else module
         if isinstance(data, ImageData):
@@ -135,7 +135,7 @@ class TokenizerTask(Task):
         return self.tokenizer(images).reconstruction
 
     def losses(self, images: Tensor) -> list[Tensor]:
-        """One batch: the sum of the objective's losses; logs each, and PSNR and usage of the recent batches."""
+        """Sum of the objective's losses; logs each of them, and PSNR and usage of the recent batches."""
         losses, output = image_losses(self.objective, self.tokenizer, images)
         loss = torch.stack(list(losses.values())).sum()
         if self._window != self.step // _WINDOW:
@@ -145,17 +145,11 @@ class TokenizerTask(Task):
         self.log_dict({f"train/{name}": value.detach() for name, value in losses.items()})
         self.log("train/loss", loss.detach())
         if self.measures_now:
+            advice = f"at step {self.step}; lower the learning rate, clip gradients, or look for pictures with NaN"
             if not torch.isfinite(loss):
-                raise ValueError(
-                    f"expected a finite loss, got {float(loss.detach())} at step {self.step}; lower the "
-                    "learning rate, clip gradients, or look for pictures with NaN"
-                )
-            lost = int((~torch.isfinite(output.latents)).any(-1).sum())
-            if lost:
-                raise ValueError(
-                    f"expected finite latents, got {lost} vectors that are not at step {self.step}; lower the "
-                    "learning rate, clip gradients, or look for pictures with NaN"
-                )
+                raise ValueError(f"expected a finite loss, got {float(loss.detach())} {advice}")
+            if lost := int((~torch.isfinite(output.latents)).any(-1).sum()):
+                raise ValueError(f"expected finite latents, got {lost} vectors that are not finite {advice}")
             error = (output.reconstruction.detach().float().clamp(0, 1) - images).square().mean()
             counts = self.window_usage.compute()
             self.log("train/psnr", -10 * error.clamp_min(1e-10).log10())
@@ -164,23 +158,23 @@ class TokenizerTask(Task):
         return [loss]
 
     def on_validation_epoch_start(self) -> None:
-        """Start counting."""
+        """Reset the metrics."""
         self.codebook_usage.reset()
         self.reconstruction_error.reset()
 
     def validation_step(self, images: Tensor, batch_idx: int) -> None:
-        """Count one batch."""
+        """Update the metrics."""
         output = self.tokenizer(images)
         self.codebook_usage.update(output.quantization.indices)
         self.reconstruction_error.update(output.reconstruction, images)
 
     def on_validation_epoch_end(self) -> None:
-        """Log the totals, which are reduced over all processes already."""
+        """Log the metrics, which are already reduced over all processes."""
         totals = {**self.reconstruction_error.compute(), **self.codebook_usage.compute()}
         self.log_dict({f"val/{name}": value for name, value in totals.items()})
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Encoder and decoder, and the groups that the quantizer wants."""
+        """Encoder and decoder, and the quantizer's parameter groups."""
         quantizer, lr = self.tokenizer.quantizer, self.optimizer_settings.lr
         owned = set(quantizer.parameters())
         rest = [p for p in self.parameters() if p.requires_grad and p not in owned]

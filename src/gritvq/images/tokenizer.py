@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ImageTokenizer"]
 
-_PIXELS_AT_ONCE = 2**22  # of a list's pictures of equal size; memory grows with it
+_PIXELS_AT_ONCE = 2**22  # largest batch of a list's images of equal size
 
 
 class ImageTokenizer(Autoencoder):
@@ -33,9 +33,9 @@ class ImageTokenizer(Autoencoder):
 
     Args:
         encoder: Maps images (B, C, H, W) in [0, 1] to latents (B, h, w, D); has ``factor`` and ``channels``.
-        quantizer: Maps latents to codes; ``input_dim`` equals the encoder's ``dim``.
-        decoder: Maps quantized latents back to images; its ``dim`` is the quantizer's, its ``factor`` and ``channels``
-            are the encoder's.
+        quantizer: Maps latents to indices; its ``input_dim`` must equal the encoder's ``dim``.
+        decoder: Maps quantized latents back to images; its ``dim`` must equal the quantizer's, its ``factor`` and
+            ``channels`` the encoder's.
 
     Raises:
         ValueError: If the parts do not fit together.
@@ -55,7 +55,7 @@ class ImageTokenizer(Autoencoder):
         if len(quantizer.layout) > 2:
             raise ValueError(
                 f"expected a quantizer of vectors, sequences or grids, got {type(quantizer).__name__} with the layout "
-                f"{quantizer.layout}; an image has two axes"
+                f"{quantizer.layout}; images have two axes, choose another layout"
             )
 
     @property
@@ -75,7 +75,7 @@ class ImageTokenizer(Autoencoder):
         return len(self.quantizer.token_shape((1, *(1,) * (2 - len(layout)), *layout))) - 1
 
     def forward(self, images: Float[Tensor, "B C H W"]) -> TokenizerOutput:
-        """Encode, quantize, decode; the reconstruction is not clamped and has the images' size.
+        """Encode, quantize and decode; the reconstruction has the images' size and is not clamped.
 
         Raises:
             ValueError: If the images' size does not fit the quantizer's layout.
@@ -86,7 +86,7 @@ class ImageTokenizer(Autoencoder):
         return TokenizerOutput(reconstruction[..., : images.shape[-2], : images.shape[-1]], quantization, latents)
 
     def latents(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B h w D"]:
-        """What the encoder makes of images whose sides are extended to multiples of ``factor``.
+        """Output of the encoder for images padded to multiples of ``factor``.
 
         Raises:
             ValueError: If the images' size does not fit the quantizer's layout.
@@ -95,7 +95,7 @@ class ImageTokenizer(Autoencoder):
         return self.encoder(self._pad(images))
 
     def check_size(self, height: int, width: int) -> None:
-        """Say whether images of a size in pixels can be tokenized; any can unless the quantizer has a layout.
+        """Check that images of this size in pixels can be tokenized; without a quantizer's layout any size can.
 
         Raises:
             ValueError: If it does not fit the quantizer's layout.
@@ -125,14 +125,13 @@ class ImageTokenizer(Autoencoder):
         """Tokens of images, of any size unless the quantizer has a layout.
 
         Args:
-            images: (B, C, H, W) or (C, H, W): uint8, or floating in [0, 1]; or one picture as Pillow opens it or as an
-                array (H, W), (H, W, 3) or (H, W, 4) of uint8, which are brought to the tokenizer's ``channels``; or a
-                list of single ones of any sizes. Sides that are no multiple of ``factor`` are extended by repeating the
-                border.
+            images: A tensor (B, C, H, W) or (C, H, W), uint8 or floating point in [0, 1]; or a Pillow image or a uint8
+                array (H, W), (H, W, 3) or (H, W, 4), which is converted to the tokenizer's ``channels``; or a list of
+                single images of any sizes. Sides are padded to multiples of ``factor`` by repeating the border.
 
         Returns:
-            Indices (B, ceil(H / factor), ceil(W / factor), Q), int64, without B for a single image. A quantizer that
-            makes sequences of a grid (multi-scale, hierarchical) gives (B, T, Q). For a list, a list of each one's.
+            Indices (B, ceil(H / factor), ceil(W / factor), Q), int64, without B for a single image; (B, T, Q) for
+            quantizers that map a grid to a sequence (multi-scale, hierarchical). For a list, a list of indices.
 
         Raises:
             ValueError: If shape, type or values do not fit.
@@ -160,9 +159,9 @@ class ImageTokenizer(Autoencoder):
         """Images of tokens, in [0, 1].
 
         Args:
-            tokens: (B, h, w, Q), or (h, w, Q) for a single image; (B, T, Q) or (T, Q) where the quantizer makes
-                sequences.
-            size: (H, W) of the original image, to cut off what ``encode`` added; all of it where None.
+            tokens: Indices (B, h, w, Q), or (h, w, Q) for a single image; (B, T, Q) or (T, Q) for quantizers that map
+                a grid to a sequence.
+            size: (H, W) of the original image, to crop the padding that ``encode`` added; None keeps it.
 
         Returns:
             (B, C, H, W), or (C, H, W) for a single image.
@@ -173,7 +172,7 @@ class ImageTokenizer(Autoencoder):
         axes = self.num_token_axes
         if tokens.ndim not in (axes + 1, axes + 2):
             one = "h, w, Q" if axes == 2 else "T, Q"
-            raise ValueError(f"expected tokens (B, {one}) or ({one}), got {tuple(tokens.shape)}")
+            raise ValueError(f"expected tokens (B, {one}) or ({one}), got {tuple(tokens.shape)}; reshape them")
         single = tokens.ndim == axes + 1
         batch = tokens[None] if single else tokens
         with eval_mode(self):
@@ -194,27 +193,23 @@ class ImageTokenizer(Autoencoder):
     ) -> tuple[Path, Path]:
         """Write the folded tokenizer as two programs that run without gritvq, for any batch size.
 
-        ``encoder``: ``images`` (B, C, H, W), float32 in [0, 1], to ``indices`` as :meth:`encode` gives them, int64.
-        ``decoder``: ``indices`` to ``images``, as :meth:`decode` gives them. H and W are multiples of ``factor``, at
-        least twice it: nothing is extended or cut off. Inputs are not checked. The programs work in the tokenizer's
-        precision and are made for the CPU; a search holds B h w x min(K, 1024) scores, or x K where a quantizer has no
+        ``encoder`` maps ``images`` (B, C, H, W), float32 in [0, 1], to ``indices`` (int64) as :meth:`encode` does;
+        ``decoder`` maps ``indices`` to ``images`` as :meth:`decode` does. H and W must be multiples of ``factor`` and
+        at least twice it; there is no padding, and inputs are not checked. The programs run on the CPU in the
+        tokenizer's precision. A search needs memory for B h w x min(K, 1024) scores, or x K if the quantizer has no
         plain table.
 
-        Where a quantizer is exact ``"never"``, the indices do not reproduce its output: then the programs do what
-        :meth:`encode` and :meth:`decode` do, no more.
-
         Args:
-            folder: Where the files go; files of the same names are replaced.
+            folder: Folder of the files; files of the same names are replaced.
             format: ``"onnx"`` for ``encoder.onnx`` and ``decoder.onnx`` (needs the extra ``export``), ``"torch"`` for
                 ``encoder.pt2`` and ``decoder.pt2``.
-            size: (H, W) of all images. Any size where None, unless the quantizer has a layout, which needs one.
+            size: (H, W) of all images; None for any size. Required if the quantizer has a layout.
 
         Returns:
-            Encoder's and decoder's file.
+            Paths of the encoder and the decoder.
 
         Raises:
-            ValueError: If the size does not fit or is missing, packages are missing, or a part holds operators that
-                cannot be exported.
+            ValueError: If the size is wrong or missing, packages are missing, or an operator cannot be exported.
 
         Example:
             >>> from gritvq import vq_vae
@@ -237,7 +232,7 @@ class ImageTokenizer(Autoencoder):
             raise ValueError(f"expected a size (H, W) of multiples of {self.factor}, got {size}; round it up")
         folded = self.fold().cpu()
         images = torch.rand(2, self.channels, *(size or (3 * self.factor, 5 * self.factor)))
-        tokens = folded.encode(images)  # says what does not fit
+        tokens = folded.encode(images)  # checks the size
         batch, rows, columns = torch.export.Dim("batch"), *(torch.export.Dim(n, min=2) for n in ("rows", "columns"))
         of_images, of_tokens = {0: batch}, {0: batch}
         if size is None:
@@ -258,7 +253,7 @@ class ImageTokenizer(Autoencoder):
         return next(self.decoder.parameters()).dtype
 
     def _encode_each(self, images: Sequence[Tensor | Picture]) -> list[Tensor]:
-        """Those of equal size and type together."""
+        """Tokens of single images, batched by size and type."""
         pictures = [self._as_tensor(image) for image in images]
         alike: dict[Any, list[int]] = {}
         for number, picture in enumerate(pictures):
@@ -277,7 +272,7 @@ class ImageTokenizer(Autoencoder):
         return [tokens[number] for number in range(len(pictures))]
 
     def _as_tensor(self, image: Tensor | Picture) -> Tensor:
-        """A tensor as it is; any other picture as bytes of the tokenizer's channels."""
+        """Convert an image to a uint8 tensor with the tokenizer's channels; tensors are returned unchanged."""
         if isinstance(image, Tensor):
             return image
         from PIL import Image
@@ -291,8 +286,8 @@ class ImageTokenizer(Autoencoder):
                 image = Image.fromarray(image)
         if not isinstance(image, Image.Image):
             raise ValueError(
-                f"expected a tensor, a Pillow picture or an array (H, W), (H, W, 3) or (H, W, 4) of uint8, got {got}; "
-                "of several pictures make a list"
+                f"expected a tensor, a Pillow image or an array (H, W), (H, W, 3) or (H, W, 4) of uint8, got {got}; "
+                "put several images in a list"
             )
         return to_tensor(image, self.channels)
 
@@ -300,12 +295,12 @@ class ImageTokenizer(Autoencoder):
         if images.ndim not in (3, 4) or images.shape[-3] != self.channels or 0 in images.shape[-2:]:
             raise ValueError(
                 f"expected images (B, {self.channels}, H, W) or ({self.channels}, H, W), got {tuple(images.shape)}; "
-                "the color channels come before height and width"
+                "put the color channels before height and width"
             )
         if images.dtype == torch.uint8:
             images = images.float() / 255
         elif not images.is_floating_point():
-            raise ValueError(f"expected uint8 images or floating ones in [0, 1], got {images.dtype}")
+            raise ValueError(f"expected uint8 images or floating ones in [0, 1], got {images.dtype}; convert them")
         elif images.numel() and not (images.amin() >= -0.01 and images.amax() <= 1.01):
             raise ValueError(
                 f"expected values in [0, 1], got [{float(images.amin()):g}, {float(images.amax()):g}]; divide by 255 "
@@ -320,7 +315,7 @@ class ImageTokenizer(Autoencoder):
 
 
 def _check_parts(encoder: Component, quantizer: Quantizer, decoder: Component) -> None:
-    """Compare what the parts say of themselves; running them would not tell, since too large a picture is cropped."""
+    """Compare the parts' attributes; a run would not fail, since too large a reconstruction is cropped."""
     for name, part in (("encoder", encoder), ("decoder", decoder)):
         missing = [setting for setting in ("dim", "factor", "channels") if getattr(part, setting, None) is None]
         if missing:

@@ -1,4 +1,4 @@
-"""Callbacks: what happens around the steps of a tokenizer's training."""
+"""Callbacks for training tokenizers."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ __all__ = [
 ]
 
 log = logging.getLogger("gritvq")
-_QUIET = 60.0  # seconds without a line
+_QUIET = 60.0  # seconds between progress lines
 
 
 def _tokenizer(task: LightningModule) -> Autoencoder:
@@ -33,11 +33,11 @@ def _tokenizer(task: LightningModule) -> Autoencoder:
 
 
 class CodebookInitialization(Callback):
-    """Fits the codebook to the latents of the first batches, before the first step, if the quantizer wants it.
+    """Initializes the codebook from the latents of the first batches, if ``quantizer.wants_initialization``.
 
     Args:
         vectors_per_code: Latents collected per code.
-        max_batches: At most so many batches.
+        max_batches: Largest number of batches read.
     """
 
     def __init__(self, vectors_per_code: int = 4, max_batches: int = 64) -> None:
@@ -45,7 +45,7 @@ class CodebookInitialization(Callback):
 
     @torch.no_grad()
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Collect and fit; a resumed run is past this."""
+        """Collect latents and initialize; a resumed run skips this."""
         tokenizer = _tokenizer(pl_module)
         if cast(Task, pl_module).step > 0 or not tokenizer.quantizer.wants_initialization:
             return
@@ -62,54 +62,59 @@ class CodebookInitialization(Callback):
 
 
 class CodebookUpdate(Callback):
-    """Calls ``update_codebook`` after every optimizer step, once per step also under gradient accumulation."""
+    """Calls ``update_codebook`` once after every optimizer step, also with gradient accumulation."""
 
     def __init__(self) -> None:
         self.step = 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Remember where a resumed run starts."""
+        """Remember the first step, which is not 0 in a resumed run."""
         self.step = cast(Task, pl_module).step
         _tokenizer(pl_module).quantizer.expect_updates()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Update if the optimizer moved."""
+        """Update the codebook if the optimizer has stepped."""
         if cast(Task, pl_module).step != self.step:
             self.step = cast(Task, pl_module).step
             _tokenizer(pl_module).quantizer.update_codebook(trainer.optimizers[0])
 
 
 class RandomState(Callback):
-    """Keeps torch's random state of every process in the checkpoint, so that a resumed run draws the same noise."""
+    """Saves torch's random state of every process in the checkpoint, so that a resumed run draws the same noise."""
 
     def __init__(self) -> None:
         self.states: dict[str, Tensor] = {}
 
     def state_dict(self) -> dict[str, Any]:
-        """The states now, one row for each process."""
+        """The current states, one row per process."""
         states = {"torch": all_gather_rows(torch.get_rng_state()[None])}
         if torch.cuda.is_available() and torch.cuda.is_initialized():
             states["cuda"] = all_gather_rows(torch.cuda.get_rng_state()[None])
         return states
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Keep them until training starts."""
+        """Store the states until training starts."""
         self.states = state_dict
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Restore after everything else that may have drawn numbers."""
+        """Restore the states, after other callbacks may have drawn random numbers."""
         for name, setter in (("torch", torch.set_rng_state), ("cuda", torch.cuda.set_rng_state)):
             if name in self.states and (name == "torch" or torch.cuda.is_available()):
-                rows = self.states[name].reshape(-1, self.states[name].shape[-1])  # earlier versions: one process's
+                rows = self.states[name].reshape(-1, self.states[name].shape[-1])  # earlier versions saved one row
                 setter(rows[trainer.global_rank % len(rows)].clone())  # a view of a row crashes PyTorch
 
 
 def collapse_advice(usage: float, codebook_size: int, num_tokens: float) -> str | None:
-    """Say in words that a codebook collapsed and what to change; None if it did not.
+    """Advice on how to fix a collapsed codebook, or None if it has not collapsed.
 
-    A codebook counts as collapsed if fewer than a fifth of the codes that the tokens could have reached were used.
+    A codebook counts as collapsed if fewer than a fifth of the codes that so many tokens can use are in use.
+
+    Args:
+        usage: Fraction of codes in use.
+        codebook_size: Number of codes K.
+        num_tokens: Number of tokens that usage was measured on.
 
     Example:
         >>> collapse_advice(0.9, 1024, 1e6) is None
@@ -128,10 +133,10 @@ def collapse_advice(usage: float, codebook_size: int, num_tokens: float) -> str 
 
 
 class CollapseWarning(Callback):
-    """Says after validation when the codebook has collapsed."""
+    """Logs a warning after validation if the codebook has collapsed."""
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Look at the usage just measured."""
+        """Check the usage that the validation measured."""
         values = trainer.callback_metrics
         if "val/usage" not in values or not trainer.is_global_zero:
             return
@@ -142,9 +147,9 @@ class CollapseWarning(Callback):
 
 
 class StepProgress(Callback):
-    """A progress bar over the steps, with what the task logs of the recent batches.
+    """A progress bar over the steps with the task's recent metrics.
 
-    Where the error stream is no terminal, a line at every tenth of the run and once a minute.
+    If stderr is not a terminal, it prints a line after every tenth of the run and at least once a minute.
     """
 
     def __init__(self) -> None:
@@ -174,7 +179,7 @@ class StepProgress(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Move on."""
+        """Advance the bar, or print a line."""
         done, total = cast(Task, pl_module).step, trainer.max_steps
         if self.bar is not None:
             self.bar.update(self.task, completed=done, live=_live(trainer))
@@ -187,7 +192,7 @@ class StepProgress(Callback):
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, *_: Any
     ) -> None:
-        """Say how far a validation is."""
+        """Show the progress of a validation."""
         if self.bar is not None:
             self.bar.update(self.task, live=f"validating {batch_idx + 1} of {trainer.num_val_batches[0]}")
 

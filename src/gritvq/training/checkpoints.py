@@ -1,4 +1,4 @@
-"""Checkpoints on the disk: whole or not at all, with a checksum, and nothing but tensors and plain data."""
+"""Checkpoint files: written atomically, with a checksum, and read without unpickling code."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ __all__ = ["CheckpointFiles"]
 
 
 class CheckpointFiles(TorchCheckpointIO):
-    """How Lightning writes and reads checkpoints, with the one order of writing and the one checksum of all files.
+    """Writes and reads Lightning's checkpoints atomically, with the checksum that all files of gritvq have.
 
-    Lightning's own way writes them into the system's folder for temporary files first; moved from there to another
-    disk they are copied, and a process that dies meanwhile leaves half of one.
+    Lightning's own plugin writes to the system's temporary folder first. If that is on another disk, the file is
+    copied from there, and a process that is killed meanwhile leaves a truncated checkpoint.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        """Write a checkpoint; an old one of the same name is replaced."""
+        """Write a checkpoint; an existing file of that name is replaced."""
         with replacing(path) as scratch:
             torch.save(checkpoint, scratch)
             seal_archive(scratch)

@@ -1,4 +1,4 @@
-"""What a run trains on, and the form in which Lightning takes it."""
+"""Training data, and its wrapper for Lightning."""
 
 from __future__ import annotations
 
@@ -14,26 +14,23 @@ __all__ = ["DataModule", "TrainingData"]
 
 
 class TrainingData(Protocol):
-    """Batches to train on, endless, and batches to measure on.
-
-    :class:`gritvq.images.ImageData` and :class:`gritvq.items.sequences.SequenceData` are such.
-    """
+    """Loaders for training and validation: :class:`gritvq.images.ImageData`, :class:`gritvq.items.SequenceData`."""
 
     def train_dataloader(self, first_step: Callable[[], int] = ...) -> DataLoader[Any]:
-        """Endless batches, each iteration from the step on that ``first_step`` says."""
+        """Endless batches; each iteration starts at the step that ``first_step`` returns."""
 
     def val_dataloader(self) -> DataLoader[Any]:
-        """Batches to measure on, in a fixed order."""
+        """Validation batches in a fixed order."""
 
 
 class DataModule(LightningDataModule):
-    """Training data for Lightning: batches start at the task's step, so a resumed run goes on bitwise.
+    """Training data as a Lightning module; batches start at the task's step, so that a run resumes bitwise.
 
-    Only a trainer of your own needs it, to fit a :class:`~gritvq.training.Task`; :func:`gritvq.training.train` takes
-    the data themselves.
+    :func:`gritvq.training.train` applies it to its data; use it to fit a :class:`~gritvq.training.Task` with your own
+    ``Trainer``.
 
     Args:
-        data: What to train on.
+        data: The training data.
 
     Example:
         >>> from gritvq.images import ImageData
@@ -47,11 +44,11 @@ class DataModule(LightningDataModule):
         self.data = data
 
     def train_dataloader(self) -> DataLoader[Any]:
-        """Endless batches from the task's current step on, or from step 0 without a trainer."""
+        """Endless batches from the task's current step, or from step 0 without a trainer."""
         return self.data.train_dataloader(self._first_step)
 
     def val_dataloader(self) -> DataLoader[Any]:
-        """Batches to measure on."""
+        """Validation batches."""
         return self.data.val_dataloader()
 
     def _first_step(self) -> int:

@@ -1,4 +1,4 @@
-"""What an interrupt or a request to end does to a run: it saves, says so, and stops."""
+"""Stopping a run on SIGINT or SIGTERM with a checkpoint."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ __all__ = ["Interrupted", "Interruption", "Listener", "Stop"]
 
 
 class Interrupted(KeyboardInterrupt):
-    """A run was asked to stop, by Ctrl-C (SIGINT) or by SIGTERM.
+    """A run was stopped by Ctrl-C (SIGINT) or by SIGTERM.
 
     Args:
-        message: What it left; empty in all processes of a run but the first.
-        number: The signal; None in all processes but the first.
+        message: What was saved; empty in all processes but the first.
+        number: Number of the signal; None in all processes but the first.
 
     Attributes:
-        exit_code: What a shell expects of the program: 128 and the number of the signal, 0 without one.
+        exit_code: Exit code of the program: 128 plus the number of the signal, 0 without one.
     """
 
     def __init__(self, message: str, number: int | None) -> None:
@@ -35,37 +35,37 @@ class Interrupted(KeyboardInterrupt):
 
 
 class Stop(BaseException):
-    """Ends Lightning's loops; no KeyboardInterrupt, which Lightning answers by killing and exiting itself."""
+    """Ends Lightning's loops; on a KeyboardInterrupt Lightning would kill its processes and exit."""
 
 
 class Listener(Callback):
-    """Listens from before the codebook is fitted, see :class:`Interruption`; the first callback of a run."""
+    """Installs the signal handlers of an :class:`Interruption` early; must be the first callback of a run."""
 
     def __init__(self, interruption: Interruption) -> None:
         self.interruption = interruption
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Already here, so that processes that read data inherit it and leave Ctrl-C to this one."""
+        """Install them before worker processes start, which inherit them and leave Ctrl-C to this process."""
         self.interruption.listen()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """In the place of Lightning, which has begun to listen and would end the run without saving."""
+        """Install them again: Lightning has put in its own, which would end the run without saving."""
         self.interruption.listen()
 
 
 class Interruption(Callback):
-    """Ends a run at the next step after SIGINT or SIGTERM with a checkpoint from which it goes on bitwise.
+    """Stops a run at the next step after SIGINT or SIGTERM, with a checkpoint from which it resumes bitwise.
 
-    All processes stop after the same step, whichever of them was told to. A validation that has begun is finished. A
-    second signal stops at once, and so does the first while the codebook is being fitted, when there is nothing to
-    save. SLURM's signal for requeueing stays Lightning's.
+    All processes stop after the same step, whichever received the signal. A validation in progress is finished first.
+    A second signal stops at once; so does the first one during codebook initialization, when there is nothing to
+    save. SLURM's requeue signal is left to Lightning.
 
     Args:
-        path: Where the checkpoint goes; None where the run writes nothing.
+        path: Path of the checkpoint; None for a run without a folder.
 
     Attributes:
-        number: The signal; 0 before there is one.
-        saved: Whether the run has come to its end at a whole step.
+        number: Number of the signal; 0 if there was none.
+        saved: Whether the run has stopped after a complete step.
     """
 
     def __init__(self, path: Path | None) -> None:
@@ -74,24 +74,24 @@ class Interruption(Callback):
         self._before: dict[int, Any] = {}
 
     def listen(self) -> None:
-        """Take over both signals; threads cannot."""
+        """Install handlers of both signals, which only the main thread can."""
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
                 before = signal.signal(number, self._told)
                 self._before.setdefault(number, before)
 
     def close(self) -> None:
-        """Give the signals back."""
+        """Restore the previous handlers."""
         for number, before in self._before.items():
             signal.signal(number, signal.SIG_DFL if before is None else before)
         self._before = {}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Remember where a resumed run starts."""
+        """Remember the first step, which is not 0 in a resumed run."""
         self._steps = cast(Task, pl_module).step
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Stop if the step before was the last; by now everything about it is logged."""
+        """Stop once the previous step is saved; its logs are complete now."""
         if self.saved:
             raise Stop
         self._can_wait = True
@@ -99,27 +99,27 @@ class Interruption(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Save if asked to stop, after a whole step of the optimizer."""
+        """Save after a complete optimizer step if a signal has arrived."""
         if cast(Task, pl_module).step != self._steps:
             self._steps = cast(Task, pl_module).step
             self._save(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save again what the validation changed: that it is done, and the best so far."""
+        """Save again, with the results of the validation."""
         if self._can_wait:
             self._save(trainer)
 
     def _save(self, trainer: Trainer) -> None:
         if not int(all_reduce_sum(torch.tensor(self.number))):
             return
-        self.number = self.number or signal.SIGTERM  # another process was told
+        self.number = self.number or signal.SIGTERM  # another process received the signal
         self._saving = True
         if self.path is not None:
             trainer.save_checkpoint(self.path)
         self._saving, self.saved = False, True
 
     def _told(self, number: int, frame: FrameType | None) -> None:
-        if os.getpid() != self._process:  # one that reads data for this process
+        if os.getpid() != self._process:  # a data loader's worker
             if number == signal.SIGTERM:
                 signal.signal(number, signal.SIG_DFL)
                 os.kill(os.getpid(), number)

@@ -1,4 +1,4 @@
-"""The processes of a run, before it starts: how many, which one this is, and how they agree."""
+"""The processes of a distributed run, before training starts."""
 
 from __future__ import annotations
 
@@ -15,24 +15,23 @@ from gritvq.training.run import TrainingPlan, silence
 
 __all__ = ["Launch"]
 
-_STARTED_BY = "GRITVQ_STARTED_BY"  # a process of ours tells its number to those it starts
+_STARTED_BY = "GRITVQ_STARTED_BY"  # id of the process that started this one
 
 
 class Launch:
-    """The processes that a plan asks for, as one of them sees them; Lightning knows SLURM, torchrun and the others.
+    """The processes that a plan asks for, as detected by Lightning.
 
-    A run may be started once, and starts the other processes itself when training begins; or all its processes are
-    started side by side, by ``srun`` or ``torchrun``. What one process has to decide for all of them, such as whether
-    a folder is free, goes through :meth:`agree`.
+    Either the first process starts the others when training begins, or ``srun`` or ``torchrun`` starts all of them.
+    What the first process decides for all, such as whether a folder is empty, goes through :meth:`agree`.
 
     Args:
         plan: Accelerator, devices, nodes and precision.
 
     Attributes:
-        first: Whether this is the process that writes.
+        first: Whether this is the process that writes files.
 
     Raises:
-        ValueError: If this machine lacks the accelerator or the devices, or other processes were started than planned.
+        ValueError: If the accelerator or the devices are missing, or the plan does not fit the started processes.
     """
 
     def __init__(self, plan: TrainingPlan) -> None:
@@ -69,10 +68,10 @@ class Launch:
             )
 
     def agree(self, job: Callable[[], None]) -> None:
-        """Do something in the first process; the others wait for it, and fail where it fails.
+        """Call ``job`` in the first process; the others wait, and all fail if it fails.
 
         Raises:
-            ValueError: If the job raised it, or an OSError, in the first process.
+            ValueError: If the job raised a ValueError or an OSError.
         """
         if self._beside and not dist.is_initialized():
             self._strategy.setup_environment()
@@ -89,7 +88,7 @@ class Launch:
 
 
 def _others() -> int:
-    """The number of this process where it was started as one of several, from 1; 0 where it stands alone."""
+    """Number of this process, from 1, if it was started as one of several; else 0."""
     if TorchElasticEnvironment.detect():
         return int(os.environ["RANK"]) + 1 if int(os.environ["WORLD_SIZE"]) > 1 else 0
     return int(os.environ.get("SLURM_PROCID", 0)) if SLURMEnvironment.detect() else 0

@@ -1,4 +1,4 @@
-"""Objectives: what a tokenizer is trained for, as functions of its errors and its quantizer's output, in any domain."""
+"""Objectives: training losses as functions of the reconstruction error and the quantizer's output, for any domain."""
 
 from __future__ import annotations
 
@@ -23,8 +23,7 @@ class Objective(Component, ABC):
     """Named, weighted losses of one batch; the task minimizes their sum.
 
     Attributes:
-        value_scale: What differences of values in [0, 1], such as pixels, are multiplied by: 2 where they are meant to
-            be of values in [-1, 1], the field's usual range.
+        value_scale: Factor for errors of values in [0, 1], such as pixels; 2 gives errors of values in [-1, 1].
         continuous: Whether the continuous latent is decoded too, see :class:`TwoPathObjective`.
     """
 
@@ -36,13 +35,13 @@ class Objective(Component, ABC):
         """Losses by name.
 
         Args:
-            error: What was decoded minus what was encoded, float32.
-            output: The quantizer's.
+            error: Reconstruction minus input, float32.
+            output: Output of the quantizer.
         """
 
 
 class ReconstructionObjective(Objective):
-    """Mean error plus whatever the quantizer asks for.
+    """Mean reconstruction error plus the quantizer's losses.
 
     ``weight * mean |error|^p`` with p = 2 or 1; pixels are scaled to [-1, 1].
 
@@ -65,29 +64,29 @@ class ReconstructionObjective(Objective):
         self.norm, self.weight = _check_norm(norm), float(weight)
 
     def forward(self, error: Float[Tensor, "B ..."], output: QuantizerOutput) -> dict[str, Tensor]:
-        """Losses ``reconstruction`` and those of the quantizer."""
+        """Loss ``reconstruction`` and the quantizer's losses."""
         return {"reconstruction": self.weight * _mean_error(self.norm, error), **output.losses}
 
 
 class ElboObjective(Objective):
-    """A variational bound per component: a Gaussian log-likelihood of what is decoded, and latent losses.
+    """Negative variational bound in nats per component: Gaussian reconstruction term plus latent losses.
 
-    With SE the squared error of a sample, n its components (C H W of an image) and T its token positions, the sum over
-    a sample is the reconstruction term below plus T times the quantizer's losses, which are means per vector. All of it
-    is then divided by n ("nats per component"): the minimum is the same, and learning rates and gradient clipping
-    mean what they do for the other objectives.
+    Let SE be the squared error of a sample, n its number of components (C H W of an image) and T its number of token
+    positions. The bound of a sample is the reconstruction term below plus T times the quantizer's losses, which are
+    means per vector. It is divided by n, so that learning rates and gradient clipping mean the same as for the other
+    objectives.
 
     - ``"arelbo"``: ``n/2 log(mean SE over the batch)``, the likelihood's variance at its best value;
     - ``"learned"``: ``SE / (2 s) + n/2 log s`` with a learned variance s per component;
     - ``"fixed"``: ``SE / (2 s)``.
 
-    Pixels are compared in [0, 1] here, as the methods' authors do. The first two do not depend on that but for a
-    constant (and the start of s); in the third it decides how much the latent losses weigh.
+    Pixels are in [0, 1] here, as in the papers. This scale changes the first two by a constant only; in the third it
+    sets the relative weight of the latent losses.
 
     Args:
-        likelihood: One of the three.
-        variance: s: the start of ``"learned"`` (None: 0.1) or the value of ``"fixed"`` (None: 0.5, the plain squared
-            error). Unused by ``"arelbo"``.
+        likelihood: ``"arelbo"``, ``"learned"`` or ``"fixed"``.
+        variance: s: initial value for ``"learned"`` (None: 0.1), or the value for ``"fixed"`` (None: 0.5, the plain
+            squared error). Must be None for ``"arelbo"``.
 
     Raises:
         ValueError: If the likelihood is unknown, or the variance is not positive or not used.
@@ -98,8 +97,8 @@ class ElboObjective(Objective):
 
     References:
         Takida et al., "Preventing Oversmoothing in VAE via Generalized Variance Parameterization", Neurocomputing 2022,
-        arXiv 2102.08663 (ARELBO); Takida et al., SQ-VAE, ICML 2022, arXiv 2205.07547. The division by n is our choice;
-        its constant ``-1/2 log n`` in the first form is left out.
+        arXiv 2102.08663 (ARELBO); Takida et al., SQ-VAE, ICML 2022, arXiv 2205.07547. We divide by n, and leave out
+        the constant ``-1/2 log n`` of the first form.
     """
 
     def __init__(
@@ -107,25 +106,25 @@ class ElboObjective(Objective):
     ) -> None:
         super().__init__()
         if likelihood not in ("arelbo", "learned", "fixed"):
-            raise ValueError(f"expected likelihood 'arelbo', 'learned' or 'fixed', got {likelihood!r}")
+            raise ValueError(f"expected likelihood 'arelbo', 'learned' or 'fixed', got {likelihood!r}; choose one")
         if variance is not None and (likelihood == "arelbo" or not 0 < variance < math.inf):
             raise ValueError(
                 f"expected a variance > 0 with likelihood 'learned' or 'fixed', got {variance!r} with {likelihood!r}; "
-                "'arelbo' finds its own"
+                "leave it out for 'arelbo', which estimates it"
             )
         self.likelihood = likelihood
         self.variance = (0.1 if likelihood == "learned" else 0.5) if variance is None else float(variance)
         self.log_variance = nn.Parameter(torch.tensor(math.log(self.variance))) if likelihood == "learned" else None
 
     def forward(self, error: Float[Tensor, "B ..."], output: QuantizerOutput) -> dict[str, Tensor]:
-        """Losses ``reconstruction`` and, scaled to a sample, those of the quantizer."""
+        """Loss ``reconstruction`` and the quantizer's losses, all in nats per component."""
         share = output.quantized.shape[1:-1].numel() / error[0].numel()
         losses = {name: loss * share for name, loss in output.losses.items()}
         return {"reconstruction": self.reconstruction(error.square()), **losses}
 
     def reconstruction(self, error: Float[Tensor, "B ..."]) -> Float[Tensor, ""]:
-        """The reconstruction term per component, from squared errors."""
-        if self.likelihood == "arelbo":  # the logarithm of a batch mean is that of all processes
+        """The reconstruction term per component, given squared errors."""
+        if self.likelihood == "arelbo":  # the mean inside the logarithm is over the batches of all processes
             total, count = all_reduce_sum(error.sum()), all_reduce_sum(error.new_tensor(error.numel()))
             return 0.5 * (total / count).clamp_min(1e-12).log()
         if self.log_variance is None:
@@ -137,10 +136,10 @@ class ElboObjective(Objective):
 
 
 class TwoPathObjective(Objective):
-    """Errors of two decodings, of the quantized and of the continuous latent, plus the quantizer's losses.
+    """Reconstruction errors of the quantized and of the continuous latent, plus the quantizer's losses.
 
     ``weight * (mean |x - D(q)|^p + mean |x - D(z)|^p)`` with p = 2 or 1, for pixels scaled to [-1, 1]; q and z come
-    from one draw. A training step decodes twice as many latents as one of :class:`ReconstructionObjective`. In eval
+    from the same sample. Training decodes twice as many latents as with :class:`ReconstructionObjective`; in eval mode
     only q is decoded.
 
     Args:
@@ -158,7 +157,7 @@ class TwoPathObjective(Objective):
         ['codebook', 'commitment', 'continuous_reconstruction', 'reconstruction']
 
     References:
-        VAEVQ, AAAI 2026, arXiv 2511.06863. That errors are means over pixels in [-1, 1] is our choice.
+        VAEVQ, AAAI 2026, arXiv 2511.06863. Errors are means over pixels in [-1, 1], which is our choice.
     """
 
     value_scale = 2.0
@@ -169,11 +168,11 @@ class TwoPathObjective(Objective):
         self.norm, self.weight = _check_norm(norm), float(weight)
 
     def forward(self, error: Float[Tensor, "P B ..."], output: QuantizerOutput) -> dict[str, Tensor]:
-        """Losses ``reconstruction``, with two errors ``continuous_reconstruction``, and those of the quantizer.
+        """Losses ``reconstruction``, ``continuous_reconstruction`` (in training) and those of the quantizer.
 
         Args:
-            error: Of the quantized latent, then of the continuous one; in eval the first alone.
-            output: The quantizer's.
+            error: Errors of the quantized latent (P = 1, eval mode) and of the continuous one (P = 2, training).
+            output: Output of the quantizer.
         """
         names = ("reconstruction", "continuous_reconstruction")
         errors = {name: self.weight * _mean_error(self.norm, each) for name, each in zip(names, error, strict=False)}
@@ -181,10 +180,10 @@ class TwoPathObjective(Objective):
 
 
 def objective_for(quantizer: Quantizer) -> Objective:
-    """The objective that a quantizer's losses are made for, with its default settings.
+    """The objective that ``quantizer.objective`` names, with its default settings.
 
     Raises:
-        ValueError: If there is none for what the quantizer declares.
+        ValueError: If the name is unknown.
 
     Example:
         >>> from gritvq import grit_vq
@@ -201,14 +200,14 @@ def objective_for(quantizer: Quantizer) -> Objective:
         case "albo":
             return ElboObjective("fixed")
     raise ValueError(
-        f"expected a quantizer made for 'reconstruction', 'two_path', 'arelbo' or 'albo', got {quantizer.objective!r} "
+        f"expected quantizer.objective 'reconstruction', 'two_path', 'arelbo' or 'albo', got {quantizer.objective!r} "
         f"from {type(quantizer).__name__}; pass an objective of your own"
     )
 
 
 def _check_norm(norm: str) -> str:
     if norm not in ("l1", "l2"):
-        raise ValueError(f"expected norm 'l1' or 'l2', got {norm!r}")
+        raise ValueError(f"expected norm 'l1' or 'l2', got {norm!r}; choose one")
     return norm
 
 

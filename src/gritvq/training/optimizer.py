@@ -1,4 +1,4 @@
-"""How parameters move: AdamW, its schedule, and the loop of what trains without Lightning."""
+"""AdamW, its learning rate schedules, and a training loop for models that train without Lightning."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ RateSchedule = Literal["cosine", "flat_linear", "constant", "cosine_from_start"]
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerSettings:
-    """AdamW and its learning rate over a run.
+    """Settings of AdamW and of its learning rate schedule.
 
     Args:
         lr: Peak learning rate.
         warmup_steps: Steps of linear warm-up.
-        schedule: After the warm-up a ``"cosine"`` to zero; ``"flat_linear"``: flat for 30 % of the rest, then linear to
-            1 % (the annealing of FVQ, whose warm-up takes a tenth of the run); or ``"constant"``. The cosine of
-            ``"cosine_from_start"`` begins with the warm-up, and the two are multiplied.
+        schedule: Schedule after the warm-up. ``"cosine"``: cosine decay to zero. ``"flat_linear"``: constant for 30 %
+            of the remaining steps, then linear decay to 1 % (FVQ's schedule, with a warm-up of a tenth of the run).
+            ``"constant"``. ``"cosine_from_start"``: a cosine over the whole run, multiplied by the warm-up.
         betas: Decay rates of the moments.
-        weight_decay: Of parameter groups that do not say their own.
+        weight_decay: Weight decay of parameter groups without their own.
         gradient_clip: Largest gradient norm; 0 for none.
 
     Raises:
-        ValueError: If a number is out of range, or there is no such schedule.
+        ValueError: If a number is out of range or the schedule is unknown.
 
     Example:
         >>> settings = OptimizerSettings(warmup_steps=2)
@@ -50,18 +50,18 @@ class OptimizerSettings:
         if not self.lr > 0 or self.warmup_steps < 0 or self.weight_decay < 0:
             raise ValueError(
                 f"expected lr > 0, warmup_steps >= 0 and weight_decay >= 0, got {self.lr!r}, {self.warmup_steps!r}, "
-                f"{self.weight_decay!r}"
+                f"{self.weight_decay!r}; change the one that is out of range"
             )
         if self.schedule not in get_args(RateSchedule):
             known = " or ".join(map(repr, get_args(RateSchedule)))
-            raise ValueError(f"expected schedule {known}, got {self.schedule!r}")
+            raise ValueError(f"expected schedule {known}, got {self.schedule!r}; choose one")
 
     def rate(self, step: int, total_steps: int) -> float:
-        """The share of ``lr`` at a step.
+        """Learning rate at a step as a fraction of ``lr``.
 
         Args:
-            step: Steps before.
-            total_steps: Steps of the run; without an end (-1) the rate stays at its peak.
+            step: Number of steps already taken.
+            total_steps: Steps of the run; -1 (no end) keeps the peak rate after the warm-up.
 
         Example:
             >>> settings = OptimizerSettings(schedule="flat_linear")
@@ -79,7 +79,7 @@ class OptimizerSettings:
         return 1 - 0.99 * max(0.0, passed - 0.3) / 0.7
 
     def optimizer(self, groups: list[dict[str, Any]], total_steps: int) -> tuple[torch.optim.AdamW, LambdaLR]:
-        """The optimizer of parameter groups, and its schedule, which is to be stepped with it."""
+        """The optimizer of the parameter groups and its schedule; step both together."""
         made = torch.optim.AdamW(groups, lr=self.lr, betas=self.betas, weight_decay=self.weight_decay)
         return made, LambdaLR(made, lambda step: self.rate(step, total_steps))
 
@@ -87,11 +87,11 @@ class OptimizerSettings:
 def take_steps(
     losses: Iterable[Tensor], optimizer: torch.optim.Optimizer, schedule: LambdaLR, *, gradient_clip: float = 0.0
 ) -> Iterator[float]:
-    """Minimize losses one by one, each once, and yield its value after the step.
+    """Take one optimizer step for each loss, and yield the loss's value after the step.
 
     Args:
-        losses: Scalars, each computed when it is asked for, so after the step before; a generator.
-        optimizer: Of what they depend on.
+        losses: Generator of scalar losses; each is computed after the step of the previous one.
+        optimizer: The optimizer.
         schedule: Its schedule.
         gradient_clip: Largest gradient norm; 0 for none.
 

@@ -1,4 +1,4 @@
-"""Whole runs: train a model."""
+"""Training runs: plan, logs, checkpoints and resuming."""
 
 from __future__ import annotations
 
@@ -25,28 +25,31 @@ from gritvq.training.checkpoints import CheckpointFiles
 from gritvq.training.data import DataModule, TrainingData
 from gritvq.training.interruption import Interrupted, Interruption, Listener, Stop
 from gritvq.training.run_folder import RunFolder
-from gritvq.training.task import LOG_EVERY, Task, steps_done
+from gritvq.training.task import LOG_EVERY, Task, differing_names, steps_done
 
 __all__ = ["TrainingPlan", "check_checkpoint", "seed_everything", "silence", "train"]
 
-_MANY_LOSSES = "ddp_find_unused_parameters_true"  # no loss depends on all parameters
+_MANY_LOSSES = "ddp_find_unused_parameters_true"  # with several optimizers no loss depends on all parameters
 
 
 @dataclass(frozen=True)
 class TrainingPlan:
-    """How long and on what to train.
+    """Length of a run, its precision and its hardware.
 
     Args:
         max_steps: Optimizer steps.
-        seed: Seed of everything random but the data order, which has its own.
-        precision: Lightning's name: ``"32-true"``, ``"bf16-mixed"`` or ``"16-mixed"``.
+        seed: Random seed of everything except the data order, which has its own.
+        precision: ``"32-true"``, ``"bf16-mixed"`` or ``"16-mixed"``.
         gradient_clip: Largest gradient norm; 0 for none.
         accumulate: Batches per optimizer step.
         validate_every: Steps between validations; 0 for none during training.
         checkpoint_every: Steps between checkpoints; 0 keeps the last one only.
-        accelerator: ``"auto"``, ``"cpu"``, ``"gpu"``.
-        devices: Devices to use on each node.
-        num_nodes: Machines.
+        accelerator: ``"auto"``, ``"cpu"`` or ``"gpu"``.
+        devices: Number of devices on each node.
+        num_nodes: Number of nodes.
+
+    Raises:
+        ValueError: If a number is too small.
     """
 
     max_steps: int = 2000
@@ -70,7 +73,7 @@ class TrainingPlan:
             ("checkpoint_every", 0),
         ):
             if getattr(self, name) < least:
-                raise ValueError(f"expected {name} >= {least}, got {getattr(self, name)}")
+                raise ValueError(f"expected {name} >= {least}, got {getattr(self, name)}; give a larger {name}")
 
 
 @contextmanager
@@ -92,27 +95,27 @@ def train(
     callbacks: Sequence[Callback] = (),
     loggers: Sequence[Logger] = (),
 ) -> Trainer:
-    """Run a training; with a folder also logs, checkpoints and what the task writes, the model itself among it.
+    """Train a model; with a folder also write logs, checkpoints and the trained model.
 
-    The caller seeds before building the task, so that initial weights are reproducible too.
+    For reproducible initial weights call :func:`seed_everything` before building the task.
 
     Args:
-        task: What to train.
-        data: On what.
-        plan: For how long.
-        folder: Where ``logs/``, ``checkpoints/`` and the task's own files go (a tokenizer's: pictures and
-            ``tokenizer/``; a recommender's: ``recommender/``); nothing is written where None.
-        resume: Checkpoint to go on from; the loss curve continues bitwise on the same machine.
-        progress: Whether to show a bar, or a line now and then where there is no terminal.
-        callbacks: Lightning's callbacks besides those that the task needs; they come after them.
-        loggers: Lightning's loggers besides TensorBoard and CSV, which a run with a folder has.
+        task: The model and its losses.
+        data: Training and validation data.
+        plan: Length of the run, precision and hardware.
+        folder: Where ``logs/``, ``checkpoints/`` and the task's files are written (plots and ``tokenizer/``, or
+            ``recommender/``); None writes nothing and skips validation.
+        resume: Checkpoint to resume from; the loss curve continues bitwise on the same machine.
+        progress: Whether to show a progress bar, or progress lines if stderr is not a terminal.
+        callbacks: Additional Lightning callbacks; they run after the task's own.
+        loggers: Additional Lightning loggers; a run with a folder also logs to TensorBoard and CSV.
 
     Returns:
         The trainer, after its last step.
 
     Raises:
         ValueError: If the checkpoint does not exist or does not fit.
-        Interrupted: After SIGINT or SIGTERM, a KeyboardInterrupt; with a folder, the last step is saved.
+        Interrupted: After SIGINT or SIGTERM; a subclass of KeyboardInterrupt. With a folder the last step is saved.
     """
     if resume is not None:
         check_checkpoint(task, plan, resume)
@@ -124,38 +127,35 @@ def train(
     if progress:
         called.append(StepProgress())
     if run is not None:
-        # It saves after the step, which is meant.
         warnings.filterwarnings("ignore", message=".*ModelCheckpoint with manual optimization")
-        called += [
-            ModelCheckpoint(
-                dirpath=run.checkpoints,
-                filename="step-{step}",
-                auto_insert_metric_name=False,
-                every_n_train_steps=min(plan.checkpoint_every or plan.max_steps, plan.max_steps),
-                save_top_k=-1 if plan.checkpoint_every else 1,
-                save_last=True,
-                enable_version_counter=False,
-            ),
-        ]
-        version = f"run-{len(list(run.logs.glob('run-*')))}"  # a resumed run logs beside the one it continues
+        checkpointing = ModelCheckpoint(
+            dirpath=run.checkpoints,
+            filename="step-{step}",
+            auto_insert_metric_name=False,
+            every_n_train_steps=min(plan.checkpoint_every or plan.max_steps, plan.max_steps),
+            save_top_k=-1 if plan.checkpoint_every else 1,
+            save_last=True,
+            enable_version_counter=False,
+        )
+        called.append(checkpointing)
+        version = f"run-{len(list(run.logs.glob('run-*')))}"  # a resumed run logs to a new folder
         logging_to = [*(kind(run.path, run.logs.name, version) for kind in (TensorBoardLogger, CSVLogger)), *loggers]
     task.accumulate, task.gradient_clip = plan.accumulate, plan.gradient_clip
+    validates = run is not None and plan.validate_every > 0
     trainer = Trainer(
         max_steps=plan.max_steps,
         max_epochs=-1,
         precision=plan.precision,
-        val_check_interval=plan.validate_every * plan.accumulate if run is not None and plan.validate_every else None,
-        check_val_every_n_epoch=None if run is not None and plan.validate_every else 1,
-        limit_val_batches=1.0 if run is not None and plan.validate_every else 0,
+        val_check_interval=plan.validate_every * plan.accumulate if validates else None,
+        check_val_every_n_epoch=None if validates else 1,
+        limit_val_batches=1.0 if validates else 0,
         num_sanity_val_steps=0,
         accelerator=plan.accelerator,
         strategy=_MANY_LOSSES if task.num_optimizers > 1 and plan.devices * plan.num_nodes > 1 else "auto",
         devices=plan.devices,
         num_nodes=plan.num_nodes,
         plugins=[CheckpointFiles()],
-        default_root_dir=None
-        if run is None
-        else run.path,  # where Lightning keeps the checkpoint of a job that SLURM puts back into its queue
+        default_root_dir=None if run is None else run.path,  # for Lightning's checkpoint when SLURM requeues the job
         callbacks=called,
         logger=logging_to or False,
         log_every_n_steps=LOG_EVERY,
@@ -175,7 +175,7 @@ def train(
         raise KeyboardInterrupt from None
     except Stop:
         if not interruption.saved and trainer.strategy.launcher is not None:
-            trainer.strategy.launcher.kill(signal.SIGKILL)  # the others may be waiting for this process
+            trainer.strategy.launcher.kill(signal.SIGKILL)  # the other processes may wait for this one
     finally:
         interruption.close()
     last = None if run is None else run.last_checkpoint
@@ -184,35 +184,34 @@ def train(
     if interruption.number:
         raise _interrupted(trainer, task.step, interruption.number, last if finished or interruption.saved else None)
     if run is not None and trainer.is_global_zero:
-        said = {"version": gritvq.__version__, "steps": task.step, "seed": plan.seed}
-        task.finish(run, said)
+        task.finish(run, {"version": gritvq.__version__, "steps": task.step, "seed": plan.seed})
     return trainer
 
 
 def _interrupted(trainer: Trainer, done: int, number: int, saved: Path | None) -> Interrupted:
-    """What there is to say; one process says it."""
+    """The exception; only the first process has a message."""
     if not trainer.is_global_zero:
         return Interrupted("", None)
     if saved is not None:
-        return Interrupted(f"saved {saved} after step {done:,}; go on with --resume last", number)
+        return Interrupted(f"saved {saved} after step {done:,}; continue with --resume last", number)
     return Interrupted(f"stopped after step {done:,}, which is not saved" if done else "nothing to save yet", number)
 
 
 def check_checkpoint(task: Task, plan: TrainingPlan, path: str | Path) -> int:
-    """Say before anything is written that a checkpoint cannot be resumed.
+    """Check before anything is written that a run can resume from a checkpoint.
 
-    Only tensors and plain data are read from it: a file that holds anything else, such as code, is refused unread.
+    Only tensors and plain data are loaded (``weights_only=True``), so no code in the file can run.
 
     Returns:
-        The optimizer steps that it has done.
+        Number of optimizer steps that the checkpoint has done.
 
     Raises:
-        ValueError: If it does not exist, is damaged, holds more than tensors and plain data, belongs to another
+        ValueError: If it does not exist, is damaged, contains more than tensors and plain data, belongs to another
             configuration, or has done more steps than planned.
     """
     if not Path(path).is_file():
         raise ValueError(
-            f"expected a checkpoint to resume from, got {path}, which is no file; see the run's checkpoints/"
+            f"expected a checkpoint to resume from, got {path}, which is not a file; see the run's checkpoints/"
         )
     try:
         check_archive(Path(path))
@@ -220,18 +219,12 @@ def check_checkpoint(task: Task, plan: TrainingPlan, path: str | Path) -> int:
         saved, done = dict(checkpoint["state_dict"]), steps_done(checkpoint)
     except pickle.UnpicklingError as error:
         raise ValueError(
-            f"expected a checkpoint of tensors and plain data, got {path}, which holds something else or is damaged "
-            f"({str(error).splitlines()[0][:200]}); take another one, and trust no such file"
+            f"expected a checkpoint of tensors and plain data, got {path}, which contains other objects or is damaged "
+            f"({str(error).splitlines()[0][:200]}); use another one, and do not trust this file"
         ) from error
     except Exception as error:  # reading damaged files fails in many ways
-        raise ValueError(f"expected a readable checkpoint, got {path} ({error}); take an earlier one") from error
-    own = task.state_dict()
-    differing = sorted(
-        name
-        for name in saved.keys() | own.keys()
-        if name not in saved or name not in own or getattr(saved[name], "shape", 0) != getattr(own[name], "shape", 0)
-    )
-    if differing:
+        raise ValueError(f"expected a readable checkpoint, got {path} ({error}); use an earlier one") from error
+    if differing := differing_names(saved, task.state_dict()):
         raise ValueError(
             f"expected a checkpoint of this configuration, got {path}, which differs at {', '.join(differing[:3])}; "
             "use the run's own config"
@@ -239,14 +232,13 @@ def check_checkpoint(task: Task, plan: TrainingPlan, path: str | Path) -> int:
     task.check_checkpoint(checkpoint)
     if done > plan.max_steps:
         raise ValueError(
-            f"expected max_steps of at least the {done:,} steps that {path} has done, got {plan.max_steps:,}; plan "
-            "more steps"
+            f"expected max_steps >= {done:,}, the steps that {path} has done, got {plan.max_steps:,}; increase it"
         )
     return done
 
 
 def seed_everything(seed: int, threads: int | None = None) -> None:
-    """Seed everything and silence Lightning's own chatter."""
+    """Seed Python, NumPy and torch; silence Lightning's hints; ``threads`` sets torch's number of CPU threads."""
     if threads is not None:
         torch.set_num_threads(threads)
     silence()
@@ -254,7 +246,7 @@ def seed_everything(seed: int, threads: int | None = None) -> None:
 
 
 def silence() -> None:
-    """Keep out what Lightning says about itself, its hints, and warnings about what is meant to be so."""
+    """Silence Lightning's log messages, its hints, and warnings about what we do on purpose."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", category=DeprecationWarning)
@@ -268,6 +260,6 @@ def silence() -> None:
         ".*Checkpoint directory.*",
         ".*dirpath has changed.*",
         ".*IterableDataset.*",
-        ".*callbacks used to create the checkpoint.*",  # how often it writes follows the plan, which may grow
+        ".*callbacks used to create the checkpoint.*",  # a resumed run may have a longer plan
     ):
         warnings.filterwarnings("ignore", message=text)

@@ -1,4 +1,4 @@
-"""The folder of a run: the names in it, whether it may be written, and what is found there."""
+"""The folder of a run: names of its files, and checks before a new run replaces it."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ __all__ = ["RunFolder"]
 
 
 class RunFolder:
-    """Where a run lives: everything that is written into it has its name here, and nowhere else.
+    """The folder of a run; all names of files in it are defined here.
 
     Args:
         path: The folder; it need not exist.
 
     Attributes:
         path: The folder.
-        config: Settings that repeat the run, YAML.
-        data: Which data it was, JSON.
-        logs: Of TensorBoard and as CSV, below ``run-0``, ``run-1``, ...
-        checkpoints: Of training.
-        last_checkpoint: The newest of them.
-        metrics: Numbers measured on held-out data, JSON.
+        config: All settings of the run, to repeat it (YAML).
+        data: Description of the data (JSON).
+        logs: TensorBoard and CSV logs, in ``run-0``, ``run-1``, ...
+        checkpoints: Folder of checkpoints.
+        last_checkpoint: The newest checkpoint.
+        metrics: Metrics on held-out data (JSON).
         tokenizer: The trained tokenizer.
         recommender: The trained recommender.
-        semantic_ids: The ids that a recommender was trained on.
-        ids: Ids, where the folder is one of ids.
-        report: Metrics of these ids, JSON.
-        tree: Plot of them.
-        collisions: Plot of items with equal codes.
+        semantic_ids: The semantic ids that a recommender was trained on.
+        ids: Semantic ids written by ``gritvq semantic-ids fit``.
+        report: Metrics of these ids (JSON).
+        tree: Plot of their tree.
+        collisions: Plot of items with equal indices.
         reconstructions: Plot of originals above their reconstructions.
         usage: Plot of how often each code is used.
         codebook: Plot of the codes.
@@ -66,23 +66,23 @@ class RunFolder:
 
     @property
     def is_run(self) -> bool:
-        """Whether there is a run in the folder: its settings, or a tokenizer that it has written."""
+        """Whether the folder contains a run: its settings or its tokenizer."""
         return self.config.is_file() or (self.tokenizer / CONFIG).is_file()
 
     def check(self, overwrite: bool, instead: str = "") -> None:
-        """Say before any work that a run cannot be written here.
+        """Check that a new run can be written here.
 
         Args:
-            overwrite: Whether a run may be replaced.
-            instead: What else could be done, in words.
+            overwrite: Whether an existing run may be replaced.
+            instead: Another suggestion for the error message, such as ``"resume it, "``.
 
         Raises:
-            ValueError: If the path is a file, or a folder that holds files and is not to be replaced, or no run.
+            ValueError: If the path is a file, or a folder with files that is not a run or must not be replaced.
         """
         if self.path.exists() and not self.path.is_dir():
             raise ValueError(f"expected a folder for the run, got the file {self.path}; choose another --out")
         if self.path.exists() and holds_files(self.path) and not (overwrite and self.is_run):
-            holds, others = "files that are no run", ""
+            holds, others = "files that are not a run", ""
             if self.is_run:
                 holds, others = "a run", f", {instead}or replace it with --overwrite true"
             raise ValueError(
@@ -90,17 +90,13 @@ class RunFolder:
             )
 
     def replace(self, overwrite: bool, instead: str = "") -> None:
-        """Make the folder for a new run; an old one there goes, where it may.
-
-        Raises:
-            ValueError: As :meth:`check` does.
-        """
+        """Make the folder of a new run; with ``overwrite`` an existing run is removed. Raises as :meth:`check`."""
         self.check(overwrite, instead)
         self.clear()
         self.path.mkdir(parents=True, exist_ok=True)
 
     def clear(self, but: Sequence[Path] = ()) -> None:
-        """Remove what a run has written, but not these, which are the new run's already."""
+        """Remove the files of a run, except the folders in ``but``."""
         for part in (self.logs, self.checkpoints, self.tokenizer, self.recommender, self.semantic_ids, self.ids):
             if part not in but:
                 shutil.rmtree(part, ignore_errors=True)
