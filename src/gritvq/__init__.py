@@ -4,13 +4,8 @@ from typing import TYPE_CHECKING
 
 from gritvq.component import Component, from_config, to_config
 from gritvq.lazy import lazy_names
-from gritvq.quantizers.assignments import (
-    ConvexAssignment,
-    NearestAssignment,
-    SampledAssignment,
-    SoftAssignment,
-    SpaceFillingAssignment,
-)
+from gritvq.quantizers import assignments, codebooks, learning, lookup_free, presets, stochastic, structures, surrogates
+from gritvq.quantizers.assignments import *
 from gritvq.quantizers.base import (
     Assignment,
     Codebook,
@@ -25,89 +20,14 @@ from gritvq.quantizers.base import (
     Surrogate,
     WrappedQuantizer,
 )
-from gritvq.quantizers.codebooks import AffineCodebook, BridgeCodebook, FreeCodebook, MLPCodebook, TransformerCodebook
-from gritvq.quantizers.learning import (
-    CodebookLoss,
-    CommitmentLoss,
-    DeadCodeRevival,
-    DistributionConsistencyLoss,
-    DriftLoss,
-    EMAUpdate,
-    EntropyLoss,
-    OrthogonalityLoss,
-    WassersteinLoss,
-)
-from gritvq.quantizers.lookup_free import BSQ, FSQ, LFQ
+from gritvq.quantizers.codebooks import *
+from gritvq.quantizers.learning import *
+from gritvq.quantizers.lookup_free import *
 from gritvq.quantizers.metrics import CodebookUsage
-from gritvq.quantizers.presets import (
-    bsq,
-    diveq,
-    fsq,
-    fvq,
-    gm_vq,
-    grit_vq,
-    gumbel_vq,
-    hyper_vq,
-    lfq,
-    msvq,
-    ns_vq,
-    pq,
-    rotation_vq,
-    rq,
-    rsq_vae,
-    scq,
-    sf_diveq,
-    simvq,
-    soft_vq,
-    sq_vae,
-    sq_vae_2,
-    transvq,
-    vaevq_paper,
-    vaevq_released,
-    vq_vae,
-    vq_vae_2,
-    vq_vae_ema,
-    vq_wae,
-    xq,
-)
-from gritvq.quantizers.stochastic import (
-    GaussianMixtureQuantizer,
-    RepresentationCoherenceLoss,
-    ResidualStochasticQuantizer,
-    StochasticQuantizer,
-    VariationalLatent,
-)
-from gritvq.quantizers.stochastic.hyperbolic import HyperbolicQuantizer
-from gritvq.quantizers.structures import (
-    ChannelsFirst,
-    HierarchicalQuantizer,
-    MultiScaleQuantizer,
-    PerturbedQuantizer,
-    ProductQuantizer,
-    ProjectedQuantizer,
-    ResidualQuantizer,
-)
-from gritvq.quantizers.surrogates import (
-    ClippedRadius,
-    ConstantRadius,
-    CosineRadius,
-    DirectionalReparameterization,
-    DistanceRadius,
-    GaussianRadius,
-    InputNormRadius,
-    LogRadius,
-    MahalanobisRadius,
-    NoiseSubstitution,
-    PowerRadius,
-    RadialSurrogate,
-    Radius,
-    RotationTrick,
-    SaturatingRadius,
-    ShiftedRadius,
-    SmoothRadius,
-    StraightThrough,
-    TanhRadius,
-)
+from gritvq.quantizers.presets import *
+from gritvq.quantizers.stochastic import *
+from gritvq.quantizers.structures import *
+from gritvq.quantizers.surrogates import *
 from gritvq.quantizers.vector_quantizer import VectorQuantizer
 from gritvq.tokenizer import Tokenizer
 
@@ -119,112 +39,37 @@ __version__ = "0.1.0"
 build, describe = from_config, to_config  # their names in earlier versions
 
 __all__ = [
-    "BSQ",
-    "FSQ",
-    "LFQ",
-    "AffineCodebook",
     "Assignment",
-    "BridgeCodebook",
-    "ChannelsFirst",
-    "ClippedRadius",
     "CodeStatistics",
     "Codebook",
-    "CodebookLoss",
     "CodebookUsage",
-    "CommitmentLoss",
     "Component",
-    "ConstantRadius",
     "Context",
-    "ConvexAssignment",
-    "CosineRadius",
-    "DeadCodeRevival",
     "DecaySchedule",
-    "DirectionalReparameterization",
-    "DistanceRadius",
-    "DistributionConsistencyLoss",
-    "DriftLoss",
-    "EMAUpdate",
-    "EntropyLoss",
-    "FreeCodebook",
-    "GaussianMixtureQuantizer",
-    "GaussianRadius",
-    "HierarchicalQuantizer",
-    "HyperbolicQuantizer",
-    "InputNormRadius",
     "LearningRule",
     "LinearSchedule",
-    "LogRadius",
-    "MLPCodebook",
-    "MahalanobisRadius",
-    "MultiScaleQuantizer",
-    "NearestAssignment",
-    "NoiseSubstitution",
-    "OrthogonalityLoss",
-    "PerturbedQuantizer",
-    "PowerRadius",
-    "ProductQuantizer",
-    "ProjectedQuantizer",
     "Quantizer",
     "QuantizerOutput",
-    "RadialSurrogate",
-    "Radius",
     "ReconstructionError",
-    "RepresentationCoherenceLoss",
-    "ResidualQuantizer",
-    "ResidualStochasticQuantizer",
-    "RotationTrick",
-    "SampledAssignment",
-    "SaturatingRadius",
     "Schedule",
     "SemanticIds",
-    "ShiftedRadius",
-    "SmoothRadius",
-    "SoftAssignment",
-    "SpaceFillingAssignment",
-    "StochasticQuantizer",
-    "StraightThrough",
     "Surrogate",
-    "TanhRadius",
     "Tokenizer",
-    "TransformerCodebook",
-    "VariationalLatent",
     "VectorQuantizer",
-    "WassersteinLoss",
     "WrappedQuantizer",
-    "bsq",
     "build",
     "describe",
-    "diveq",
     "from_config",
-    "fsq",
-    "fvq",
-    "gm_vq",
-    "grit_vq",
-    "gumbel_vq",
-    "hyper_vq",
-    "lfq",
-    "msvq",
-    "ns_vq",
-    "pq",
-    "rotation_vq",
-    "rq",
-    "rsq_vae",
-    "scq",
-    "sf_diveq",
-    "simvq",
-    "soft_vq",
-    "sq_vae",
-    "sq_vae_2",
     "to_config",
-    "transvq",
-    "vaevq_paper",
-    "vaevq_released",
-    "vq_vae",
-    "vq_vae_2",
-    "vq_vae_ema",
-    "vq_wae",
-    "xq",
 ]
+__all__ += assignments.__all__
+__all__ += codebooks.__all__
+__all__ += learning.__all__
+__all__ += lookup_free.__all__
+__all__ += presets.__all__
+__all__ += stochastic.__all__
+__all__ += structures.__all__
+__all__ += surrogates.__all__
 
 # Wings with needs of their own, and names that they keep here.
 __getattr__ = lazy_names(

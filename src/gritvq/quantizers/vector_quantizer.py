@@ -25,7 +25,7 @@ from gritvq.quantizers.base import (
     Surrogate,
     least_exact,
 )
-from gritvq.quantizers.codebooks import plain_table
+from gritvq.quantizers.codebooks.rowwise import plain_table
 from gritvq.quantizers.functional import at_least_float32, nearest_codes, rows_or_zeros
 from gritvq.quantizers.learning import CodebookLoss, CommitmentLoss
 from gritvq.quantizers.surrogates import StraightThrough

@@ -6,15 +6,13 @@ shared T one gradient step moves every code, chosen or not, which keeps a codebo
 inverted for single codes; ``sequence`` the maps that see the whole table at once.
 """
 
-from gritvq.quantizers.codebooks.rowwise import AffineCodebook, FreeCodebook, Initialization, MLPCodebook, plain_table
+from gritvq.quantizers.codebooks.rowwise import AffineCodebook, FreeCodebook, MLPCodebook
 from gritvq.quantizers.codebooks.sequence import BridgeCodebook, TransformerCodebook
 
 __all__ = [
     "AffineCodebook",
     "BridgeCodebook",
     "FreeCodebook",
-    "Initialization",
     "MLPCodebook",
     "TransformerCodebook",
-    "plain_table",
 ]

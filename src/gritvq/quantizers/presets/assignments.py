@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from gritvq.quantizers.assignments import ConvexAssignment, SampledAssignment, SoftAssignment, SpaceFillingAssignment
 from gritvq.quantizers.base import DecaySchedule
-from gritvq.quantizers.codebooks import FreeCodebook, Initialization
+from gritvq.quantizers.codebooks import FreeCodebook
+from gritvq.quantizers.codebooks.rowwise import Initialization
 from gritvq.quantizers.learning import CodebookLoss, CommitmentLoss
 from gritvq.quantizers.vector_quantizer import VectorQuantizer
 

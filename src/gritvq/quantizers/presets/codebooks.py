@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Literal
 
 from gritvq.quantizers.base import LearningRule
-from gritvq.quantizers.codebooks import AffineCodebook, BridgeCodebook, Initialization, MLPCodebook, TransformerCodebook
+from gritvq.quantizers.codebooks import AffineCodebook, BridgeCodebook, MLPCodebook, TransformerCodebook
+from gritvq.quantizers.codebooks.rowwise import Initialization
 from gritvq.quantizers.learning import CodebookLoss, CommitmentLoss
 from gritvq.quantizers.presets.learning import revival
 from gritvq.quantizers.surrogates import RadialSurrogate, Radius, StraightThrough

@@ -6,7 +6,8 @@ from typing import Literal
 
 from gritvq.quantizers.assignments import NearestAssignment
 from gritvq.quantizers.base import DecaySchedule, LearningRule, Schedule
-from gritvq.quantizers.codebooks import FreeCodebook, Initialization
+from gritvq.quantizers.codebooks import FreeCodebook
+from gritvq.quantizers.codebooks.rowwise import Initialization
 from gritvq.quantizers.learning import (
     CodebookLoss,
     CommitmentLoss,

@@ -7,7 +7,8 @@ from typing import Any
 
 from gritvq.component import check_integer
 from gritvq.quantizers.base import DecaySchedule
-from gritvq.quantizers.codebooks import AffineCodebook, FreeCodebook, Initialization
+from gritvq.quantizers.codebooks import AffineCodebook, FreeCodebook
+from gritvq.quantizers.codebooks.rowwise import Initialization
 from gritvq.quantizers.learning import DistributionConsistencyLoss
 from gritvq.quantizers.stochastic import (
     GaussianMixtureQuantizer,

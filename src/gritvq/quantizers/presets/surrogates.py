@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from gritvq.quantizers.base import LearningRule
-from gritvq.quantizers.codebooks import FreeCodebook, Initialization
+from gritvq.quantizers.codebooks import FreeCodebook
+from gritvq.quantizers.codebooks.rowwise import Initialization
 from gritvq.quantizers.learning import CommitmentLoss, EMAUpdate
 from gritvq.quantizers.presets.learning import revival
 from gritvq.quantizers.surrogates import DirectionalReparameterization, RotationTrick

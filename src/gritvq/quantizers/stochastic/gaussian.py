@@ -15,7 +15,7 @@ from gritvq.component import check_number
 from gritvq.distributed import joined_count, masked_mean
 from gritvq.quantizers.assignments import NearestAssignment
 from gritvq.quantizers.base import Codebook, Quantizer, QuantizerOutput, Schedule, keeping_precision, scheduled
-from gritvq.quantizers.codebooks import plain_table
+from gritvq.quantizers.codebooks.rowwise import plain_table
 from gritvq.quantizers.functional import at_least_float32, nearest_code, nearest_codes, rows_or_zeros, to_unit_length
 from gritvq.quantizers.stochastic.relaxations import (
     centered,

@@ -13,7 +13,7 @@ from torch import Tensor
 from gritvq.component import check_number
 from gritvq.distributed import all_reduce_sum, joined_count, masked_mean
 from gritvq.quantizers.base import Codebook, Quantizer, QuantizerOutput, Schedule
-from gritvq.quantizers.codebooks import plain_table
+from gritvq.quantizers.codebooks.rowwise import plain_table
 from gritvq.quantizers.functional import at_least_float32, nearest_code, nearest_codes, rows_or_zeros
 from gritvq.quantizers.stochastic.gaussian import checked_temperature, clamped_temperature
 from gritvq.quantizers.stochastic.relaxations import (

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from gritvq.distributed import joined_count, masked_mean
 from gritvq.quantizers.base import Codebook, Quantizer, QuantizerOutput, Schedule, keeping_precision
-from gritvq.quantizers.codebooks import plain_table
+from gritvq.quantizers.codebooks.rowwise import plain_table
 from gritvq.quantizers.functional import at_least_float32, nearest_code, rows_or_zeros
 from gritvq.quantizers.stochastic.gaussian import (
     checked_temperature,
