@@ -28,6 +28,7 @@ class RunFolder:
         metrics: Metrics on held-out data (JSON).
         tokenizer: The trained tokenizer.
         recommender: The trained recommender.
+        prior: The trained prior.
         semantic_ids: The semantic ids that a recommender was trained on.
         ids: Semantic ids written by ``gritvq semantic-ids fit``.
         report: Metrics of these ids (JSON).
@@ -53,6 +54,7 @@ class RunFolder:
         self.logs, self.checkpoints = self.path / "logs", self.path / "checkpoints"
         self.last_checkpoint = self.checkpoints / "last.ckpt"
         self.tokenizer, self.recommender = self.path / "tokenizer", self.path / "recommender"
+        self.prior = self.path / "prior"
         self.semantic_ids, self.ids = self.path / "semantic-ids", self.path / "ids"
         self.report, self.tree = self.path / "report.json", self.path / "tree.png"
         self.collisions = self.path / "collisions.png"
@@ -66,8 +68,8 @@ class RunFolder:
 
     @property
     def is_run(self) -> bool:
-        """Whether the folder contains a run: its settings or its tokenizer."""
-        return self.config.is_file() or (self.tokenizer / CONFIG).is_file()
+        """Whether the folder contains a run: its settings, its tokenizer or its prior."""
+        return self.config.is_file() or any((model / CONFIG).is_file() for model in (self.tokenizer, self.prior))
 
     def check(self, overwrite: bool, instead: str = "") -> None:
         """Check that a new run can be written here.
@@ -97,7 +99,8 @@ class RunFolder:
 
     def clear(self, but: Sequence[Path] = ()) -> None:
         """Remove the files of a run, except the folders in ``but``."""
-        for part in (self.logs, self.checkpoints, self.tokenizer, self.recommender, self.semantic_ids, self.ids):
+        folders = self.logs, self.checkpoints, self.tokenizer, self.recommender, self.prior, self.semantic_ids, self.ids
+        for part in folders:
             if part not in but:
                 shutil.rmtree(part, ignore_errors=True)
         plots = self.reconstructions, self.usage, self.codebook, self.collisions, self.tree

@@ -1,0 +1,51 @@
+"""Generative models of tokens, of any domain. Needs the extra ``priors``, and ``train`` to train them.
+
+Names are imported when they are first used.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from gritvq.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from gritvq.priors.autoregressive import AutoregressivePrior
+    from gritvq.priors.base import Prior
+    from gritvq.priors.data import TokenData
+    from gritvq.priors.heads import Head, SoftmaxHead, head_for
+    from gritvq.priors.sampling import (
+        ConstantGuidance,
+        Guidance,
+        LinearGuidance,
+        PowerCosineGuidance,
+        sample_seeds,
+    )
+    from gritvq.priors.task import PriorTask
+
+__all__ = [
+    "AutoregressivePrior",
+    "ConstantGuidance",
+    "Guidance",
+    "Head",
+    "LinearGuidance",
+    "PowerCosineGuidance",
+    "Prior",
+    "PriorTask",
+    "SoftmaxHead",
+    "TokenData",
+    "head_for",
+    "sample_seeds",
+]
+
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "autoregressive": ["AutoregressivePrior"],
+        "base": ["Prior"],
+        "data": ["TokenData"],
+        "heads": ["Head", "SoftmaxHead", "head_for"],
+        "sampling": ["ConstantGuidance", "Guidance", "LinearGuidance", "PowerCosineGuidance", "sample_seeds"],
+        "task": ["PriorTask"],
+    },
+)

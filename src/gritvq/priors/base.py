@@ -1,0 +1,336 @@
+"""What every prior is: a generative model of tokens."""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeAlias, TypeVar
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from gritvq.component import Component, check_integer, check_number, eval_mode, from_config
+from gritvq.priors.heads import Head, HeadName, head_for
+from gritvq.priors.sampling import Guidance, Noise, Sampler, Seeds, seeds_of
+from gritvq.saving import load_weights, read_config, write_folder
+from gritvq.tokens import TokenLayout
+
+__all__ = ["Prior", "Progress"]
+
+_KIND = "prior"
+_Self = TypeVar("_Self", bound="Prior")
+Progress: TypeAlias = Callable[[int, int], object]
+
+
+class Prior(Component, ABC):
+    """A generative model of the tokens of one layout, class-conditional or not.
+
+    Priors know tokens by their layout only, never which quantizer made them. Classes are numbers 0 .. num_classes - 1;
+    in training a class is forgotten with probability ``class_dropout``, so that one model is both: conditional c and
+    unconditional u. Guidance is ``u + s (c - u)`` on logits: s = 1 is none, s = 0 forgets the class.
+
+    Args:
+        layout: Positions and channels.
+        num_classes: Classes; unconditional where None.
+        width: Of the transformer's states, D.
+        depth: Layers.
+        num_heads: Attention heads.
+        dropout: On inputs and on what each part of a layer adds, in [0, 1).
+        class_dropout: Share of classes forgotten in training, in [0, 1); 0 makes guidance impossible.
+        head: What is predicted at a position, by name, see :func:`gritvq.priors.head_for`, or a head; by the layout
+            where None.
+
+    Attributes:
+        fingerprint: Of the tokenizer whose tokens it learned; None where nobody said it. Saved and loaded.
+        training_progress: Share of the training done, which a task sets; schedules of training read it.
+
+    Raises:
+        ValueError: If a number is out of range, or the head does not fit.
+    """
+
+    def __init__(
+        self,
+        layout: TokenLayout,
+        *,
+        num_classes: int | None = None,
+        width: int = 256,
+        depth: int = 6,
+        num_heads: int = 4,
+        dropout: float = 0.1,
+        class_dropout: float = 0.1,
+        head: Head | HeadName | None = None,
+    ) -> None:
+        super().__init__()
+        self.layout, self.num_classes = layout, num_classes
+        self.width, self.depth = check_integer("width", width), check_integer("depth", depth)
+        self.num_heads = check_integer("num_heads", num_heads)
+        for name, value in (("dropout", dropout), ("class_dropout", class_dropout)):
+            check_number(name, value, most=1.0)
+            if value == 1:
+                raise ValueError(f"expected {name} in [0, 1), got 1")
+        if num_classes is not None:
+            check_integer("num_classes", num_classes, hint="None makes the prior unconditional")
+        self.dropout, self.class_dropout = dropout, class_dropout
+        self.fingerprint: str | None = None
+        self.training_progress = 0.0
+        sizes = layout.vocabulary.codebook_sizes
+        present = self._present()
+        self.head = head if isinstance(head, Head) else head_for(head, sizes, width, int(present.sum(1).max()), dropout)
+        if self.head.codebook_sizes != sizes or self.head.width != width:
+            raise ValueError(
+                f"expected a head for the codebook sizes {list(sizes)} and width {width}, got one for "
+                f"{list(self.head.codebook_sizes)} and {self.head.width}; give its name and it is made to fit"
+            )
+        self.classes = nn.Embedding(1 + (num_classes or 0), width)  # the last row: no class
+        self.places = nn.Embedding(layout.length, width)
+        for table in (self.classes, self.places):
+            nn.init.normal_(table.weight, std=0.02)
+        self.register_buffer("present", present, persistent=False)
+
+    present: Tensor
+
+    # --- what a prior gives -------------------------------------------------------------------------------------------
+
+    def loss(self, indices: Int[Tensor, "B *tokens Q"], condition: Int[Tensor, " B"] | None) -> dict[str, Tensor]:
+        """What training minimizes: the sum of these scalars.
+
+        Args:
+            indices: As a tokenizer's ``encode`` gives them.
+            condition: Classes; None for an unconditional prior.
+
+        Returns:
+            ``nats_per_token``: mean nats per index, under dropout and class dropout in training.
+
+        Raises:
+            ValueError: If the indices do not fit the layout, or the classes are missing, superfluous or out of range.
+        """
+        rows = self.rows_of(indices)
+        classes = self._classes_of(condition, len(rows))
+        if self.training and self.num_classes is not None:
+            classes = classes.masked_fill(torch.rand(classes.shape, device=classes.device) < self.class_dropout, -1)
+        return self._loss(rows, self._embedded_classes(classes))
+
+    @abstractmethod
+    def log_prob(
+        self, indices: Int[Tensor, "B *tokens Q"], condition: Int[Tensor, " B"] | None = None
+    ) -> Float[Tensor, " B"]:
+        """Log-probability of whole samples in nats.
+
+        Args:
+            indices: As for :meth:`loss`.
+            condition: As for :meth:`loss`.
+
+        Raises:
+            ValueError: As for :meth:`loss`.
+        """
+
+    @torch.no_grad()
+    def sample(
+        self,
+        num: int,
+        condition: Int[Tensor, " num"] | int | None = None,
+        *,
+        guidance: float | Guidance = 1.0,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        generator: Seeds = None,
+        progress: Progress | None = None,
+        cache: bool = True,
+    ) -> Int[Tensor, "num *tokens Q"]:
+        """New samples.
+
+        Equal seeds give equal samples whatever the number of samples: each draws from a generator of its own.
+
+        Args:
+            num: How many.
+            condition: Class of each, or one for all; None for an unconditional prior.
+            guidance: Scale s of ``u + s (c - u)``, or a schedule of it over positions; s = 1 is none.
+            temperature: Divides logits; 0 takes the most probable token, which makes samples all alike.
+            top_k: Draw from the k most probable only.
+            top_p: Draw from the fewest most probable that have this probability together.
+            generator: A seed of all samples; one seed for each, see :func:`gritvq.priors.sample_seeds`; or a generator
+                that the seed is drawn from, PyTorch's own where None.
+            progress: Called with the steps done and all steps, after each.
+            cache: Keep keys and values of earlier positions. Without it the samples are the same, later.
+
+        Returns:
+            Indices for a tokenizer's ``decode``.
+
+        Raises:
+            ValueError: If a number is out of range, or guidance or classes do not fit the prior.
+        """
+        check_integer("num", num)
+        if isinstance(condition, int):
+            condition = torch.full((num,), condition)
+        classes = self._classes_of(condition, num)
+        noise = Noise(seeds_of(generator, num), classes.device)
+        sampler = Sampler(noise, guidance=guidance, temperature=temperature, top_k=top_k, top_p=top_p)
+        if sampler.is_guided and (self.num_classes is None or not self.class_dropout):
+            what = "an unconditional prior" if self.num_classes is None else "one trained with class_dropout 0"
+            raise ValueError(
+                f"expected guidance 1, which is none, for {what}, got {guidance}; guidance needs classes, and a share "
+                "of them forgotten in training"
+            )
+        if sampler.is_guided:
+            classes = torch.cat([classes, torch.full_like(classes, -1)])
+        with eval_mode(self):
+            embedded = self._embedded_classes(classes).unflatten(0, (-1, num))
+            return self.indices_of(self._sample(embedded, sampler, progress or _silent, cache))
+
+    @abstractmethod
+    def _loss(self, rows: Int[Tensor, "B T Q"], classes: Float[Tensor, "B D"]) -> dict[str, Tensor]:
+        """The loss of rows under embedded classes."""
+
+    @abstractmethod
+    def _sample(
+        self, classes: Float[Tensor, "streams B D"], sampler: Sampler, progress: Progress, cache: bool
+    ) -> Int[Tensor, "B T Q"]:
+        """Rows of new samples."""
+
+    # --- tokens and classes -------------------------------------------------------------------------------------------
+
+    def rows_of(self, indices: Int[Tensor, "B *tokens Q"]) -> Int[Tensor, "B T Q"]:
+        """Indices in the order of the layout's positions, -1 for channels that a position does not have.
+
+        Raises:
+            ValueError: If they do not fit the layout, or some are masked.
+        """
+        layout, channels = self.layout, self.layout.channel_ids
+        tokens = layout.to_sequence(indices)
+        if tokens.ndim != channels.ndim + 1:
+            raise ValueError(f"expected indices (B, *{layout.shape}, Q), got {tuple(indices.shape)}")
+        rows = layout.vocabulary.indices_of(tokens, channels.clamp(min=0)).masked_fill(channels < 0, -1)
+        if layout.interleaving == "flat":
+            flat = rows[..., None]
+            rows = torch.full((*rows.shape, self.present.shape[1]), -1, device=rows.device)
+            rows.scatter_(2, channels[None, :, None].expand_as(flat), flat)
+        if bool(((rows >= 0) != self.present).any()):
+            raise ValueError("expected whole samples, got masked indices (-1); leave such samples out")
+        return rows
+
+    def indices_of(self, rows: Int[Tensor, "B T Q"]) -> Int[Tensor, "B *tokens Q"]:
+        """The inverse of :meth:`rows_of`."""
+        layout, channels = self.layout, self.layout.channel_ids
+        if layout.interleaving == "flat":
+            rows = rows.gather(2, channels[None, :, None].expand(len(rows), -1, 1))[..., 0]
+        return layout.from_sequence(layout.vocabulary.tokens_of(rows, channels.clamp(min=0)))
+
+    @property
+    def num_tokens(self) -> int:
+        """Indices of a sample: positions times channels."""
+        return int(self.present.sum())
+
+    def _present(self) -> Tensor:
+        """(T, Q): which channels a position has."""
+        channels = self.layout.channel_ids
+        every = torch.arange(len(self.layout.vocabulary.codebook_sizes), device=channels.device)
+        return channels[:, None] == every if channels.ndim == 1 else channels >= 0
+
+    def _classes_of(self, condition: Tensor | None, batch: int) -> Tensor:
+        """(B,) classes, -1 for none.
+
+        Raises:
+            ValueError: If they are missing, superfluous or out of range.
+        """
+        device = self.classes.weight.device
+        if self.num_classes is None:
+            if condition is not None:
+                raise ValueError("expected no classes for an unconditional prior, got some; leave condition out")
+            return torch.full((batch,), -1, device=device)
+        if condition is None:
+            raise ValueError(f"expected a class 0 .. {self.num_classes - 1} for each sample, got none; give condition")
+        if condition.shape != (batch,) or condition.is_floating_point():
+            raise ValueError(
+                f"expected classes ({batch},) as integers, got {tuple(condition.shape)} {condition.dtype}; one for "
+                "each sample"
+            )
+        if batch and not 0 <= int(condition.min()) <= int(condition.max()) < self.num_classes:
+            wrong = int(condition.min()) if int(condition.min()) < 0 else int(condition.max())
+            raise ValueError(
+                f"expected classes 0 .. {self.num_classes - 1}, got {wrong}; the prior was made with num_classes="
+                f"{self.num_classes}"
+            )
+        return condition.to(device, torch.int64)
+
+    def _embedded_classes(self, classes: Tensor) -> Tensor:
+        return self.classes(classes % self.classes.num_embeddings)  # -1 is the last row
+
+    # --- folders ------------------------------------------------------------------------------------------------------
+
+    def save_pretrained(self, folder: str | os.PathLike[str], training: Mapping[str, Any] | None = None) -> Path:
+        """Write ``config.json``, with the layout and the tokenizer's fingerprint, and ``model.safetensors``; no pickle.
+
+        Args:
+            folder: New, empty, or one that holds a prior, which is replaced.
+            training: Plain values about the run, for ``config.json``.
+
+        Raises:
+            ValueError: If the path is a file, or a folder that holds something else.
+        """
+        extra = {"fingerprint": self.fingerprint, "training": dict(training or {})}
+        return write_folder(folder, _KIND, self, extra)
+
+    @classmethod
+    def from_pretrained(
+        cls: type[_Self],
+        folder: str | os.PathLike[str],
+        *,
+        layout: TokenLayout | None = None,
+        fingerprint: str | None = None,
+        trusted: Iterable[str] = (),
+    ) -> _Self:
+        """Load a prior, in eval mode.
+
+        Args:
+            folder: What :meth:`save_pretrained` wrote.
+            layout: Of the tokens that it is to be used with; not compared where None.
+            fingerprint: Of the tokenizer that it is to be used with; not compared where None.
+            trusted: Modules besides ``gritvq`` that its classes may come from.
+
+        Raises:
+            ValueError: If files are missing or damaged, it is another kind of prior, or layout or fingerprint differ.
+        """
+        folder = Path(folder)
+        config = read_config(folder, _KIND)
+        saved = config.get("fingerprint")
+        if fingerprint is not None and saved is not None and fingerprint != saved:
+            raise ValueError(
+                f"expected the tokenizer that the prior {folder} was trained with, fingerprint {saved[:12]}, got "
+                f"{fingerprint[:12]}, whose tokens mean something else; train a prior on its tokens"
+            )
+        prior = from_config(config[_KIND], trusted)
+        if not isinstance(prior, cls):
+            raise ValueError(f"expected a {cls.__name__} in {folder}, got {type(prior).__name__}")
+        if layout is not None:
+            _check_layout(prior.layout, layout, folder)
+        load_weights(prior, folder, config)
+        prior.fingerprint = saved
+        return prior.eval()
+
+
+def _check_layout(own: TokenLayout, given: TokenLayout, folder: Path) -> None:
+    """Refuse tokens that stand elsewhere or mean something else.
+
+    Raises:
+        ValueError: Then.
+    """
+    parts = (
+        ("codebook sizes", list(own.vocabulary.codebook_sizes), list(given.vocabulary.codebook_sizes)),
+        ("scales", [list(scale.grid) for scale in own.scales], [list(scale.grid) for scale in given.scales]),
+        ("shape", list(own.shape), list(given.shape)),
+        ("channels", own.channel_ids.tolist(), given.channel_ids.tolist()),
+    )
+    for name, mine, other in parts:
+        if mine != other:
+            raise ValueError(
+                f"expected the {name} {mine} that the prior {folder} was trained on, got {other}; a prior belongs to "
+                "one layout of tokens: train another one, or use the tokenizer of this one"
+            )
+
+
+def _silent(done: int, total: int) -> None:
+    """No progress to show."""

@@ -1,0 +1,271 @@
+"""Training batches of tokens and classes from token files, a pure function of (seed, step)."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple, TypeAlias
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from jaxtyping import Int
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, IterableDataset
+
+from gritvq.component import check_integer
+from gritvq.tokens import TokenRow, iter_tokens
+
+__all__ = ["TokenBatch", "TokenData"]
+
+Paths: TypeAlias = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
+
+
+class TokenBatch(NamedTuple):
+    """Samples.
+
+    Attributes:
+        indices: (B, *tokens, Q), int64.
+        condition: Classes (B,), int64; None where there are none.
+    """
+
+    indices: Int[Tensor, "B *tokens Q"]
+    condition: Int[Tensor, " B"] | None
+
+
+class TokenData:
+    """Batches for a prior from token files, which ``gritvq encode`` and :func:`gritvq.tokens.write_tokens` write.
+
+    Files are read once, row by row, into a temporary file of 4 bytes per token, from which batches are read at random
+    places: memory holds one number per row. The training loader is endless, starts at the run's step, and holds every
+    row once per epoch in an order of its own; under several processes each takes its part of one global order.
+
+    Args:
+        train: File, files, or a folder of files to train on.
+        validation: The same to measure on. Where None, ``num_validation`` random rows are kept back; give files where
+            several rows come from one picture (crops, flips), which must not be on both sides.
+        batch_size: Samples B per step and process.
+        label: Column with the class, text or integers >= 0; None for no classes.
+        num_validation: Rows measured on, at most; the first ones of ``validation``.
+        seed: Of order and choice, >= 0.
+
+    Attributes:
+        classes: Names of the classes 0, 1, ...; None where the first row has no label.
+        shape: (*tokens, Q) of a sample.
+
+    Raises:
+        ValueError: If a file is missing or damaged, samples differ in shape, labels are missing or of no use, or a
+            number is out of range.
+
+    Example:
+        >>> from gritvq.tokens import write_tokens
+        >>> rows = (TokenRow(f"{n}", torch.full((2, 1), n), {"label": "cat"}) for n in range(5))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     data = TokenData(write_tokens(f"{folder}/t.npz", rows), batch_size=3, num_validation=1)
+        >>> data.batch(0).indices.shape, data.batch(0).condition.tolist(), data.num_rows
+        (torch.Size([3, 2, 1]), [0, 0, 0], 4)
+    """
+
+    def __init__(
+        self,
+        train: Paths,
+        validation: Paths | None = None,
+        *,
+        batch_size: int = 64,
+        label: str | None = "label",
+        num_validation: int = 2000,
+        seed: int = 0,
+    ) -> None:
+        self.batch_size, self.seed = check_integer("batch_size", batch_size), check_integer("seed", seed, 0)
+        check_integer("num_validation", num_validation)
+        self._train = _Rows(train, label)
+        self.shape = self._train.shape
+        held = self._train if validation is None else _Rows(validation, label)
+        if held.shape != self.shape:
+            raise ValueError(f"expected tokens {self.shape} of a sample to measure on, got {held.shape}")
+        self.classes = _classes_of(self._train, held)
+        for rows in (self._train, held):
+            rows.number(self.classes)
+        self._held = held
+        if validation is None:
+            if num_validation >= len(held):
+                raise ValueError(
+                    f"expected more than the {num_validation} rows kept back for validation, got {len(held)}; lower "
+                    "num_validation, or give validation files"
+                )
+            order = np.random.default_rng([seed, 1]).permutation(len(held))
+            self._held_rows, self._rows = np.sort(order[:num_validation]), np.sort(order[num_validation:])
+        else:
+            self._held_rows, self._rows = np.arange(min(num_validation, len(held))), np.arange(len(self._train))
+
+    @property
+    def num_rows(self) -> int:
+        """Training rows until each was seen once."""
+        return len(self._rows)
+
+    @property
+    def num_classes(self) -> int | None:
+        """How many; None where there are none."""
+        return None if self.classes is None else len(self.classes)
+
+    def train_dataloader(self, first_step: Callable[[], int] = int) -> DataLoader[TokenBatch]:
+        """Endless batches, each iteration from the step on that ``first_step`` says."""
+        return DataLoader(_Stream(self.batch, first_step), batch_size=None, generator=torch.Generator())
+
+    def val_dataloader(self) -> DataLoader[TokenBatch]:
+        """Batches to measure on, in a fixed order."""
+        blocks = _Blocks(self._held, self._held_rows, self.batch_size)
+        return DataLoader(blocks, batch_size=None, generator=torch.Generator())
+
+    def batch(self, step: int) -> TokenBatch:
+        """This rank's samples of batch ``step``."""
+        several = dist.is_available() and dist.is_initialized()
+        rank, world = (dist.get_rank(), dist.get_world_size()) if several else (0, 1)
+        size = world * self.batch_size
+        return self._train[self._rows[self._order(step * size, size)[rank::world]]]
+
+    def _order(self, start: int, count: int) -> np.ndarray:
+        """Rows at these places of the endless order."""
+        parts = []
+        while count:
+            epoch, place = divmod(start, self.num_rows)
+            part = np.random.default_rng([self.seed, 0, epoch]).permutation(self.num_rows)[place : place + count]
+            parts.append(part)
+            start, count = start + len(part), count - len(part)
+        return np.concatenate(parts)
+
+
+class _Rows:
+    """Tokens of all rows in a temporary file, and their labels."""
+
+    def __init__(self, paths: Paths, label: str | None) -> None:
+        files = _files(paths)
+        self.shape: tuple[int, ...] = ()
+        self.labels: list[str | int] | None = None
+        count = 0
+        with tempfile.TemporaryFile() as scratch:  # the memory map keeps it until nothing reads it any more
+            for file in files:
+                for row in iter_tokens(file):
+                    self._check(row, file, label, count == 0)
+                    scratch.write(row.tokens.numpy().astype(np.int32).tobytes())
+                    count += 1
+            scratch.flush()
+            self._tokens = np.memmap(scratch, np.int32, "r", shape=(count, *self.shape))
+        self._numbers: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self._tokens)
+
+    def __getitem__(self, rows: np.ndarray) -> TokenBatch:
+        indices = torch.from_numpy(self._tokens[rows].astype(np.int64))
+        return TokenBatch(indices, None if self._numbers is None else torch.from_numpy(self._numbers[rows]))
+
+    def number(self, classes: Sequence[str | int] | None) -> None:
+        """Labels as numbers of classes."""
+        if classes is not None and self.labels is not None:
+            place = {name: number for number, name in enumerate(classes)}
+            self._numbers = np.array([place[name] for name in self.labels], dtype=np.int64)
+        self.labels = None
+
+    def _check(self, row: TokenRow, file: Path, label: str | None, is_first: bool) -> None:
+        """Note the label of a row.
+
+        Raises:
+            ValueError: If the row is not like the first.
+        """
+        found = None if label is None else row.columns.get(label)
+        if is_first:
+            self.shape = tuple(row.tokens.shape)
+            self.labels = None if found is None else []
+        if tuple(row.tokens.shape) != self.shape:
+            raise ValueError(
+                f"expected samples of one shape {self.shape}, got {tuple(row.tokens.shape)} of {row.name!r} in {file}; "
+                "encode pictures of one size"
+            )
+        if int(row.tokens.min()) < 0 or int(row.tokens.max()) >= 2**31:
+            raise ValueError(
+                f"expected indices 0 .. 2^31 - 1, got others in {row.name!r} of {file}; leave out masked samples"
+            )
+        if (found is None) != (self.labels is None):
+            raise ValueError(
+                f"expected a column {label!r} in all rows or in none, got {row.name!r} of {file}, which differs from "
+                "the first row; give label null to learn without classes"
+            )
+        if self.labels is not None:
+            if isinstance(found, float) and found.is_integer():
+                found = int(found)  # a column that held both
+            if (
+                isinstance(found, float)
+                or not isinstance(found, str | int)
+                or (not isinstance(found, str) and found < 0)
+            ):
+                raise ValueError(f"expected text or integers >= 0 in the column {label!r}, got {found!r} in {file}")
+            self.labels.append(found)
+
+
+class _Stream(IterableDataset[TokenBatch]):
+    """Batches from a step on, for ever."""
+
+    def __init__(self, batch: Callable[[int], TokenBatch], first_step: Callable[[], int]) -> None:
+        self.batch, self.first_step = batch, first_step
+
+    def __iter__(self) -> Iterator[TokenBatch]:
+        step = self.first_step()
+        while True:
+            yield self.batch(step)
+            step += 1
+
+
+class _Blocks(Dataset[TokenBatch]):
+    """Rows in blocks."""
+
+    def __init__(self, rows: _Rows, chosen: np.ndarray, size: int) -> None:
+        self.rows, self.chosen, self.size = rows, chosen, size
+
+    def __len__(self) -> int:
+        return -(-len(self.chosen) // self.size)
+
+    def __getitem__(self, number: int) -> TokenBatch:
+        if not 0 <= number < len(self):
+            raise IndexError(number)
+        return self.rows[self.chosen[number * self.size : (number + 1) * self.size]]
+
+
+def _files(paths: Paths) -> list[Path]:
+    """Files of tokens, those of folders by name.
+
+    Raises:
+        ValueError: If a folder has none.
+    """
+    given = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
+    found: list[Path] = []
+    for path in map(Path, given):
+        inside = sorted(p for p in path.glob("*") if p.suffix in (".npz", ".parquet")) if path.is_dir() else [path]
+        if not inside:
+            raise ValueError(f"expected token files in {path}, got none; make them with 'gritvq encode'")
+        found += inside
+    if not found:
+        raise ValueError("expected at least one token file, got none")
+    return found
+
+
+def _classes_of(train: _Rows, held: _Rows) -> list[str | int] | None:
+    """Names of classes: text sorted, or all integers up to the largest.
+
+    Raises:
+        ValueError: If only one side has labels, kinds are mixed, or a class is met in validation only.
+    """
+    if (train.labels is None) != (held.labels is None):
+        raise ValueError("expected labels in training and validation files or in neither, got one side with labels")
+    if train.labels is None or held.labels is None:
+        return None
+    names, others = set(train.labels), set(held.labels)
+    if len({isinstance(name, str) for name in names | others}) > 1:
+        raise ValueError("expected labels that are all text or all integers, got both")
+    if others - names:
+        raise ValueError(f"expected the classes of the training files, got {sorted(map(str, others - names))[:3]} too")
+    if all(isinstance(name, str) for name in names):
+        return sorted(names, key=str)
+    return list(range(1 + max(int(name) for name in names)))

@@ -1,0 +1,142 @@
+"""How a prior learns."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from lightning import Callback
+from torch import Tensor
+
+from gritvq.component import check_integer
+from gritvq.priors.base import Prior
+from gritvq.priors.data import TokenBatch, TokenData
+from gritvq.training.optimizer import OptimizerSettings, RateSchedule
+from gritvq.training.run_folder import RunFolder
+from gritvq.training.task import Task, copy_weights
+
+__all__ = ["PriorTask"]
+
+
+class PriorTask(Task):
+    """Trains a prior with AdamW; measures nats per token and bits per element by the prior's ``log_prob``.
+
+    Batches are pairs (indices, condition), as :class:`gritvq.priors.TokenData` has them.
+
+    Args:
+        prior: What to train.
+        lr: Peak learning rate.
+        warmup_steps: Steps of linear warm-up.
+        schedule: After the warm-up, see :class:`gritvq.training.OptimizerSettings`.
+        betas: AdamW's decay rates.
+        weight_decay: For matrices; vectors and embeddings get none.
+        num_elements: Elements of a sample that bits are counted for, such as height x width x channels of a picture;
+            its tokens where None.
+
+    Raises:
+        ValueError: If a number is out of range.
+    """
+
+    def __init__(
+        self,
+        prior: Prior,
+        *,
+        lr: float = 4e-4,
+        warmup_steps: int = 100,
+        schedule: RateSchedule = "cosine",
+        betas: tuple[float, float] = (0.9, 0.95),
+        weight_decay: float = 0.05,
+        num_elements: int | None = None,
+    ) -> None:
+        super().__init__(
+            OptimizerSettings(
+                lr=lr, warmup_steps=warmup_steps, schedule=schedule, betas=betas, weight_decay=weight_decay
+            )
+        )
+        self.prior = prior
+        self.num_elements = prior.num_tokens if num_elements is None else check_integer("num_elements", num_elements)
+
+    def check_data(self, data: TokenData) -> None:
+        """Say whether the tokens are those of the prior's layout, and the classes as many as it has.
+
+        Raises:
+            ValueError: If they differ.
+        """
+        expected = (*self.prior.layout.shape, len(self.prior.layout.vocabulary.codebook_sizes))
+        if data.shape != expected:
+            raise ValueError(f"expected tokens {expected} of a sample as in the prior's layout, got {data.shape}")
+        if data.num_classes != self.prior.num_classes:
+            raise ValueError(
+                f"expected num_classes={data.num_classes} of the prior as in the data, got {self.prior.num_classes}; "
+                "label null leaves the classes out"
+            )
+        self.prior.rows_of(data.batch(0).indices)
+
+    def run_callbacks(self, run: RunFolder | None) -> list[Callback]:
+        """None."""
+        return []
+
+    def finish(self, run: RunFolder, training: Mapping[str, Any]) -> None:
+        """Write ``prior/``."""
+        self.prior.save_pretrained(run.prior, training)
+
+    def start_from(self, prior: Prior) -> None:
+        """Take the weights of a prior of the same architecture.
+
+        Raises:
+            ValueError: If a part differs; the message names it.
+        """
+        copy_weights(self.prior, prior)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Note whose tokens the weights belong to."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["fingerprint"] = self.prior.fingerprint
+
+    def check_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse weights that were trained on another tokenizer's tokens.
+
+        Raises:
+            ValueError: Then.
+        """
+        if checkpoint.get("fingerprint") != self.prior.fingerprint:
+            raise ValueError(
+                "expected a checkpoint trained on the tokens of this tokenizer, got one of another, whose tokens mean "
+                "something else; resume with the tokens of that run, or train anew"
+            )
+        super().check_checkpoint(checkpoint)
+
+    def losses(self, batch: TokenBatch) -> list[Tensor]:
+        """One batch."""
+        total = self.trainer.max_steps
+        self.prior.training_progress = min(1.0, self.step / total) if total > 0 else 0.0
+        terms = self.prior.loss(*batch)
+        loss = torch.stack(list(terms.values())).sum()
+        if self.measures_now:
+            if not torch.isfinite(loss):
+                raise ValueError(
+                    f"expected a finite loss, got {float(loss.detach())} at step {self.step}; lower the learning rate, "
+                    "or clip gradients"
+                )
+            self.log_dict({f"train/{name}": term.detach() for name, term in terms.items()})
+        return [loss]
+
+    def validation_step(self, batch: TokenBatch, batch_idx: int) -> None:
+        """Measure a batch."""
+        indices, condition = batch
+        nats = -self.prior.log_prob(indices, condition).mean()
+        numbers = {
+            "val/nats_per_token": nats / self.prior.num_tokens,
+            "val/bits_per_element": nats / (math.log(2) * self.num_elements),
+        }
+        self.log_dict(numbers, on_epoch=True, batch_size=len(indices), sync_dist=True)
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Matrices, and without weight decay vectors and embeddings."""
+        tables = {m.weight for m in self.prior.modules() if isinstance(m, torch.nn.Embedding)}
+        parameters = [p for p in self.parameters() if p.requires_grad]
+        decayed = [p for p in parameters if p.ndim > 1 and p not in tables]
+        kept = [p for p in parameters if p.ndim <= 1 or p in tables]
+        return [{"params": decayed}, {"params": kept, "weight_decay": 0.0}]

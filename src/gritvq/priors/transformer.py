@@ -1,0 +1,128 @@
+"""The transformers of priors: of the library transformers, from scratch, over given embeddings."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from gritvq.lazy import optional
+
+__all__ = ["Transformer", "channel_states", "gpt2"]
+
+
+class Transformer(nn.Module):
+    """Llama's: RMSNorm, SwiGLU, rotary positions along the sequence; dropout on inputs and on what each part adds.
+
+    Args:
+        width: Of the states, D.
+        depth: Layers.
+        num_heads: Attention heads.
+        dropout: In [0, 1).
+        length: Longest sequence.
+
+    Raises:
+        ValueError: If the width is no even multiple of the heads.
+    """
+
+    def __init__(self, width: int, depth: int, num_heads: int, dropout: float, length: int) -> None:
+        super().__init__()
+        if width % (2 * num_heads):
+            raise ValueError(
+                f"expected width to be a multiple of 2 num_heads, got {width} and {num_heads}; change one of them"
+            )
+        transformers = optional("transformers", "priors")
+        self.dropout = nn.Dropout(dropout)
+        self.model: Any = transformers.LlamaModel(
+            transformers.LlamaConfig(
+                vocab_size=1,
+                hidden_size=width,
+                intermediate_size=8 * round(width / 3),
+                num_hidden_layers=depth,
+                num_attention_heads=num_heads,
+                max_position_embeddings=length,
+                pad_token_id=None,
+                bos_token_id=None,
+                eos_token_id=None,
+                use_cache=False,
+                attn_implementation="sdpa",
+            )
+        )
+        self.model.embed_tokens.weight.requires_grad_(False)  # inputs are embedded already
+        for layer in self.model.layers:
+            layer.self_attn.o_proj = nn.Sequential(layer.self_attn.o_proj, nn.Dropout(dropout))
+            layer.mlp = nn.Sequential(layer.mlp, nn.Dropout(dropout))
+        names = inspect.signature(self.model.forward).parameters
+        self._cache_name = "cache" if "cache" in names else "past_key_values"  # its name before transformers 5
+
+    def forward(
+        self, inputs: Float[Tensor, "B T D"], mask: Bool[Tensor, "T S"] | None = None, cache: Any = None
+    ) -> Float[Tensor, "B T D"]:
+        """States.
+
+        Args:
+            inputs: Embeddings.
+            mask: Which of all S positions, those in the cache first, each of the T sees; those before it and itself
+                where None.
+            cache: What :meth:`new_cache` made; it grows by T.
+        """
+        seen = None if mask is None else mask.expand(len(inputs), 1, *mask.shape)
+        kept = {} if cache is None else {self._cache_name: cache, "use_cache": True}
+        return self.model(inputs_embeds=self.dropout(inputs), attention_mask=seen, **kept).last_hidden_state
+
+    @staticmethod
+    def new_cache() -> Any:
+        """An empty cache of keys and values."""
+        return optional("transformers", "priors").DynamicCache()
+
+
+def gpt2(dim: int, num_layers: int, num_heads: int, hidden_dim: int, dropout: float, positions: int) -> Any:
+    """GPT-2 over given embeddings; its own table of tokens is left empty.
+
+    Args:
+        dim: Width.
+        num_layers: Layers.
+        num_heads: Attention heads.
+        hidden_dim: Width inside the feed-forward layers.
+        dropout: In [0, 1).
+        positions: Longest sequence.
+
+    Raises:
+        ValueError: If the width is no multiple of the heads.
+    """
+    transformers = optional("transformers", "priors")
+    if dim % num_heads:
+        raise ValueError(f"expected dim to be a multiple of num_heads, got {dim} and {num_heads}; change one of them")
+    model = transformers.GPT2Model(
+        transformers.GPT2Config(
+            vocab_size=1,
+            n_positions=positions,
+            n_embd=dim,
+            n_layer=num_layers,
+            n_head=num_heads,
+            n_inner=hidden_dim,
+            resid_pdrop=dropout,
+            embd_pdrop=dropout,
+            attn_pdrop=0.0,  # the weights of attention stay whole, so that its fused form serves
+            activation_function="gelu_pytorch_tanh",
+            bos_token_id=None,
+            eos_token_id=None,
+            use_cache=False,
+        )
+    )
+    model.wte.weight.requires_grad_(False)
+    return model
+
+
+def channel_states(model: Any, states: Float[Tensor, "N D"], embedded: Float[Tensor, "N l D"]) -> Tensor:
+    """States (N, l + 1, D) from which the channels of a position follow, one after the other.
+
+    Args:
+        model: What :func:`gpt2` made.
+        states: Of the positions.
+        embedded: Their first l channels.
+    """
+    return model(inputs_embeds=torch.cat([states[:, None], embedded], 1)).last_hidden_state
