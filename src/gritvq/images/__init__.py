@@ -11,8 +11,11 @@ from gritvq.lazy import lazy_names
 
 if TYPE_CHECKING:
     from gritvq.images.data import ImageData
+    from gritvq.images.discriminators import FeatureDiscriminator, PatchDiscriminator
     from gritvq.images.evaluation import evaluate, token_statistics
+    from gritvq.images.features import FileFeatures, Frozen, VGG16Features
     from gritvq.images.files import Picture, Pictures, find_images, open_pictures, read_images, to_tensor
+    from gritvq.images.losses import R1, AdversarialLoss, LeCam, LPIPSLoss, PerceptualLoss
     from gritvq.images.metrics import ReconstructionError
     from gritvq.images.networks import ImageDecoder, ImageEncoder, num_parameters
     from gritvq.images.objectives import image_losses
@@ -20,14 +23,24 @@ if TYPE_CHECKING:
     from gritvq.images.tokenizer import ImageTokenizer
 
 __all__ = [
+    "R1",
+    "AdversarialLoss",
+    "FeatureDiscriminator",
+    "FileFeatures",
+    "Frozen",
     "ImageData",
     "ImageDecoder",
     "ImageEncoder",
     "ImageTokenizer",
+    "LPIPSLoss",
+    "LeCam",
+    "PatchDiscriminator",
+    "PerceptualLoss",
     "Picture",
     "Pictures",
     "ReconstructionError",
     "TokenizerTask",
+    "VGG16Features",
     "evaluate",
     "find_images",
     "image_losses",
@@ -42,8 +55,11 @@ __getattr__ = lazy_names(
     __name__,
     {
         "data": ["ImageData"],
+        "discriminators": ["FeatureDiscriminator", "PatchDiscriminator"],
         "evaluation": ["evaluate", "token_statistics"],
+        "features": ["FileFeatures", "Frozen", "VGG16Features"],
         "files": ["Picture", "Pictures", "find_images", "open_pictures", "read_images", "to_tensor"],
+        "losses": ["R1", "AdversarialLoss", "LPIPSLoss", "LeCam", "PerceptualLoss"],
         "metrics": ["ReconstructionError"],
         "networks": ["ImageDecoder", "ImageEncoder", "num_parameters"],
         "objectives": ["image_losses"],

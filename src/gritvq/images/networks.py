@@ -148,6 +148,12 @@ class ImageDecoder(Component):
         self.deep = nn.Sequential(*layers, _norm(width), nn.SiLU(), last, nn.PixelShuffle(patch))
         self.linear = nn.ConvTranspose2d(dim, channels, factor, stride=factor)
 
+    @property
+    def last_layer(self) -> Tensor:
+        """Weight of the last convolution, where adversarial losses are weighed."""
+        weight: Tensor = self.deep[-2].weight  # type: ignore[assignment]
+        return weight
+
     def forward(self, vectors: Float[Tensor, "B h w D"]) -> Float[Tensor, "B C H W"]:
         """Decodes a batch of vector grids.
 

@@ -1,11 +1,14 @@
-"""The losses of a batch of images: which differences of pixels an objective gets."""
+"""The losses of a batch of images: which differences of pixels an objective gets, and what looks at pictures."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from gritvq.images.losses import AdversarialLoss, PerceptualDistance
 from gritvq.images.tokenizer import ImageTokenizer
 from gritvq.quantizers.stochastic import VariationalLatent
 from gritvq.tokenizer import TokenizerOutput
@@ -15,7 +18,12 @@ __all__ = ["image_losses"]
 
 
 def image_losses(
-    objective: Objective, tokenizer: ImageTokenizer, images: Float[Tensor, "B C H W"]
+    objective: Objective,
+    tokenizer: ImageTokenizer,
+    images: Float[Tensor, "B C H W"],
+    *,
+    perceptual: PerceptualDistance | None = None,
+    adversarial: AdversarialLoss | None = None,
 ) -> tuple[dict[str, Tensor], TokenizerOutput]:
     """Losses of a batch by name, and the tokenizer's output.
 
@@ -24,9 +32,13 @@ def image_losses(
             twice as many latents; eval only that of the quantized latent.
         tokenizer: What is trained.
         images: Pixels in [0, 1].
+        perceptual: Adds the weighted loss ``perceptual`` of the reconstruction.
+        adversarial: Adds the tokenizer's weighted loss ``adversarial``; its adaptive weight compares it with all losses
+            but the quantizer's.
 
     Raises:
-        ValueError: If the objective needs a continuous latent and the quantizer has none.
+        ValueError: If the objective needs a continuous latent and the quantizer has none, or pictures are too small for
+            a network.
 
     Example:
         >>> from gritvq import grit_vq
@@ -51,4 +63,14 @@ def image_losses(
     else:
         output = tokenizer(images)
         decoded = output.reconstruction[None] if objective.continuous else output.reconstruction
-    return objective(objective.value_scale * (decoded.float() - images.float()), output.quantization), output
+    losses = objective(objective.value_scale * (decoded.float() - images.float()), output.quantization)
+    if perceptual is not None:
+        losses["perceptual"] = perceptual.weight * perceptual(output.reconstruction, images)
+    if adversarial is not None:
+        own, weight = adversarial.generator(output.reconstruction), adversarial.weight
+        if adversarial.adaptive:
+            others = [loss for name, loss in losses.items() if name not in output.quantization.losses]
+            last: Any = tokenizer.decoder.last_layer
+            own = own * adversarial.adaptive_weight(torch.stack(others).sum(), own, last)
+        losses["adversarial"] = weight * own
+    return losses, output

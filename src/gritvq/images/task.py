@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 from gritvq.component import eval_mode, packages_of
 from gritvq.images.callbacks import ReconstructionPlots
 from gritvq.images.data import ImageData
+from gritvq.images.losses import AdversarialLoss, PerceptualDistance
 from gritvq.images.metrics import ReconstructionError
 from gritvq.images.objectives import image_losses
 from gritvq.images.tokenizer import ImageTokenizer
@@ -43,9 +45,12 @@ class TokenizerTask(Task):
         weight_decay: Weight decay of encoder and decoder; codebooks have none.
         objective: The loss; None takes the quantizer's own (:func:`~gritvq.training.objective_for`), mostly the squared
             pixel error plus the quantizer's losses.
+        perceptual: Perceptual loss of the reconstruction, in addition.
+        adversarial: Adversarial loss, in addition; its discriminator has an optimizer of its own. Steps, checkpoints,
+            accumulation and clipping are the same with and without it.
 
     Raises:
-        ValueError: If a number is out of range.
+        ValueError: If a number is out of range, or an adaptive adversarial loss finds no last layer in the decoder.
 
     Example:
         >>> from gritvq import grit_vq
@@ -65,6 +70,8 @@ class TokenizerTask(Task):
         betas: tuple[float, float] = (0.9, 0.95),
         weight_decay: float = 0.0,
         objective: Objective | None = None,
+        perceptual: PerceptualDistance | None = None,
+        adversarial: AdversarialLoss | None = None,
     ) -> None:
         super().__init__(
             OptimizerSettings(
@@ -73,6 +80,13 @@ class TokenizerTask(Task):
         )
         self.tokenizer = tokenizer
         self.objective = objective_for(tokenizer.quantizer) if objective is None else objective
+        self.perceptual, self.adversarial = perceptual, adversarial
+        self.num_optimizers = 1 if adversarial is None else 2
+        if adversarial is not None and adversarial.adaptive and not hasattr(tokenizer.decoder, "last_layer"):
+            raise ValueError(
+                f"expected a decoder with the attribute last_layer, the weight of its last layer, got "
+                f"{type(tokenizer.decoder).__name__} without it; set it, or adaptive=False in AdversarialLoss"
+            )
         self.codebook_usage = CodebookUsage(tokenizer.quantizer.codebook_sizes)
         self.reconstruction_error = ReconstructionError()
         self.window_usage = CodebookUsage(tokenizer.quantizer.codebook_sizes)
@@ -94,7 +108,7 @@ class TokenizerTask(Task):
         """Check that the tokenizer accepts the images.
 
         Raises:
-            ValueError: If their channels or their size do not fit.
+            ValueError: If their channels or their size do not fit, or they are too small for a loss.
         """
         if data.shape[0] != self.tokenizer.channels:
             raise ValueError(
@@ -102,7 +116,11 @@ class TokenizerTask(Task):
                 f"{data.shape[0]}; make them equal"
             )
         with torch.random.fork_rng(), eval_mode(self.tokenizer):
-            self.tokenizer(torch.zeros(1, *data.shape))
+            reconstruction = self.tokenizer(images := torch.zeros(1, *data.shape)).reconstruction
+            if self.perceptual is not None:
+                self.perceptual(reconstruction, images)
+            if self.adversarial is not None:
+                self.adversarial.generator(reconstruction)
 
     def run_callbacks(self, run: RunFolder | None) -> list[Callback]:
         """Codebook initialization and updates; with a folder also a collapse warning and plots."""
@@ -134,9 +152,15 @@ class TokenizerTask(Task):
         """Reconstruct."""
         return self.tokenizer(images).reconstruction
 
-    def losses(self, images: Tensor) -> list[Tensor]:
-        """Sum of the objective's losses; logs each of them, and PSNR and usage of the recent batches."""
-        losses, output = image_losses(self.objective, self.tokenizer, images)
+    def losses(self, images: Tensor) -> Iterator[Tensor]:
+        """Sum of the tokenizer's losses, then that of the discriminator's.
+
+        Logs each of them, and PSNR and usage of the recent batches.
+        """
+        adversarial = None if self.adversarial is None or self.step < self.adversarial.start else self.adversarial
+        losses, output = image_losses(
+            self.objective, self.tokenizer, images, perceptual=self.perceptual, adversarial=adversarial
+        )
         loss = torch.stack(list(losses.values())).sum()
         if self._window != self.step // _WINDOW:
             self._window = self.step // _WINDOW
@@ -155,7 +179,17 @@ class TokenizerTask(Task):
             self.log("train/psnr", -10 * error.clamp_min(1e-10).log10())
             self.log("train/usage", counts["usage"])
             self.log("train/perplexity", counts["perplexity"])
-        return [loss]
+        yield loss
+        if self.adversarial is None:
+            return
+        if adversarial is None:  # not yet: no parameter gets a gradient, so none moves
+            yield torch.zeros((), device=self.device, requires_grad=True)
+            return
+        told, scores = adversarial.judge(images, output.reconstruction, self.step)
+        self.log_dict({f"train/{name}": value.detach() for name, value in {**told, **scores}.items()})
+        yield torch.stack(list(told.values())).sum()
+        if self._batches == self.accumulate:
+            adversarial.after_step()
 
     def on_validation_epoch_start(self) -> None:
         """Reset the metrics."""
@@ -173,9 +207,21 @@ class TokenizerTask(Task):
         totals = {**self.reconstruction_error.compute(), **self.codebook_usage.compute()}
         self.log_dict({f"val/{name}": value for name, value in totals.items()})
 
+    def configure_optimizers(self) -> Any:
+        """The tokenizer's optimizer, and the discriminator's with the same settings but for its rate."""
+        optimizers, schedules = super().configure_optimizers()
+        if self.adversarial is not None:
+            settings = replace(self.optimizer_settings, lr=self.optimizer_settings.lr * self.adversarial.lr_scale)
+            parameters = [parameter for parameter in self.adversarial.parameters() if parameter.requires_grad]
+            optimizer, schedule = settings.optimizer([{"params": parameters}], self.trainer.max_steps)
+            optimizers, schedules = [*optimizers, optimizer], [*schedules, {"scheduler": schedule, "interval": "step"}]
+        return optimizers, schedules
+
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Encoder and decoder, and the quantizer's parameter groups."""
         quantizer, lr = self.tokenizer.quantizer, self.optimizer_settings.lr
         owned = set(quantizer.parameters())
+        if self.adversarial is not None:
+            owned |= set(self.adversarial.parameters())
         rest = [p for p in self.parameters() if p.requires_grad and p not in owned]
         return [{"params": rest}, *({"weight_decay": 0.0, **group} for group in quantizer.parameter_groups(lr))]

@@ -105,7 +105,8 @@ class Task(LightningModule, ABC):
             if scaler is not None:
                 scaler.unscale_(other)
             self.on_before_optimizer_step(other)
-            other.step() if scaler is None else scaler.step(other)
+            moves = any(p.grad is not None for group in other.param_groups for p in group["params"])
+            scaler.step(other) if scaler is not None and moves else other.step()  # a scaler refuses one without any
         optimizers[0].step()
         for config in self.trainer.lr_scheduler_configs:
             self.lr_scheduler_step(config.scheduler, None)
