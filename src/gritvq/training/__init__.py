@@ -14,8 +14,10 @@ if TYPE_CHECKING:
         CodebookInitialization,
         CodebookUpdate,
         CollapseWarning,
+        FrozenStage,
         RandomState,
         StepProgress,
+        WeightAverage,
     )
     from gritvq.training.data import DataModule, TrainingData
     from gritvq.training.objectives import (
@@ -36,6 +38,7 @@ __all__ = [
     "CollapseWarning",
     "DataModule",
     "ElboObjective",
+    "FrozenStage",
     "Objective",
     "OptimizerSettings",
     "RandomState",
@@ -46,6 +49,7 @@ __all__ = [
     "TrainingData",
     "TrainingPlan",
     "TwoPathObjective",
+    "WeightAverage",
     "objective_for",
     "seed_everything",
     "train",
@@ -54,7 +58,15 @@ __all__ = [
 __getattr__ = lazy_names(
     __name__,
     {
-        "callbacks": ["CodebookInitialization", "CodebookUpdate", "CollapseWarning", "RandomState", "StepProgress"],
+        "callbacks": [
+            "CodebookInitialization",
+            "CodebookUpdate",
+            "CollapseWarning",
+            "FrozenStage",
+            "RandomState",
+            "StepProgress",
+            "WeightAverage",
+        ],
         "data": ["DataModule", "TrainingData"],
         "objectives": ["ElboObjective", "Objective", "ReconstructionObjective", "TwoPathObjective", "objective_for"],
         "optimizer": ["OptimizerSettings"],

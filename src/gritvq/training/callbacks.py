@@ -9,8 +9,11 @@ from typing import Any, cast
 
 import torch
 from lightning import Callback, LightningModule, Trainer
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from gritvq.component import check_integer
 from gritvq.distributed import all_gather_rows
 from gritvq.tokenizer import Autoencoder
 from gritvq.training.task import Task
@@ -19,8 +22,10 @@ __all__ = [
     "CodebookInitialization",
     "CodebookUpdate",
     "CollapseWarning",
+    "FrozenStage",
     "RandomState",
     "StepProgress",
+    "WeightAverage",
     "collapse_advice",
 ]
 
@@ -79,6 +84,146 @@ class CodebookUpdate(Callback):
         if cast(Task, pl_module).step != self.step:
             self.step = cast(Task, pl_module).step
             _tokenizer(pl_module).quantizer.update_codebook(trainer.optimizers[0])
+
+
+class WeightAverage(Callback):
+    r"""Keeps a moving average of the weights, which is what is validated, measured, saved and exported.
+
+    After step t, ``a_t = d_t a_{t-1} + (1 - d_t) w_t`` with ``d_t = min(decay, (1 + t) / (10 + t))`` and ``a_0 = w_1``,
+    where t counts updates from 1, for all weights that the model's optimizer trains. Buffers, codes that follow the
+    data by themselves, and a discriminator are not averaged.
+
+    Training goes on from the weights themselves: checkpoints hold both, and a resumed run is bitwise the same. A run
+    that resumes from a checkpoint without averages starts them anew.
+
+    Args:
+        decay: Upper end of d, in [0, 1).
+        warmup: Whether d grows towards it; else it is ``decay`` from the first update.
+
+    Raises:
+        ValueError: If the decay is out of range.
+
+    References:
+        Polyak and Juditsky, "Acceleration of Stochastic Approximation by Averaging", 1992; the growing decay is that of
+        TensorFlow's ExponentialMovingAverage. Lightning's own WeightAveraging keeps no weights to go on from after the
+        last step, averages the whole task, and puts averages where a checkpoint's weights are looked for.
+    """
+
+    def __init__(self, decay: float = 0.999, *, warmup: bool = True) -> None:
+        if not 0 <= decay < 1:
+            raise ValueError(f"expected decay in [0, 1), got {decay!r}")
+        self.decay, self.warmup = float(decay), warmup
+        self._begin()
+
+    def _begin(self) -> None:
+        self.num_updates, self._step = 0, 0
+        self._averages: dict[str, Tensor] = {}
+        self._trained: dict[str, Tensor] = {}  # the weights themselves, while the averages are in their place
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Begin; a checkpoint to go on from is read after this."""
+        if stage == "fit":
+            self._begin()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The averages by the weights' names, and how many updates they have."""
+        return {"averages": self._averages, "num_updates": self.num_updates}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on with the averages of a checkpoint."""
+        self._averages, self.num_updates = dict(state_dict["averages"]), int(state_dict["num_updates"])
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Bring the averages to the weights' device."""
+        weights, self._step = _trained_weights(trainer), cast(Task, pl_module).step
+        if self._averages and {name: each.shape for name, each in self._averages.items()} != {
+            name: each.shape for name, each in weights.items()
+        }:
+            raise ValueError("expected averages of the weights that are trained, got others in the checkpoint")
+        self._averages = {name: each.to(weights[name].device) for name, each in self._averages.items()}
+
+    @torch.no_grad()
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Update if the optimizer moved."""
+        if cast(Task, pl_module).step == self._step:
+            return
+        self._step = cast(Task, pl_module).step
+        weights = _trained_weights(trainer)
+        if not self._averages:
+            self._averages = {name: weight.detach().clone() for name, weight in weights.items()}
+        self.num_updates += 1
+        decay = min(self.decay, (1 + self.num_updates) / (10 + self.num_updates)) if self.warmup else self.decay
+        get_ema_multi_avg_fn(decay)(list(self._averages.values()), list(weights.values()), self.num_updates)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Put the averages in place."""
+        self._put_averages(trainer)
+
+    @torch.no_grad()
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Put the weights back."""
+        for name, weight in _trained_weights(trainer).items() if self._trained else ():
+            weight.copy_(self._trained[name])
+        self._trained = {}
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Leave the averages in the model."""
+        self._put_averages(trainer)
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Write the weights as the state, also where the averages are in place."""
+        checkpoint["state_dict"].update(self._trained)
+
+    @torch.no_grad()
+    def _put_averages(self, trainer: Trainer) -> None:
+        for name, weight in _trained_weights(trainer).items() if self._averages and not self._trained else ():
+            self._trained[name] = weight.detach().clone()
+            weight.copy_(self._averages[name])
+
+
+def _trained_weights(trainer: Trainer) -> dict[str, nn.Parameter]:
+    """What the model's optimizer trains, by its name in the task."""
+    trained = {id(weight) for group in trainer.optimizers[0].param_groups for weight in group["params"]}
+    return {name: each for name, each in trainer.lightning_module.named_parameters() if id(each) in trained}
+
+
+class FrozenStage(Callback):
+    """Holds a part of the model still from one step to another, while the rest learns.
+
+    Its weights get no gradient at those steps, so the optimizer leaves them and its averages of them alone.
+
+    Args:
+        part: Dotted name in the task, such as ``"tokenizer.encoder"``.
+        start: First step of the stage; steps count from 0.
+        end: First step after it; None for the rest of the run.
+
+    Raises:
+        ValueError: If the stage is empty, or the task has no such part.
+
+    References:
+        The stage with a frozen encoder in the training of NS-VQ's successor, arXiv 2606.11363.
+    """
+
+    def __init__(self, part: str = "tokenizer.encoder", *, start: int = 0, end: int | None = None) -> None:
+        self.part, self.start, self.end = part, check_integer("start", start, least=0), end
+        if end is not None:
+            check_integer("end", end, least=start + 1)
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Look for the part."""
+        try:
+            pl_module.get_submodule(self.part)
+        except AttributeError as error:
+            parts = [name for name, _ in pl_module.named_children()]
+            raise ValueError(f"expected a part of the task such as {parts}, got {self.part!r} ({error})") from error
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        """Take the gradients away."""
+        if self.start <= cast(Task, pl_module).step and (self.end is None or cast(Task, pl_module).step < self.end):
+            for weight in pl_module.get_submodule(self.part).parameters():
+                weight.grad = None
 
 
 class RandomState(Callback):
