@@ -169,5 +169,5 @@ class TestSASRec:
         with pytest.raises(ValueError, match="max_epochs >= 1, got 0"):
             SASRec(8, 8).fit(cyclic(), max_epochs=0)
         short = Interactions.from_events([0, 0, 0, 1], [0, 1, 2, 0]).split()
-        with pytest.raises(ValueError, match="no pair to learn from"):
+        with pytest.raises(ValueError, match="use more events"):
             SASRec(3, 8).fit(short)

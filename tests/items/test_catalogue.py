@@ -447,7 +447,7 @@ class TestTexts:
         torch.testing.assert_close(embed_texts(texts, folder, normalize=False, batch_size=1), raw, rtol=1e-4, atol=1e-5)
 
     def test_embedding_errors(self, tmp_path: Path) -> None:
-        with pytest.raises(ValueError, match="expected texts"):
+        with pytest.raises(ValueError, match="expected at least one text, all strings, got none"):
             embed_texts([], tmp_path)
         with pytest.raises(ValueError, match="all strings, got None"):
             embed_texts(["a", None], tmp_path)  # type: ignore[list-item]

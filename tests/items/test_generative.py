@@ -189,7 +189,7 @@ def test_says_what_does_not_fit() -> None:
     with pytest.raises(ValueError, match=r"rows in \[0, 20\), got -1 to 5"):  # a list filled up with -1
         recommender.scores([[3, -1, 5]])
     for kind in (TokenDecoder, DepthDecoder):
-        with pytest.raises(ValueError, match=r"the 21 items of a history and the next one, got one of max_items 21"):
+        with pytest.raises(ValueError, match=r"21 items and the next one, got one of max_items 21"):
             GenerativeRecommender(backbone(kind), ids, max_history=21)
     with pytest.raises(ValueError, match="k >= 1"):
         recommender.recommend([[3]], 0)

@@ -183,7 +183,7 @@ def test_neighbors_at_the_ends() -> None:
     for bad in ({"num_neighbours": 0}, {"num_queries": 0}):
         with pytest.raises(ValueError, match=">= 1"):
             perfect.report(embeddings=blobs, **bad)
-    with pytest.raises(ValueError, match="expected related rows"):
+    with pytest.raises(ValueError, match="expected rows of related items"):
         perfect.report(related=torch.full((40, 2), 40))
 
 

@@ -455,7 +455,7 @@ class TestRQVAE:
         [
             ({"encoder": ItemEncoder(DIM, 5)}, "encoder to have dim=4"),
             ({"decoder": ItemDecoder(DIM, 5)}, "decoder to have dim=4"),
-            ({"decoder": ItemDecoder(DIM + 1, 4)}, "equal input_dim, got 12 and 13"),
+            ({"decoder": ItemDecoder(DIM + 1, 4)}, "equal input_dim of encoder and decoder, got 12 and 13"),
             ({"steps": 0}, "steps >= 1"),
             ({"lr": 0.0}, "lr > 0"),
         ],

@@ -147,7 +147,7 @@ def test_an_id_that_is_no_item_and_an_item_that_has_no_id() -> None:
     for unknown in (["d"], ["a", "d", "e"], [0], [""]):
         with pytest.raises(ValueError, match="expected items that have an id"):
             ids.ids_of(unknown)
-    with pytest.raises(ValueError, match="one key alone"):
+    with pytest.raises(ValueError, match="a single key"):
         ids.ids_of("a")
     numbered = SemanticIds([[0], [1]], (2,))
     assert numbered.ids_of(np.array([1])).tolist() == numbered.ids_of(torch.tensor([1])).tolist() == [[1]]
@@ -179,7 +179,7 @@ def test_an_id_that_is_no_item_and_an_item_that_has_no_id() -> None:
         ("integer codes", {"codes": [[True, False]] * 3}),
         ("at least one item", {"codes": torch.zeros(0, 2, dtype=torch.int64)}),
         ("to be one of keep, append", {"collisions": "drop"}),
-        ("no two are equal.*for 0 and 1", {"collisions": "append"}),
+        ("unique ids .*for 0 and 1", {"collisions": "append"}),
         ("fingerprint of strings", {"fingerprint": {"encoder": 3}}),
     ],
 )
@@ -471,7 +471,7 @@ class TestChoosingAnotherCode:
             {"table": table[:9]},
             {"table": table[0]},
         ):
-            with pytest.raises(ValueError, match="belong to the last level"):
+            with pytest.raises(ValueError, match="those of the last level"):
                 resolve(policy, sizes=self.sizes, **(crowd | change))
         vectors[3, 2] = math.nan
         with pytest.raises(ValueError, match="row 3 with NaN"):

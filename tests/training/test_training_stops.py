@@ -164,6 +164,6 @@ def test_rates_of_a_checkpoint_are_kept_or_refused(pictures: str, straight: Path
     task.optimizer_settings = dataclasses.replace(task.optimizer_settings, lr=1e-5)
     with pytest.raises(ValueError, match=r"expected lr 0.003 as at the start of the resumed run, got 1e-05"):
         go(task, pictures, tmp_path / "run", resume=straight / "checkpoints" / "last.ckpt", max_steps=20)
-    with pytest.raises(ValueError, match=r"expected max_steps of at least the 13 steps .* got 12; plan more steps"):
+    with pytest.raises(ValueError, match=r"expected max_steps >= 13, the steps that .* got 12; increase it"):
         go(Told(), pictures, tmp_path / "run", resume=straight / "checkpoints" / "last.ckpt", max_steps=12)
     assert not (tmp_path / "run").exists()

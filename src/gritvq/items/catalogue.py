@@ -1,7 +1,7 @@
-"""Catalogues and interactions for recommendation: Parquet, CSV, embeddings of item texts. Needs the extra ``items``.
+"""Reading catalogues and interactions from Parquet or CSV, and embedding item texts. Needs the extra ``items``.
 
-A folder such as ``amazon_beauty`` with ``interactions.parquet``, ``items.parquet`` and ``item_embeddings.npy`` is read
-by one call of :func:`read_item_data`. Text encoders never see interactions, so item embeddings cannot leak targets.
+:func:`read_item_data` reads a folder with ``interactions.parquet``, ``items.parquet`` and ``item_embeddings.npy``. Text
+encoders never see interactions, so item embeddings cannot leak targets.
 """
 
 from __future__ import annotations
@@ -38,19 +38,19 @@ __all__ = [
 ]
 
 _logger = logging.getLogger(__name__)
-_ORDER = ("timestamp", "position")  # columns that say the order of events, most important first
+_ORDER = ("timestamp", "position")  # default columns to order events by, most important first
 _SUFFIXES = (".parquet", ".csv")
-_BLOCK = 65536  # embeddings looked at at once
+_BLOCK = 65536  # embeddings checked at a time
 
 
 @dataclass(frozen=True)
 class Catalogue:
-    """Items with what is known about them; row i of everything belongs to item i.
+    """Items with their metadata and embeddings; row i of everything belongs to item i.
 
     Attributes:
-        keys: Key of each item, n in all, none twice.
+        keys: Unique keys of the n items.
         columns: The other columns by name, n values each.
-        embeddings: Item vectors (n, D), memory-mapped where they come from a file; None without.
+        embeddings: Item vectors (n, D), memory-mapped if read from a file; or None.
 
     Raises:
         ValueError: If keys repeat, or a column or the embeddings have another length.
@@ -73,7 +73,7 @@ class Catalogue:
         return len(self.keys)
 
     def select(self, rows: Int[Tensor, " m"]) -> Catalogue:
-        """These items in this order."""
+        """The catalogue of these rows, in this order."""
         numbers = rows.tolist()
         columns = {name: [values[i] for i in numbers] for name, values in self.columns.items()}
         embeddings = None if self.embeddings is None else self.embeddings[rows.numpy()]
@@ -91,18 +91,20 @@ class Catalogue:
             finite = np.isfinite(self.embeddings[start : start + _BLOCK]).all(axis=1)
             if not finite.all():
                 row = start + int(finite.argmin())
-                raise ValueError(f"expected finite embeddings, got NaN or infinity for item {self.keys[row]!r}.")
+                raise ValueError(
+                    f"expected finite embeddings, got NaN or infinity for item {self.keys[row]!r}; fix or remove it."
+                )
         return torch.from_numpy(np.array(self.embeddings, dtype=np.float32))
 
     def texts(self, fields: Sequence[str] = ("title",), *, fallback: str | None = None) -> list[str]:
-        """One text per item: the fields that are filled, in the order given, joined by ``"; "``.
+        """One text per item: its non-empty fields, in the given order, joined by ``"; "``.
 
-        White space is trimmed, lists are joined by commas, and missing or empty fields are left out. The order and the
-        choice of fields change results more than most quantizers do, so write them down with the results.
+        White space is trimmed, and lists are joined by commas. The choice and order of fields change results more than
+        most quantizers do, so report them with the results.
 
         Args:
-            fields: Columns in the order wanted, for example ``("title", "brand", "categories")``.
-            fallback: Column to take where all fields are empty.
+            fields: Columns in order, for example ``("title", "brand", "categories")``.
+            fallback: Column to use if all fields are empty.
 
         Raises:
             ValueError: If no field is named, a column does not exist or an item has no text.
@@ -116,7 +118,7 @@ class Catalogue:
             raise ValueError("expected at least one field, got none; name columns such as 'title'.")
         for name in (*fields, *([fallback] if fallback else [])):
             if name not in self.columns:
-                raise ValueError(f"expected a column of {', '.join(self.columns) or 'none'}, got {name!r}.")
+                raise ValueError(f"expected a column of {', '.join(self.columns) or 'none'}, got {name!r}; choose one.")
         texts = [
             "; ".join(filter(None, parts)) for parts in zip(*(map(_text, self.columns[f]) for f in fields), strict=True)
         ]
@@ -133,11 +135,14 @@ class Catalogue:
 
 @dataclass(frozen=True)
 class ItemData:
-    """Interactions and the catalogue they refer to; item rows are the same in both.
+    """Interactions and their catalogue, with the same item rows.
 
     Attributes:
-        interactions: What users did.
+        interactions: Events of users with items.
         catalogue: The items.
+
+    Raises:
+        ValueError: If their item keys differ.
     """
 
     interactions: Interactions
@@ -166,17 +171,16 @@ def read_interactions(
 ) -> Interactions:
     """Reads events from a Parquet or CSV file, one row per event, in any order.
 
-    Keys of a CSV file are integers where every one is written as Python writes integers, else strings: ``007`` stays
-    ``"007"``. Items stay strings where ``item_keys`` are. Only the columns of ``order`` are read as numbers or dates.
+    Keys in a CSV file are integers if all of them are written as Python writes integers, else strings: ``007`` stays
+    ``"007"``. Item keys are strings if ``item_keys`` are. Only the columns of ``order`` are read as numbers or dates.
 
     Args:
         path: The file; ``.csv`` is read as CSV with a header, everything else as Parquet.
         user: Column of the user key, integers or strings.
         item: Column of the item key, integers or strings.
-        order: Columns that say the order of a user's events, the first counts most and later ones break ties. None
-            takes those of ``timestamp`` and ``position`` that exist, in this order, and without both the order of the
-            rows. **What is still a tie keeps the order of the rows in the file.**
-        item_keys: The catalogue in its order, which makes item rows; without it the items that occur, by key.
+        order: Columns to sort each user's events by, most important first. None uses ``timestamp`` and ``position`` if
+            they exist, else the order of the rows. **Events that are still tied keep the order of the rows.**
+        item_keys: Keys of the catalogue in order; None uses the items that occur, sorted by key.
 
     Returns:
         The interactions; see :meth:`Interactions.from_events` for what is checked.
@@ -189,7 +193,7 @@ def read_interactions(
     table = _read_table(Path(path), {user: False, item: text}, _ORDER if columns is None else columns)
     if columns is None:
         columns = [name for name in _ORDER if name in table.column_names]
-    times = tuple(_numbers(table, name, path) for name in columns)
+    times = tuple(_column(table, name, path).to_numpy() for name in columns)
     return Interactions.from_events(
         _values(table, user, path), _values(table, item, path), times or None, item_keys=item_keys
     )
@@ -198,13 +202,12 @@ def read_interactions(
 def read_catalogue(path: str | Path, *, item: str = "item", embeddings: str | Path | None = None) -> Catalogue:
     """Reads a catalogue from a Parquet or CSV file, one row per item, and its embeddings.
 
-    Keys of a CSV file are read as :func:`read_interactions` reads them. All other cells are texts exactly as they stand
-    there, also where they look like numbers, dates or truth values; an empty cell is the empty text. Columns without a
-    name are left out.
+    Keys in a CSV file are read as by :func:`read_interactions`. All other cells are read as strings, also if they look
+    like numbers, dates or booleans; an empty cell is the empty string. Columns without a name are skipped.
 
     Args:
         path: The file; ``.csv`` is read as CSV with a header, everything else as Parquet.
-        item: Column of the item key, integers or strings, each once.
+        item: Column of the item key, unique integers or strings.
         embeddings: A ``.npy`` file (n, D), memory-mapped; row i belongs to row i of the catalogue.
 
     Raises:
@@ -218,7 +221,7 @@ def read_catalogue(path: str | Path, *, item: str = "item", embeddings: str | Pa
         raise ValueError(
             f"expected {len(keys)} vectors in {str(embeddings)!r}, one for each item of {str(path)!r}, got "
             f"{len(vectors)}; the file is of another catalogue: give vectors of all items of this one in its order "
-            "(--embeddings), or a model that makes them of texts (--text_model)."
+            "(--embeddings), or a text model that makes them (--text_model)."
         )
     return Catalogue(tuple(keys.tolist()), columns, vectors)
 
@@ -233,19 +236,19 @@ def read_item_data(
     item: str = "item",
     order: str | Sequence[str] | None = None,
 ) -> ItemData:
-    """Reads a folder with events, items and, where there are some, item embeddings.
+    """Reads a folder with events, items and optionally item embeddings.
 
     Args:
-        folder: Where the files are.
-        interactions: Events, a path in the folder; None finds ``interactions.parquet`` or ``interactions.csv``.
-        items: Catalogue, a path in the folder; None finds ``items.parquet`` or ``items.csv``.
-        embeddings: Item vectors, a path in the folder; None takes ``item_embeddings.npy`` if it is there.
+        folder: The folder.
+        interactions: Path of the events in the folder; None finds ``interactions.parquet`` or ``interactions.csv``.
+        items: Path of the catalogue in the folder; None finds ``items.parquet`` or ``items.csv``.
+        embeddings: Path of the item vectors in the folder; None uses ``item_embeddings.npy`` if it exists.
         user: Column of the user key in the events.
         item: Column of the item key in both files.
-        order: Columns that say the order of events; see :func:`read_interactions`.
+        order: Columns to sort events by; see :func:`read_interactions`.
 
     Returns:
-        Interactions and catalogue. Nothing is filtered; :meth:`ItemData.k_core` does that.
+        Interactions and catalogue, not filtered; see :meth:`ItemData.k_core`.
 
     Raises:
         ValueError: If a file is missing or unusable, or an event has an item that is not in the catalogue.
@@ -268,31 +271,33 @@ def embed_texts(
     device: str | None = None,
     progress: bool = False,
 ) -> Float[Tensor, "n D"]:
-    """Embeds texts with a model of sentence-transformers. Equal texts are encoded once and get equal vectors.
+    """Embeds texts with a sentence-transformers model. Equal texts are encoded once and get equal vectors.
 
     Args:
         texts: Texts of n items; see :meth:`Catalogue.texts`.
         model: Name on the Hugging Face Hub, or a local folder.
-        batch_size: Texts per pass.
-        normalize: Whether vectors have length 1.
-        device: Where to compute; None lets sentence-transformers choose.
-        progress: Whether to show a bar.
+        batch_size: Texts per forward pass.
+        normalize: Whether to normalize vectors to length 1.
+        device: Device to compute on; None lets sentence-transformers choose.
+        progress: Whether to show a progress bar.
 
     Returns:
         Embeddings (n, D), float32, on the CPU, in the order of the texts.
 
     Raises:
-        ValueError: If there are no texts, one is no string, or the model cannot be loaded.
+        ValueError: If there are no texts, one is not a string, or the model cannot be loaded.
     """
     wrong = [each for each in texts if not isinstance(each, str)]
     if not texts or wrong:
-        raise ValueError(f"expected at least one text, all strings, got {wrong[0]!r}." if wrong else "expected texts.")
+        raise ValueError(
+            f"expected at least one text, all strings, got {repr(wrong[0]) if wrong else 'none'}; add texts."
+        )
     sentence_transformers = optional("sentence_transformers", "items")
     try:
         encoder = sentence_transformers.SentenceTransformer(str(model), device=device)
     except Exception as error:  # network, authentication, naming and file errors share no class
         raise ValueError(
-            f"expected a model of sentence-transformers, got {str(model)!r}: {error}; correct the name, or give the "
+            f"expected a sentence-transformers model, got {str(model)!r}: {error}; correct the name, or give the "
             "folder of a downloaded model."
         ) from error
     distinct = list(dict.fromkeys(texts))
@@ -324,31 +329,33 @@ def _find(folder: Path, name: str | Path | None, stem: str) -> Path:
 
 
 def open_vectors(path: Path) -> np.ndarray[Any, Any]:
-    """A ``.npy`` file of item vectors (n, D), memory-mapped.
+    """Opens a ``.npy`` file of item vectors (n, D), memory-mapped.
 
     Raises:
-        ValueError: If it cannot be read, or is no array of floats of two axes.
+        ValueError: If it cannot be read, or is not a two-dimensional array of floats.
     """
     try:
         regular_file(path)
-        vectors = np.lib.format.open_memmap(path, mode="r")  # np.load would take archives too
+        vectors = np.lib.format.open_memmap(path, mode="r")  # np.load would also open archives
     except Exception as error:  # headers of damaged files are parsed as Python
         raise ValueError(
             f"expected a .npy file of item embeddings, got {str(path)!r}, which is missing, damaged, an archive or "
-            "holds objects; write it with numpy.save."
+            "contains objects; write it with numpy.save."
         ) from error
     if vectors.ndim != 2 or vectors.dtype.kind != "f":
-        raise ValueError(f"expected embeddings (n, D) of floats in {str(path)!r}, got {vectors.shape} {vectors.dtype}.")
+        raise ValueError(
+            f"expected embeddings (n, D) of floats in {str(path)!r}, got {vectors.shape} {vectors.dtype}; convert them."
+        )
     return vectors
 
 
 def _read_table(path: Path, keys: Mapping[str, bool], numbers: Sequence[str] = ()) -> Any:
-    """A table of pyarrow.
+    """A pyarrow table.
 
     Args:
         path: The file.
-        keys: Columns of keys; for those of a CSV file, whether they stay strings.
-        numbers: Columns that are numbers or dates in a CSV file; all others are strings.
+        keys: Columns of keys, and whether those of a CSV file stay strings.
+        numbers: Columns of a CSV file that are numbers or dates; all others are strings.
     """
     path = regular_file(path.expanduser(), "a Parquet or CSV file")
     pyarrow = optional("pyarrow", "items")
@@ -358,7 +365,7 @@ def _read_table(path: Path, keys: Mapping[str, bool], numbers: Sequence[str] = (
         with optional("pyarrow.parquet", "items").ParquetFile(path) as file:
             check_footer(file.metadata)
             table = file.read()
-        table.validate(full=True)  # damaged files may hold places outside of them, and text that is none
+        table.validate(full=True)  # damaged files may contain offsets outside the buffers, and invalid UTF-8
         _ = table.column_names
         return table
     except (pyarrow.ArrowException, OSError, csv.Error, UnicodeDecodeError) as error:
@@ -381,7 +388,7 @@ def _read_csv(path: Path, keys: Mapping[str, bool], numbers: Sequence[str]) -> A
                 column = table.column(place).cast(pyarrow.string())
                 column = column if keys.get(name, True) else _integers(column)
                 table = table.set_column(place, name, column)
-            elif table.field(place).type == pyarrow.binary():  # what is no UTF-8
+            elif table.field(place).type == pyarrow.binary():  # not UTF-8: the cast raises
                 table.column(place).cast(pyarrow.string())
     except (UnicodeDecodeError, pyarrow.ArrowInvalid) as error:
         if isinstance(error, pyarrow.ArrowInvalid) and "UTF8" not in str(error):
@@ -393,7 +400,7 @@ def _read_csv(path: Path, keys: Mapping[str, bool], numbers: Sequence[str]) -> A
 
 
 def _integers(keys: Any) -> Any:
-    """Strings of pyarrow as integers if that loses nothing; what pyarrow takes for missing among numbers is null."""
+    """Strings as integers if that loses nothing; among numbers, pyarrow's null spellings are null."""
     pyarrow, compute = optional("pyarrow", "items"), optional("pyarrow.compute", "items")
     missing = pyarrow.array(optional("pyarrow.csv", "items").ConvertOptions().null_values)
     known = compute.utf8_trim_whitespace(keys)
@@ -405,7 +412,7 @@ def _integers(keys: Any) -> Any:
 
 
 def _cast(column: Any, kind: Any) -> Any:
-    """The column as another type of pyarrow, or None where a value does not fit."""
+    """The column as another pyarrow type, or None if a value does not fit."""
     try:
         return column.cast(kind)
     except optional("pyarrow", "items").ArrowInvalid:
@@ -438,7 +445,3 @@ def _values(table: Any, name: str, path: str | Path) -> np.ndarray[Any, Any]:
     if optional("pyarrow", "items").types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
     return column.to_numpy()
-
-
-def _numbers(table: Any, name: str, path: str | Path) -> np.ndarray[Any, Any]:
-    return _column(table, name, path).to_numpy()

@@ -1,4 +1,4 @@
-"""What users did, in time order: compact storage, k-core filter, leave-one-out split, checks against leakage."""
+"""User-item interactions in time order: storage, k-core filter, leave-one-out split, leakage checks."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ __all__ = ["Histories", "Interactions", "Key", "Split", "check_items", "check_sp
 
 Key = int | str
 _logger = logging.getLogger(__name__)
-_ASCENDING = 0.98  # share of neighboring pairs from which on the order looks like that of the keys
-_FEWEST_PAIRS = 100  # pairs below which such a share says nothing
+_ASCENDING = 0.98  # share of ascending neighboring pairs from which events look sorted by key
+_FEWEST_PAIRS = 100  # fewer pairs are not enough to tell
 
 
 class Histories:
-    """Sequences of item rows of different lengths, oldest item first: ``items[offsets[b]:offsets[b + 1]]`` is number b.
+    """Ragged sequences of item rows, oldest item first; sequence b is ``items[offsets[b]:offsets[b + 1]]``.
 
-    It behaves as a read-only sequence: an index gives one tensor, a slice or a tensor of numbers gives `Histories`.
+    A read-only sequence: an integer index returns a tensor, a slice or a tensor of indices returns `Histories`.
 
     Args:
-        offsets: Where each sequence starts, and the end (B + 1,), int64.
-        items: Item rows of all sequences, one after the other (N,), int64.
+        offsets: Start of each sequence, and the end (B + 1,), int64.
+        items: Concatenated item rows of all sequences (N,), int64.
 
     Raises:
         ValueError: If the offsets do not start at 0, decrease, or do not end at N.
@@ -51,7 +51,7 @@ class Histories:
 
     @classmethod
     def of(cls, sequences: Histories | Sequence[Sequence[int] | Tensor]) -> Histories:
-        """From lists or tensors of item rows; `Histories` are returned as they are."""
+        """Histories from lists or tensors of item rows; `Histories` are returned unchanged."""
         if isinstance(sequences, Histories):
             return sequences
         parts = [torch.as_tensor(each, dtype=torch.int64).reshape(-1) for each in sequences]
@@ -73,24 +73,24 @@ class Histories:
         return self.pieces(self.offsets[:-1][which], self.lengths[which])
 
     def pieces(self, starts: Int[Tensor, " C"], lengths: Int[Tensor, " C"]) -> Histories:
-        """Runs of neighboring ``items``: ``lengths[c]`` of them from place ``starts[c]`` on."""
+        """Slices of ``items``: ``items[starts[c]:starts[c] + lengths[c]]`` for each c."""
         offsets = _offsets(lengths)
         places = torch.arange(int(offsets[-1])) + (starts - offsets[:-1]).repeat_interleave(lengths)
         return Histories(offsets, self.items[places])
 
     @property
     def lengths(self) -> Int[Tensor, " B"]:
-        """Items per sequence."""
+        """Length of each sequence."""
         return self.offsets[1:] - self.offsets[:-1]
 
     def last(self) -> Int[Tensor, " B"]:
-        """The newest item of each sequence; -1 where it is empty."""
+        """The newest item of each sequence; -1 if it is empty."""
         if not len(self.items):
             return torch.full((len(self),), -1)
         return torch.where(self.lengths > 0, self.items[(self.offsets[1:] - 1).clamp_min(0)], -1)
 
     def aligned(self, length: int) -> Int[Tensor, "B T"]:
-        """The newest ``length`` items of each sequence from column 0 on, -1 behind; T is the longest of them, >= 1."""
+        """The newest ``length`` items of each sequence, padded on the right with -1 to the longest length T >= 1."""
         counts = self.lengths.clamp_max(length)
         places = torch.arange(max(1, int(counts.max()) if len(counts) else 1)).expand(len(self), -1)
         if not len(self.items):
@@ -100,7 +100,7 @@ class Histories:
         return torch.where(found, self.items[rows.clamp_max(len(self.items) - 1)], -1)
 
     def append(self, items: Int[Tensor, " B"]) -> Histories:
-        """One more item at the end of each sequence."""
+        """Append one item to each sequence."""
         offsets = self.offsets + torch.arange(len(self) + 1)
         joined = torch.empty(len(self.items) + len(self), dtype=torch.int64)
         newest = offsets[1:] - 1
@@ -112,17 +112,17 @@ class Histories:
 
 @dataclass(frozen=True)
 class Split:
-    """Leave-one-out: per user the newest event is for test, the one before for validation, the rest for training.
+    """Leave-one-out split: a user's newest event is for test, the one before for validation, the rest for training.
 
-    U users with at least three events are evaluated. Shorter users only train, with all their events.
+    The U users with at least three events are evaluated. All events of the others are for training.
 
     Attributes:
-        train: Training part of all users, also of those that are not evaluated.
+        train: Training part of all users.
         users: Rows of the evaluated users (U,).
-        validation: Their item before the newest (U,).
+        validation: Their second newest item (U,).
         test: Their newest item (U,).
-        num_items: Items in the catalogue.
-        num_short: Users with fewer than three events.
+        num_items: Number of items in the catalogue.
+        num_short: Number of users with fewer than three events.
     """
 
     train: Histories
@@ -134,20 +134,20 @@ class Split:
 
     @property
     def validation_inputs(self) -> Histories:
-        """What a model may see when it predicts `validation`: the training part of the evaluated users."""
+        """Inputs for predicting `validation`: the training part of the evaluated users."""
         return self.train[self.users]
 
     @property
     def test_inputs(self) -> Histories:
-        """What a model may see when it predicts `test`: the training part and the validation item."""
+        """Inputs for predicting `test`: the training part and the validation item."""
         return self.train[self.users].append(self.validation)
 
     def report(self) -> dict[str, int]:
         """Counts to check before training.
 
         Returns:
-            ``users`` and ``items``; ``train_events``; ``evaluated_users``; ``short_users``; ``cold_targets``: test
-            targets that no training part holds; ``repeated_targets``: test targets that the same user has before.
+            ``users``, ``items``, ``train_events``, ``evaluated_users``, ``short_users``; ``cold_targets``: test targets
+            that are in no training part; ``repeated_targets``: test targets that the same user has had before.
         """
         seen = torch.zeros(self.num_items, dtype=torch.bool)
         seen[self.train.items] = True
@@ -167,13 +167,16 @@ class Split:
 
 @dataclass(frozen=True)
 class Interactions:
-    """Events of users with items, per user in time order. Made by :meth:`from_events` or `read_interactions`.
+    """Events of each user in time order; made by :meth:`from_events` or `read_interactions`.
 
     Attributes:
         histories: The items of each user, oldest first.
         user_keys: Key of each user row.
         item_keys: Key of each item row.
-        notes: What was noticed and mended while building, in words; the same lines went to the log.
+        notes: Warnings about the data, which were also logged.
+
+    Raises:
+        ValueError: If there is not one key per user, or an item row is out of range.
     """
 
     histories: Histories
@@ -184,8 +187,8 @@ class Interactions:
     def __post_init__(self) -> None:
         if len(self.histories) != len(self.user_keys):
             raise ValueError(
-                f"expected one key per user, got {len(self.user_keys)} keys for {len(self.histories)} users; give "
-                "as many."
+                f"expected one key per user, got {len(self.user_keys)} keys for {len(self.histories)} users; make them "
+                "equal."
             )
         check_items(self.histories.items, len(self.item_keys))
 
@@ -198,24 +201,20 @@ class Interactions:
         *,
         item_keys: Sequence[Key] | None = None,
     ) -> Interactions:
-        """Sorts events by user and time and numbers users and items.
+        """Sorts events by user and time, and numbers users and items.
 
-        Users are numbered in the order of their keys, items by ``item_keys``, or in the order of their keys. **Ties**:
-        events of one user with equal times keep the order in which they were handed over. Rows with equal user, item
-        and time are one event: all but the first are dropped, counted and logged. Without times the order of the rows
-        is the order in time, and repeats stay. Rows out of order are sorted and the fact is logged. So is a catalogue
-        order: where nearly all neighboring events ascend by item key, the rows were sorted by key, not by time, and
-        every result on them is meaningless.
+        Users are numbered in the order of their keys; items in the order of ``item_keys``, or of their keys. **Ties**:
+        events of one user with equal times keep their order. Of rows with equal user, item and time only the first is
+        kept. Without times the rows are taken to be in time order, and repeats are kept. A warning is logged if rows
+        were dropped or out of order, and if nearly all neighboring events ascend by item key: then the file is sorted
+        by key and not by time, and results on it are meaningless.
 
         Args:
             users: User key of each event (N,), integers or strings.
             items: Item key of each event (N,), integers or strings.
-            times: Time or position of each event (N,), numbers or dates, in any unit; or a tuple of such arrays, of
-                which the first counts most and each later one breaks ties.
-            item_keys: The catalogue, in its order; without it the items that occur.
-
-        Returns:
-            The interactions.
+            times: Time or position of each event (N,), numbers or dates, in any unit; or a tuple of such arrays, most
+                important first.
+            item_keys: Keys of the catalogue in order; None uses the items that occur.
 
         Raises:
             ValueError: If there are no events, lengths differ, keys are missing or neither integers nor strings, a time
@@ -231,9 +230,11 @@ class Interactions:
         orders = [] if times is None else [_times(each) for each in (times if several else (times,))]
         lengths = {len(each) for each in (user_names, item_names, *orders)}
         if len(lengths) > 1:
-            raise ValueError(f"expected one user, item and time per event, got arrays of {sorted(lengths)} entries.")
+            raise ValueError(
+                f"expected one user, item and time per event, got arrays of {sorted(lengths)} entries; make them equal."
+            )
         if lengths == {0}:
-            raise ValueError("expected at least one event, got none; look at the file.")
+            raise ValueError("expected at least one event, got none; check the file.")
         user_keys, user = np.unique(user_names, return_inverse=True)
         if item_keys is None:
             known, item = np.unique(item_names, return_inverse=True)
@@ -242,7 +243,7 @@ class Interactions:
             item = _rows(known, item_names)
         notes = []
         order = np.lexsort((*reversed(orders), user)) if orders else np.argsort(user, kind="stable")
-        # Whole blocks of users may come in any order; what matters is the order within a user.
+        # Only the order within each user matters.
         if orders and (order != np.argsort(user, kind="stable")).any():
             notes.append("events were not in order of time within each user and have been sorted.")
         user, item = user[order], item[order]
@@ -253,12 +254,12 @@ class Interactions:
             user, item = user[new], item[new]
         counts = torch.from_numpy(np.bincount(user, minlength=len(user_keys)))
         histories = Histories(_offsets(counts), torch.from_numpy(item.astype(np.int64)))
-        result = cls(histories, _tuple(user_keys), _tuple(known))
+        result = cls(histories, tuple(user_keys.tolist()), tuple(known.tolist()))
         share, pairs = result.ascending_share(), int((counts - 1).clamp_min(0).sum())
         if share >= _ASCENDING and pairs >= _FEWEST_PAIRS:
             notes.append(
                 f"{100 * share:.1f} % of neighboring events ascend by item key: the file seems to be sorted by key "
-                "and not by time; look for a file with times, results on this one mean nothing."
+                "and not by time, so results on it are meaningless; use a file with times."
             )
         for note in notes:
             _logger.warning("interactions: %s", note)
@@ -266,27 +267,27 @@ class Interactions:
 
     @property
     def num_users(self) -> int:
-        """Users."""
+        """Number of users."""
         return len(self.user_keys)
 
     @property
     def num_items(self) -> int:
-        """Items in the catalogue, whether they occur or not."""
+        """Number of items in the catalogue, including items without events."""
         return len(self.item_keys)
 
     @property
     def num_events(self) -> int:
-        """Events."""
+        """Number of events."""
         return len(self.histories.items)
 
     def ascending_share(self, keys: Sequence[Key] | None = None) -> float:
-        """Share of neighboring events of a user whose item keys ascend: about half in time order, 1 in key order.
+        """Share of a user's neighboring events whose item keys ascend: about 1/2 in time order, 1 in key order.
 
         Args:
-            keys: Other keys of the items, such as ASINs where the rows are numbers; default `item_keys`.
+            keys: Keys to compare, one per item row; None uses `item_keys`.
 
         Returns:
-            The share; NaN without neighbors.
+            The share; NaN without neighboring events.
         """
         names = np.asarray(self.item_keys if keys is None else list(keys))
         rank = np.empty(len(names), dtype=np.int64)
@@ -297,13 +298,13 @@ class Interactions:
         return float((ranks[1:] > ranks[:-1])[pair].double().mean())
 
     def k_core(self, k: int = 5) -> Interactions:
-        """Removes users and items with fewer than k events, again and again until none is left.
+        """Repeatedly removes users and items with fewer than k events, until all have at least k.
 
         Args:
-            k: Fewest events, >= 1. Repeats of an item by one user count each time.
+            k: Smallest number of events, >= 1. Repeated items of a user count each time.
 
         Returns:
-            The rest, with users and items numbered anew in the same order; items without events are gone too.
+            The remaining interactions, with users and items renumbered in the same order.
 
         Raises:
             ValueError: If k < 1 or nothing is left.
@@ -339,10 +340,7 @@ class Interactions:
         return torch.from_numpy(_rows(np.asarray(self.item_keys), _keys(keys, "item")))
 
     def split(self) -> Split:
-        """Leave-one-out: newest event for test, the one before for validation, the rest for training.
-
-        Users with fewer than three events have no training part in addition to two targets, so all their events train
-        and they are not evaluated; `Split.num_short` counts them.
+        """The leave-one-out `Split`.
 
         Raises:
             ValueError: If no user has three events.
@@ -350,7 +348,9 @@ class Interactions:
         lengths = self.histories.lengths
         long = lengths >= 3
         if not bool(long.any()):
-            raise ValueError(f"expected a user with at least three events, got at most {int(lengths.max())}.")
+            raise ValueError(
+                f"expected a user with at least three events, got at most {int(lengths.max())}; use more events."
+            )
         users = long.nonzero().squeeze(1)
         ends = self.histories.offsets[1:][users]
         events = self.histories.items
@@ -363,23 +363,19 @@ class Interactions:
 
 
 def check_items(items: Tensor, num_items: int) -> None:
-    """Say whether all of these are rows of a catalogue of ``num_items``.
-
-    Raises:
-        ValueError: If one is not.
-    """
+    """Raises a ValueError unless all of these are item rows in ``[0, num_items)``."""
     if items.numel() and not 0 <= int(items.min()) <= int(items.max()) < num_items:
         raise ValueError(
             f"expected item rows in [0, {num_items}), got {int(items.min())} to {int(items.max())}; find the rows of "
-            "keys with Interactions.rows_of, and give new items an id with SemanticIds.add"
+            "keys with Interactions.rows_of, and add ids of new items with SemanticIds.add"
         )
 
 
 def check_split(interactions: Interactions, split: Split) -> None:
-    """Raises unless training part, validation item and test item of each user join to the user's events in order.
+    """Checks that training part, validation item and test item of each user concatenate to the user's events in order.
 
-    So no event can be in two parts, and no part can hold what happened after its target. `Interactions.split` calls it;
-    call it on a split of your own.
+    So no event is in two parts, and no input contains events after its target. `Interactions.split` calls it; call it
+    on your own splits.
 
     Raises:
         ValueError: If events are missing, out of order, or in two parts.
@@ -401,7 +397,7 @@ def unique_keys(keys: Sequence[Key] | np.ndarray[Any, Any]) -> np.ndarray[Any, A
     """The keys of a catalogue as an array.
 
     Raises:
-        ValueError: If one occurs twice or is missing.
+        ValueError: If a key is repeated or missing.
     """
     names = _keys(keys, "item")
     found, counts = np.unique(names, return_counts=True)
@@ -415,7 +411,7 @@ def unique_keys(keys: Sequence[Key] | np.ndarray[Any, Any]) -> np.ndarray[Any, A
 
 
 def _rows(known: np.ndarray[Any, Any], wanted: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Place of each wanted key among the known ones."""
+    """Index of each wanted key among the known keys."""
     if len(wanted) and known.dtype.kind != wanted.dtype.kind:
         kinds = {"i": "integers", "U": "strings"}
         raise ValueError(
@@ -435,12 +431,12 @@ def _rows(known: np.ndarray[Any, Any], wanted: np.ndarray[Any, Any]) -> np.ndarr
 
 
 def _keys(values: Any, name: str) -> np.ndarray[Any, Any]:
-    """Integers as int64 or strings."""
+    """Keys as an array of int64 or strings."""
     if isinstance(values, Tensor):
         values = values.numpy()
     array = np.asarray(values)
     if array.ndim != 1:
-        raise ValueError(f"expected one {name} key per row, got an array of shape {array.shape}.")
+        raise ValueError(f"expected one {name} key per row, got an array of shape {array.shape}; flatten it.")
     if array.dtype.kind == "O" and all(isinstance(each, str) for each in array):
         array = array.astype(str)
     if not len(array):
@@ -459,11 +455,11 @@ def _keys(values: Any, name: str) -> np.ndarray[Any, Any]:
 
 
 def _times(values: Any) -> np.ndarray[Any, Any]:
-    """Numbers that can be compared exactly."""
+    """Times as numbers that can be compared exactly."""
     array = np.asarray(values)
     if array.dtype.kind == "M":
         missing = np.isnat(array)
-        array = array.astype(np.int64)  # all in one unit, whichever; nanoseconds end in 2262
+        array = array.astype(np.int64)  # in the array's own unit; nanoseconds end in 2262
     elif array.dtype.kind in "iuf":
         missing = np.isnan(array) if array.dtype.kind == "f" else np.zeros(len(array), dtype=bool)
     else:
@@ -474,16 +470,12 @@ def _times(values: Any) -> np.ndarray[Any, Any]:
 
 
 def _first_of_equal(columns: Sequence[np.ndarray[Any, Any]]) -> np.ndarray[Any, Any]:
-    """True at the first of equal rows, wherever the others stand."""
+    """True at the first of equal rows."""
     order = np.lexsort(tuple(reversed(columns)))  # stable, so the first of equal rows stays the first
     same = np.logical_and.reduce([each[order[1:]] == each[order[:-1]] for each in columns])
     first = np.ones(len(order), dtype=bool)
     first[order[1:]] = ~same
     return first
-
-
-def _tuple(keys: np.ndarray[Any, Any]) -> tuple[Key, ...]:
-    return tuple(keys.tolist())
 
 
 def _offsets(lengths: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Encoder and decoder for item embeddings: multilayer perceptrons that know the embeddings' scale."""
+"""Encoder and decoder for item embeddings: multilayer perceptrons on standardized embeddings."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "silu": nn.SiLU}
 
 
 class _Scaled(Component):
-    """What both sides share: a shift and a scale of the embeddings, kept with the weights."""
+    """A shift and a scale of the embeddings, saved with the weights."""
 
     shift: Tensor
     scale: Tensor
@@ -30,13 +30,13 @@ class _Scaled(Component):
         self.register_buffer("scale", torch.ones(input_dim))
 
     def standardize(self, shift: Float[Tensor, " D"], scale: Float[Tensor, " D"]) -> None:
-        """Set what embeddings are shifted by and divided by, per component.
+        """Set the shift and the scale of each component of an embedding.
 
         Raises:
             ValueError: If a shape is wrong or a scale is not positive.
         """
         if shift.shape != self.shift.shape or scale.shape != self.scale.shape:
-            told = f"{tuple(shift.shape)} and {tuple(scale.shape)}"
+            told = f"{tuple(shift.shape)} and {tuple(scale.shape)}; match input_dim"
             raise ValueError(f"expected a shift and a scale of shape {tuple(self.shift.shape)}, got {told}")
         if not bool((scale > 0).all()):
             raise ValueError("expected positive scales, got others; give components without variance the scale 1")
@@ -45,7 +45,7 @@ class _Scaled(Component):
 
 
 class ItemEncoder(_Scaled):
-    """Turns item embeddings into latents: ``mlp((x - shift) / scale)``.
+    """Maps item embeddings to latents: ``mlp((x - shift) / scale)``.
 
     Args:
         input_dim: Size D of an embedding.
@@ -83,10 +83,10 @@ class ItemEncoder(_Scaled):
 
 
 class ItemDecoder(_Scaled):
-    """Turns latents back into item embeddings: ``shift + scale * mlp(z)``; the mirror of `ItemEncoder`.
+    """Maps latents back to item embeddings: ``shift + scale * mlp(z)``; the mirror of `ItemEncoder`.
 
     Args:
-        input_dim: Size D of an embedding, what comes out.
+        input_dim: Size D of an embedding, the output.
         dim: Size d of a latent.
         hidden: Widths of the encoder's hidden layers, in the encoder's order.
         activation: Between the layers, ``"relu"`` or ``"silu"``.
@@ -118,9 +118,9 @@ class ItemDecoder(_Scaled):
 
 def _mlp(sizes: Sequence[int], activation: str) -> nn.Sequential:
     if min(sizes) < 1:
-        raise ValueError(f"expected layer sizes >= 1, got {list(sizes)}")
+        raise ValueError(f"expected layer sizes >= 1, got {list(sizes)}; give larger ones")
     if activation not in _ACTIVATIONS:
-        raise ValueError(f"expected activation 'relu' or 'silu', got {activation!r}")
+        raise ValueError(f"expected activation 'relu' or 'silu', got {activation!r}; choose one")
     layers: list[nn.Module] = []
     for number, (before, after) in enumerate(pairwise(sizes)):
         layers += [_ACTIVATIONS[activation]()] if number else []
@@ -130,4 +130,4 @@ def _mlp(sizes: Sequence[int], activation: str) -> nn.Sequential:
 
 def _check(x: Tensor, size: int) -> None:
     if x.ndim < 1 or x.shape[-1] != size or not x.is_floating_point():
-        raise ValueError(f"expected a float tensor (*batch, {size}), got {tuple(x.shape)} of {x.dtype}")
+        raise ValueError(f"expected a float tensor (*batch, {size}), got {tuple(x.shape)} of {x.dtype}; convert it")

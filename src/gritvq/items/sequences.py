@@ -1,7 +1,8 @@
-"""Training batches of histories: items in time order, a pure function of (seed, step)."""
+"""Batches of histories for training recommenders, a pure function of (seed, step)."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -18,20 +19,20 @@ _POOL = 32  # batches that are sorted by length together
 
 
 class SequenceData:
-    """Batches for a recommender, from a leave-one-out split.
+    """Training and validation batches for a recommender, from a leave-one-out split.
 
-    A training batch is B `Histories`, which the model pads. With ``every_prefix`` there is one for each event but a
-    user's first: the event and the ``max_history`` before it; sliding-window augmentation, as TIGER trains. Without it
-    there is one for each user: of more than ``max_history`` + 1 events a random window. The loader is endless and
-    starts at the run's step; under several processes each takes its part of one global order. Histories of similar
-    length share a batch. Validation batches are pairs of histories and targets (B,).
+    A training batch is B `Histories`, which the model pads. With ``every_prefix`` there is one history per event except
+    a user's first: the event and up to ``max_history`` events before it (sliding-window augmentation, as in TIGER).
+    Without it there is one per user: a random window of ``max_history`` + 1 events. The loader is endless and starts at
+    the run's step; with several processes each takes its part of one global order. Histories of similar length share a
+    batch. Validation batches are pairs of histories and targets (B,).
 
     Args:
         split: The data.
-        every_prefix: What the backbone says.
+        every_prefix: The backbone's attribute of that name.
         batch_size: Histories B per step and process.
-        max_history: Most items before the last one.
-        num_validation: Users measured during training, a fixed sample; all where there are fewer.
+        max_history: Largest number of items before the last one.
+        num_validation: Users in validation, a fixed sample; all if there are fewer.
         seed: Seed of order, windows and sample, >= 0.
 
     Raises:
@@ -57,9 +58,9 @@ class SequenceData:
     ) -> None:
         for name, got in (("batch_size", batch_size), ("max_history", max_history), ("num_validation", num_validation)):
             if got < 1:
-                raise ValueError(f"expected {name} >= 1, got {got}")
+                raise ValueError(f"expected {name} >= 1, got {got}; give a larger {name}")
         if seed < 0:
-            raise ValueError(f"expected a seed >= 0, got {seed}")
+            raise ValueError(f"expected a seed >= 0, got {seed}; give another one")
         self.split, self.every_prefix, self.batch_size, self.seed = split, every_prefix, batch_size, seed
         self.max_history, self.num_validation = max_history, num_validation
         lengths = split.train.lengths
@@ -75,17 +76,17 @@ class SequenceData:
             self._count = lengths[users].clamp(max=max_history + 1)
             self._first = split.train.offsets[:-1][users]
             self._last = self._first + lengths[users] - self._count
-        self._sorted = ((-1, 0), np.empty(0, dtype=np.int64))  # the pool last asked for
+        self._sorted = ((-1, 0), np.empty(0, dtype=np.int64))  # the current pool
         if not len(self._count):
             raise ValueError("expected a user with at least 2 training events, got none; collect more events")
 
     @property
     def rows_per_epoch(self) -> int:
-        """Training rows until each was seen once."""
+        """Number of training histories in an epoch."""
         return len(self._count)
 
     def train_dataloader(self, first_step: Callable[[], int] = int) -> DataLoader[Histories]:
-        """Endless batches, each iteration from the step on that ``first_step`` says."""
+        """Endless batches; each iteration starts at the step that ``first_step`` returns."""
         return DataLoader(_Stream(self.batch, first_step), batch_size=None, generator=torch.Generator())
 
     def val_dataloader(self) -> DataLoader[tuple[Histories, Tensor]]:
@@ -112,7 +113,7 @@ class SequenceData:
         return self.split.train.pieces(first, self._count[own])
 
     def _order(self, start: int, count: int) -> np.ndarray:
-        """Rows at these places of the endless order, in which every epoch holds each row once."""
+        """Rows at these positions of the endless order, which permutes all rows in every epoch."""
         total, parts = self.rows_per_epoch, []
         while count:
             epoch, place = divmod(start, total)
@@ -123,16 +124,13 @@ class SequenceData:
 
 
 class _Stream(IterableDataset[Histories]):
-    """Batches from a step on, for ever."""
+    """Endless batches from a step on."""
 
     def __init__(self, batch: Callable[[int], Histories], first_step: Callable[[], int]) -> None:
         self.batch, self.first_step = batch, first_step
 
     def __iter__(self) -> Iterator[Histories]:
-        step = self.first_step()
-        while True:
-            yield self.batch(step)
-            step += 1
+        return map(self.batch, itertools.count(self.first_step()))
 
 
 class _Fixed(Dataset[tuple[Histories, Tensor]]):

@@ -1,4 +1,4 @@
-"""How a generative recommender learns from histories."""
+"""The training task of generative recommenders."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ _SELECTED_BY = "val/ndcg@10"
 
 
 class RecommenderTask(Task):
-    """Trains a recommender with AdamW and a warm-up; measures Recall and NDCG of items, found by beam search.
+    """Trains a recommender with AdamW; validates by Recall and NDCG of items found by beam search.
 
     Args:
-        recommender: What to train.
+        recommender: The recommender to train.
         lr: Peak learning rate.
         warmup_steps: Steps of linear warm-up.
-        schedule: After the warm-up, see :class:`gritvq.training.OptimizerSettings`.
+        schedule: Schedule after the warm-up, see :class:`gritvq.training.OptimizerSettings`.
         betas: AdamW's decay rates.
-        weight_decay: For matrices; vectors get none.
-        beam: Prefixes kept in validation, at least 10.
+        weight_decay: Weight decay of matrices; vectors have none.
+        beam: Beam size in validation, at least 10.
 
     Raises:
         ValueError: If a number is out of range.
@@ -57,55 +57,54 @@ class RecommenderTask(Task):
             )
         )
         if beam < 10:
-            raise ValueError(f"expected beam >= 10, got {beam!r}; validation looks at the first 10 items")
+            raise ValueError(f"expected beam >= 10, got {beam!r}; validation needs the first 10 items")
         self.recommender, self.beam = recommender, beam
 
     def run_callbacks(self, run: RunFolder | None) -> list[Callback]:
-        """With a folder, one that keeps the best recommender."""
+        """With a folder: :class:`BestRecommender`."""
         return [] if run is None else [BestRecommender(run.recommender)]
 
     def finish(self, run: RunFolder, training: Mapping[str, Any]) -> None:
-        """Write ``recommender/`` unless validation chose one; the last one is in the last checkpoint anyway."""
+        """Write ``recommender/`` unless a validation has; the last weights are in the last checkpoint."""
         if not run.recommender.exists():
             self.recommender.save_pretrained(run.recommender)
 
     def load(self, source: str | Path) -> GenerativeRecommender:
-        """A recommender from a folder, whose classes may come from wherever those of this one do."""
+        """Load a recommender, trusting the packages that this one's classes come from."""
         return GenerativeRecommender.from_pretrained(source, trusted=packages_of(self.recommender))
 
     def start_from(self, recommender: GenerativeRecommender) -> None:
-        """Take the weights of a recommender of the same ids and backbone.
+        """Copy the weights of a recommender with the same ids and backbone.
 
         Raises:
-            ValueError: If the ids or a part differ; the message names it.
+            ValueError: If ids or tensors differ.
         """
         if recommender.ids_digest != self.recommender.ids_digest:
             raise ValueError(
-                "expected a recommender of these ids to start from, got one of others, whose codes mean other items; "
-                "give its ids with --ids"
+                "expected a recommender of these ids to start from, got one of other ids; give its ids with --ids"
             )
         copy_weights(self.recommender.backbone, recommender.backbone)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Note which ids the weights belong to."""
+        """Also save which ids the weights belong to."""
         super().on_save_checkpoint(checkpoint)
         checkpoint["ids"] = self.recommender.ids_digest
 
     def check_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse weights that were trained on other ids.
+        """Also check that the checkpoint was trained on the same ids.
 
         Raises:
-            ValueError: Then.
+            ValueError: If ids or settings differ.
         """
         if checkpoint.get("ids") != self.recommender.ids_digest:
             raise ValueError(
-                "expected a checkpoint trained on these ids, got one of others, whose codes mean other items; resume "
-                "with the ids of that run, or train anew"
+                "expected a checkpoint trained on these ids, got one of other ids; resume with the ids of that run, or "
+                "start a new one"
             )
         super().check_checkpoint(checkpoint)
 
     def losses(self, histories: Histories) -> list[Tensor]:
-        """One batch."""
+        """Loss of one batch, in nats per item."""
         loss = self.recommender(histories)
         if self.measures_now:
             if not torch.isfinite(loss):
@@ -117,7 +116,7 @@ class RecommenderTask(Task):
         return [loss]
 
     def validation_step(self, batch: tuple[Histories, Tensor], batch_idx: int) -> None:
-        """Histories and targets (B,)."""
+        """Measure histories and targets (B,)."""
         histories, targets = batch
         found = self.recommender.recommend(histories, 10, beam=self.beam)
         numbers = ranking_metrics(rank_in_list(found.cpu(), targets.cpu()))
@@ -129,7 +128,7 @@ class RecommenderTask(Task):
         )
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Matrices, and vectors without weight decay."""
+        """Matrices with weight decay, vectors without."""
         parameters = [p for p in self.parameters() if p.requires_grad]
         return [
             {"params": [p for p in parameters if p.ndim > 1]},
@@ -138,25 +137,25 @@ class RecommenderTask(Task):
 
 
 class BestRecommender(Callback):
-    """Writes the recommender after each validation that has a better NDCG@10 than all before.
+    """Saves the recommender after each validation with the best NDCG@10 so far.
 
     Args:
-        folder: Where it goes.
+        folder: Where to save it.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.best = folder, -1.0
 
     def state_dict(self) -> dict[str, Any]:
-        """The best so far."""
+        """The best value so far."""
         return {"best": self.best}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from there."""
+        """Restore the best value."""
         self.best = state_dict["best"]
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Compare and write."""
+        """Save the recommender if it is the best so far."""
         now = float(trainer.callback_metrics[_SELECTED_BY])
         if now > self.best:
             self.best = now

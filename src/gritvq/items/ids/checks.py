@@ -1,4 +1,4 @@
-"""Checks of item keys, codes and codebook sizes; a ValueError explains what is wrong."""
+"""Checks of item keys, indices and codebook sizes; each raises a ValueError that explains what is wrong."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def checked_sizes(sizes: Sequence[int]) -> tuple[int, ...]:
     except TypeError as error:
         raise ValueError(f"expected one codebook size per column, got {sizes!r}; pass a tuple of ints") from error
     if not found or min(found) < 1 or max(found) > 2**63 - 1:
-        raise ValueError(f"expected codebook sizes >= 1, one per column, got {found}")
+        raise ValueError(f"expected codebook sizes >= 1, one per column, got {found}; pass the tokenizer's")
     return found
 
 
@@ -37,44 +37,46 @@ def as_codes(codes: Any, num_columns: int) -> Int[Tensor, "n Q"]:
         found = torch.zeros(0, num_columns, dtype=torch.int64)
     if found.ndim != 2 or found.shape[1] != num_columns:
         raise ValueError(
-            f"expected integer codes (n, {num_columns}), one column per codebook size, got {tuple(found.shape)}; one "
-            "id alone is [[...]], and a tokenizer knows no appended token"
+            f"expected integer codes (n, {num_columns}), one column per codebook size, got {tuple(found.shape)}; pass "
+            "a single id as [[...]], and codes for a tokenizer without the appended token"
         )
     if found.is_floating_point() or found.is_complex() or found.dtype == torch.bool:
-        raise ValueError(f"expected integer codes, got {found.dtype}")
+        raise ValueError(f"expected integer codes, got {found.dtype}; convert them")
     return found.to("cpu", torch.int64, copy=True)
 
 
 def checked_codes(codes: Any, sizes: tuple[int, ...]) -> Int[Tensor, "n Q"]:
-    """An int64 copy on the CPU of codes that are in range."""
+    """An int64 copy on the CPU; checks that codes are in range."""
     found = as_codes(codes, len(sizes))
     outside = (found < 0) | (found >= torch.tensor(sizes, dtype=torch.int64))
     if outside.any():
         row, column = outside.nonzero()[0].tolist()
         raise ValueError(
             f"expected codes in [0, {sizes[column]}) in column {column}, got {int(found[row, column])} in row {row}; "
-            "are codes and codebook sizes of the same tokenizer?"
+            "use codes and codebook sizes of the same tokenizer"
         )
     return found
 
 
 def checked_keys(items: Any) -> tuple[Key, ...]:
-    """Keys as Python's own ints or strings, all of one kind."""
+    """Keys as Python ints or strings, all of one type."""
     if isinstance(items, (str, bytes, Mapping)):
-        raise ValueError(f"expected a sequence of keys, got {type(items).__name__}; one key alone is [key]")
+        raise ValueError(f"expected a sequence of keys, got {type(items).__name__}; pass a single key as [key]")
     if isinstance(items, (Tensor, np.ndarray)):
         items = items.tolist()
     try:
         keys = tuple(items)
     except TypeError as error:
-        raise ValueError(f"expected a sequence of keys, got {type(items).__name__}; one key alone is [key]") from error
+        raise ValueError(
+            f"expected a sequence of keys, got {type(items).__name__}; pass a single key as [key]"
+        ) from error
     kinds = set(map(type, keys))
     if not kinds <= {int} and not kinds <= {str}:
         keys = tuple(str(k) if isinstance(k, str) else int(k) if _is_int(k) else k for k in keys)
         kinds = set(map(type, keys))
     if not kinds <= {int} and not kinds <= {str}:
         raise ValueError(
-            f"expected keys that are all int or all str, got {', '.join(sorted(k.__name__ for k in kinds))}"
+            f"expected keys that are all int or all str, got {', '.join(sorted(k.__name__ for k in kinds))}; convert"
         )
     if kinds == {int} and not (min(keys) >= -(2**63) and max(keys) < 2**63):
         raise ValueError(f"expected int keys of at most 64 bits, got {min(keys)} .. {max(keys)}; use strings")
@@ -83,7 +85,7 @@ def checked_keys(items: Any) -> tuple[Key, ...]:
             "".join(keys).encode()
         except UnicodeEncodeError as error:
             raise ValueError(
-                f"expected string keys that are valid Unicode, got {error.object[error.start]!r}"
+                f"expected string keys that are valid Unicode, got {error.object[error.start]!r}; replace it"
             ) from error
     return keys
 
@@ -93,7 +95,7 @@ def _is_int(key: Any) -> bool:
 
 
 def check_distinct(keys: tuple[Key, ...]) -> None:
-    """Refuse a key that comes twice."""
+    """Raises a ValueError if a key is repeated."""
     if len(set(keys)) < len(keys):
         seen: set[Key] = set()
         twice = next(key for key in keys if key in seen or seen.add(key))  # type: ignore[func-returns-value]

@@ -1,8 +1,7 @@
-"""What happens to items whose codes are the same: the four policies, and the same for items that come later.
+"""Collision policies: what happens to items with equal indices, also to items that are added later.
 
-All of them depend on nothing but codes, vectors and the order of the items. Distances are sums over components in
-float64, one component after the other, so they are the same bit by bit whatever else is in the batch; ties go to the
-lowest code.
+Results depend only on indices, vectors and the order of the items. Distances are summed in float64, one component after
+the other, so they do not depend on the rest of the batch; ties go to the lowest index.
 """
 
 from __future__ import annotations
@@ -19,20 +18,16 @@ from gritvq.items.ids.groups import RowTable, rank_in_group
 __all__ = ["UNIQUE", "Policy", "checked_policy", "resolve"]
 
 Policy = Literal["keep", "append", "sinkhorn", "nearest_free"]
-UNIQUE = ("append", "nearest_free")  # policies under which no two items have the same id
+UNIQUE = ("append", "nearest_free")  # policies that make ids unique
 
 _BLOCK_ENTRIES, _CACHED_ENTRIES = 1 << 22, 1 << 15
 _ROUNDS, _ITERATIONS, _EPSILON, _OWNED = 20, 50, 0.003, 0.9
 
 
 def checked_policy(policy: Any) -> Policy:
-    """The name of a policy.
-
-    Raises:
-        ValueError: If it is something else.
-    """
+    """Returns the name of a policy; raises a ValueError if it is unknown."""
     if policy not in get_args(Policy):
-        raise ValueError(f"expected collisions to be one of {', '.join(get_args(Policy))}, got {policy!r}")
+        raise ValueError(f"expected collisions to be one of {', '.join(get_args(Policy))}, got {policy!r}; choose one")
     return policy
 
 
@@ -45,41 +40,40 @@ def resolve(
     table: Float[Tensor, "K D"] | None = None,
     fixed: Int[Tensor, "o Q"] | None = None,
 ) -> tuple[Int[Tensor, "m Q"], tuple[int, ...]]:
-    """Ids of new items under a policy; the ids that are fixed already stay as they are.
+    """Ids of new items under a policy; fixed ids do not change.
 
-    ``keep``: the codes themselves; equal ones stay equal.
+    ``keep``: the indices themselves; equal ones stay equal.
 
-    ``append``: one more token, 0, 1, 2, ... within each group of equal codes, in item order. Its size is the largest
-    group. Items that come later go on counting, and the size grows where needed. Always unique.
+    ``append``: one more token, 0, 1, 2, ... within each group of equal indices, in item order. Its codebook size is the
+    size of the largest group. For added items the count continues, and the size may grow. Ids are unique.
 
-    ``nearest_free``: in each group of equal codes the first item keeps its code (a fixed one comes before all others).
-    Every other item, in item order, takes the nearest last-level code that no item under the same prefix (all codes
-    but the last) has, those that keep theirs included. Always unique; an error where a prefix has more items than the
-    last level has codes.
+    ``nearest_free``: in each group of equal indices the first item keeps its id (a fixed one comes before all others).
+    Every other item, in item order, takes the nearest last-level code that no item with the same prefix (all indices
+    but the last) has. Ids are unique. It is an error if a prefix has more items than the last level has codes.
 
-    ``sinkhorn``: up to 20 rounds, and one pass. In a round every group of g >= 2 new items with equal codes is treated
-    on its own: squared distances d (g, K) to all last-level codes, mapped to [-1, 1] by the group's least and largest
-    one, ``P = argmin <P, d> - .003 H(P)`` over plans that give every item 1/g and every code 1/K (50 iterations, items
-    then codes). With more codes than items many entries reach their bound 1/K: every item takes the nearest of the
-    codes whose entry is at least .9 of the largest of its row. Where it meets another item there, both are in the next
-    round. Rounds end when nothing changes (equal vectors cannot be told apart). The pass: in each group that is still
-    there the first item, or the fixed one, keeps its code; every other takes its nearest other code if that is free
-    under its prefix (the earlier of two items that want it), else it stays. So duplicates may be left.
+    ``sinkhorn``: up to 20 rounds and a final pass. A round handles each group of g >= 2 new items with equal indices:
+    given the squared distances d (g, K) to all last-level codes, mapped to [-1, 1] by the group's minimum and maximum,
+    it computes ``P = argmin <P, d> - .003 H(P)`` over plans with marginals 1/g per item and 1/K per code (50
+    iterations, items before codes). With more codes than items many entries reach their bound 1/K, so each item takes
+    the nearest of the codes whose entry is at least .9 of its row's maximum. Items that collide again are in the next
+    round. Rounds end when nothing changes (items with equal vectors always collide). In the final pass, the first item
+    of each remaining group, or the fixed one, keeps its code; each other item takes its second nearest code if that is
+    free under its prefix (the earlier item first), and otherwise keeps its own. Duplicates may remain.
 
     Args:
-        policy: One of the four.
-        codes: What the tokenizer gave.
-        sizes: Codes per column of the ids before these items came: of ``codes``, or, where ids are fixed under
-            ``append``, with the size of the appended token last.
-        vectors: What the last level quantizes, for ``sinkhorn`` and ``nearest_free``.
-        table: The codes of the last level.
+        policy: The policy.
+        codes: A tokenizer's indices.
+        sizes: Codebook sizes of the existing ids: of ``codes``, and with fixed ids under ``append`` the size of the
+            appended token last.
+        vectors: Inputs of the last level, for ``sinkhorn`` and ``nearest_free``.
+        table: Codes of the last level, for the same.
         fixed: Ids that must not change.
 
     Returns:
-        The new items' ids and all sizes.
+        The new items' ids and all codebook sizes.
 
     Raises:
-        ValueError: If vectors or table are missing or do not fit, or a prefix is full.
+        ValueError: If vectors or table are missing or have wrong shapes, or a prefix is full.
 
     Example:
         >>> codes = torch.tensor([[0, 1], [0, 1], [2, 2]])
@@ -96,8 +90,8 @@ def resolve(
     References:
         Rajput et al., "Recommender Systems with Generative Retrieval" (TIGER), NeurIPS 2023, arXiv 2305.05065
         (append). Zheng et al., "Adapting Large Language Models by Integrating Collaborative Semantics for
-        Recommendation" (LC-Rec), ICDE 2024, arXiv 2311.09049 (sinkhorn; the released code takes the first of the
-        entries at their bound, often a far code, and has no pass). FORGE, 2025, arXiv 2509.20904 (nearest_free).
+        Recommendation" (LC-Rec), ICDE 2024, arXiv 2311.09049 (sinkhorn; the released code takes the first entry at its
+        bound, often a far code, and has no final pass). FORGE, 2025, arXiv 2509.20904 (nearest_free).
     """
     policy = checked_policy(policy)
     if policy == "keep":
@@ -116,20 +110,20 @@ def _checked(
 ) -> tuple[Tensor, Tensor]:
     if vectors is None or table is None:
         raise ValueError(
-            f"expected vectors and table for collisions={policy!r}, got none; pass what the last level quantizes "
-            "(n, D) and its codes (K, D), or choose 'append' or 'keep'"
+            f"expected vectors and table for collisions={policy!r}, got none; pass the inputs (n, D) and the codes "
+            "(K, D) of the last level, or choose 'append' or 'keep'"
         )
     vectors, table = torch.as_tensor(vectors), torch.as_tensor(table)
     fits = vectors.ndim == table.ndim == 2 and vectors.shape[1] == table.shape[1]
     if not fits or len(vectors) != len(codes) or len(table) != sizes[-1]:
         raise ValueError(
             f"expected vectors ({len(codes)}, D) and a table ({sizes[-1]}, D), got {tuple(vectors.shape)} and "
-            f"{tuple(table.shape)}; they belong to the last level"
+            f"{tuple(table.shape)}; pass those of the last level"
         )
     for name, x in (("vectors", vectors), ("table", table)):
         if not x.isfinite().all():
             bad = int((~x.isfinite().all(1)).nonzero()[0])
-            raise ValueError(f"expected finite {name}, got row {bad} with NaN or infinity; leave such items out")
+            raise ValueError(f"expected finite {name}, got row {bad} with NaN or infinity; remove such items")
     return vectors.detach().cpu().double(), table.detach().cpu().double()
 
 
@@ -147,7 +141,7 @@ def _append(codes: Tensor, sizes: tuple[int, ...], fixed: Tensor | None) -> tupl
 
 
 def _distances(vectors: Float[Tensor, "n D"], table: Float[Tensor, "K D"]) -> Float[Tensor, "n K"]:
-    """Squared distances whose rounding depends on the two vectors alone (a matrix product's does not)."""
+    """Squared distances whose rounding depends only on the two vectors, unlike a matrix product's."""
     total = torch.zeros(len(vectors), len(table), dtype=torch.float64)
     columns = table.T.contiguous()
     rows = max(1, _CACHED_ENTRIES // len(table))
@@ -160,7 +154,7 @@ def _distances(vectors: Float[Tensor, "n D"], table: Float[Tensor, "K D"]) -> Fl
 
 
 def _followers(codes: Tensor, sizes: tuple[int, ...], num_fixed: int) -> Bool[Tensor, " n"]:
-    """Rows that an earlier row equals; of the first, fixed ones none."""
+    """Whether an earlier row equals a row; false for fixed rows."""
     follows = rank_in_group(RowTable(codes, sizes).group) > 0
     follows[:num_fixed] = False
     return follows
@@ -174,7 +168,7 @@ def _nearest_free(codes: Tensor, sizes: tuple[int, ...], vectors: Tensor, table:
         full = int(prefix.counts.argmax())
         name = tuple(ids[int((prefix.group == full).nonzero()[0]), :-1].tolist())
         raise ValueError(
-            f"expected at most {size} items under a prefix, as the last level has codes, got "
+            f"expected at most {size} items under a prefix, the number of codes of the last level, got "
             f"{int(prefix.counts[full])} under {name}; use more codes or levels, or collisions='append'"
         )
     moves = _followers(ids, sizes, offset)
@@ -221,7 +215,7 @@ def _sinkhorn(codes: Tensor, sizes: tuple[int, ...], vectors: Tensor, table: Ten
 
 
 def _balanced_choice(cost: Float[Tensor, "G g K"]) -> Int[Tensor, "G g"]:
-    """For each of G groups of g items the codes that the transport plan of the docstring above gives them."""
+    """Last-level indices of G groups of g items by the transport plan in :func:`resolve`."""
     low, high = cost.amin((1, 2), keepdim=True), cost.amax((1, 2), keepdim=True)
     middle = (low + high) / 2
     plan = _log_plan((cost - middle) / (high - middle + 1e-5), _EPSILON, _ITERATIONS)

@@ -1,4 +1,4 @@
-"""Equal rows of codes found by sorting: the groups, and the rows that are looked for."""
+"""Groups of equal rows of indices, found by sorting."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ _LARGEST_WORD = 2**62
 
 
 class RowTable:
-    """The distinct rows of a matrix of codes, numbered in lexicographic order.
+    """The distinct rows of a matrix of indices, numbered in lexicographic order.
 
     Neighboring columns whose sizes multiply to at most 2^62 become one mixed-radix number,
     ``word = ((c_1 K_2 + c_2) K_3 + c_3) ...``; further words are joined by rank, so any number of columns works.
 
     Args:
-        codes: (n, Q) in ``[0, K_q)``. Q may be 0: then all rows are equal.
-        sizes: K_q of every column.
+        codes: Indices (n, Q) in ``[0, K_q)``. If Q is 0, all rows are equal.
+        sizes: K_q of each column.
 
     Attributes:
-        group: Number of every row's value (n,).
-        counts: Rows of every value (G,).
+        group: Number of each row's value (n,).
+        counts: Number of rows with each value (G,).
 
     Example:
         >>> table = RowTable(torch.tensor([[1, 0], [0, 3], [1, 0]]), (2, 4))
@@ -51,16 +51,16 @@ class RowTable:
 
     @property
     def starts(self) -> Int[Tensor, " G1"]:
-        """Where every value begins in :attr:`order`, and n at the end (G + 1,)."""
+        """Start of each value in :attr:`order`, and n at the end (G + 1,)."""
         return torch.cat([torch.zeros(1, dtype=torch.int64), self.counts.cumsum(0)])
 
     @property
     def order(self) -> Int[Tensor, " n"]:
-        """The rows sorted by value, equal ones in their own order (n,)."""
+        """Rows sorted by value, stable (n,)."""
         return self.group.argsort(stable=True)
 
     def find(self, rows: Int[Tensor, "m Q"]) -> Int[Tensor, " m"]:
-        """Number of the value that each row equals, -1 where none does (codes out of range included)."""
+        """Number of the value that each row equals; -1 if there is none, or an index is out of range."""
         sizes = torch.tensor(self.sizes, dtype=torch.int64)
         known = ((rows >= 0) & (rows < sizes)).all(1) & bool(len(self.counts))
         rows = torch.where(known[:, None], rows, 0)
@@ -77,7 +77,7 @@ class RowTable:
 
 
 def rank_in_group(group: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
-    """How many earlier entries have the same value.
+    """Number of earlier entries with the same value.
 
     Example:
         >>> rank_in_group(torch.tensor([7, 3, 7, 7]))
@@ -110,7 +110,7 @@ def _word(codes: Int[Tensor, "n q"], sizes: Sequence[int]) -> Int[Tensor, " n"]:
 
 
 def _search(table: Int[Tensor, " T"], wanted: Int[Tensor, " m"]) -> tuple[Tensor, Tensor]:
-    """Position in a sorted table, and whether it is there."""
+    """Position of each wanted value in a sorted table, and whether the table contains it."""
     if not len(table):
         return torch.zeros_like(wanted), torch.zeros(len(wanted), dtype=torch.bool)
     position = torch.searchsorted(table, wanted.contiguous()).clamp_max(len(table) - 1)

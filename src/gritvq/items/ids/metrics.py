@@ -1,7 +1,7 @@
-"""Quality metrics of semantic ids, each with its formula: a function per group of them, and their union.
+"""Quality metrics of semantic ids with their formulas: one function per group of metrics, and :func:`report` for all.
 
-Written for n items and Q levels of K_q codes, K_1 ... K_Q the capacity; logarithms are natural. Levels and depths count
-from 1. Under ``append`` the last column is the appended token, so depth Q - 1 shows the ids before the policy.
+Formulas are for n items and Q levels of K_q codes; the capacity is K_1 ... K_Q; logarithms are natural. Levels and
+depths start at 1. With ``append`` the last column is the appended token, so depth Q - 1 has the ids before it.
 """
 
 from __future__ import annotations
@@ -53,10 +53,10 @@ def report(
     num_neighbours: int = 10,
     num_queries: int = 4096,
 ) -> dict[str, float]:
-    """All metrics of this module that what is given allows; each function has the formulas.
+    """All metrics of this module that can be computed from the given arguments; see each function for its formulas.
 
     Args:
-        ids: The ids; as ``ids.report(...)`` too.
+        ids: The ids; also available as ``ids.report(...)``.
         categories: For :func:`category_agreement`.
         embeddings: For :func:`cohesion` and :func:`neighbor_recall`.
         reconstructions: For :func:`neighbor_recall` and :func:`reconstruction_error`.
@@ -67,10 +67,10 @@ def report(
         num_queries: For :func:`neighbor_recall`.
 
     Returns:
-        Value by name, as floats.
+        Metrics by name.
 
     Raises:
-        ValueError: If shapes do not fit, an embedding is not finite or a perturbed code is out of range.
+        ValueError: If shapes are wrong, an embedding is not finite or a perturbed code is out of range.
 
     Example:
         >>> from gritvq import SemanticIds
@@ -81,9 +81,9 @@ def report(
 
     References:
         LC-Rec, arXiv 2311.09049; QuaSID, arXiv 2603.00632; S2GR, arXiv 2601.18664; FORGE, arXiv 2509.20904;
-        TorchEasyRec. The chance in the recalls is ours: ids have many ties. Cohesion and discrimination are named after
-        R3-VAE (arXiv 2604.11440), effective codes after DRQ (arXiv 2606.01844), which say what they measure; the
-        formulas are ours and may differ from theirs.
+        TorchEasyRec. Probabilities in the recalls, for ties, are ours. Cohesion and discrimination are named after
+        R3-VAE (arXiv 2604.11440), effective codes after DRQ (arXiv 2606.01844); these formulas are ours and may differ
+        from theirs.
     """
     found = level_usage(ids) | uniqueness(ids) | prefix_sharing(ids)
     if categories is not None:
@@ -110,7 +110,7 @@ def report(
 
 
 def level_usage(ids: SemanticIds) -> dict[str, float]:
-    """How evenly the codes of each level are used; p_k is the share of items that have code k there.
+    """How evenly the codes of each level are used; p_k is the share of items with code k.
 
     - ``level1/used``: codes with p_k > 0
     - ``level1/coverage``: used / K_q
@@ -135,16 +135,16 @@ def level_usage(ids: SemanticIds) -> dict[str, float]:
 
 
 def uniqueness(ids: SemanticIds) -> dict[str, float]:
-    """How well whole ids tell items apart; n_s is the number of items that have id s.
+    """Collisions of whole ids; n_s is the number of items with id s.
 
     - ``items``, ``distinct``: n; number of ids with n_s > 0
     - ``uniqueness``: distinct / n
-    - ``items_in_collision``: share of items that share their id: sum of n_s over n_s > 1, / n
+    - ``items_in_collision``: share of items that share their id: sum_{n_s > 1} n_s / n
     - ``collision_rate``: 1 - uniqueness (LC-Rec)
     - ``icr``: 1 - items_in_collision (S2GR, independent coding rate)
     - ``largest_group``: max_s n_s
     - ``entropy``: H = -sum_s n_s/n ln n_s/n
-    - ``entropy_over_ln_capacity``: H / ln(K_1 ... K_Q) (TorchEasyRec); NaN where there is one id only
+    - ``entropy_over_ln_capacity``: H / ln(K_1 ... K_Q) (TorchEasyRec); NaN if the capacity is 1
     - ``entropy_over_ln_n``: H / ln n (QuaSID); NaN for one item
     - ``bucket_gini``: Gini of n_s over the ids in use (FORGE)
     - ``code_space_use``: distinct / capacity
@@ -167,12 +167,12 @@ def uniqueness(ids: SemanticIds) -> dict[str, float]:
 
 
 def prefix_sharing(ids: SemanticIds) -> dict[str, float]:
-    """How the tree of prefixes of d codes branches.
+    """Branching of the tree of prefixes; depth d is for prefixes of d codes.
 
     - ``depth1/distinct``: distinct prefixes
     - ``depth1/uniqueness``: distinct / n
     - ``depth1/items_in_collision``: share of items that share the prefix
-    - ``depth1/fan_out``: distinct prefixes of d codes / of d - 1 codes: children per node of the tree
+    - ``depth1/fan_out``: distinct prefixes of d codes / distinct prefixes of d - 1 codes, the children per node
     """
     found: dict[str, float] = {}
     above = 1
@@ -184,21 +184,20 @@ def prefix_sharing(ids: SemanticIds) -> dict[str, float]:
 
 
 def category_agreement(ids: SemanticIds, categories: Sequence[Any]) -> dict[str, float]:
-    """How well the first codes agree with categories, over the n items that have one.
+    """Agreement of first codes with categories, over the n items with a category.
 
-    With n_kc the items of category c with first code k:
+    With n_kc the number of items of category c with first code k:
 
     - ``level1/purity``: sum_k max_c n_kc / n
-    - ``level1/nmi``: 2 I(k; c) / (H(k) + H(c)); an item of several categories counts in each with weight 1 / their
-      number; 1 where both are constant
-    - ``categories/largest_share``: max_c n_c / n: the purity of a single code for all
+    - ``level1/nmi``: 2 I(k; c) / (H(k) + H(c)); an item of m categories counts 1 / m in each; 1 if both are constant
+    - ``categories/largest_share``: max_c n_c / n, the purity of a single code for all items
 
     Args:
         ids: The ids.
-        categories: Per item one category (string or number) or a list of them; None, NaN, "" and [] are none.
+        categories: For each item a category (string or number) or a list of them; None, NaN, "" and [] mean none.
 
     Raises:
-        ValueError: If there is not one entry per item, or one is no category.
+        ValueError: If there is not one entry per item, or one is not a category.
     """
     group = ids.prefixes[0].group
     rows, columns, names = category_numbers(categories, len(group))
@@ -223,22 +222,24 @@ def category_agreement(ids: SemanticIds, categories: Sequence[Any]) -> dict[str,
 
 
 def changed_codes(ids: SemanticIds, recoded: Int[Tensor, "n L"]) -> dict[str, float]:
-    """What changes when the tokenizer encodes all items again.
+    """Changes when the tokenizer encodes all items again.
 
     - ``recoded/changed_codes``: share of codes that differ
-    - ``recoded/changed_items``: share of items with such a code
+    - ``recoded/changed_items``: share of items with a code that differs
 
     Args:
         ids: The ids.
-        recoded: What the tokenizer gives in another batch size, order or dtype; may have fewer columns than the ids,
-            such as no appended token.
+        recoded: The tokenizer's indices with another batch size, order or dtype; may have fewer columns than the ids,
+            for example no appended token.
 
     Raises:
         ValueError: If shapes do not fit.
     """
     codes, recoded = ids.codes, torch.as_tensor(recoded).cpu()
     if recoded.ndim != 2 or len(recoded) != len(codes) or not 1 <= recoded.shape[1] <= codes.shape[1]:
-        raise ValueError(f"expected recoded codes ({len(codes)}, 1 .. {codes.shape[1]}), got {tuple(recoded.shape)}")
+        raise ValueError(
+            f"expected recoded codes ({len(codes)}, 1 .. {codes.shape[1]}), got {tuple(recoded.shape)}; encode all"
+        )
     differ = codes[:, : recoded.shape[1]] != recoded
     return {
         "recoded/changed_codes": float(differ.double().mean()),
@@ -247,20 +248,20 @@ def changed_codes(ids: SemanticIds, recoded: Int[Tensor, "n L"]) -> dict[str, fl
 
 
 def robustness(ids: SemanticIds, perturbed: Int[Tensor, "S n L"]) -> dict[str, float]:
-    """How firm ids are against noise on the embeddings.
+    """Robustness of ids against noise on the embeddings.
 
-    With C_jk the share of the noisy versions of the items with code j that get code k:
+    With C_jk the share of noisy versions of items with code j that get code k:
 
-    - ``perturbed/kept_codes``, ``perturbed/kept_ids``: share of codes, and of whole ids, that noise leaves as they are
-    - ``level1/effective_codes``: 1 / sum_k (sum_j p_j sqrt(C_jk))^2. The sum is what two codes i and j, drawn with the
-      items' frequencies, are expected to overlap, sum_k sqrt(C_ik C_jk) (Bhattacharyya). It gives 1 / sum_k p_k^2 where
-      noise changes nothing, and 1 where it leaves no trace of a code
+    - ``perturbed/kept_codes``, ``perturbed/kept_ids``: share of codes, and of whole ids, that noise does not change
+    - ``level1/effective_codes``: 1 / sum_k (sum_j p_j sqrt(C_jk))^2. The sum is the expected Bhattacharyya overlap
+      sum_k sqrt(C_ik C_jk) of two codes i and j drawn with the items' frequencies. The value is 1 / sum_k p_k^2 if
+      noise changes nothing, and 1 if the noisy code does not depend on the code
 
     Args:
         ids: The ids.
-        perturbed: S times the codes of all items with noise on their embeddings
-            (:meth:`~gritvq.items.ItemTokenizer.perturbed_codes`); may have fewer columns than the ids. Of little use
-            under policies that choose other codes than the tokenizer's, which count as changed.
+        perturbed: S times the indices of all items with noise on their embeddings
+            (:meth:`~gritvq.items.ItemTokenizer.perturbed_codes`); may have fewer columns than the ids. Codes that a
+            collision policy has replaced count as changed.
 
     Raises:
         ValueError: If shapes do not fit or a code is out of range.
@@ -268,7 +269,9 @@ def robustness(ids: SemanticIds, perturbed: Int[Tensor, "S n L"]) -> dict[str, f
     codes, sizes, noisy = ids.codes, ids.codebook_sizes, torch.as_tensor(perturbed).cpu()
     n, most = codes.shape
     if noisy.ndim != 3 or not len(noisy) or noisy.shape[1] != n or not 1 <= noisy.shape[2] <= most:
-        raise ValueError(f"expected perturbed codes (S, {n}, 1 .. {most}), got {tuple(noisy.shape)}")
+        raise ValueError(
+            f"expected perturbed codes (S, {n}, 1 .. {most}), got {tuple(noisy.shape)}; make them with perturbed_codes"
+        )
     own = codes[:, : noisy.shape[2]]
     checked_codes(noisy.flatten(0, 1), sizes[: noisy.shape[2]])
     found = {
@@ -277,7 +280,7 @@ def robustness(ids: SemanticIds, perturbed: Int[Tensor, "S n L"]) -> dict[str, f
     }
     for level, size in enumerate(sizes[: noisy.shape[2]]):
         before, after = own[:, level].expand(len(noisy), n), noisy[..., level]
-        cells, counts = torch.unique(before * size + after, return_counts=True)  # n p_j S C_jk, no empty cells
+        cells, counts = torch.unique(before * size + after, return_counts=True)  # n p_j S C_jk
         usage = torch.bincount(own[:, level]).double() / n
         # p_j sqrt(C_jk) = sqrt(p_j) sqrt(p_j C_jk)
         terms = (usage[cells // size] * counts.double() / before.numel()).sqrt()
@@ -287,17 +290,17 @@ def robustness(ids: SemanticIds, perturbed: Int[Tensor, "S n L"]) -> dict[str, f
 
 
 def related_recall(ids: SemanticIds, related: Int[Tensor, "n k"]) -> dict[str, float]:
-    """Whether items that belong together share prefixes.
+    """Whether related items share prefixes.
 
-    - ``related/prefix_recall@k``: mean over all given pairs (i, j) of P(j), the chance that j is among the k other
-      items that share the longest prefix with i, equal lengths drawn by lot
+    - ``related/prefix_recall@k``: mean over all given pairs (i, j) of P(j), the probability that j is among the k other
+      items with the longest prefix in common with i, ties broken at random
 
     Args:
         ids: The ids.
-        related: Rows of items that belong to each item, such as what is bought together; -1 is none.
+        related: Rows of items related to each item, such as items bought together; -1 means none.
 
     Raises:
-        ValueError: If the shape does not fit or a row is no item.
+        ValueError: If the shape is wrong or a row is out of range.
     """
     rows = _related_rows(ids, related)
     chance = _prefix_chance(ids.prefixes, torch.arange(len(ids)), rows)
@@ -305,17 +308,17 @@ def related_recall(ids: SemanticIds, related: Int[Tensor, "n k"]) -> dict[str, f
 
 
 def cohesion(ids: SemanticIds, embeddings: Float[Tensor, "n D"]) -> dict[str, float]:
-    """Whether items that share a prefix are similar.
+    """Similarity of items that share a prefix.
 
-    - ``depth1/cohesion``: mean cosine of the embeddings of two items, over all pairs that share d codes; NaN if none do
-    - ``depth1/discrimination``: that, less the mean over all pairs that share d - 1 codes and no more
+    - ``depth1/cohesion``: mean cosine of embeddings over all pairs of items that share d codes; NaN without such pairs
+    - ``depth1/discrimination``: cohesion minus the mean cosine over all pairs that share exactly d - 1 codes
 
     Args:
         ids: The ids.
-        embeddings: Per item a vector.
+        embeddings: One vector per item.
 
     Raises:
-        ValueError: If the shape does not fit or an embedding is not finite.
+        ValueError: If the shape is wrong or an embedding is not finite.
     """
     # From sums over groups: the cosines of a group's pairs sum to (|sum u|^2 - sum |u|^2) / 2.
     unit = F.normalize(_checked_vectors("embeddings", embeddings, len(ids)), dim=1)
@@ -339,35 +342,35 @@ def neighbor_recall(
     num_neighbours: int = 10,
     num_queries: int = 4096,
 ) -> dict[str, float]:
-    """Whether the nearest items share prefixes.
+    """Whether nearest neighbors share prefixes.
 
-    Of N items evenly spaced over the catalogue (all where there are no more), E_k(i) are the k nearest other items by
-    the cosine of their embeddings.
+    For N query items i, evenly spaced over the catalogue, E_k(i) are the k nearest other items by the cosine of their
+    embeddings.
 
-    - ``neighbours/prefix_recall@10``: 1/(N k) sum_i sum_{j in E_k(i)} P(j), P(j) the chance that j is among the k other
-      items that share the longest prefix with i, equal lengths drawn by lot
-    - ``neighbours/chance@10``: k / (n - 1): what ids without meaning reach
-    - ``neighbours/quantized_recall@10``: with ``reconstructions``: as the first, for the k nearest other items by the
-      euclidean distance of their ids' reconstructions, equal ones (before an appended token) drawn by lot
-    - ``related/embedding_recall@10``: with ``related``: mean 1[j in E_k(i)] over the given neighbors j of the N items
-      (FORGE's embedding hit rate, where they are the next items)
+    - ``neighbours/prefix_recall@10``: 1/(N k) sum_i sum_{j in E_k(i)} P(j), P(j) the probability that j is among the k
+      other items with the longest prefix in common with i, ties broken at random
+    - ``neighbours/chance@10``: k / (n - 1), the expected value for random ids
+    - ``neighbours/quantized_recall@10``: with ``reconstructions``, the same for the k nearest other items by the
+      euclidean distance of their reconstructions, ties of equal ids (before an appended token) broken at random
+    - ``related/embedding_recall@10``: with ``related``, mean 1[j in E_k(i)] over the related items j of the N queries
+      (FORGE's embedding hit rate, if these are the next items)
 
     Args:
         ids: The ids.
-        embeddings: Per item a vector.
-        reconstructions: Per item what its id decodes to (equal ids, equal vectors), in the space of the embeddings.
+        embeddings: One vector per item.
+        reconstructions: The decoded id of each item, in the space of the embeddings; equal for equal ids.
         related: As in :func:`related_recall`.
         num_neighbours: k.
         num_queries: N.
 
     Raises:
-        ValueError: If shapes do not fit, a vector is not finite or a number is below 1.
+        ValueError: If shapes are wrong, a vector is not finite or a number is below 1.
     """
     n, k, prefixes = len(ids), num_neighbours, ids.prefixes
     x = _checked_vectors("embeddings", embeddings, n)
     values = None if reconstructions is None else _checked_vectors("reconstructions", reconstructions, n)
     if k < 1 or num_queries < 1:
-        raise ValueError(f"expected num_neighbours and num_queries >= 1, got {k} and {num_queries}")
+        raise ValueError(f"expected num_neighbours and num_queries >= 1, got {k} and {num_queries}; give larger ones")
     name, k = f"@{k}", min(k, n - 1)
     if k == 0:
         return {f"neighbours/prefix_recall{name}": math.nan, f"neighbours/chance{name}": math.nan}
@@ -395,15 +398,15 @@ def neighbor_recall(
 
 
 def reconstruction_error(embeddings: Float[Tensor, "n D"], reconstructions: Float[Tensor, "n D"]) -> dict[str, float]:
-    """How far reconstructions r are from the embeddings x.
+    """Errors of reconstructions r of the embeddings x.
 
-    - ``reconstruction/mse``: mean (x - r)^2 over all numbers
+    - ``reconstruction/mse``: mean (x - r)^2 over items and components
     - ``reconstruction/relative_error``: sum |x - r|^2 / sum |x - mean x|^2
     - ``reconstruction/cosine``: mean cosine of x and r
 
     Args:
-        embeddings: Per item a vector.
-        reconstructions: Per item what its id decodes to.
+        embeddings: One vector per item.
+        reconstructions: The decoded id of each item.
 
     Raises:
         ValueError: If shapes differ or a vector is not finite.
@@ -412,7 +415,7 @@ def reconstruction_error(embeddings: Float[Tensor, "n D"], reconstructions: Floa
     values = _checked_vectors("reconstructions", reconstructions, len(embeddings))
     if x.shape != values.shape:
         raise ValueError(
-            f"expected reconstructions of the embeddings' shape {tuple(x.shape)}, got {tuple(values.shape)}"
+            f"expected reconstructions of the embeddings' shape {tuple(x.shape)}, got {tuple(values.shape)}; decode all"
         )
     error = (x.double() - values.double()).square()
     spread = float((x.double() - x.double().mean(0)).square().sum())
@@ -424,13 +427,13 @@ def reconstruction_error(embeddings: Float[Tensor, "n D"], reconstructions: Floa
 
 
 def category_numbers(categories: Sequence[Any], num_items: int) -> tuple[np.ndarray, np.ndarray, list[Any]]:
-    """Flat pairs (item row, category number) and the categories' names, in order of appearance.
+    """Flat pairs (item row, category number), and the categories' names in order of appearance.
 
     Raises:
-        ValueError: If there is not one entry per item, or one is no category.
+        ValueError: If there is not one entry per item, or one is not a category.
     """
     if len(categories) != num_items:
-        raise ValueError(f"expected categories of {num_items} items, got {len(categories)}")
+        raise ValueError(f"expected categories of {num_items} items, got {len(categories)}; give one entry per item")
     numbers: dict[Any, int] = {}
     rows, columns = [], []
     for row, entry in enumerate(categories):
@@ -439,7 +442,7 @@ def category_numbers(categories: Sequence[Any], num_items: int) -> tuple[np.ndar
             names = dict.fromkeys(entry if several else [entry])
         except TypeError as error:
             raise ValueError(
-                f"expected per item a category or a list of them, got {entry!r} in row {row}; flatten nested lists"
+                f"expected a category or a list of them per item, got {entry!r} in row {row}; flatten nested lists"
             ) from error
         for name in names:
             if name is None or name == "" or name != name:
@@ -456,7 +459,7 @@ def _entropy(counts: Tensor) -> float:
 
 
 def _gini(counts: Tensor, size: int) -> float:
-    """Of ``size`` numbers, those not given being 0."""
+    """Gini coefficient of ``size`` counts; missing ones are 0."""
     x = counts[counts > 0].double().sort().values
     rank = torch.arange(size - len(x) + 1, size + 1, dtype=torch.float64)
     return float(((2 * rank - size - 1) * x).sum() / (size * x.sum()))
@@ -474,24 +477,26 @@ def _sharing(counts: Int[Tensor, " G"]) -> dict[str, float]:
 def _checked_vectors(name: str, vectors: Any, num_items: int) -> Float[Tensor, "n D"]:
     x = torch.as_tensor(vectors).detach().cpu().float()
     if x.ndim != 2 or len(x) != num_items:
-        raise ValueError(f"expected {name} ({num_items}, D), got {tuple(x.shape)}")
+        raise ValueError(f"expected {name} ({num_items}, D), got {tuple(x.shape)}; give one row per item")
     if not x.isfinite().all():
         raise ValueError(
-            f"expected finite {name}, got NaN or infinity in row {int((~x.isfinite().all(1)).nonzero()[0])}"
+            f"expected finite {name}, got NaN or infinity in row {int((~x.isfinite().all(1)).nonzero()[0])}; fix it"
         )
     return x
 
 
 def _related_rows(ids: SemanticIds, related: Any) -> Int[Tensor, "n k"]:
-    """Rows of related items; an item is not its own."""
+    """Rows of related items, without the item itself."""
     rows = torch.as_tensor(related).cpu().long()
     if rows.ndim != 2 or len(rows) != len(ids) or not rows.shape[1] or int(rows.max()) >= len(ids):
-        raise ValueError(f"expected related rows ({len(ids)}, k) of items, -1 for none, got {tuple(rows.shape)}")
+        raise ValueError(
+            f"expected rows of related items ({len(ids)}, k) below {len(ids)}, got {tuple(rows.shape)}; use -1 for none"
+        )
     return torch.where(rows == torch.arange(len(ids))[:, None], -1, rows)
 
 
 def _pair_sum(group: Int[Tensor, " n"], unit: Float[Tensor, "n D"]) -> tuple[float, int]:
-    """Sum of the cosines over pairs of one group, and the number of such pairs."""
+    """Sum of the cosines over all pairs within groups, and the number of these pairs."""
     counts = torch.bincount(group)
     pairs = int((counts * (counts - 1) // 2).sum())
     total = 0.0
@@ -507,10 +512,10 @@ def _mean_given(chance: Float[Tensor, "N k"], rows: Int[Tensor, "N k"]) -> float
 
 
 def _prefix_chance(prefixes: Sequence[RowTable], queries: Int[Tensor, " N"], rows: Int[Tensor, "N k"]) -> Tensor:
-    """For each given row the chance to be among the k items that share the longest prefix with the query (N, k)."""
+    """Probability of each row to be among the k items with the longest prefix in common with the query (N, k)."""
     k = rows.shape[1]
     chance = torch.zeros(rows.shape, dtype=torch.float64)
-    closer = torch.zeros(len(queries), dtype=torch.float64)  # others that share a longer prefix
+    closer = torch.zeros(len(queries), dtype=torch.float64)  # number of other items with a longer prefix in common
     undecided = rows >= 0
     for table in reversed([None, *prefixes]):
         if table is None:  # all items share the empty prefix
@@ -528,7 +533,7 @@ def _prefix_chance(prefixes: Sequence[RowTable], queries: Int[Tensor, " N"], row
 def _quantized_chance(
     ids: RowTable, values: Float[Tensor, "n D"], queries: Int[Tensor, " N"], rows: Int[Tensor, "N k"]
 ) -> Tensor:
-    """The same for the k items whose ids' values are nearest; items of one id are equally near (N, k)."""
+    """The same for the k items whose reconstructions are nearest; items with equal ids are tied (N, k)."""
     k = rows.shape[1]
     centers = values[ids.order[ids.starts[:-1]]]
     square = centers.square().sum(1)

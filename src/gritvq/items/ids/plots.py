@@ -1,4 +1,4 @@
-"""Plots of semantic ids: use of the codes per level, collisions, the tree with the categories in it."""
+"""Plots of semantic ids: code usage per level, collisions, and the tree of prefixes by category."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ def _level_name(ids: SemanticIds, level: int) -> str:
 def level_usage_plot(
     ids: SemanticIds, path: str | os.PathLike[str], numbers: Mapping[str, float] | None = None
 ) -> Path:
-    """Share of the items per code, most frequent first, against the uniform share; one panel per level.
+    """Share of items per code, most frequent first, and the uniform share; one panel per level, at most 12.
 
     Args:
-        ids: With at most 12 levels shown.
+        ids: The ids.
         path: PNG to write.
-        numbers: What ``ids.report()`` gave, if it is at hand.
+        numbers: Output of ``ids.report()``, to avoid computing it again.
     """
     found, levels = numbers or level_usage(ids), min(len(ids.codebook_sizes), _MOST_LEVELS)
     columns = min(4, levels)
@@ -74,14 +74,14 @@ def level_usage_plot(
 
 
 def collisions_plot(ids: SemanticIds, path: str | os.PathLike[str], numbers: Mapping[str, float] | None = None) -> Path:
-    """Left: items by how many share their id. Right: distinct prefixes and items with one of their own, by depth.
+    """Left: items by the number of items with the same id. Right: distinct prefixes, and items with a unique one.
 
-    Under ``append`` the left side shows the ids before the token was appended.
+    With ``append`` the left plot shows the ids before the appended token.
 
     Args:
-        ids: Of any policy.
+        ids: The ids.
         path: PNG to write.
-        numbers: What ``ids.report()`` gave, if it is at hand.
+        numbers: Output of ``ids.report()``, to avoid computing it again.
     """
     found, depths = numbers or prefix_sharing(ids), range(1, len(ids.codebook_sizes) + 1)
     figure, (left, right) = new_figure(9.6, 3.6, 1, 2)
@@ -130,7 +130,7 @@ def collisions_plot(ids: SemanticIds, path: str | os.PathLike[str], numbers: Map
 
 
 def _size_edges(largest: int) -> list[int]:
-    """1, 2, ..., 8, then powers of two: the least size in each bar, at most 8 and some bars."""
+    """Smallest group size of each bar: 1, 2, ..., 8, then powers of two."""
     edges = list(range(1, min(largest, 8) + 1))
     while edges[-1] >= 8 and 2 * edges[-1] <= largest:
         edges.append(2 * edges[-1])
@@ -146,33 +146,33 @@ def tree_plot(
     depth: int = 2,
     most_named: int = 11,
 ) -> Path:
-    """The tree of ids from the root down, as wide as the items under each prefix, colored by category purity.
+    """The tree of ids from the root down; each prefix is as wide as its items and colored by category purity.
 
-    The top band names the commonest category of each first code; codes of one category stand together. Purity is the
-    share of a prefix's items that are in its commonest category. Prefixes of one item are gray, since theirs is 1
-    whatever the ids are. Items without a category are left out.
+    The top band shows the most common category of each first code; first codes are sorted by it. Purity is the share
+    of a prefix's items in its most common category. Prefixes of a single item, whose purity is always 1, are gray.
+    Items without a category are left out.
 
     Args:
         ids: The ids.
-        categories: Per item one category or a list, as in :func:`gritvq.items.ids.metrics.category_agreement`.
+        categories: A category, or a list of them, per item; see :func:`gritvq.items.ids.metrics.category_agreement`.
         path: PNG to write.
-        numbers: What ``ids.report(categories)`` gave, if it is at hand.
-        depth: Levels to show.
-        most_named: Categories with a color of their own.
+        numbers: Output of ``ids.report(categories)``, to avoid computing it again.
+        depth: Number of levels to show.
+        most_named: Number of categories with a color.
 
     Raises:
         ValueError: If no item has a category.
     """
     rows, columns, names = category_numbers(categories, len(ids))
     if not names:
-        raise ValueError("expected categories of some items, got none; the other plots need none")
+        raise ValueError("expected categories of some items, got none; use another plot")
     kept = np.unique(rows)
     codes, rows = ids.codes[torch.from_numpy(kept)], np.searchsorted(kept, rows)
     depth = min(depth, len(ids.codebook_sizes))
     tables = [RowTable(codes[:, :d], ids.codebook_sizes[:d]) for d in range(1, depth + 1)]
     nodes = [_commonest(table, rows, columns, len(names)) for table in tables]
 
-    # Items in the order of: the category of their first code (largest first), then larger prefixes first.
+    # Sort items by the category of their first code (largest first), then by the sizes of their prefixes.
     first, top = tables[0].group.numpy(), nodes[0][0]
     weight = np.bincount(top[first], minlength=len(names))
     order_keys: list[np.ndarray] = [-weight[top[first]], top[first]]
@@ -184,7 +184,7 @@ def tree_plot(
     from matplotlib import colormaps
 
     shades = colormaps["YlGnBu"].with_extremes(bad=_GRAY)
-    labels = ["commonest\ncategory"]
+    labels = ["most common\ncategory"]
     for level, (table, (_, purity)) in enumerate(zip(tables, nodes, strict=True)):
         group = table.group.numpy()[order]
         starts = np.flatnonzero(np.r_[True, group[1:] != group[:-1]])
@@ -214,7 +214,7 @@ def tree_plot(
         fontsize=10,
     )
     bar = figure.colorbar(mesh, ax=axis, pad=0.01, fraction=0.025)
-    bar.set_label("share of the commonest category", fontsize=8)
+    bar.set_label("share of the most common category", fontsize=8)
     bar.ax.tick_params(labelsize=8)
     return save_figure(figure, path)
 
@@ -222,7 +222,7 @@ def tree_plot(
 def _commonest(
     table: RowTable, rows: np.ndarray, columns: np.ndarray, num_categories: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """For every prefix its commonest category (the first of equal ones) and the share of its items in it."""
+    """The most common category of each prefix (the first of equal ones), and its share of the prefix's items."""
     cells, counts = np.unique(table.group.numpy()[rows] * num_categories + columns, return_counts=True)
     node, category = cells // num_categories, cells % num_categories
     order = np.lexsort([category, -counts, node])
@@ -231,7 +231,7 @@ def _commonest(
 
 
 def _category_band(axis: Any, category: np.ndarray, names: Sequence[Any], most_named: int) -> None:
-    """Runs of one category as colored blocks, with their names where there is room."""
+    """Runs of one category as colored blocks, with their names if there is space."""
     from matplotlib import colormaps
 
     starts = np.flatnonzero(np.r_[True, category[1:] != category[:-1]])

@@ -1,4 +1,4 @@
-"""Semantic ids as one artifact: which tuple of codes names which item, saved and loaded bit by bit."""
+"""Semantic ids as an artifact: a tuple of indices for each item, saved and loaded exactly."""
 
 from __future__ import annotations
 
@@ -32,30 +32,30 @@ from gritvq.lazy import optional
 
 __all__ = ["FORMAT_VERSION", "Key", "SemanticIds"]
 
-FORMAT_VERSION = 2  # 1 had the checksum of the table alone
+FORMAT_VERSION = 2  # version 1 had only the table's checksum
 _FORMAT, _TABLE, _HEADER = "gritvq-semantic-ids", "ids.parquet", "semantic_ids.json"
 _WANTED = {"codebook_sizes": list, "collisions": str, "fingerprint": dict, "sha256": (dict, str)}
 
 
 @final
 class SemanticIds:
-    """Items and their ids: a tuple of Q codes per item, both ways. Immutable; do not write into its tensors.
+    """Items and their ids, tuples of Q indices, with lookup in both directions. Immutable; do not modify its tensors.
 
     Args:
-        codes: The final ids (n, Q), integers; row i belongs to item i. Copied.
-        codebook_sizes: K_q of every column; codes are in ``[0, K_q)``.
-        items: Keys of the items, all int or all str, each once; ``0 .. n-1`` where None.
-        collisions: How equal codes were treated; ``"append"`` and ``"nearest_free"`` promise that ids are unique.
-        fingerprint: What made the codes, such as ``{"encoder": "all-MiniLM-L6-v2", "quantizer": "sha256 ..."}``.
+        codes: Final ids (n, Q), integers; row i belongs to item i. Copied.
+        codebook_sizes: K_q of each column; indices are in ``[0, K_q)``.
+        items: Unique keys of the items, all int or all str; None means ``0 .. n-1``.
+        collisions: How collisions were resolved; with ``"append"`` and ``"nearest_free"`` ids must be unique.
+        fingerprint: What made the ids, such as ``{"encoder": "all-MiniLM-L6-v2", "quantizer": "sha256 ..."}``.
 
     Attributes:
-        codes: (n, Q), int64, on the CPU.
-        codebook_sizes: K_q of every column.
+        codes: Ids (n, Q), int64, on the CPU.
+        codebook_sizes: K_q of each column.
         items: Keys in order.
-        collisions: The policy.
+        collisions: The collision policy.
 
     Raises:
-        ValueError: If shapes, types or values do not fit, a key occurs twice, or ids that must be unique are not.
+        ValueError: If shapes, types or values are wrong, a key is repeated, or ids that must be unique are not.
 
     Example:
         >>> codes = torch.tensor([[0, 1], [0, 1], [3, 2]])
@@ -79,21 +79,22 @@ class SemanticIds:
         self._sizes = checked_sizes(codebook_sizes)
         self._codes = checked_codes(codes, self._sizes)
         if not len(self._codes):
-            raise ValueError("expected at least one item, got none")
+            raise ValueError("expected at least one item, got none; pass ids of items")
         self._items = checked_keys(range(len(self._codes)) if items is None else items)
         if len(self._items) != len(self._codes):
-            raise ValueError(f"expected a key for each of {len(self._codes)} ids, got {len(self._items)} keys")
+            raise ValueError(
+                f"expected a key for each of {len(self._codes)} ids, got {len(self._items)} keys; make them equal"
+            )
         check_distinct(self._items)
         self._collisions = checked_policy(collisions)
         self._fingerprint = dict(fingerprint or {})
         if not all(isinstance(part, str) for pair in self._fingerprint.items() for part in pair):
-            raise ValueError(f"expected a fingerprint of strings by name, got {fingerprint!r}")
+            raise ValueError(f"expected a fingerprint of strings by name, got {fingerprint!r}; convert its values")
         if collisions in UNIQUE and len(self._rows.counts) < len(self._codes):
             first = self._rows.order[self._rows.starts[int((self._rows.counts > 1).nonzero()[0])] :][:2].tolist()
             raise ValueError(
-                f"expected ids of which no two are equal, since collisions={collisions!r}, got "
-                f"{self.codes[first[0]].tolist()} for {self.items[first[0]]!r} and {self.items[first[1]]!r}; "
-                "SemanticIds.assign applies the policy"
+                f"expected unique ids for collisions={collisions!r}, got {self.codes[first[0]].tolist()} for "
+                f"{self.items[first[0]]!r} and {self.items[first[1]]!r}; apply the policy with SemanticIds.assign"
             )
 
     @classmethod
@@ -108,21 +109,21 @@ class SemanticIds:
         table: Float[Tensor, "K D"] | None = None,
         fingerprint: Mapping[str, str] | None = None,
     ) -> SemanticIds:
-        """Make ids of what a tokenizer gave, by one of the policies of :func:`gritvq.items.ids.collisions.resolve`.
+        """Make ids from a tokenizer's indices; collisions are resolved by :func:`gritvq.items.ids.collisions.resolve`.
 
         Args:
-            codes: A tokenizer's codes (n, L), integers.
+            codes: A tokenizer's indices (n, L).
             codebook_sizes: Codes per level.
-            items: Keys; ``0 .. n-1`` where None.
+            items: Keys; None means ``0 .. n-1``.
             collisions: ``"append"`` (one more token, ids are unique), ``"nearest_free"`` (another code at the last
-                level, ids are unique), ``"sinkhorn"`` (another code at the last level, duplicates may be left) or
+                level, ids are unique), ``"sinkhorn"`` (another code at the last level, duplicates may remain) or
                 ``"keep"``.
-            vectors: What the last level quantizes; needed by ``"nearest_free"`` and ``"sinkhorn"``.
-            table: The codes of the last level; likewise.
-            fingerprint: What made the codes.
+            vectors: Inputs of the last level (n, D), for ``"nearest_free"`` and ``"sinkhorn"``.
+            table: Codes of the last level (K, D), for the same.
+            fingerprint: What made the ids.
 
         Raises:
-            ValueError: If anything does not fit, or a unique id cannot be found.
+            ValueError: If an argument is wrong, or a unique id cannot be found.
         """
         sizes = checked_sizes(codebook_sizes)
         codes = checked_codes(codes, sizes)
@@ -131,7 +132,7 @@ class SemanticIds:
 
     @property
     def codes(self) -> Int[Tensor, "n Q"]:
-        """The ids, row i of item i; int64, on the CPU."""
+        """Ids (n, Q), row i of item i; int64, on the CPU."""
         return self._codes
 
     @property
@@ -146,19 +147,19 @@ class SemanticIds:
 
     @property
     def collisions(self) -> Policy:
-        """How equal codes were treated."""
+        """The collision policy."""
         return self._collisions
 
     @property
     def fingerprint(self) -> dict[str, str]:
-        """What made the codes; a copy."""
+        """What made the ids; a copy."""
         return dict(self._fingerprint)
 
     def trie(self, priority: Float[Tensor, " n"] | None = None) -> PrefixTrie:
-        """The prefixes of all ids, for constrained generation.
+        """The prefix trie of all ids, for constrained generation.
 
         Args:
-            priority: (n,), larger first: the order of items that share an id; their own order where None.
+            priority: Sorts items that share an id, largest first (n,); None keeps their order.
         """
         return PrefixTrie(self._codes, self._sizes, priority=priority)
 
@@ -199,7 +200,7 @@ class SemanticIds:
             more = f" and {len(unknown) - 1} more" if unknown[1:] else ""
             raise ValueError(
                 f"expected items that have an id, got {unknown[0]!r}{more}; keys here are "
-                f"{type(self.items[0]).__name__}, new items get an id with add()"
+                f"{type(self.items[0]).__name__}, add ids of new items with add()"
             )
         return torch.tensor(rows, dtype=torch.int64)
 
@@ -212,12 +213,10 @@ class SemanticIds:
         return self._codes[self.rows_of(items)]
 
     def items_of(self, ids: Int[Tensor, "m Q"] | Sequence[Sequence[int]]) -> list[list[Key]]:
-        """For every id the keys of the items that have it, in item order.
-
-        An id that no item has gives the empty list, also where a code is out of range or -1.
+        """Keys of the items with each id, in item order; empty if there is none, or an index is out of range.
 
         Raises:
-            ValueError: If the ids are no integers of shape (m, Q).
+            ValueError: If the ids are not integers of shape (m, Q).
         """
         wanted = as_codes(ids, len(self.codebook_sizes))
         group = self._rows.find(wanted)
@@ -237,7 +236,7 @@ class SemanticIds:
     def _row_by_key(self) -> dict[Key, int]:
         return dict(zip(self._items, range(len(self._items)), strict=True))
 
-    # --- growing and judging ------------------------------------------------------------------------------------------
+    # --- new items and metrics ----------------------------------------------------------------------------------------
 
     def add(
         self,
@@ -248,34 +247,34 @@ class SemanticIds:
         table: Float[Tensor, "K D"] | None = None,
         fingerprint: Mapping[str, str] | None = None,
     ) -> SemanticIds:
-        """Ids with new items at the end, by the same policy; every item that is there keeps its id.
+        """Ids with new items at the end, by the same policy; existing items keep their ids.
 
-        Adding items one by one or all at once gives the same ids under ``"keep"`` and ``"append"``, not always under
-        the policies that choose another code.
+        Adding items one by one or all at once gives the same ids with ``"keep"`` and ``"append"``, but not always with
+        the other policies.
 
         Args:
-            codes: What the same tokenizer gives the new items (m, L); without the appended token.
-            items: Their keys, none of which is known already.
-            vectors: What the last level quantizes, for ``"nearest_free"`` and ``"sinkhorn"``.
-            table: The codes of the last level; likewise.
-            fingerprint: Of what made the codes; checked against the one at hand where given.
+            codes: The same tokenizer's indices of the new items (m, L), without the appended token.
+            items: New keys.
+            vectors: Inputs of the last level (m, D), for ``"nearest_free"`` and ``"sinkhorn"``.
+            table: Codes of the last level (K, D), for the same.
+            fingerprint: What made the indices; must equal these ids' fingerprint. None skips the check.
 
         Returns:
-            The larger artefact. Under ``"append"`` the last size may have grown.
+            New ids. With ``"append"`` the last codebook size may have grown.
 
         Raises:
-            ValueError: If anything does not fit, a key is known already, a unique id cannot be found, or the codes come
-                from something else.
+            ValueError: If an argument is wrong, a key exists already, a unique id cannot be found, or fingerprints
+                differ.
         """
         if fingerprint is not None and dict(fingerprint) != self._fingerprint:
             raise ValueError(
                 f"expected codes made by {self._fingerprint}, got {dict(fingerprint)}; use the tokenizer that made the "
-                "ids, or assign all ids anew"
+                "ids, or assign all ids again"
             )
         levels = self._sizes[:-1] if self._collisions == "append" else self._sizes
         codes, keys = checked_codes(codes, levels), checked_keys(items)
         if len(keys) != len(codes):
-            raise ValueError(f"expected a key for each of {len(codes)} new ids, got {len(keys)} keys")
+            raise ValueError(f"expected a key for each of {len(codes)} new ids, got {len(keys)} keys; make them equal")
         check_distinct((*self._items, *keys))
         if not len(codes):
             return self
@@ -294,14 +293,13 @@ class SemanticIds:
     # --- saving and loading -------------------------------------------------------------------------------------------
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
-        """Write ``ids.parquet`` (columns ``item, c0, c1, ...``) and ``semantic_ids.json``, neither of them by halves.
+        """Write ``ids.parquet`` (columns ``item, c0, c1, ...``) and ``semantic_ids.json`` with checksums, atomically.
 
-        The JSON holds the checksums of both, so files of two artifacts are never taken for one. Existing ids are
-        replaced once both files are written: whenever the process dies, the folder holds the old ids or the new ones.
-        Needs pyarrow (the extra ``items``).
+        If the process is killed, the folder contains either the old ids or the new ones. Needs pyarrow (the extra
+        ``items``).
 
         Raises:
-            ValueError: If the path is a file, or a folder that holds something else, or pyarrow is missing.
+            ValueError: If the path is a file or a folder with other files, or pyarrow is missing.
         """
         pyarrow, parquet = optional("pyarrow", "items"), optional("pyarrow.parquet", "items")
         folder = Path(folder)
@@ -321,11 +319,11 @@ class SemanticIds:
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> SemanticIds:
-        """Read what :meth:`save` wrote, bit by bit.
+        """Read what :meth:`save` wrote.
 
         Raises:
-            ValueError: If there are no ids, they are damaged, of two artifacts, or written by a newer version, or
-                pyarrow is missing.
+            ValueError: If files are missing, damaged, of different artifacts, or written by a newer version, or pyarrow
+                is missing.
         """
         pyarrow, parquet = optional("pyarrow", "items"), optional("pyarrow.parquet", "items")
         folder = Path(folder)

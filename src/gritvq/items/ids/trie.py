@@ -1,4 +1,4 @@
-"""The prefix trie of a catalogue's ids: which codes may follow a prefix, for many prefixes at once."""
+"""Prefix trie of a catalogue's ids: which indices may follow a prefix, for batches of prefixes."""
 
 from __future__ import annotations
 
@@ -9,32 +9,31 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from gritvq.items.ids.checks import checked_codes, checked_sizes
 from gritvq.tokens import EOS, Vocabulary
 
 __all__ = ["PrefixTrie", "TrieLogitsProcessor"]
 
-_FEW = 16  # a level is sparse where a prefix has at most 1 / _FEW of the codes after it, on average
+_FEW = 16  # a level is sparse if on average at most 1 / _FEW of its codes may follow a prefix
 
 
 class PrefixTrie(nn.Module):
-    """All prefixes of a set of id tuples as one table in compressed-row form, which moves with ``.to(device)``.
+    """All prefixes of a set of ids in compressed sparse row form; a module, so it moves with ``.to(device)``.
 
-    A node is a distinct prefix. Node 0 is the empty one, the nodes of a level follow those of the level before, and
-    within a level they are in lexicographic order, so the children of a node are neighbors: node v has the children
-    ``first_child[v] .. first_child[v + 1] - 1``. A child is found by binary search over the keys
-    ``parent * max(K) + code``, which this order sorts. Node -1 stands for whatever is no prefix: nothing may follow it,
-    and every step from it leads to it. Several rows may share an id.
+    A node is a distinct prefix. Node 0 is the empty prefix; nodes are sorted by level and lexicographically within a
+    level, so node v has the children ``first_child[v] .. first_child[v + 1] - 1``. A child is found by binary search in
+    the sorted keys ``parent * max(K) + index``. Node -1 means no prefix: it has no children, and every step from it
+    returns -1. Several rows may share an id.
 
-    Memory is 24 bytes per node and 8 per row; nothing is n x K.
+    Memory is 24 bytes per node and 8 per row; no n x K matrix is built.
 
     Args:
         codes: Ids (n, Q), one row per item, int64.
         codebook_sizes: Codes K per level, Q entries.
-        priority: (n,) numbers, larger first: the order of rows that share an id. Where None, and among equal
-            numbers, the order of the rows.
+        priority: Sorts rows that share an id, largest first (n,); ties and None keep the order of the rows.
 
     Raises:
-        ValueError: If there are no rows, the shapes differ, or a code is out of range.
+        ValueError: If there are no rows, shapes are wrong, or an index is out of range.
 
     Example:
         >>> trie = PrefixTrie(torch.tensor([[0, 1], [0, 2], [1, 0], [0, 2]]), (2, 3))
@@ -47,8 +46,8 @@ class PrefixTrie(nn.Module):
         [[1, 3], [2], []]
 
     References:
-        The table is that of the transition matrix in Su et al., Vectorizing the trie: efficient constrained decoding
-        for LLM-based generative retrieval on accelerators (STATIC), 2026, arXiv 2602.22647; we keep no dense levels.
+        Su et al., "Vectorizing the trie: efficient constrained decoding for LLM-based generative retrieval on
+        accelerators" (STATIC), 2026, arXiv 2602.22647 (the transition matrix); we have no dense levels.
     """
 
     first_child: Tensor
@@ -61,22 +60,13 @@ class PrefixTrie(nn.Module):
         self, codes: Int[Tensor, "n Q"], codebook_sizes: Sequence[int], *, priority: Float[Tensor, " n"] | None = None
     ) -> None:
         super().__init__()
-        self.codebook_sizes = tuple(int(size) for size in codebook_sizes)
-        levels = len(self.codebook_sizes)
-        if codes.ndim != 2 or codes.shape[1] != levels or not len(codes) or not levels:
-            raise ValueError(
-                f"expected ids (n, {levels}) with n > 0, one column per codebook size, got {tuple(codes.shape)}; pass "
-                "codes and codebook_sizes of the same ids"
-            )
-        codes = codes.detach().to("cpu", torch.int64)
+        self.codebook_sizes = checked_sizes(codebook_sizes)
+        levels, codes = len(self.codebook_sizes), checked_codes(codes, self.codebook_sizes)
+        if not len(codes):
+            raise ValueError("expected at least one id, got none; pass the ids of items")
         if priority is not None and priority.shape != codes.shape[:1]:
-            raise ValueError(f"expected one priority per row, ({len(codes)},), got {tuple(priority.shape)}")
-        bad = (codes < 0) | (codes >= torch.tensor(self.codebook_sizes))
-        if bool(bad.any()):
-            row, level = (int(number) for number in bad.nonzero()[0])
             raise ValueError(
-                f"expected codes in [0, {self.codebook_sizes[level]}) at level {level}, got {int(codes[row, level])} "
-                f"in row {row}; a row without an id has no place in the trie"
+                f"expected one priority per row, ({len(codes)},), got {tuple(priority.shape)}; pass n of them"
             )
         order = torch.arange(len(codes))
         if priority is not None:
@@ -85,7 +75,7 @@ class PrefixTrie(nn.Module):
             order = order[codes[order, level].argsort(stable=True)]
         ordered = codes[order]
 
-        self.offsets = [0, 1]  # of the levels' nodes; level l has offsets[l] .. offsets[l + 1] - 1
+        self.offsets = [0, 1]  # level l has the nodes offsets[l] .. offsets[l + 1] - 1
         self.largest_fan_out: list[int] = []
         differs = torch.zeros(len(codes), dtype=torch.bool)
         differs[0] = True
@@ -110,7 +100,7 @@ class PrefixTrie(nn.Module):
             "rows": order,
         }
         for name, table in tables.items():
-            self.register_buffer(name, table.contiguous(), persistent=False)  # made anew from the ids
+            self.register_buffer(name, table.contiguous(), persistent=False)  # rebuilt from the ids
 
     @property
     def num_levels(self) -> int:
@@ -119,27 +109,24 @@ class PrefixTrie(nn.Module):
 
     @property
     def num_nodes(self) -> int:
-        """Distinct prefixes, the empty one and whole ids included."""
+        """Number of distinct prefixes, including the empty one and whole ids."""
         return self.offsets[-1]
 
     @property
     def num_leaves(self) -> int:
-        """Distinct ids."""
+        """Number of distinct ids."""
         return self.offsets[-1] - self.offsets[-2]
 
     def root(self, batch: int) -> Int[Tensor, " B"]:
-        """The empty prefix, ``batch`` times."""
+        """Nodes of B empty prefixes."""
         return torch.zeros(batch, dtype=torch.int64, device=self.code.device)
 
     def allowed(self, nodes: Int[Tensor, "*batch"], level: int) -> Bool[Tensor, "*batch K"]:
-        """Which codes of ``level`` continue the prefixes ``nodes``; none after a node that is not of that level.
+        """Which indices of ``level`` may follow the prefixes ``nodes``; none after a node of another level.
 
         Args:
             nodes: Prefixes of length ``level``; -1 for no prefix.
             level: 0 .. Q - 1.
-
-        Returns:
-            (*batch, K of the level).
 
         Raises:
             ValueError: If there is no such level.
@@ -147,7 +134,7 @@ class PrefixTrie(nn.Module):
         self._check(level)
         first, count = self.offsets[level], self.offsets[level + 1] - self.offsets[level]
         flat = nodes.flatten()
-        if count < len(flat):  # every node of the level once; the row after the last stands for no prefix
+        if count < len(flat):  # compute every node of the level once; an additional row is for no prefix
             masks = self._masks(torch.arange(first, first + count + 1, device=flat.device), level)
             places = flat - first
             good = (places >= 0) & (places < count)
@@ -155,7 +142,7 @@ class PrefixTrie(nn.Module):
         return self._masks(flat, level).unflatten(0, nodes.shape)
 
     def step(self, nodes: Int[Tensor, "*batch"], codes: Int[Tensor, "*batch"]) -> Int[Tensor, "*batch"]:
-        """The nodes that ``codes`` lead to from ``nodes``; -1 where that is no prefix of an id."""
+        """The children of ``nodes`` with the indices ``codes``; -1 if that is not a prefix of an id."""
         largest = max(self.codebook_sizes)
         keys = nodes * largest + codes
         found = torch.searchsorted(self.keys, keys).clamp_(max=len(self.keys) - 1)
@@ -163,7 +150,7 @@ class PrefixTrie(nn.Module):
         return (found + 1).where(good, torch.full_like(found, -1))
 
     def walk(self, prefixes: Int[Tensor, "*batch l"]) -> Int[Tensor, "*batch"]:
-        """The nodes of whole prefixes (*batch, l), l <= Q; -1 for those that begin no id."""
+        """The nodes of prefixes (*batch, l), l <= Q; -1 if no id starts with them."""
         nodes = torch.zeros(prefixes.shape[:-1], dtype=torch.int64, device=self.code.device)
         for level in range(prefixes.shape[-1]):
             nodes = self.step(nodes, prefixes[..., level])
@@ -174,7 +161,7 @@ class PrefixTrie(nn.Module):
         return torch.arange(self.offsets[level], self.offsets[level + 1], device=self.code.device)
 
     def prefixes_of(self, nodes: Int[Tensor, " B"], length: int) -> Int[Tensor, "B l"]:
-        """The codes of nodes of level ``length``; those of other nodes are not defined."""
+        """The prefixes (B, l) of nodes of level ``length``; undefined for other nodes."""
         codes = []
         for _ in range(length):
             codes.append(self.code[nodes])
@@ -182,7 +169,7 @@ class PrefixTrie(nn.Module):
         return torch.stack([*reversed(codes)], 1) if codes else nodes.new_zeros(len(nodes), 0)
 
     def children_of(self, nodes: Int[Tensor, " B"]) -> tuple[Int[Tensor, " C"], Int[Tensor, " C"]]:
-        """All children of nodes, and for each the place of its parent in ``nodes``; -1 and whole ids have none."""
+        """All children of the nodes, and the position of each child's parent in ``nodes``."""
         known = nodes >= 0
         nodes = nodes.where(known, torch.zeros_like(nodes))
         counts = (self.first_child[nodes + 1] - self.first_child[nodes]) * known
@@ -191,19 +178,19 @@ class PrefixTrie(nn.Module):
         return self.first_child[nodes][places] + within, places
 
     def sizes_of(self, leaves: Int[Tensor, "*batch"]) -> Int[Tensor, "*batch"]:
-        """How many rows share the id of each leaf; 0 for what is no leaf."""
+        """Number of rows with the id of each leaf; 0 for other nodes."""
         places, good = self._leaf(leaves)
         return (self.first_row[places + 1] - self.first_row[places]) * good
 
     def expand(self, leaves: Int[Tensor, "B W"], count: int) -> Int[Tensor, "B k"]:
-        """The rows of ranked leaves, one group after the other, as far as ``count``.
+        """The first ``count`` rows of ranked leaves.
 
         Args:
-            leaves: Leaves in order; what is no leaf has no rows.
-            count: Rows k wanted.
+            leaves: Leaves, best first; other nodes have no rows.
+            count: Number of rows k.
 
         Returns:
-            Rows (B, k), within a group by falling priority, then by row number; -1 after the last.
+            Rows (B, k) by leaf, then by decreasing priority, then by row; -1 after the last.
         """
         places, _ = self._leaf(leaves)
         sizes = self.sizes_of(leaves)
@@ -217,20 +204,20 @@ class PrefixTrie(nn.Module):
         return rows.where(good, torch.full_like(rows, -1))
 
     def leaves_of_rows(self) -> Int[Tensor, " n"]:
-        """The place of every row's id among the ids, 0 .. number of ids - 1."""
+        """Position of each row's id among the distinct ids."""
         sizes = self.first_row[1:] - self.first_row[:-1]
         places = torch.arange(self.num_leaves, device=self.rows.device).repeat_interleave(sizes)
         return torch.empty_like(places).scatter_(0, self.rows, places)
 
     def rows_of(self, leaf: int) -> list[int]:
-        """Rows that have the id of a leaf; none for what is no leaf."""
+        """Rows with the id of a leaf; empty for other nodes."""
         place = leaf - self.offsets[-2]
         if not 0 <= place < self.num_leaves:
             return []
         return self.rows[int(self.first_row[place]) : int(self.first_row[place + 1])].tolist()
 
     def _masks(self, nodes: Tensor, level: int) -> Tensor:
-        """Masks (nodes, K), one row at a time."""
+        """Masks (nodes, K) of allowed indices."""
         here = (nodes >= self.offsets[level]) & (nodes < self.offsets[level + 1])
         inner = nodes.where(here, torch.zeros_like(nodes))
         end = self.first_child[inner + 1].where(here, torch.zeros_like(nodes))
@@ -239,31 +226,30 @@ class PrefixTrie(nn.Module):
         size = self.codebook_sizes[level]
         codes = self.code[children.clamp(max=self.num_nodes - 1)].masked_fill_(children >= end[:, None], size)
         mask = torch.zeros(len(nodes), size + 1, dtype=torch.bool, device=nodes.device)
-        return mask.scatter_(1, codes, True)[:, :size]  # the last column takes what is no child
+        return mask.scatter_(1, codes, True)[:, :size]  # the last column is for padding
 
     def _leaf(self, nodes: Tensor) -> tuple[Tensor, Tensor]:
-        """Numbers among the leaves, and whether each is one."""
+        """Positions among the leaves, and whether each node is a leaf."""
         places = nodes - self.offsets[-2]
         good = (places >= 0) & (places < self.num_leaves)
         return places.where(good, torch.zeros_like(places)), good
 
     def _check(self, level: int) -> None:
         if not 0 <= level < self.num_levels:
-            raise ValueError(f"expected a level in [0, {self.num_levels}), got {level}; whole ids have no next code")
+            raise ValueError(f"expected a level in [0, {self.num_levels}), got {level}; nothing follows whole ids")
 
 
 class TrieLogitsProcessor:
-    """Keeps ``generate`` of transformers on ids that exist; goes into its ``logits_processor`` list.
+    """Restricts ``generate`` of transformers to existing ids; pass it in the list ``logits_processor``.
 
-    Tokens are those of a :class:`gritvq.tokens.Vocabulary` of the levels. Everything that is not allowed gets -inf.
-    After a whole id, and after tokens that begin no id, only ``end_token`` is allowed, so no row is ever empty. The
-    scores are changed in place, as they are given.
+    Tokens are those of a :class:`gritvq.tokens.Vocabulary` of the levels. Scores of tokens that are not allowed are set
+    to -inf in place. After a whole id, and after tokens that no id starts with, only ``end_token`` is allowed.
 
     Args:
-        trie: The ids, on the device of the scores.
+        trie: Trie of the ids, on the device of the scores.
         prompt_length: Tokens before the id: 1 for an encoder-decoder, the prompt's length for a decoder-only model.
-        first_token: Token of code 0 at level 0.
-        end_token: Allowed once nothing else is.
+        first_token: Token of index 0 at level 0.
+        end_token: Token that ends an id.
 
     Example:
         >>> trie = PrefixTrie(torch.tensor([[0, 1], [1, 0]]), (2, 2))
@@ -282,7 +268,7 @@ class TrieLogitsProcessor:
         """Mask the scores of the next token.
 
         Raises:
-            ValueError: If the prompt is longer than the tokens, or the vocabulary ends before the last code.
+            ValueError: If there are fewer tokens than ``prompt_length``, or the model's vocabulary is too small.
         """
         level, levels = input_ids.shape[1] - self.prompt_length, self.trie.num_levels
         if level < 0 or scores.shape[1] < self.vocabulary.vocab_size:
@@ -299,7 +285,7 @@ class TrieLogitsProcessor:
         first, last = self.vocabulary.first_tokens[level : level + 2]
         children = self.trie.offsets[level + 2] - self.trie.offsets[level + 1]
         prefixes = self.trie.offsets[level + 1] - self.trie.offsets[level]
-        if _FEW * children <= prefixes * (last - first):  # a few scores are moved faster than all are masked
+        if _FEW * children <= prefixes * (last - first):  # copying a few scores is faster than masking all
             found, rows = self.trie.children_of(nodes)
             tokens = first + self.trie.code[found]
             kept = scores[rows, tokens]

@@ -1,7 +1,7 @@
-"""Sequence models of transformers that give the probability of the next item's codes.
+"""Sequence models, built with transformers, that predict the next item's semantic id.
 
-All three read and write the tokens of a :class:`gritvq.tokens.Vocabulary`. They hold no cache: what a user's history
-needs once is in the ``context``, and the stable part of the interface of transformers is enough.
+All of them use the tokens of a :class:`gritvq.tokens.Vocabulary`. They have no key-value cache: what is computed once
+per history is in the ``context``.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ __all__ = ["Backbone", "Context", "DepthDecoder", "EncoderDecoder", "TokenDecode
 
 
 class Context(NamedTuple):
-    """What histories of B users became; the first axis of both is B.
+    """Encoded histories of B users; the first axis of both is B.
 
     Attributes:
-        states: States, or what a backbone reads again.
-        lengths: Valid entries per user.
+        states: Hidden states or tokens, depending on the backbone.
+        lengths: Number of valid entries per user.
     """
 
     states: Tensor
@@ -35,16 +35,16 @@ class Context(NamedTuple):
 
 
 class Backbone(Component, ABC):
-    """Histories of ids to probabilities of the next id, code by code.
+    """Maps histories of ids to probabilities of the next id, level by level.
 
     Args:
         codebook_sizes: Codes per level, Q entries.
         dim: Width of the model.
 
     Attributes:
-        vocabulary: The tokens that it reads and writes.
-        every_prefix: Whether training wants one row per prefix of a history, the last item being the target; otherwise
-            one row per user serves, and every item of it is a target.
+        vocabulary: The tokens of the model.
+        every_prefix: Whether training needs one row per prefix of a history, whose last item is the target; otherwise
+            one row per user, in which every item is a target.
     """
 
     every_prefix: bool
@@ -59,40 +59,39 @@ class Backbone(Component, ABC):
         """Mean negative log-likelihood per item in nats, summed over the levels.
 
         Args:
-            codes: Ids of items in time order; what lies beyond ``lengths`` is ignored.
-            lengths: Items per row, >= 1.
+            codes: Ids of items in time order; entries beyond ``lengths`` are ignored.
+            lengths: Number of items per row, >= 1.
         """
 
     @abstractmethod
     def read(self, codes: Int[Tensor, "B T Q"], lengths: Int[Tensor, " B"]) -> Context:
-        """Read histories, once for all prefixes that are asked for afterwards; they may be empty."""
+        """Encode histories, once for all calls of :meth:`log_probs`; they may be empty."""
 
     @abstractmethod
     def log_probs(self, context: Context, prefixes: Int[Tensor, "B W l"]) -> Float[Tensor, "B W K"]:
-        """Log-probabilities of the code after each of W prefixes of length l < Q, in float32.
+        """Log-probabilities of the index after each of W prefixes of length l < Q, in float32.
 
-        They are not renormalized over the codes that exist, so the score of an id is the sum over its levels whatever
-        the catalogue.
+        They are not renormalized over existing ids, so the score of an id does not depend on the catalogue.
         """
 
 
 class EncoderDecoder(Backbone):
-    """T5 from scratch, as in TIGER: the encoder reads the history's tokens, the decoder writes the next id.
+    """T5 with random initial weights, as in TIGER: the encoder reads the history, the decoder predicts the next id.
 
-    The softmax is over the whole vocabulary. Keys and values of the cross attention are computed anew for every prefix.
+    The softmax is over the whole vocabulary. Keys and values of the cross-attention are computed again for each prefix.
 
     Args:
         codebook_sizes: Codes per level.
         dim: Width of the model.
-        num_layers: Layers of encoder and of decoder.
+        num_layers: Layers of the encoder, and of the decoder.
         num_heads: Attention heads.
         head_dim: Width of a head.
         hidden_dim: Width inside the feed-forward layers.
-        dropout: In [0, 1).
+        dropout: Dropout rate in [0, 1).
 
     References:
         Rajput et al., Recommender systems with generative retrieval (TIGER), NeurIPS 2023, arXiv 2305.05065, section 4;
-        we leave out the user token, without which GRID (arXiv 2507.22224) finds it better.
+        without the user token, which is better according to GRID (arXiv 2507.22224).
 
     Example:
         >>> model = EncoderDecoder((4, 4), 8, num_layers=1, num_heads=1, head_dim=8, hidden_dim=8)
@@ -134,7 +133,7 @@ class EncoderDecoder(Backbone):
         )
 
     def loss(self, codes: Int[Tensor, "B T Q"], lengths: Int[Tensor, " B"]) -> Float[Tensor, ""]:
-        """The last item of every row is the target."""
+        """See the base class. The last item of each row is the target."""
         levels = codes.shape[2]
         targets = self.vocabulary.tokens_of(codes[torch.arange(len(codes)), lengths - 1])
         context = self.read(codes[:, : max(1, codes.shape[1] - 1)], lengths - 1)
@@ -142,7 +141,7 @@ class EncoderDecoder(Backbone):
         return F.cross_entropy(logits.float().flatten(0, 1), targets.flatten()) * levels
 
     def read(self, codes: Int[Tensor, "B T Q"], lengths: Int[Tensor, " B"]) -> Context:
-        """The encoder's states (B, T Q + 1, D); EOS follows the history."""
+        """See the base class. States are the encoder's (B, T Q + 1, D); EOS follows the history."""
         tokens = F.pad(self.vocabulary.tokens_of(codes).flatten(1), (0, 1))
         ends = lengths[:, None] * codes.shape[2]
         places = torch.arange(tokens.shape[1], device=tokens.device)
@@ -171,7 +170,7 @@ class EncoderDecoder(Backbone):
 
 
 class _CausalDecoder(Backbone):
-    """What the causal models share: one table for codes read and written, a softmax per level, a loss at every item."""
+    """Base of the causal models: tied input and output embeddings, a softmax per level, a loss at every item."""
 
     every_prefix = False
 
@@ -179,14 +178,14 @@ class _CausalDecoder(Backbone):
         super().__init__(codebook_sizes, dim)
         self.max_items = max_items
         self.embedding = nn.Embedding(self.vocabulary.vocab_size, dim)
-        nn.init.normal_(self.embedding.weight, std=0.02)  # as in GPT-2: products with states start near zero
+        nn.init.normal_(self.embedding.weight, std=0.02)  # as in GPT-2
 
     def _logits(self, states: Tensor, level: int) -> Tensor:
-        """Logits of a level's codes: products with their embeddings, in float32."""
+        """Logits of a level in float32: products with its embeddings."""
         return F.linear(states, self.embedding.weight[self.vocabulary.range_of(level)]).float()
 
     def _item_loss(self, states: Tensor, codes: Tensor, lengths: Tensor) -> Tensor:
-        """Cross entropy of codes (B, T, Q) under states (B, T, Q, D), a mean over valid items, summed over levels."""
+        """Cross-entropy of ids (B, T, Q) given states (B, T, Q, D), a mean over valid items, summed over levels."""
         valid = torch.arange(codes.shape[1], device=codes.device) < lengths[:, None]
         targets = codes.masked_fill(~valid[:, :, None], -1)
         losses = [
@@ -200,16 +199,16 @@ class _CausalDecoder(Backbone):
     def _check_length(self, items: int) -> None:
         if items > self.max_items:
             raise ValueError(
-                f"expected at most {self.max_items} items in a row, got {items}; keep the newest, or raise max_items "
-                "of the model"
+                f"expected at most {self.max_items} items in a row, got {items}; keep the newest, or increase the "
+                "model's max_items"
             )
 
 
 class TokenDecoder(_CausalDecoder):
-    """A causal transformer (GPT-2's) over the tokens of the whole history; one pass trains on all its prefixes.
+    """A causal transformer (GPT-2) over the tokens of the whole history; one pass trains on all of its prefixes.
 
-    Each place predicts codes of one level, and only those compete in its softmax. Prefixes are appended to the history
-    side by side, each seeing the history and itself only.
+    The softmax at each position is over the codes of its level. In :meth:`log_probs` all prefixes follow the history in
+    one sequence, and the attention mask separates them.
 
     Args:
         codebook_sizes: Codes per level.
@@ -217,8 +216,8 @@ class TokenDecoder(_CausalDecoder):
         num_layers: Layers.
         num_heads: Attention heads.
         hidden_dim: Width inside the feed-forward layers.
-        dropout: In [0, 1).
-        max_items: Longest row in items.
+        dropout: Dropout rate in [0, 1).
+        max_items: Largest number of items in a row.
 
     Example:
         >>> model = TokenDecoder((4, 4), 8, num_layers=1, num_heads=1, hidden_dim=8)
@@ -239,17 +238,17 @@ class TokenDecoder(_CausalDecoder):
         max_items: int = 21,
     ) -> None:
         super().__init__(codebook_sizes, dim, max_items)
-        positions = (max_items + 1) * len(self.codebook_sizes)  # BOS, the items, all codes but one of the next
+        positions = (max_items + 1) * len(self.codebook_sizes)  # BOS, the items, and all but the last index of the next
         self.model: Any = _gpt2(dim, num_layers, num_heads, hidden_dim, dropout, positions)
 
     def loss(self, codes: Int[Tensor, "B T Q"], lengths: Int[Tensor, " B"]) -> Float[Tensor, ""]:
-        """Every item of every row is a target."""
+        """See the base class. Every item of each row is a target."""
         context = self.read(codes, lengths)
         states = self.model(inputs_embeds=self.embedding(context.states[:, :-1])).last_hidden_state
         return self._item_loss(states.unflatten(1, (-1, codes.shape[2])), codes, lengths)
 
     def read(self, codes: Int[Tensor, "B T Q"], lengths: Int[Tensor, " B"]) -> Context:
-        """The history's tokens after BOS (B, T Q + 1); they are read again with the prefixes."""
+        """See the base class. States are BOS and the history's tokens (B, T Q + 1), read by :meth:`log_probs`."""
         self._check_length(codes.shape[1])
         tokens = F.pad(self.vocabulary.tokens_of(codes).flatten(1), (1, 0), value=BOS)
         return Context(tokens, lengths * codes.shape[2] + 1)
@@ -280,25 +279,25 @@ class TokenDecoder(_CausalDecoder):
 
 
 class DepthDecoder(_CausalDecoder):
-    """A causal transformer over items, and a small one over the codes of an item: a quarter of the places for Q = 4.
+    """A causal transformer over items, and a small one over the levels of an item; Q times fewer positions.
 
-    An item enters the first as the sum of its codes' embeddings; the second starts from its state and writes the codes
-    one after the other, each in a softmax over its level. One pass trains on all prefixes of a history. Both are
-    GPT-2's.
+    The input of the first at an item is the sum of its codes' embeddings. The second starts from its state and predicts
+    the indices one after the other, each with a softmax over its level. One pass trains on all prefixes of a history.
+    Both are GPT-2 models.
 
     Args:
         codebook_sizes: Codes per level.
         dim: Width of the model.
         num_layers: Layers over items.
-        num_code_layers: Layers over codes.
+        num_code_layers: Layers over the levels.
         num_heads: Attention heads.
         hidden_dim: Width inside the feed-forward layers.
-        dropout: In [0, 1).
-        max_items: Longest row in items.
+        dropout: Dropout rate in [0, 1).
+        max_items: Largest number of items in a row.
 
     References:
-        The arrangement is that of Lee et al., Autoregressive image generation using residual quantization
-        (RQ-Transformer), CVPR 2022, arXiv 2203.01941, section 3.2, with items in the place of positions.
+        Lee et al., Autoregressive image generation using residual quantization (RQ-Transformer), CVPR 2022, arXiv
+        2203.01941, section 3.2, with items instead of positions.
 
     Example:
         >>> model = DepthDecoder((4, 4), 8, num_layers=1, num_heads=1, hidden_dim=8)
@@ -324,13 +323,13 @@ class DepthDecoder(_CausalDecoder):
         self.codes: Any = _gpt2(dim, num_code_layers, num_heads, hidden_dim, dropout, len(self.codebook_sizes))
 
     def loss(self, codes: Int[Tensor, "B T Q"], lengths: Int[Tensor, " B"]) -> Float[Tensor, ""]:
-        """Every item of every row is a target."""
+        """See the base class. Every item of each row is a target."""
         states = self._states(codes)[:, :-1].flatten(0, 1)
         written = self._write(states, codes[:, :, :-1].flatten(0, 1))
         return self._item_loss(written.unflatten(0, codes.shape[:2]), codes, lengths)
 
     def read(self, codes: Int[Tensor, "B T Q"], lengths: Int[Tensor, " B"]) -> Context:
-        """The state (B, 1, D) after the last item."""
+        """See the base class. States are those after the last item (B, 1, D)."""
         states = self._states(codes)
         return Context(states[torch.arange(len(codes)), lengths][:, None], torch.ones_like(lengths))
 
@@ -349,14 +348,14 @@ class DepthDecoder(_CausalDecoder):
         return self.items(inputs_embeds=torch.cat([start, items], 1)).last_hidden_state
 
     def _write(self, states: Tensor, codes: Tensor) -> Tensor:
-        """States (N, l + 1, D) from which the codes follow."""
+        """States (N, l + 1, D) that predict the indices."""
         return self.codes(
             inputs_embeds=torch.cat([states[:, None], self.embedding(self.vocabulary.tokens_of(codes))], 1)
         ).last_hidden_state
 
 
 def _gpt2(dim: int, num_layers: int, num_heads: int, hidden_dim: int, dropout: float, positions: int) -> Any:
-    """GPT-2 over given embeddings; its own table of tokens is left empty."""
+    """GPT-2 over given embeddings; its own token embedding is not used."""
     transformers = optional("transformers", "items")
     if dim % num_heads:
         raise ValueError(f"expected dim to be a multiple of num_heads, got {dim} and {num_heads}; change one of them")
@@ -370,7 +369,7 @@ def _gpt2(dim: int, num_layers: int, num_heads: int, hidden_dim: int, dropout: f
             n_inner=hidden_dim,
             resid_pdrop=dropout,
             embd_pdrop=dropout,
-            attn_pdrop=0.0,  # the weights of attention stay whole, so that its fused form serves
+            attn_pdrop=0.0,  # for fused attention
             activation_function="gelu_pytorch_tanh",
             bos_token_id=None,
             eos_token_id=None,

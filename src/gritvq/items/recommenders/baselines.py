@@ -1,6 +1,6 @@
-"""What any recommender has to beat: popularity, co-occurrence with the last item, similarity of texts.
+"""Baselines for recommenders: popularity, co-occurrence with the last item, similarity of texts.
 
-They learn nothing or next to nothing, and the second beats published generative models. So no table goes without them.
+Co-occurrence beats published generative models, so report these baselines in every comparison.
 """
 
 from __future__ import annotations
@@ -44,11 +44,11 @@ class Popularity:
 
 
 class CoOccurrence:
-    r"""Scores an item by how often it stood near the user's last item in training.
+    """Scores an item by how often it was near the user's last item in training.
 
-    Over all training pairs ``W[a, b]`` sums 1/d where b stands d places after a, and 1/(2d) where it stands before, for
-    distances d up to ``distance``. The scores are the row of the last item plus a popularity prior that is smaller than
-    any difference between entries, so it only orders items that co-occur equally often, most of them never.
+    ``W[a, b]`` sums over all training pairs at distances d up to ``distance``: 1/d if b comes after a, 1/(2d) if it
+    comes before. The scores are the row of the last item plus a popularity prior that is smaller than any difference
+    between entries, so it only breaks ties.
 
     Args:
         train: Training part of all users.
@@ -70,8 +70,8 @@ class CoOccurrence:
         check_items(train.items, num_items)
         self.num_items = num_items
         counts = torch.bincount(train.items, minlength=num_items).double()
-        # Entries are multiples of 1 / (2 lcm). Half of that keeps their order and is far above rounding in float64,
-        # where float32 would lose it beside large entries.
+        # Entries are multiples of 1 / (2 lcm). A prior of at most half of that keeps their order; float64, because
+        # float32 would lose it beside large entries.
         step = 1 / (2 * math.lcm(*range(1, distance + 1)))
         self.prior = counts * (0.5 * step / counts.max().clamp_min(1))
         owner = torch.arange(len(train)).repeat_interleave(train.lengths)
@@ -89,7 +89,7 @@ class CoOccurrence:
         self._starts = torch.cat([torch.zeros(1, dtype=torch.int64), row.bincount(minlength=num_items).cumsum(0)])
 
     def scores(self, histories: Histories) -> Float[Tensor, "B n"]:
-        """Scores of all items; without a last item the prior alone."""
+        """Scores of all items; for an empty history the prior."""
         check_items(histories.items, self.num_items)
         last = histories.last()
         begin = self._starts[last.clamp_min(0)]
@@ -102,13 +102,13 @@ class CoOccurrence:
 
 
 class TextCosine:
-    """Scores an item by the cosine between its embedding and that of the user's last item, which itself is excluded.
+    """Scores an item by the cosine between its embedding and that of the user's last item, which is excluded.
 
     Args:
         embeddings: Item embeddings (n, D).
 
     Raises:
-        ValueError: If the embeddings are no matrix or not finite.
+        ValueError: If the embeddings are not a matrix or not finite.
 
     Example:
         >>> baseline = TextCosine(torch.tensor([[2.0, 0.0], [3.0, 3.0], [0.0, 1.0]]))
@@ -118,11 +118,11 @@ class TextCosine:
 
     def __init__(self, embeddings: Float[Tensor, "n D"]) -> None:
         if embeddings.ndim != 2 or not bool(embeddings.isfinite().all()):
-            raise ValueError(f"expected finite embeddings (n, D), got {tuple(embeddings.shape)}; mend or drop items.")
+            raise ValueError(f"expected finite embeddings (n, D), got {tuple(embeddings.shape)}; fix or remove items.")
         self.vectors = F.normalize(embeddings.float(), dim=1)
 
     def scores(self, histories: Histories) -> Float[Tensor, "B n"]:
-        """Scores of all items; without a last item all equal."""
+        """Scores of all items; for an empty history zeros."""
         check_items(histories.items, len(self.vectors))
         last = histories.last()
         known = (last >= 0)[:, None]

@@ -1,4 +1,4 @@
-"""The best ids of a model: beam search along the trie, and exact scores of all ids."""
+"""Beam search along the trie, and exact scores of all ids."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class Beams(NamedTuple):
     """Ids found, best first.
 
     Attributes:
-        leaves: Nodes of the trie (B, W); -1 after the last where there are fewer.
-        scores: Their log-probabilities (B, W), the sum over the levels; minus infinity after the last.
+        leaves: Nodes of the trie (B, W); -1 if there are fewer ids.
+        scores: Their log-probabilities (B, W), summed over the levels; minus infinity for -1.
     """
 
     leaves: Int[Tensor, "B W"]
@@ -29,17 +29,17 @@ class Beams(NamedTuple):
 
 
 def beam_search(backbone: Backbone, context: Context, trie: PrefixTrie, beam: int) -> Beams:
-    """The most probable ids that exist, by beam search.
+    """The most probable existing ids, by beam search.
 
-    ``score(c_1 .. c_Q) = sum_l log p(c_l | history, c_1 .. c_{l-1})``; of every level the ``beam`` best prefixes are
-    kept. Exact where ``beam`` is at least the number of prefixes of every level but the last. Of equal scores the
-    lexicographically first comes first; which of them survives at the end of the beam is not defined.
+    ``score(c_1 .. c_Q) = sum_l log p(c_l | history, c_1 .. c_{l-1})``; at each level the ``beam`` best prefixes are
+    kept. It is exact if ``beam`` is at least the number of prefixes of every level but the last. Equal scores are
+    sorted lexicographically; which of them is dropped at the end of the beam is undefined.
 
     Args:
         backbone: The model, in eval mode.
-        context: What it made of B histories.
-        trie: The catalogue.
-        beam: Prefixes kept, at least as many as ids are wanted.
+        context: Its context of B histories.
+        trie: Trie of the ids.
+        beam: Number of prefixes kept, at least the number of ids wanted.
 
     Returns:
         At most ``beam`` ids per history.
@@ -59,9 +59,7 @@ def beam_search(backbone: Backbone, context: Context, trie: PrefixTrie, beam: in
         places = ranked(totals, min(beam, totals.shape[1]))
         scores = totals.gather(1, places)
         parents, codes = places // size, places % size
-        nodes, order = trie.step(nodes.gather(1, parents), codes).sort(
-            dim=1, stable=True
-        )  # lexicographic within a level
+        nodes, order = trie.step(nodes.gather(1, parents), codes).sort(dim=1, stable=True)  # lexicographic
         scores, again = scores.gather(1, order).sort(dim=1, descending=True, stable=True)
         order = order.gather(1, again)
         nodes = nodes.gather(1, again)
@@ -73,18 +71,18 @@ def beam_search(backbone: Backbone, context: Context, trie: PrefixTrie, beam: in
 def exact_scores(
     backbone: Backbone, context: Context, trie: PrefixTrie, *, block: int = 512
 ) -> Float[Tensor, "B leaves"]:
-    """Log-probabilities of all ids, level by level along the trie: what beam search approximates.
+    """Exact log-probabilities of all ids, level by level along the trie.
 
-    Time grows with all prefixes of the catalogue, memory with B x block x K.
+    Time grows with the number of prefixes, memory with B x block x K.
 
     Args:
         backbone: The model, in eval mode.
-        context: What it made of B histories.
-        trie: The catalogue.
+        context: Its context of B histories.
+        trie: Trie of the ids.
         block: Prefixes scored at a time.
 
     Returns:
-        (B, number of distinct ids), in the trie's order.
+        Scores (B, number of distinct ids), in the trie's order.
     """
     batch = len(context.lengths)
     scores = torch.zeros(batch, 1, device=context.lengths.device)

@@ -1,4 +1,4 @@
-"""A generative recommender: predicts the semantic id of the next item, code by code."""
+"""A generative recommender: predicts the next item's semantic id level by level."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ _KIND, _IDS, _PRIORITY = "recommender", "ids", "priority.safetensors"
 
 
 class GenerativeRecommender(nn.Module):
-    """A sequence model over the ids of a catalogue.
+    """A sequence model over semantic ids that predicts the next item of a user.
 
-    Items are meant by their row in ``ids``. Of a history the newest ``max_history`` items are read. Only ids that exist
-    are generated. Items that share an id have the same score; in lists they come by falling ``priority``, then by row.
+    Items are rows of ``ids``. The model reads the newest ``max_history`` items of a history and generates only existing
+    ids. Items that share an id have the same score; lists sort them by decreasing ``priority``, then by row.
 
     Args:
         backbone: The sequence model.
-        ids: The catalogue's ids, n items.
-        max_history: Items read.
-        beam: Prefixes kept in beam search by default.
-        priority: (n,), such as each item's events in training.
+        ids: Semantic ids of the n items.
+        max_history: Largest number of items read.
+        beam: Default beam size.
+        priority: Priority of each item (n,), such as its number of training events.
 
     Raises:
         ValueError: If the backbone was made for other codebook sizes or shorter histories, or a number is out of range.
@@ -69,12 +69,12 @@ class GenerativeRecommender(nn.Module):
                 f"{list(backbone.codebook_sizes)}; build it with ids.codebook_sizes"
             )
         if max_history < 1 or beam < 1:
-            raise ValueError(f"expected max_history >= 1 and beam >= 1, got {max_history} and {beam}")
+            raise ValueError(f"expected max_history >= 1 and beam >= 1, got {max_history} and {beam}; give larger ones")
         longest = getattr(backbone, "max_items", max_history + 1)
         if max_history >= longest:
             raise ValueError(
-                f"expected a backbone for the {max_history} items of a history and the next one, got one of max_items "
-                f"{longest}; make it with max_items {max_history + 1}, or read shorter histories"
+                f"expected a backbone for {max_history} items and the next one, got one of max_items {longest}; make "
+                f"it with max_items {max_history + 1}, or reduce max_history"
             )
         self.backbone, self.ids, self.max_history, self.beam = backbone, ids, max_history, beam
         priority = torch.zeros(len(ids.codes)) if priority is None else priority.detach().cpu().float()
@@ -84,22 +84,22 @@ class GenerativeRecommender(nn.Module):
 
     @property
     def ids_digest(self) -> str:
-        """SHA-256 of codes, sizes and keys: what the weights depend on."""
+        """SHA-256 of the ids, codebook sizes and keys that the weights depend on."""
         return _digest(self.ids)
 
     @property
     def num_items(self) -> int:
-        """Items n of the catalogue."""
+        """Number n of items."""
         return len(self.codes)
 
     def forward(self, histories: Histories | Sequence[Sequence[int]]) -> Float[Tensor, ""]:
-        """Loss in nats per item, see the backbone; of a history the newest ``max_history`` + 1 items count.
+        """Loss in nats per item on the newest ``max_history`` + 1 items of each history, see the backbone.
 
         Args:
-            histories: Item rows per user, oldest first, at least one each.
+            histories: Item rows of B users, oldest first, at least one each.
 
         Raises:
-            ValueError: If a row is no item.
+            ValueError: If an item row is out of range.
         """
         return self.backbone.loss(*self._codes(histories, self.max_history + 1))
 
@@ -107,18 +107,18 @@ class GenerativeRecommender(nn.Module):
     def recommend(
         self, histories: Histories | Sequence[Sequence[int]], k: int = 10, *, beam: int | None = None
     ) -> Int[Tensor, "B k"]:
-        """The k best items by beam search, best first; -1 where there are fewer.
+        """The k best items by beam search, best first, padded with -1.
 
         Args:
-            histories: Item rows per user, oldest first; may be empty.
-            k: Items wanted.
-            beam: Prefixes kept; the recommender's where None, and at least k.
+            histories: Item rows of B users, oldest first; may be empty.
+            k: Number of items.
+            beam: Beam size; None means the recommender's, and at least k.
 
         Raises:
-            ValueError: If a row is no item, or k or the beam is smaller than 1.
+            ValueError: If an item row is out of range, or k or the beam is smaller than 1.
         """
         if k < 1 or (beam is not None and beam < 1):
-            raise ValueError(f"expected k >= 1 and a beam >= 1, got {k} and {beam}")
+            raise ValueError(f"expected k >= 1 and a beam >= 1, got {k} and {beam}; give larger ones")
         return self.trie.expand(self.search(histories, max(k, self.beam if beam is None else beam)).leaves, k)
 
     @torch.no_grad()
@@ -129,14 +129,14 @@ class GenerativeRecommender(nn.Module):
 
     @torch.no_grad()
     def scores(self, histories: Histories | Sequence[Sequence[int]], *, block: int = 512) -> Float[Tensor, "B n"]:
-        """Exact log-probabilities of all items' ids; equal for items that share one.
+        """Exact log-probabilities of all items' ids; equal for items that share an id.
 
         Args:
-            histories: Item rows per user, oldest first; may be empty.
+            histories: Item rows of B users, oldest first; may be empty.
             block: Prefixes scored at a time, see :func:`gritvq.items.exact_scores`.
 
         Raises:
-            ValueError: If a row is no item.
+            ValueError: If an item row is out of range.
         """
         with eval_mode(self):
             found = exact_scores(self.backbone, self._read(histories), self.trie, block=block)
@@ -146,7 +146,7 @@ class GenerativeRecommender(nn.Module):
         """Write ``config.json``, ``model.safetensors``, the ids (folder ``ids``) and the priority; no pickle.
 
         Raises:
-            ValueError: If the path is a file, or a folder that holds something else.
+            ValueError: If the path is a file, or a folder with other files.
         """
         extra = {"max_history": self.max_history, "beam": self.beam, "ids": _digest(self.ids)}
         others = {
@@ -162,14 +162,14 @@ class GenerativeRecommender(nn.Module):
         """Load a recommender, in eval mode.
 
         Args:
-            folder: What :meth:`save_pretrained` wrote.
-            ids: Those it was trained on, or what :meth:`SemanticIds.add` made of them; those in the folder where None.
-                New items are read and recommended by the codes that the model knows. Appended tokens beyond those of
-                training are taken for the last one known: such an item shares the id, and the score, of another.
+            folder: Folder written by :meth:`save_pretrained`.
+            ids: The ids it was trained on, possibly extended by :meth:`SemanticIds.add`; None loads those in the
+                folder. Appended tokens that are larger than in training are clamped to the largest known one, so such
+                an item shares the id and the score of another item.
             trusted: Modules besides ``gritvq`` that its classes may come from.
 
         Raises:
-            ValueError: If files are missing or damaged, or the ids are others than in training.
+            ValueError: If files are missing or damaged, or the ids are not those of training.
         """
         folder = Path(folder)
         config = read_config(folder, _KIND, {"ids": str, "max_history": int, "beam": int})
@@ -178,12 +178,14 @@ class GenerativeRecommender(nn.Module):
         if _digest(own) != config["ids"] or not _continues(ids, own):
             raise ValueError(
                 f"expected the ids that {folder} was trained on, sha256 {config['ids'][:12]}, or these with items "
-                f"added, got others, {_digest(ids)[:12]}; train again, or load it without ids to take those in the "
+                f"added, got others, {_digest(ids)[:12]}; train again, or load it without ids to use those in the "
                 "folder"
             )
         backbone = from_config(config[_KIND], trusted)
         if not isinstance(backbone, Backbone):
-            raise ValueError(f"expected a recommender's backbone in {folder}, got {type(backbone).__name__}")
+            raise ValueError(
+                f"expected a recommender's backbone in {folder}, got {type(backbone).__name__}; copy the folder again"
+            )
         load_weights(backbone, folder, config)
         priority = torch.zeros(len(ids))
         priority[: len(own)] = _read_priority(folder, config, len(own))
@@ -196,7 +198,7 @@ class GenerativeRecommender(nn.Module):
         return self.backbone.read(*self._codes(histories, self.max_history))
 
     def _codes(self, histories: Histories | Sequence[Sequence[int]], length: int) -> tuple[Tensor, Tensor]:
-        """Codes (B, T, Q) of the newest items, 0 behind the last, and items per history."""
+        """Ids (B, T, Q) of the newest items, padded with 0, and the number of items per history."""
         given = Histories.of(histories)
         check_items(given.items, self.num_items)
         rows = given.aligned(length).to(self.codes.device)
@@ -208,12 +210,14 @@ def _read_priority(folder: Path, config: Mapping[str, Any], num_items: int) -> T
     priority = read_tensors(folder, _PRIORITY, config).get("priority")
     if priority is None or priority.shape != (num_items,):
         found = "none" if priority is None else tuple(priority.shape)
-        raise ValueError(f"expected a priority of {num_items} items in {folder / _PRIORITY}, got {found}")
+        raise ValueError(
+            f"expected a priority of {num_items} items in {folder / _PRIORITY}, got {found}; copy the folder again"
+        )
     return priority
 
 
 def _continues(ids: SemanticIds, old: SemanticIds) -> bool:
-    """Whether the old items come first with the ids they had, under the same sizes but for the appended token."""
+    """Whether the old items come first with their old ids and codebook sizes (except the appended token's)."""
     levels = len(old.codebook_sizes) - (old.collisions == "append")
     return (
         ids.collisions == old.collisions
@@ -224,7 +228,6 @@ def _continues(ids: SemanticIds, old: SemanticIds) -> bool:
 
 
 def _digest(ids: SemanticIds) -> str:
-    """Of codes, sizes and keys: what a model's weights depend on."""
     told = hashlib.sha256(repr((tuple(ids.codebook_sizes), ids.items)).encode())
     told.update(ids.codes.contiguous().numpy().tobytes())
     return told.hexdigest()

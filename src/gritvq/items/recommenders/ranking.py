@@ -1,8 +1,7 @@
-"""Ranks of held-out items over the whole catalogue, and Recall and NDCG of them.
+"""Ranks of held-out items over the whole catalogue, and their Recall and NDCG.
 
-One target per user and no sampled negatives: every item of the catalogue competes, also those the user has seen. Ranks
-start at 1. Items with equal scores share the mean of their ranks, so a model that gives one score to all ranks every
-target in the middle and cannot win by ties.
+There is one target per user and no negative sampling: all items are ranked, also those the user has seen. Ranks start
+at 1. Items with equal scores share the mean of their ranks, so ties give no advantage.
 """
 
 from __future__ import annotations
@@ -22,19 +21,19 @@ CUTOFFS = (5, 10)
 
 
 def rank_of_target(scores: Float[Tensor, "B n"], target: Int[Tensor, " B"]) -> Float[Tensor, " B"]:
-    """Rank of one item per row, ties at their mean rank: ``1 + #higher + (#equal - 1) / 2``.
+    """Rank of one item per row, the mean rank for ties: ``1 + #higher + (#equal - 1) / 2``.
 
-    Some published figures round halves down; ``.floor()`` of the result does that.
+    Some published results round halves down; use ``.floor()`` for that.
 
     Args:
         scores: A score for every item; higher is better, minus infinity means excluded.
-        target: The item whose rank is wanted.
+        target: The item to rank.
 
     Returns:
-        Ranks from 1 to n, float64; halves are possible.
+        Ranks from 1 to n, float64, multiples of 1/2.
 
     Raises:
-        ValueError: If shapes differ, a target is no item, or a score is NaN.
+        ValueError: If shapes differ, a target is out of range, or a score is NaN.
 
     Example:
         >>> rank_of_target(torch.tensor([[0.1, 0.9, 0.5], [1.0, 1.0, 0.0]]), torch.tensor([2, 0])).tolist()
@@ -42,7 +41,8 @@ def rank_of_target(scores: Float[Tensor, "B n"], target: Int[Tensor, " B"]) -> F
     """
     if scores.ndim != 2 or target.shape != scores.shape[:1]:
         raise ValueError(
-            f"expected scores (B, n) and targets (B,), got {tuple(scores.shape)} and {tuple(target.shape)}."
+            f"expected scores (B, n) and targets (B,), got {tuple(scores.shape)} and {tuple(target.shape)}; give one "
+            "target per row."
         )
     check_items(target, scores.shape[1])
     if bool(scores.isnan().any()):
@@ -55,22 +55,22 @@ def rank_of_target(scores: Float[Tensor, "B n"], target: Int[Tensor, " B"]) -> F
 def rank_in_list(
     lists: Int[Tensor, "B k *Q"], target: Int[Tensor, " B *Q"], sizes: Int[Tensor, "B k"] | None = None
 ) -> Float[Tensor, " B"]:
-    """Rank of one item, or of one id tuple, in ranked lists; infinity where it is not listed.
+    """Rank of one item, or of one id, in ranked lists; infinity if it is not listed.
 
-    Of lists of items the result is item-level. Of lists of semantic ids it is SID-level: any item with the target's id
-    counts. With ``sizes``, the number of items that share each listed id, it is item-level again: the items of an id
-    tie, so the rank is the number of items before them plus their mean place ``(size + 1) / 2``.
+    For lists of items the rank is that of the item. For lists of ids it is that of the target's id. Given ``sizes``,
+    the number of items with each listed id, it is that of the item again: items with the same id are tied, so the rank
+    is the number of items before them plus their mean position ``(size + 1) / 2``.
 
     Args:
-        lists: Item rows, best first (B, k), or id tuples (B, k, Q); -1 where a list is shorter.
+        lists: Item rows, best first (B, k), or ids (B, k, Q), padded with -1.
         target: The item (B,), or its id (B, Q).
-        sizes: Items per entry, >= 1 where an entry is valid.
+        sizes: Number of items per entry, >= 1 for valid entries.
 
     Returns:
         Ranks, float64.
 
     Raises:
-        ValueError: If shapes do not fit, or a list names the target twice.
+        ValueError: If shapes do not fit, or a list contains the target twice.
 
     Example:
         >>> lists = torch.tensor([[4, 2, 7], [1, 3, -1]])
@@ -82,10 +82,10 @@ def rank_in_list(
     if lists.ndim < 2 or target.shape != lists.shape[:1] + lists.shape[2:]:
         raise ValueError(
             f"expected lists (B, k) with targets (B,) or lists (B, k, Q) with targets (B, Q), got "
-            f"{tuple(lists.shape)} and {tuple(target.shape)}."
+            f"{tuple(lists.shape)} and {tuple(target.shape)}; give one target per list."
         )
     if target.numel() and int(target.min()) < 0:
-        raise ValueError(f"expected targets >= 0, got {int(target.min())}; -1 marks the end of a list.")
+        raise ValueError(f"expected targets >= 0, got {int(target.min())}; -1 is the padding of lists.")
     found = (lists == target[:, None]).flatten(2).all(2) if lists.ndim > 2 else lists == target[:, None]
     if bool((found.sum(1) > 1).any()):
         raise ValueError("expected every entry once in a ranked list, got a target twice; remove repeats.")
@@ -101,11 +101,11 @@ def ranking_metrics(ranks: Float[Tensor, " U"], cutoffs: Sequence[int] = CUTOFFS
     With one target per user Recall@K is also called HitRate@K.
 
     Args:
-        ranks: Rank of each user's target from 1, infinity where it was not found.
-        cutoffs: The K.
+        ranks: Rank of each user's target, >= 1; infinity if it was not found.
+        cutoffs: Values of K.
 
     Returns:
-        ``recall@K`` and ``ndcg@K`` for every cutoff.
+        ``recall@K`` and ``ndcg@K`` for each K.
 
     Raises:
         ValueError: If there are no ranks or one is below 1.
@@ -115,7 +115,7 @@ def ranking_metrics(ranks: Float[Tensor, " U"], cutoffs: Sequence[int] = CUTOFFS
         {'recall@2': 0.333..., 'ndcg@2': 0.333..., 'recall@3': 0.666..., 'ndcg@3': 0.5}
     """
     if not len(ranks) or not bool((ranks >= 1).all()):
-        raise ValueError(f"expected at least one rank, all >= 1, got {ranks.tolist()[:5]}.")
+        raise ValueError(f"expected at least one rank, all >= 1, got {ranks.tolist()[:5]}; ranks start at 1.")
     ranks = ranks.double()
     metrics: dict[str, float] = {}
     for cutoff in cutoffs:
@@ -128,13 +128,13 @@ def ranking_metrics(ranks: Float[Tensor, " U"], cutoffs: Sequence[int] = CUTOFFS
 def ranks_by_scores(
     scores: Callable[[Histories], Tensor], histories: Histories, targets: Int[Tensor, " U"], *, batch_size: int = 256
 ) -> Float[Tensor, " U"]:
-    """Ranks of the targets by a model that scores all items, a block of users at a time.
+    """Ranks of the targets by a model that scores all items, in batches of users.
 
     Args:
-        scores: From B histories to scores (B, n).
-        histories: What the model may see of U users.
+        scores: Maps B histories to scores (B, n).
+        histories: Histories of U users.
         targets: Their held-out items.
-        batch_size: Users per block; memory grows with this times n, never with U times n.
+        batch_size: Users per batch; memory grows with this times n.
 
     Returns:
         Ranks, for :func:`ranking_metrics`.
@@ -155,14 +155,14 @@ def ranks_by_lists(
     k: int = max(CUTOFFS),
     batch_size: int = 256,
 ) -> Float[Tensor, " U"]:
-    """Ranks of the targets in the lists of a model, a block of users at a time; infinity where they are not listed.
+    """Ranks of the targets in a model's lists, in batches of users; infinity if they are not listed.
 
     Args:
-        recommend: From B histories and k to item rows (B, k), best first, -1 where there are fewer.
-        histories: What the model may see of U users.
+        recommend: Maps B histories and k to item rows (B, k), best first, padded with -1.
+        histories: Histories of U users.
         targets: Their held-out items.
         k: Length of the lists; cutoffs must not be larger.
-        batch_size: Users per block.
+        batch_size: Users per batch.
 
     Returns:
         Ranks, for :func:`ranking_metrics`.
@@ -176,11 +176,11 @@ def ranks_by_lists(
 
 
 def top_items(scores: Float[Tensor, "B n"], k: int) -> Int[Tensor, "B k"]:
-    """The k best items, best first; of equal scores the lower row first, -1 where only excluded items are left.
+    """The k best items, best first, padded with -1; equal scores are sorted by row.
 
     Args:
         scores: Higher is better, minus infinity means excluded.
-        k: Length of the lists; beyond n they are filled with -1.
+        k: Length of the lists.
 
     Example:
         >>> top_items(torch.tensor([[0.5, 2.0, 0.5, float("-inf")]]), 4).tolist()
@@ -194,6 +194,6 @@ def top_items(scores: Float[Tensor, "B n"], k: int) -> Int[Tensor, "B k"]:
 def _check_users(histories: Histories, targets: Tensor, batch_size: int) -> None:
     if len(histories) != len(targets) or not len(targets) or batch_size < 1:
         raise ValueError(
-            f"expected as many histories as targets, at least one, in blocks of at least one, got {len(histories)}, "
-            f"{len(targets)} and batch_size {batch_size}."
+            f"expected as many histories as targets, at least one, and batch_size >= 1, got {len(histories)}, "
+            f"{len(targets)} and {batch_size}; make them fit."
         )

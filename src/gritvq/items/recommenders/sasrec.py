@@ -1,4 +1,4 @@
-"""SASRec, the sequential recommender that generative ones are measured against."""
+"""SASRec, the sequential recommender used as a baseline for generative ones."""
 
 from __future__ import annotations
 
@@ -9,29 +9,30 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from gritvq.component import eval_mode
 from gritvq.items.interactions import Histories, Split, check_items
 from gritvq.items.recommenders.ranking import ranking_metrics, ranks_by_scores
 from gritvq.training.optimizer import OptimizerSettings, take_steps
 
 __all__ = ["SASRec"]
 
-_WINDOW = 20  # batches whose users are sorted by length among themselves
+_WINDOW = 20  # batches that are sorted by length together
 
 
 class SASRec(nn.Module):
-    r"""Causal self-attention over the last items; the score of an item is its embedding times the last hidden state.
+    """Causal self-attention over the last items; an item's score is its embedding times the last hidden state.
 
     ``h = Transformer(e[items] sqrt(D) + p)`` and ``score(i) = <h_last, e_i>``, with one table e for inputs and outputs.
-    Trained by cross-entropy over the whole catalogue at every position. The paper samples one negative per position and
-    uses binary cross-entropy; the full softmax is what tuned re-implementations use and is clearly better.
+    The loss is the cross-entropy over the whole catalogue at every position. The paper uses binary cross-entropy with
+    one sampled negative per position; tuned reimplementations use the full softmax, which is clearly better.
 
     Args:
-        num_items: Items n in the catalogue.
+        num_items: Number of items n.
         dim: Size D of embeddings and hidden states, a multiple of ``num_heads``.
-        num_layers: Transformer layers.
-        num_heads: Attention heads.
-        max_length: Newest items that are looked at.
-        dropout: Rate, in [0, 1).
+        num_layers: Number of transformer layers.
+        num_heads: Number of attention heads.
+        max_length: Number of newest items that the model reads.
+        dropout: Dropout rate in [0, 1).
 
     Raises:
         ValueError: If an argument is out of range.
@@ -61,7 +62,7 @@ class SASRec(nn.Module):
             raise ValueError(
                 "expected positive sizes, dim a multiple of num_heads and dropout in [0, 1), got "
                 f"num_items={num_items}, dim={dim}, num_layers={num_layers}, num_heads={num_heads}, "
-                f"max_length={max_length}, dropout={dropout}."
+                f"max_length={max_length}, dropout={dropout}; change the one that is out of range."
             )
         self.num_items, self.dim, self.max_length = num_items, dim, max_length
         self.embedding = nn.Embedding(num_items, dim)
@@ -75,19 +76,19 @@ class SASRec(nn.Module):
             nn.init.normal_(table.weight, std=0.02)
 
     def forward(self, items: Int[Tensor, "B T"]) -> Float[Tensor, "B T D"]:
-        """Hidden states after each item; sequences start at column 0 and end in -1 where they are shorter.
+        """Hidden states after each item.
 
         Args:
-            items: Item rows, oldest first, at most ``max_length`` columns.
+            items: Item rows, oldest first, padded on the right with -1; at most ``max_length`` columns.
         """
         length = items.shape[1]
         x = self.embedding(items.clamp_min(0)) * self.dim**0.5 + self.position.weight[:length] * self.dim**0.5
         mask = nn.Transformer.generate_square_subsequent_mask(length, device=items.device)
-        # The padding stands behind all items, where a causal model does not look.
+        # Right padding needs no mask in a causal model.
         return self.layers(self.dropout(x), mask=mask, is_causal=True)
 
     def loss(self, histories: Histories) -> Tensor:
-        """Mean cross-entropy of every item but the first given those before it; histories of one item do not count."""
+        """Mean cross-entropy of all items but the first, given those before; histories of one item are ignored."""
         rows = histories.aligned(self.max_length + 1).to(self.embedding.weight.device)
         target = rows[:, 1:]
         hidden = self(rows[:, :-1])[target >= 0]
@@ -95,22 +96,20 @@ class SASRec(nn.Module):
 
     @torch.no_grad()
     def scores(self, histories: Histories) -> Float[Tensor, "B n"]:
-        """Scores of all items, without dropout. An empty history scores all items 0.
+        """Scores of all items, without dropout; zeros for an empty history.
 
         Raises:
-            ValueError: If an item is not in the catalogue.
+            ValueError: If an item row is out of range.
         """
         check_items(histories.items, self.num_items)
-        training = self.training
-        self.eval()
         rows = histories.aligned(self.max_length).to(self.embedding.weight.device)
         length = (rows >= 0).sum(1)
-        hidden = self(rows)[torch.arange(len(rows)), (length - 1).clamp_min(0)]
-        self.train(training)
+        with eval_mode(self):
+            hidden = self(rows)[torch.arange(len(rows)), (length - 1).clamp_min(0)]
         return (hidden * (length > 0)[:, None]) @ self.embedding.weight.T
 
     def item_vectors(self) -> Float[Tensor, "n D"]:
-        """A frozen copy of the item embeddings, float32, on the CPU: what LETTER's collaborative loss is given."""
+        """A copy of the item embeddings, float32 on the CPU, for :class:`gritvq.items.CollaborativeLoss`."""
         return self.embedding.weight.detach().float().cpu().clone()
 
     def fit(
@@ -126,31 +125,33 @@ class SASRec(nn.Module):
     ) -> list[dict[str, float]]:
         """Trains on the training parts and keeps the weights with the best NDCG@10 on the validation items.
 
-        Test targets are never looked at. AdamW without decay, warm-up over the first 100 steps, constant rate.
+        Test targets are not used. AdamW without weight decay, constant learning rate after 100 warm-up steps.
 
         Args:
             split: Leave-one-out split with ``num_items`` items.
-            max_epochs: Most passes over the users.
-            patience: Epochs without a better validation score after which training stops.
+            max_epochs: Largest number of epochs.
+            patience: Epochs without improvement after which training stops.
             lr: Learning rate.
             batch_size: Users per step.
-            seed: Seed of order and dropout. Initial weights follow the global seed at construction.
+            seed: Seed of order and dropout. Initial weights depend on the global seed at construction.
             progress: Whether to print a line per epoch.
 
         Returns:
-            Per epoch ``epoch``, ``loss``, ``seconds`` since the start, and the validation metrics.
+            For each epoch ``epoch``, ``loss``, ``seconds`` since the start, and the validation metrics.
 
         Raises:
             ValueError: If ``max_epochs`` is below 1, the split has another number of items, no user has two training
-                events, or the loss is not finite any more.
+                events, or the loss is not finite.
         """
         if max_epochs < 1:
             raise ValueError(f"expected max_epochs >= 1, got {max_epochs}; 40 is usual.")
         if split.num_items != self.num_items:
-            raise ValueError(f"expected a split with {self.num_items} items, got {split.num_items}.")
+            raise ValueError(
+                f"expected a split with {self.num_items} items, got {split.num_items}; set num_items to that."
+            )
         users = (split.train.lengths > 1).nonzero().squeeze(1)
         if not len(users):
-            raise ValueError("expected a user with two training events, got none; there is no pair to learn from.")
+            raise ValueError("expected a user with two training events, got none; use more events.")
         settings = OptimizerSettings(lr=lr, warmup_steps=100, schedule="constant", betas=(0.9, 0.98), gradient_clip=1.0)
         optimizer, schedule = settings.optimizer([{"params": list(self.parameters())}], -1)
         generator, begun = torch.Generator().manual_seed(seed), time.perf_counter()
@@ -178,7 +179,7 @@ class SASRec(nn.Module):
 
 
 def _batches(users: Tensor, lengths: Tensor, size: int, generator: torch.Generator) -> list[Tensor]:
-    """Users in random batches of similar lengths, so that little of a batch is padding."""
+    """Users in random batches of similar lengths, to reduce padding."""
     order = users[torch.randperm(len(users), generator=generator)]
     parts: list[Tensor] = []
     for window in order.split(size * _WINDOW):

@@ -1,4 +1,4 @@
-"""The one interface of all item tokenizers: embeddings of catalogue items into tuples of codes and back."""
+"""The base class of item tokenizers, which map embeddings of items to tuples of indices and back."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ __all__ = ["Embeddings", "ItemTokenizer", "tracked"]
 Embeddings = Tensor | NDArray[Any]
 _Self = TypeVar("_Self", bound="ItemTokenizer")
 _Item = TypeVar("_Item")
-_LARGEST = 1e15  # whose square float32 still holds, some hundred times over
+_LARGEST = 1e15  # sums of some hundred squares of this do not overflow float32
 
 
 class ItemTokenizer(Tokenizer):
-    """Maps item embeddings (n, D) to codes (n, L) and back.
+    """Maps item embeddings (n, D) to indices (n, L), one per level, and back.
 
-    A code is an integer, the index of a vector of its level's codebook, as in the literature on semantic ids.
-    Embeddings are tensors or arrays of any floating type, memory-mapped ones included; they are read chunk by chunk and
-    taken in float32. A row's codes depend on nothing but the row: neither on the batch size nor on the other rows.
+    Embeddings are tensors or arrays of any floating type, also memory-mapped; they are read in chunks and converted to
+    float32. The indices of a row do not depend on the batch size or on other rows. In the literature on semantic ids
+    indices are called codes, hence the name of the argument.
 
-    Subclasses implement :meth:`_fit`, :meth:`_encoder`, :meth:`_decode` and :meth:`_last_level`, and declare in
-    :meth:`_allocate` which buffers they hold, so that they can be loaded.
+    Subclasses implement :meth:`_fit`, :meth:`_encoder`, :meth:`_decode` and :meth:`_last_level`, and create their
+    buffers in :meth:`_allocate` for loading.
 
     Attributes:
         codebook_sizes: Number of codes of each of the L levels.
@@ -47,7 +47,7 @@ class ItemTokenizer(Tokenizer):
     def __init__(self) -> None:
         super().__init__()
         self._dim: int | None = None
-        self._saved: dict[str, Any] | None = None  # the description that it was loaded with, whatever version wrote it
+        self._saved: dict[str, Any] | None = None  # config.json as loaded, of any version
 
     @property
     def dim(self) -> int:
@@ -61,11 +61,11 @@ class ItemTokenizer(Tokenizer):
         return self._dim
 
     def fit(self: _Self, x: Embeddings, progress: bool = False) -> _Self:
-        """Learn the codes from embeddings, which are held in memory in float32; returns the tokenizer itself.
+        """Learn the codes from embeddings, which are copied to memory as float32; returns the tokenizer itself.
 
         Args:
-            x: Embeddings (n, D). A sample of some hundred rows per code does.
-            progress: Show a bar; needs the extra ``train``.
+            x: Embeddings (n, D). A sample of some hundred rows per code is enough.
+            progress: Whether to show a progress bar; needs the extra ``train``.
 
         Raises:
             ValueError: If the shape or type is wrong, a number is not finite or above 1e15, or there are fewer
@@ -75,7 +75,7 @@ class ItemTokenizer(Tokenizer):
         size = max(self.codebook_sizes)
         if len(x) < size:
             raise ValueError(
-                f"expected at least as many items as codes, got {len(x)} items for {size} codes; take a smaller "
+                f"expected at least as many items as codes, got {len(x)} items for {size} codes; use a smaller "
                 f"codebook_size, such as {max(1, len(x) // 4)}, or more items"
             )
         rows = self._rows(x, 0, len(x))
@@ -86,18 +86,18 @@ class ItemTokenizer(Tokenizer):
 
     @torch.no_grad()
     def encode(self, x: Embeddings, batch_size: int = 2048, progress: bool = False) -> Int[Tensor, "n L"]:
-        """Codes of embeddings, int64 on the CPU.
+        """Indices of embeddings, int64 on the CPU.
 
         Args:
             x: Embeddings (n, D).
-            batch_size: Rows in work at once; changes nothing but memory and time.
-            progress: Show a bar; needs the extra ``train``.
+            batch_size: Rows per batch; affects only memory and time.
+            progress: Whether to show a progress bar; needs the extra ``train``.
 
         Raises:
             ValueError: Before :meth:`fit`, if the shape or type is wrong, or a number is not finite.
         """
         chunks = self._chunks(x, batch_size)
-        codes = torch.empty(len(x), len(self.codebook_sizes), dtype=torch.int64)  # whole, so that chunks leave no holes
+        codes = torch.empty(len(x), len(self.codebook_sizes), dtype=torch.int64)  # avoids fragmentation
         with eval_mode(self):
             encode = self._encoder()
             for place, rows in zip(tracked(codes.split(batch_size), "encoding", progress), chunks, strict=False):
@@ -106,10 +106,10 @@ class ItemTokenizer(Tokenizer):
 
     @torch.no_grad()
     def decode(self, codes: Int[Tensor, "n L"]) -> Float[Tensor, "n D"]:
-        """What codes stand for, float32.
+        """Embeddings of indices, float32.
 
         Raises:
-            ValueError: Before :meth:`fit`, or if the shape, the type or a code is wrong.
+            ValueError: Before :meth:`fit`, or if the shape, the type or an index is wrong.
         """
         _ = self.dim
         codes = checked_codes(codes, self.codebook_sizes).to(self._device())
@@ -118,9 +118,9 @@ class ItemTokenizer(Tokenizer):
 
     @torch.no_grad()
     def last_level(self, x: Embeddings, batch_size: int = 2048) -> tuple[Float[Tensor, "n d"], Float[Tensor, "K d"]]:
-        """What the last level quantizes, and its table: the last code is the nearest row of the table.
+        """Inputs of the last level and its table; the last index is that of the nearest row of the table.
 
-        For collision policies that move an item to another code of its last level.
+        For collision policies that move an item to another code of the last level.
 
         Raises:
             ValueError: As :meth:`encode`, or if the last level has no table.
@@ -136,20 +136,20 @@ class ItemTokenizer(Tokenizer):
     def perturbed_codes(
         self, x: Embeddings, scale: float = 0.1, num_draws: int = 2, seed: int = 0, batch_size: int = 2048
     ) -> Int[Tensor, "S n L"]:
-        """Codes of embeddings with normal noise, to see how firm ids are (``SemanticIds.report(perturbed=...)``).
+        """Indices of embeddings with Gaussian noise, to measure robustness (``SemanticIds.report(perturbed=...)``).
 
         Args:
             x: Embeddings (n, D).
-            scale: Expected length of the noise, as a share of the root mean square distance of x from its mean.
-            num_draws: S, how often every embedding is encoded.
-            seed: Of the noise.
-            batch_size: Rows in work at once; the noise does not depend on it.
+            scale: Root mean square length of the noise, relative to that of ``x - mean(x)``.
+            num_draws: Number S of noisy copies of every embedding.
+            seed: Seed of the noise.
+            batch_size: Rows per batch; the noise does not depend on it.
 
         Raises:
             ValueError: As :meth:`encode`, or if a number is out of range.
         """
         if not scale >= 0 or num_draws < 1:
-            raise ValueError(f"expected scale >= 0 and num_draws >= 1, got {scale} and {num_draws}")
+            raise ValueError(f"expected scale >= 0 and num_draws >= 1, got {scale} and {num_draws}; give larger ones")
         found = torch.empty(num_draws, len(x), len(self.codebook_sizes), dtype=torch.int64)
         total = torch.zeros(2, self.dim, dtype=torch.float64)
         for rows in self._chunks(x, batch_size):
@@ -157,7 +157,7 @@ class ItemTokenizer(Tokenizer):
             total += torch.stack([part.sum(0), part.square().sum(0)])
         mean, square = total / max(len(x), 1)
         deviation = scale * float((square - mean.square()).clamp_min(0).mean().sqrt())
-        random = np.random.default_rng(seed)  # draws number by number, whatever the shapes
+        random = np.random.default_rng(seed)  # its numbers do not depend on the shapes drawn
         with eval_mode(self):
             encode = self._encoder()
             for draw in found:
@@ -167,7 +167,7 @@ class ItemTokenizer(Tokenizer):
         return found
 
     def fingerprint(self) -> str:
-        """SHA-256 of configuration and weights, as 64 hexadecimal digits; the same after saving and loading."""
+        """SHA-256 of configuration and weights in hexadecimal; the same after saving and loading."""
         config = json.dumps([self._saved or to_config(self), self.dim], sort_keys=True)
         digest = hashlib.sha256(config.encode())
         for name, tensor in sorted(tensors_of(self).items()):
@@ -176,23 +176,23 @@ class ItemTokenizer(Tokenizer):
         return digest.hexdigest()
 
     def _settings(self) -> dict[str, Any]:
-        """The size of an embedding, which :meth:`fit` finds."""
+        """The size of an embedding, which :meth:`fit` determines."""
         return {"dim": self.dim}
 
     def _restore(self, description: dict[str, Any], config: Mapping[str, Any]) -> None:
-        """Make the buffers, and keep the description: ids know the tokenizer by it."""
+        """Make the buffers, and keep the description for :meth:`fingerprint`."""
         dim = config.get("dim")
         if not isinstance(dim, int) or dim < 1:
-            raise ValueError(f"expected the size of an embedding as 'dim' in config.json, got {dim!r}")
+            raise ValueError(f"expected the size of an embedding as 'dim' in config.json, got {dim!r}; copy it again")
         try:
             self._allocate(dim)
         except (OverflowError, RuntimeError, TypeError) as error:
             raise ValueError(
-                f"expected sizes in config.json that fit into memory, got others ({error}); copy it again"
+                f"expected sizes in config.json that fit into memory, got larger ones ({error}); copy it again"
             ) from error
         self._dim, self._saved = dim, description
 
-    # --- what subclasses supply ---------------------------------------------------------------------------------------
+    # --- implemented by subclasses ------------------------------------------------------------------------------------
 
     @abstractmethod
     def _fit(self, x: Float[Tensor, "n D"], progress: bool) -> None:
@@ -200,15 +200,15 @@ class ItemTokenizer(Tokenizer):
 
     @abstractmethod
     def _encoder(self) -> Callable[[Float[Tensor, "n D"]], Int[Tensor, "n L"]]:
-        """What gives codes of checked rows, each independent of the others; asked for once for many batches."""
+        """A function that maps checked rows to indices, each row independently; made once for all batches."""
 
     @abstractmethod
     def _decode(self, codes: Int[Tensor, "n L"]) -> Float[Tensor, "n D"]:
-        """Values of checked codes."""
+        """Embeddings of checked indices."""
 
     @abstractmethod
     def _last_level(self, x: Float[Tensor, "n D"]) -> tuple[Tensor, Tensor]:
-        """What the last level sees of checked rows, and its table."""
+        """Inputs of the last level for checked rows, and its table."""
 
     @abstractmethod
     def _allocate(self, dim: int) -> None:
@@ -222,7 +222,7 @@ class ItemTokenizer(Tokenizer):
     def _chunks(self, x: Embeddings, batch_size: int) -> Iterator[Tensor]:
         _check_array(x, self.dim)
         if batch_size < 1:
-            raise ValueError(f"expected batch_size >= 1, got {batch_size}")
+            raise ValueError(f"expected batch_size >= 1, got {batch_size}; give a larger one")
         return (self._rows(x, start, min(start + batch_size, len(x))) for start in range(0, len(x), batch_size))
 
     def _rows(self, x: Embeddings, start: int, stop: int) -> Float[Tensor, "m D"]:
@@ -236,7 +236,7 @@ class ItemTokenizer(Tokenizer):
             row, count = start + int((~usable).nonzero()[0]), int((~usable).sum())
             raise ValueError(
                 f"expected embeddings of finite numbers up to {_LARGEST:g}, got a NaN, infinite or larger one in row "
-                f"{row} and {count} such rows in its batch; encode the item's text again or leave it out"
+                f"{row} and {count} such rows in its batch; encode the item's text again or remove the item"
             )
         return rows
 
@@ -244,9 +244,9 @@ class ItemTokenizer(Tokenizer):
 def _check_array(x: Embeddings, dim: int | None) -> None:
     wanted = "(n, D)" if dim is None else f"(n, {dim})"
     if not isinstance(x, (Tensor, np.ndarray)):
-        raise ValueError(f"expected embeddings {wanted} as a tensor or array, got {type(x).__name__}")
+        raise ValueError(f"expected embeddings {wanted} as a tensor or array, got {type(x).__name__}; convert them")
     if x.ndim != 2 or x.shape[1] < 1 or (dim is not None and x.shape[1] != dim):
-        told = "one row per item" if dim is None else "were they made by the same encoder?"
+        told = "give one row per item" if dim is None else "use the text encoder that the tokenizer was fitted with"
         raise ValueError(f"expected embeddings {wanted}, got {tuple(x.shape)}; {told}")
     floating = x.is_floating_point() if isinstance(x, Tensor) else np.issubdtype(x.dtype, np.floating)
     if not floating:
@@ -254,11 +254,7 @@ def _check_array(x: Embeddings, dim: int | None) -> None:
 
 
 def tracked(items: Sequence[_Item], description: str, progress: bool) -> Iterable[_Item]:
-    """The items, with a progress bar where wanted.
-
-    Raises:
-        ValueError: If the bar's package is missing.
-    """
+    """The items, with a progress bar if asked for; raises a ValueError if rich is missing."""
     if not progress:
         return items
     console = optional("rich.console", "train", "for a progress bar").Console(stderr=True)

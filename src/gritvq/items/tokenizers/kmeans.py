@@ -1,4 +1,4 @@
-"""K-means for item embeddings: careful seeding, Lloyd's steps, and a balanced form."""
+"""K-means for item embeddings: k-means++, Lloyd's algorithm, and a balanced variant."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ __all__ = ["Clusters", "balanced_kmeans", "kmeans", "lloyd_step", "plus_plus"]
 
 
 class Clusters(NamedTuple):
-    """What a clustering found.
+    """Result of a clustering.
 
     Attributes:
         codes: Centroids (K, D).
-        prices: Cost of a cluster in addition to half the squared distance (K,), >= 0; None for equal costs.
-        steps: Lloyd steps taken.
+        prices: Cost of each cluster in addition to half the squared distance (K,), >= 0; None if all are 0.
+        steps: Number of Lloyd steps.
     """
 
     codes: Float[Tensor, "K D"]
@@ -28,7 +28,7 @@ class Clusters(NamedTuple):
     steps: int
 
     def table(self) -> Float[Tensor, "K E"]:
-        """Codes to search with; a price is one more coordinate: ``|x - c|^2 + 2p = |(x, 0) - (c, sqrt 2p)|^2``."""
+        """Codes to search; a price is one more coordinate: ``|x - c|^2 + 2p = |(x, 0) - (c, sqrt 2p)|^2``."""
         if self.prices is None:
             return self.codes
         return torch.cat([self.codes, (2 * self.prices).sqrt()[:, None]], 1)
@@ -37,16 +37,16 @@ class Clusters(NamedTuple):
 def plus_plus(
     x: Float[Tensor, "N D"], codebook_size: int, generator: torch.Generator, num_trials: int | None = None
 ) -> Float[Tensor, "K D"]:
-    """Greedy k-means++: every next code is the best of several rows drawn in proportion to their squared distance.
+    """Greedy k-means++: each next code is the best of several rows drawn in proportion to their squared distance.
 
-    Where fewer rows than ``codebook_size`` differ, the remaining codes repeat the first one, and no row is ever
+    If there are fewer distinct rows than ``codebook_size``, the remaining codes repeat the first one. No row is
     assigned to them, because ties go to the lowest index.
 
     Args:
         x: Rows (N, D), finite, N >= 1.
         codebook_size: Number of codes K.
-        generator: CPU generator of the draws.
-        num_trials: Rows drawn for each code; ``2 + ln K`` unless given, as scikit-learn does.
+        generator: CPU generator.
+        num_trials: Rows drawn for each code; None means ``2 + ln K``, as in scikit-learn.
 
     Example:
         >>> x = torch.tensor([[0.0], [0.0], [9.0]])
@@ -73,7 +73,7 @@ def plus_plus(
         closest = each[best]
         chosen = torch.cat([chosen, trials[best : best + 1]])
     missing = codebook_size - len(chosen)
-    if missing:  # the rest are repetitions up to rounding: look for rows that differ at all
+    if missing:  # the other rows are repetitions up to rounding: search for any that differ
         distinct = _distinct_rows(x)
         new = distinct[~torch.isin(distinct, chosen)]
         taken = torch.unique(x[chosen], dim=0)
@@ -84,14 +84,14 @@ def plus_plus(
 
 
 def _distances(rows: Tensor, lengths: Tensor, chosen: Tensor) -> Tensor:
-    """Squared distances (T, N) of all rows from chosen ones; what is rounding is 0."""
+    """Squared distances (T, N) of all rows from chosen ones; rounding errors are set to 0."""
     both = lengths[chosen][:, None] + lengths
     distances = both - 2 * rows[chosen] @ rows.T
     return torch.where(distances > 1e-6 * both, distances, 0)
 
 
 def _distinct_rows(x: Tensor) -> Tensor:
-    """The first of each group of equal rows, in order."""
+    """Indices of the first of each group of equal rows, in order."""
     _, inverse = torch.unique(x, dim=0, return_inverse=True)
     first = torch.full((int(inverse.max()) + 1,), len(x), device=x.device)
     places = torch.arange(len(x), device=x.device)
@@ -101,10 +101,10 @@ def _distinct_rows(x: Tensor) -> Tensor:
 def lloyd_step(
     x: Float[Tensor, "N D"], codes: Float[Tensor, "K D"], indices: Int[Tensor, " N"]
 ) -> Float[Tensor, "K D"]:
-    """Each code becomes the mean of its rows; a code without any moves to the row that lies farthest from its own.
+    """Moves each code to the mean of its rows, and each code without rows to a row far from its own code.
 
-    Several empty codes take the farthest rows one after the other, the earlier row first where two are as far. Rows
-    that lie on their code attract none: such codes stay.
+    Codes without rows take the farthest rows in order, ties by index. Rows that equal their code are not taken; then
+    the code stays.
 
     Example:
         >>> x, codes = torch.tensor([[0.0], [1.0], [8.0]]), torch.tensor([[0.0], [99.0]])
@@ -132,16 +132,15 @@ def kmeans(
 ) -> Clusters:
     """Lloyd's k-means in float32 from a k-means++ start, until no row changes its code.
 
-    For a few hundred codes that are the result. :func:`gritvq.quantizers.functional.kmeans`, which starts a trained
-    codebook, draws its start at random instead, since K steps one after the other would take too long for K in the
-    thousands.
+    For a few hundred codes. :func:`gritvq.quantizers.functional.kmeans` starts from random rows instead, because
+    k-means++ takes K sequential steps, too many for thousands of codes.
 
     Args:
         x: Rows (N, D), finite.
         codebook_size: Number of codes K.
         generator: CPU generator of the start.
-        iterations: Lloyd steps at most.
-        start: Codes to start from, instead of k-means++.
+        iterations: Largest number of Lloyd steps.
+        start: Initial codes instead of k-means++.
 
     Example:
         >>> x = torch.tensor([[0.0], [0.2], [1.0], [1.2]])
@@ -161,19 +160,19 @@ def kmeans(
 def balanced_kmeans(
     x: Float[Tensor, "N D"], codebook_size: int, generator: torch.Generator, *, iterations: int = 100
 ) -> Clusters:
-    """K-means whose clusters hold about equally many rows, each row deciding for itself by distance and price.
+    """K-means with clusters of about equal size; each row takes the code of least distance plus price.
 
-    The best assignment to clusters of equal capacity is a power diagram: there are prices ``p_k`` such that every row
-    takes ``argmin_k |x - c_k|^2 / 2 + p_k``. They are found by Sinkhorn's iteration with a falling temperature, codes
-    moving to the means of the soft clusters in between, and then code by code for the hard assignment. Prices are kept,
-    so a row that comes later is assigned by the same rule. Capacity is met up to some percent (and rows that lie at the
-    same place share a cluster). Costs of all pairs are held at the end, 4 N K bytes.
+    The optimal assignment to clusters of equal size is a power diagram: there are prices ``p_k`` such that every row
+    takes ``argmin_k |x - c_k|^2 / 2 + p_k``. They are found by Sinkhorn iterations with decreasing temperature,
+    alternating with updates of the codes, and then refined code by code for the hard assignment. New rows are assigned
+    by the same rule. Cluster sizes are equal up to some percent; equal rows share a cluster. The refinement needs
+    4 N K bytes.
 
     Args:
         x: Rows (N, D), finite.
-        codebook_size: Number of codes K, at least 2 to have prices.
+        codebook_size: Number of codes K; for K = 1 there are no prices.
         generator: CPU generator of the start.
-        iterations: Lloyd steps at most.
+        iterations: Largest number of Lloyd steps.
 
     Example:
         >>> x = torch.cat([torch.linspace(0, 1, 12), torch.linspace(9, 10, 4)])[:, None]
@@ -210,7 +209,7 @@ def _blocks(x: Tensor, codes: Tensor) -> tuple[Tensor, ...]:
 
 
 def _sinkhorn(x: Tensor, codes: Tensor, prices: Tensor, temperature: float, steps: int = 10) -> tuple[Tensor, Tensor]:
-    """Prices under which soft assignments of that temperature fill all clusters alike, and those clusters' means."""
+    """Prices for which soft assignments of this temperature fill all clusters equally, and the clusters' means."""
     capacity = len(x) / len(codes)
     for _ in range(steps):
         mass, sums = x.new_zeros(len(codes)), torch.zeros_like(codes)
@@ -225,9 +224,9 @@ def _sinkhorn(x: Tensor, codes: Tensor, prices: Tensor, temperature: float, step
 
 
 def _sharpened(x: Tensor, codes: Tensor, prices: Tensor, sweeps: int = 8) -> Tensor:
-    """Prices under which hard assignments do, those of the most even counts met; holds all costs, 4 N K bytes.
+    """Prices for which hard assignments do, of the most even counts found; needs 4 N K bytes.
 
-    One code after the other gets the price at which it takes exactly its share, given the others' prices.
+    Each code in turn gets the price at which it takes exactly its share, given the other prices.
     """
     share = max(1, round(len(x) / len(codes)))
     costs = torch.cat([_costs(rows, codes) for rows in _blocks(x, codes)])

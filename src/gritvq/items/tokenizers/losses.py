@@ -1,4 +1,4 @@
-"""Additional losses of trained item tokenizers: agreement with user-item interactions, diversity of the codes."""
+"""Additional losses of RQ-VAE: alignment with user-item interactions, diversity of the codes."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ __all__ = ["CollaborativeLoss", "DiversityLoss", "ItemLoss"]
 
 
 class ItemLoss(Component, ABC):
-    """A loss of :class:`~gritvq.items.RQVAE` in addition to reconstruction and the quantizer's losses."""
+    """A loss of :class:`~gritvq.items.RQVAE` in addition to the reconstruction and the quantizer's losses."""
 
     @abstractmethod
     def forward(self, items: Int[Tensor, " B"], output: QuantizerOutput, quantizer: Quantizer) -> Float[Tensor, ""]:
         """The weighted loss of a batch.
 
         Args:
-            items: Row numbers of the batch's items in the embeddings that are fitted.
-            output: What the quantizer made of their latents.
-            quantizer: The quantizer itself.
+            items: Rows of the batch's items in the training embeddings.
+            output: Output of the quantizer.
+            quantizer: The quantizer.
         """
 
     def check(self, num_items: int, quantizer: Quantizer) -> None:
-        """Say before training what does not fit; nothing unless overridden.
+        """Check before training that the loss fits; does nothing unless overridden.
 
         Raises:
             ValueError: If the loss does not fit the data or the quantizer.
@@ -41,15 +41,15 @@ class ItemLoss(Component, ABC):
 
 
 class CollaborativeLoss(ItemLoss):
-    """Pulls an item's quantized vector to a frozen vector of who interacts with it: InfoNCE over the batch.
+    """Aligns quantized vectors with frozen collaborative vectors of the items: InfoNCE over the batch.
 
     ``-weight * mean_i log(exp <z_i, h_i> / sum_j exp <z_i, h_j>)`` with quantized vectors z and collaborative vectors
-    h, from a SASRec model for example.
+    h, for example of SASRec.
 
     Args:
-        vectors: ``.npy`` file (n, d): row i belongs to row i of the embeddings, d is the quantizer's ``dim``. Read
-            when training starts, and never needed again.
-        weight: The paper's alpha, 0.1 by default there, 0.01 in the authors' script.
+        vectors: ``.npy`` file (n, d): row i belongs to row i of the embeddings, d is the quantizer's ``dim``. Only
+            needed for training.
+        weight: The paper's alpha; 0.1 in the paper, 0.01 in the authors' script.
 
     Raises:
         ValueError: If the weight is negative; when training starts, if the file does not fit.
@@ -62,7 +62,7 @@ class CollaborativeLoss(ItemLoss):
     def __init__(self, vectors: str, weight: float = 0.01) -> None:
         super().__init__()
         if weight < 0:
-            raise ValueError(f"expected weight >= 0, got {weight}")
+            raise ValueError(f"expected weight >= 0, got {weight}; give a larger one")
         self.vectors, self.weight = str(vectors), float(weight)
         self._loaded: Tensor | None = None
 
@@ -78,17 +78,17 @@ class CollaborativeLoss(ItemLoss):
             )
         except (OSError, ValueError) as error:
             raise ValueError(
-                f"expected a .npy file of numbers in {self.vectors}, got none ({error}); write it with numpy.save"
+                f"expected a .npy file of numbers, got {self.vectors} ({error}); write it with numpy.save"
             ) from error
         if vectors.shape != (num_items, quantizer.dim) or not bool(torch.isfinite(vectors).all()):
             raise ValueError(
-                f"expected finite vectors ({num_items}, {quantizer.dim}) in {self.vectors}, one per item and as large "
-                f"as the quantizer's, got {tuple(vectors.shape)}"
+                f"expected finite vectors ({num_items}, {quantizer.dim}) in {self.vectors}, got "
+                f"{tuple(vectors.shape)}; give one per item, of the quantizer's dim"
             )
         self._loaded = vectors
 
     def forward(self, items: Int[Tensor, " B"], output: QuantizerOutput, quantizer: Quantizer) -> Float[Tensor, ""]:
-        """InfoNCE with the other items of the batch as negatives; an item that is there twice is none to itself."""
+        """InfoNCE with the other items of the batch as negatives; copies of an item are not its negatives."""
         if self._loaded is None:
             raise ValueError("expected loaded vectors, got none; call check(num_items, quantizer) before training")
         vectors = self._loaded.to(output.quantized)[items.to(self._loaded.device)]
@@ -99,53 +99,56 @@ class CollaborativeLoss(ItemLoss):
 
 
 class DiversityLoss(ItemLoss):
-    """Pulls codes toward others of their group and away from the rest, so that items spread over them.
+    """Pulls codes toward codes of their group and away from others, so that items spread over the codes.
 
-    The codes of each level are grouped by balanced k-means now and then. For the code ``e_i`` of an item at a level
-    and a random other code ``e_+`` of its group: ``-weight * log(exp <e_i, e_+> / sum_{j != i} exp <e_i, e_j>)``,
-    averaged over items and levels.
+    The codes of each level are grouped by balanced k-means every ``interval`` steps. With the code ``e_i`` of an item
+    at a level and a random other code ``e_+`` of its group, the loss is
+    ``-weight * log(exp <e_i, e_+> / sum_{j != i} exp <e_i, e_j>)``, averaged over items and levels.
 
     Args:
-        weight: The paper's beta, 0.1 by default there, 0.0001 in the authors' script.
+        weight: The paper's beta; 0.1 in the paper, 0.0001 in the authors' script.
         num_groups: Groups per level.
         interval: Steps between two groupings.
 
     Raises:
-        ValueError: If a number is out of range; when training starts, if the quantizer has not one table per level.
+        ValueError: If a number is out of range; when training starts, unless the quantizer has one table per level.
 
     References:
         Wang et al., "Learnable Item Tokenization for Generative Recommendation" (LETTER), CIKM 2024, arXiv 2405.07314,
-        eq. 5. Deviation: groups by our balanced k-means.
+        eq. 5. Deviation: groups are found by our balanced k-means.
     """
 
     def __init__(self, weight: float = 1e-4, *, num_groups: int = 10, interval: int = 100) -> None:
         super().__init__()
         if weight < 0 or num_groups < 1 or interval < 1:
             raise ValueError(
-                f"expected weight >= 0, num_groups >= 1 and interval >= 1, got {weight}, {num_groups}, {interval}"
+                f"expected weight >= 0, num_groups >= 1 and interval >= 1, got {weight}, {num_groups}, {interval}; "
+                "give larger ones"
             )
         self.weight, self.num_groups, self.interval = float(weight), num_groups, interval
         self._groups: list[Tensor] = []
         self._step = 0
 
     def check(self, num_items: int, quantizer: Quantizer) -> None:
-        """See that every level has a table of at least two codes per group.
+        """Check that every level has a table of at least two codes per group.
 
         Raises:
-            ValueError: If not.
+            ValueError: If a level has none.
         """
         sizes = tuple(book.codebook_size for book in _codebooks(quantizer))
         if sizes != tuple(quantizer.codebook_sizes):
             raise ValueError(
-                f"expected one codebook per level, got {sizes} for the levels {quantizer.codebook_sizes}; this loss "
-                "compares codes of a level"
+                f"expected one codebook per level, got {sizes} for the levels {quantizer.codebook_sizes}; use a "
+                "quantizer with a codebook at every level"
             )
         if min(sizes) < 2 * self.num_groups:
-            raise ValueError(f"expected at least {2 * self.num_groups} codes per level, got {min(sizes)}")
+            raise ValueError(
+                f"expected at least {2 * self.num_groups} codes per level, got {min(sizes)}; reduce num_groups"
+            )
         self._groups, self._step = [], 0
 
     def forward(self, items: Int[Tensor, " B"], output: QuantizerOutput, quantizer: Quantizer) -> Float[Tensor, ""]:
-        """The mean over levels."""
+        """The loss, a mean over items and levels."""
         tables = [book.codes() for book in _codebooks(quantizer)]
         if self._step % self.interval == 0:
             self._groups = [_grouped(codes.detach(), self.num_groups) for codes in tables]

@@ -1,4 +1,4 @@
-"""Product k-means: unordered codes of parts of an embedding, after a learned rotation (OPQ) or without one."""
+"""Product quantization of embeddings by k-means, optionally after a learned rotation (OPQ)."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ from gritvq.lazy import optional
 
 __all__ = ["ProductKMeans"]
 
-_ROTATION_TOLERANCE = 5e-6  # of |x|: some twenty times what a float32 rotation is off by
+_ROTATION_TOLERANCE = 5e-6  # of |x|: about twenty times the error of a float32 rotation
 
 
 class ProductKMeans(ItemTokenizer):
     """Product quantization by k-means: the components are split into P parts, each with its own K codes.
 
-    With ``rotate`` the embeddings are turned first (optimized product quantization, OPQ), so that the parts share the
-    variance and depend on each other little: ``y = R x`` with the orthogonal matrix R that faiss finds. Codes are
-    unordered: none is a refinement of another. Decoding joins the parts' codes and turns them back.
+    With ``rotate`` the embeddings are rotated first (optimized product quantization, OPQ), so that the parts have
+    similar variance and little correlation: ``y = R x`` with an orthogonal matrix R learned by faiss. Indices are
+    unordered: none is a refinement of another. Decoding concatenates the parts' codes and rotates them back.
 
     Args:
         codebook_size: Number of codes K of each part.
         num_parts: Number of parts P, a divisor of the embeddings' size.
-        rotate: Learn a rotation; needs faiss, the extra ``search``.
-        iterations: Lloyd steps of a part at most.
-        seed: Of the starts.
+        rotate: Whether to learn a rotation; needs faiss, the extra ``search``.
+        iterations: Largest number of Lloyd steps per part.
+        seed: Random seed.
 
     Raises:
-        ValueError: If a number is out of range; in :meth:`fit`, if the size of the embeddings is no multiple of the
-            parts or faiss is missing.
+        ValueError: If a number is out of range; in :meth:`fit`, if the size of the embeddings is not a multiple of
+            ``num_parts`` or faiss is missing.
 
     Example:
         >>> x = torch.randn(100, 8, generator=torch.Generator().manual_seed(0))
@@ -60,7 +60,7 @@ class ProductKMeans(ItemTokenizer):
         super().__init__()
         for name, value in (("codebook_size", codebook_size), ("num_parts", num_parts), ("iterations", iterations)):
             if value < 1:
-                raise ValueError(f"expected {name} >= 1, got {value}")
+                raise ValueError(f"expected {name} >= 1, got {value}; give a larger {name}")
         self.codebook_sizes = (codebook_size,) * num_parts
         self.rotate, self.iterations, self.seed = rotate, iterations, seed
 
@@ -73,8 +73,8 @@ class ProductKMeans(ItemTokenizer):
         num_parts, size = len(self.codebook_sizes), self.codebook_sizes[0]
         if x.shape[1] % num_parts:
             raise ValueError(
-                f"expected embeddings whose size is a multiple of num_parts={num_parts}, got {x.shape[1]}; take "
-                "another number of parts"
+                f"expected embeddings whose size is a multiple of num_parts={num_parts}, got {x.shape[1]}; use another "
+                "num_parts"
             )
         rotation = _rotation(x, num_parts, size, self.seed) if self.rotate else None
         generator = torch.Generator().manual_seed(self.seed)
@@ -87,7 +87,7 @@ class ProductKMeans(ItemTokenizer):
             if different < size:
                 raise ValueError(
                     f"expected at least {size} different vectors in every part, got {different} among {len(x)} rows; "
-                    "take a smaller codebook or fewer parts"
+                    "use a smaller codebook or fewer parts"
                 )
             tables.append(kmeans(part, size, generator, iterations=self.iterations, start=start).codes)
         self._allocate(x.shape[1])
@@ -111,7 +111,7 @@ class ProductKMeans(ItemTokenizer):
             ]
             codes = torch.stack([indices for indices, _ in found], 1)
             rows = torch.stack([doubt for _, doubt in found], 1).any(1).nonzero().squeeze(1)
-            if len(rows):  # where rounding would decide, in float64
+            if len(rows):  # ties up to rounding are decided in float64
                 codes[rows] = decided(x[rows].double() @ self.rotation.double().T)
             return codes
 
@@ -127,14 +127,10 @@ class ProductKMeans(ItemTokenizer):
 
 
 def _rotation(x: Tensor, num_parts: int, codebook_size: int, seed: int) -> Float[Tensor, "D D"]:
-    """The rotation of optimized product quantization.
-
-    Raises:
-        ValueError: If faiss is missing.
-    """
+    """The rotation of optimized product quantization."""
     faiss = optional("faiss", "search", "to learn a rotation (rotate=False needs none)")
     size = x.shape[1]
-    bits = min((codebook_size - 1).bit_length(), len(x).bit_length() - 1)  # faiss wants a row per centroid
+    bits = min((codebook_size - 1).bit_length(), len(x).bit_length() - 1)  # faiss needs one row per centroid
     inner = faiss.ProductQuantizer(size, num_parts, max(1, bits))
     inner.cp.seed = seed
     inner.cp.min_points_per_centroid = 1

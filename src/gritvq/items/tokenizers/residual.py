@@ -1,4 +1,4 @@
-"""Residual k-means: the baseline that every trained tokenizer of items has to beat."""
+"""Residual k-means, the baseline for trained item tokenizers."""
 
 from __future__ import annotations
 
@@ -16,37 +16,34 @@ from gritvq.quantizers.functional import code_counts, code_sums
 
 __all__ = ["ResidualKMeans"]
 
-_NOTHING_LEFT = 1e-5  # of the length before: what rounding leaves of a row that is its own code
+_NOTHING_LEFT = 1e-5  # residuals shorter than this share of the previous one are rounding errors
 
 
 class ResidualKMeans(ItemTokenizer):
-    """Residual k-means (RQ-k-means): every level clusters what the levels before left over.
+    """Residual k-means (RQ-k-means): each level clusters the residuals of the previous levels.
 
     ``r_1 = x``, ``k_l = argmin_k |r_l - c_lk|``, ``r_{l+1} = r_l - c_{l,k_l}``; decoded as ``sum_l c_{l,k_l}``. Each
-    level is k-means++ with greedy trials and Lloyd's steps in float32; the same seed gives the same codes.
+    level is greedy k-means++ followed by Lloyd's algorithm in float32. The same seed gives the same codes.
 
-    With ``normalize_residuals`` every residual is scaled to length 1 before its level looks at it, which keeps the
-    later levels' codes evenly used. The lengths are not part of the codes, so the sum of the centroids says nothing
-    about x. Decoding then uses a second table: ``v_lk``, the mean over the training rows with code k at level l of what
-    ``x`` lacks after the values of the levels before. ``sum_l v_{l,k_l}`` is an approximation of x in the original
-    scale, each level the best constant given the ones before; rows with another length than their cluster's mean are
-    off by that. A code that no training row has adds zeros. A residual below 1e-5 of the length before counts as zero
-    and stays zero, as the direction of rounding errors means nothing.
+    With ``normalize_residuals`` residuals are scaled to length 1 before each level, which makes the usage of later
+    levels more even. As their lengths are lost, decoding uses a second table: ``v_lk`` is the mean of
+    ``x - sum_{m<l} v_{m,k_m}`` over the training rows with index k at level l (zero if there are none), and
+    ``sum_l v_{l,k_l}`` approximates x in its original scale. A residual shorter than 1e-5 of the previous one is a
+    rounding error and is set to zero.
 
-    With ``balanced`` the clusters of each level hold about equally many training rows: each code has a price, and a row
-    takes ``argmin_k |r - c_k|^2 / 2 + p_k`` (:func:`~gritvq.items.tokenizers.kmeans.balanced_kmeans`). New items
-    follow the same prices.
+    With ``balanced`` the clusters of each level have about equal sizes: each code has a price, and a row takes
+    ``argmin_k |r - c_k|^2 / 2 + p_k`` (:func:`~gritvq.items.tokenizers.kmeans.balanced_kmeans`), as do new items.
 
-    Equal rows get equal codes. Where a later level has fewer different residuals than codes, the surplus codes are
-    never used.
+    Equal rows get equal indices. If a later level has fewer distinct residuals than codes, the other codes are not
+    used.
 
     Args:
         codebook_size: Number of codes K of each level.
         num_levels: Number of levels L.
-        normalize_residuals: Scale residuals to length 1.
-        balanced: Clusters of about equal size.
-        iterations: Lloyd steps of a level at most; it ends where no row changes its code.
-        seed: Of the starts.
+        normalize_residuals: Whether to scale residuals to length 1.
+        balanced: Whether to make clusters of about equal size.
+        iterations: Largest number of Lloyd steps per level; it stops once no row changes its code.
+        seed: Random seed.
 
     Raises:
         ValueError: If a number is out of range.
@@ -61,7 +58,7 @@ class ResidualKMeans(ItemTokenizer):
     References:
         Residual vector quantization: Chen et al., "Approximate Nearest Neighbor Search by Residual Vector
         Quantization", Sensors 2010. As semantic ids, with normalized residuals: Ju et al., "GRID", 2025, arXiv
-        2507.22224; their decoding of normalized residuals is not described, ours is above.
+        2507.22224, which does not describe how to decode normalized residuals.
     """
 
     def __init__(
@@ -77,7 +74,7 @@ class ResidualKMeans(ItemTokenizer):
         super().__init__()
         for name, value in (("codebook_size", codebook_size), ("num_levels", num_levels), ("iterations", iterations)):
             if value < 1:
-                raise ValueError(f"expected {name} >= 1, got {value}")
+                raise ValueError(f"expected {name} >= 1, got {value}; give a larger {name}")
         self.codebook_sizes = (codebook_size,) * num_levels
         self.normalize_residuals, self.balanced = normalize_residuals, balanced
         self.iterations, self.seed = iterations, seed
@@ -95,7 +92,7 @@ class ResidualKMeans(ItemTokenizer):
         if different < size:
             raise ValueError(
                 f"expected at least {size} different embeddings for {size} codes, got {different} among {len(x)} rows; "
-                "take a smaller codebook, and see why the rows are equal"
+                "use a smaller codebook, and check why rows are equal"
             )
         tables, values = [], []
         rest, missing = x, x
@@ -126,7 +123,7 @@ class ResidualKMeans(ItemTokenizer):
         return torch.where(length > (_NOTHING_LEFT if level else 0), rest / length.clamp_min(1e-30), 0)
 
     def _step(self, rest: Tensor, table: CodeTable) -> tuple[Tensor, Tensor]:
-        """What a level leaves over, and its codes."""
+        """Residual of a level, and its indices."""
         indices = table.nearest(self._searched(rest))
         return rest - table.codes[indices, : rest.shape[1]], indices
 

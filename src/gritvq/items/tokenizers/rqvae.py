@@ -1,4 +1,4 @@
-"""RQ-VAE: a trained autoencoder of item embeddings around any quantizer."""
+"""RQ-VAE: an autoencoder of item embeddings with any quantizer."""
 
 from __future__ import annotations
 
@@ -19,41 +19,41 @@ from gritvq.training.optimizer import OptimizerSettings, take_steps
 
 __all__ = ["RQVAE"]
 
-_ENCODER_TOLERANCE = 5e-6  # of |z|: layers in float32 were seen to be off by 3e-7
+_ENCODER_TOLERANCE = 5e-6  # of |z|: measured errors of float32 layers are 3e-7
 _WARM_UP = 50  # steps
 _WEIGHT_DECAY = 0.01
-_SCALE_WEIGHT = 0.1  # of what keeps latents at unit mean square, so that commitment does not have to shrink them
+_SCALE_WEIGHT = 0.1  # weight of the loss that keeps the latents' mean square at 1 before quantization starts
 
 
 class RQVAE(ItemTokenizer):
-    """Encoder, quantizer and decoder trained to reconstruct item embeddings; codes are the quantizer's.
+    """Encoder, quantizer and decoder trained to reconstruct item embeddings.
 
-    Training: embeddings are centered and divided by their overall standard deviation, kept with the weights. The first
-    ``plain_share`` of the steps trains encoder and decoder alone, with latents held at unit mean square; then the codes
-    are fitted to the latents of the whole catalogue, level by level, and everything is trained together. AdamW, cosine
-    schedule, loss ``mean squared error / variance + quantizer's losses + others``. Quantizers made for a likelihood
-    (``objective`` ``"arelbo"`` or ``"albo"``) get ``1/2 log`` of that error, or the error itself, per component, and
-    their losses divided by D. Their variances start best at the latents' own, ``gm_vq(..., variance=1.0)`` and
+    Embeddings are centered and divided by their overall standard deviation, which are saved with the weights. For the
+    first ``plain_share`` of the steps only encoder and decoder are trained, with a loss that keeps the latents' mean
+    square at 1. Then the codebook is initialized from the latents, and everything is trained together with AdamW and a
+    cosine schedule. The loss is ``mean squared error / variance + quantizer's losses + others``. For quantizers of a
+    variational bound (``objective`` ``"arelbo"`` or ``"albo"``) it is ``1/2 log`` of that error, or the error, per
+    component, plus their losses divided by D. Start these with the latents' variance, ``gm_vq(..., variance=1.0)`` or
     ``rsq_vae(..., initial_variance=1.0)``; with much smaller ones they collapse.
 
-    ``fit`` starts from fresh weights drawn with ``seed``, so that it gives the same tokenizer every time, and leaves
-    the tokenizer as it was if training fails. Latents are computed in float32; an item whose code would depend on
-    rounding is encoded again in float64, so that its codes are the same in every batch.
+    ``fit`` draws new weights with ``seed``, so it always gives the same tokenizer; if training fails, the tokenizer is
+    unchanged. Latents are computed in float32; items whose indices would depend on rounding are encoded again in
+    float64, so indices do not depend on the batch.
 
     Args:
-        quantizer: Any quantizer of single vectors, such as :func:`~gritvq.items.residual_stack` makes.
+        quantizer: Any quantizer of single vectors, such as :func:`~gritvq.items.residual_stack`.
         encoder: Maps embeddings to latents, row by row; has ``input_dim``, ``dim`` and ``standardize(shift, scale)``,
             such as :class:`gritvq.items.ItemEncoder`.
-        decoder: Maps quantized latents to embeddings; has the same.
-        losses: Further losses.
-        steps: Optimizer steps in all.
-        batch_size: Items of a step.
+        decoder: Maps quantized latents to embeddings; has the same attributes.
+        losses: Additional losses.
+        steps: Total number of optimizer steps.
+        batch_size: Items per step.
         lr: Learning rate of encoder and decoder; codes have multiples of it (``Quantizer.parameter_groups``).
-        seed: Of weights, batches and the quantizer's draws.
+        seed: Random seed of weights, batches and the quantizer.
 
     Raises:
         ValueError: If the parts do not fit together or a number is out of range; in :meth:`fit`, if the loss is not
-            finite any more.
+            finite.
 
     Example:
         >>> from gritvq import ResidualQuantizer, vq_vae
@@ -66,7 +66,7 @@ class RQVAE(ItemTokenizer):
 
     References:
         Rajput et al., "Recommender Systems with Generative Retrieval" (TIGER), NeurIPS 2023, arXiv 2305.05065; Lee et
-        al., CVPR 2022, arXiv 2203.01941 (RQ-VAE). Deviations: AdamW, the plain start, the scale of the error.
+        al., CVPR 2022, arXiv 2203.01941 (RQ-VAE). Deviations: AdamW, the steps without quantization, the error's scale.
     """
 
     plain_share = 0.2
@@ -87,26 +87,31 @@ class RQVAE(ItemTokenizer):
         check_quantizer(quantizer)
         if encoder.input_dim != decoder.input_dim:
             raise ValueError(
-                f"expected an encoder and a decoder of equal input_dim, got {encoder.input_dim} and {decoder.input_dim}"
+                f"expected equal input_dim of encoder and decoder, got {encoder.input_dim} and {decoder.input_dim}; "
+                "change one"
             )
         for name, got, wanted in (
             ("the encoder", encoder.dim, quantizer.input_dim),
             ("the decoder", decoder.dim, quantizer.dim),
         ):
             if got != wanted:
-                raise ValueError(f"expected {name} to have dim={wanted} as the quantizer has, got {got}")
+                raise ValueError(
+                    f"expected {name} to have dim={wanted} as the quantizer has, got {got}; make them equal"
+                )
         if quantizer.layout:
             raise ValueError(
                 f"expected a quantizer of single vectors, got {type(quantizer).__name__} with the layout "
-                f"{quantizer.layout}"
+                f"{quantizer.layout}; use one without a layout"
             )
         if quantizer.objective == "two_path":
             raise ValueError(
-                f"expected a quantizer whose losses go beside one decoding, got {type(quantizer).__name__}, which "
-                "wants two"
+                f"expected a quantizer that needs one decoding per step, got {type(quantizer).__name__}, which needs "
+                "two; use another one"
             )
         if steps < 1 or batch_size < 1 or not lr > 0:
-            raise ValueError(f"expected steps >= 1, batch_size >= 1 and lr > 0, got {steps}, {batch_size}, {lr}")
+            raise ValueError(
+                f"expected steps >= 1, batch_size >= 1 and lr > 0, got {steps}, {batch_size}, {lr}; give larger ones"
+            )
         self.quantizer, self.encoder, self.decoder = quantizer, encoder, decoder
         self.losses = nn.ModuleList(losses)
         self.steps, self.batch_size, self.lr, self.seed = steps, batch_size, float(lr), seed
@@ -114,10 +119,12 @@ class RQVAE(ItemTokenizer):
 
     def _allocate(self, dim: int) -> None:
         if dim != self.encoder.input_dim:
-            raise ValueError(f"expected an encoder of embeddings of size {dim}, got {self.encoder.input_dim}")
+            raise ValueError(
+                f"expected an encoder of embeddings of size {dim}, got {self.encoder.input_dim}; set its input_dim"
+            )
 
     def fold(self) -> RQVAE:
-        """As for any tokenizer. The folded one has another quantizer, and so a fingerprint of its own."""
+        """See :meth:`Tokenizer.fold`. The folded tokenizer has another quantizer and thus another fingerprint."""
         folded = super().fold()
         folded._saved = None
         return folded
@@ -142,7 +149,7 @@ class RQVAE(ItemTokenizer):
         shift = x.mean(0)
         variance = (x - shift).square().mean()
         if not float(variance) > 0:
-            raise ValueError("expected embeddings that differ, got a constant one; look at how they were made")
+            raise ValueError("expected embeddings that differ, got equal ones; check how they were made")
         for part in (self.encoder, self.decoder):
             part.standardize(shift, variance.sqrt().expand_as(shift))  # type: ignore[operator]
         networks = [*self.encoder.parameters(), *self.decoder.parameters()]
@@ -158,10 +165,10 @@ class RQVAE(ItemTokenizer):
             if step >= num_plain:
                 self.quantizer.update_codebook(optimizer)
         if not all(bool(torch.isfinite(parameter).all()) for parameter in self.parameters()):
-            raise ValueError(f"expected finite weights after training, got others; lower lr={self.lr:g}")
+            raise ValueError(f"expected finite weights after training, got NaN or infinity; lower lr={self.lr:g}")
 
     def _step_losses(self, x: Tensor, variance: Tensor, num_plain: int, progress: bool) -> Iterator[Tensor]:
-        """The loss of each step; the codes are fitted before the first that quantizes."""
+        """The loss of each step; the codebook is initialized before the first step that quantizes."""
         generator = torch.Generator().manual_seed(self.seed)
         batches = self._batches(len(x), generator)
         for step in tracked(range(self.steps), "training RQ-VAE", progress):
@@ -171,7 +178,7 @@ class RQVAE(ItemTokenizer):
             yield self._loss(x[items], items, variance, step < num_plain)
 
     def _batches(self, num_items: int, generator: torch.Generator) -> Iterator[Tensor]:
-        """Row numbers, every item once in turn; the last few of a round are left out where they fill no batch."""
+        """Rows of each batch, a new permutation every epoch; incomplete last batches are dropped."""
         size = min(self.batch_size, num_items)
         while True:
             order = torch.randperm(num_items, generator=generator)
@@ -198,9 +205,9 @@ class RQVAE(ItemTokenizer):
     # --- encoding -----------------------------------------------------------------------------------------------------
 
     def _encoder(self) -> Callable[[Float[Tensor, "n D"]], Int[Tensor, "n L"]]:
-        """Float32, and float64 where rounding may decide."""
+        """Encodes in float32, and in float64 if rounding may decide."""
         found = self.quantizer.level_tables()
-        if found is None:  # all of it in float64
+        if found is None:  # encode everything in float64
             encoder, folded = copy.deepcopy(self.encoder).double(), copy.deepcopy(self.quantizer).double().fold()
             return lambda x: folded.encode(encoder(x.double()))
         tables = [CodeTable(table) for table in found]
@@ -223,8 +230,8 @@ class RQVAE(ItemTokenizer):
         tables = self.quantizer.level_tables()
         if tables is None:
             raise ValueError(
-                f"expected a quantizer whose last level is a table, got {type(self.quantizer).__name__}; keep or "
-                "append collisions instead"
+                f"expected a quantizer whose last level is a table, got {type(self.quantizer).__name__}; choose "
+                "'append' or 'keep' for collisions"
             )
         codes, rest = self._encoder()(x), self.encoder(x)
         for own, table in zip(codes[:, :-1].unbind(1), tables, strict=False):
@@ -233,7 +240,7 @@ class RQVAE(ItemTokenizer):
 
 
 def _residual_codes(latents: Tensor, tables: Sequence[CodeTable]) -> tuple[Int[Tensor, "n L"], Bool[Tensor, " n"]]:
-    """Codes level by level in float32, and the rows where rounding, the encoder's included, may decide."""
+    """Indices of all levels in float32, and the rows where rounding (the encoder's included) may decide."""
     length = latents.norm(dim=1)
     doubt = torch.zeros(len(latents), dtype=torch.bool, device=latents.device)
     found = []
@@ -246,7 +253,7 @@ def _residual_codes(latents: Tensor, tables: Sequence[CodeTable]) -> tuple[Int[T
 
 
 def _decided_codes(latents: Tensor, tables: Sequence[CodeTable]) -> Int[Tensor, "n L"]:
-    """Codes level by level of float64 latents."""
+    """Indices of all levels of float64 latents."""
     found = []
     for table in tables:
         found.append(table.nearest(latents))

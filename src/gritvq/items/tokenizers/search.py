@@ -1,4 +1,4 @@
-"""The nearest code of every row, independent of the other rows of the batch."""
+"""Nearest-code search whose result for a row does not depend on the other rows of the batch."""
 
 from __future__ import annotations
 
@@ -10,23 +10,22 @@ from gritvq.quantizers.functional import central_code
 
 __all__ = ["CodeTable", "lengths"]
 
-_BLOCK_ENTRIES = 1 << 20  # of scores: 4 MB, which stay in the cache between the passes over them
+_BLOCK_ENTRIES = 1 << 20  # scores per block: 4 MB, which stay in the cache
 _BLOCK_ROWS = 256
-TOLERANCE = 1e-5  # of |x| |c|: what float32 products of some hundred terms may be off by, several times over
+TOLERANCE = 1e-5  # of |x| |c|: several times the error of float32 products of some hundred terms
 
 
 class CodeTable:
     """Codes prepared for any number of searches.
 
-    The products of a matrix multiplication may differ in their last digits with the number of rows and a row's place
-    among them. Where another code is as near up to rounding a row is in doubt, and decided in float64; where no doubt
-    is left these digits cannot change the choice.
+    The last digits of a matrix product may depend on the number of rows and on a row's position. So rows for which
+    another code is equally near up to rounding are decided in float64.
 
     Args:
-        codes: Codes (K, D), float32 or float64. They are looked at once: later changes are not seen.
+        codes: Codes (K, D), float32 or float64; must not be changed later.
 
     Attributes:
-        codes: The codes as given.
+        codes: The codes.
 
     Example:
         >>> table = CodeTable(torch.tensor([[0.0], [1.0]]))
@@ -49,10 +48,7 @@ class CodeTable:
         return self._wide
 
     def nearest(self, x: Float[Tensor, "N D"]) -> Int[Tensor, " N"]:
-        """Nearest codes of float32 or float64 rows, independent of the other rows.
-
-        What is a tie even in float64, up to 1e-12 of the lengths, goes to the lowest index.
-        """
+        """Indices of the nearest codes of float32 or float64 rows; ties up to 1e-12 go to the lowest index."""
         if x.dtype == torch.float64:
             return self.double()._decide(x)
         indices, doubt = self.nearest_and_doubt(x)
@@ -64,12 +60,12 @@ class CodeTable:
     def nearest_and_doubt(
         self, x: Float[Tensor, "N D"], tolerance: float = TOLERANCE, size: Float[Tensor, " N"] | None = None
     ) -> tuple[Int[Tensor, " N"], Bool[Tensor, " N"]]:
-        """Nearest codes in the rows' own precision, and the rows where another code is as near up to rounding.
+        """Nearest codes in the rows' own precision, and the rows for which another code is as near up to rounding.
 
         Args:
             x: Rows (N, D).
-            tolerance: What products may be off by, as a share of the lengths of their factors.
-            size: Lengths (N,) that the error of a row goes with, where these are not the row's.
+            tolerance: Error of products, relative to the lengths of their factors.
+            size: Lengths (N,) that errors are relative to; None means the lengths of the rows.
 
         Example:
             >>> CodeTable(torch.tensor([[0.0], [1.0]])).nearest_and_doubt(torch.tensor([[0.0], [0.5], [0.9]]))
@@ -97,7 +93,7 @@ class CodeTable:
         return indices
 
     def _scores(self, rows: Tensor) -> Tensor:
-        """Half the squared distances, less half the squared length of the row."""
+        """Half the squared distances minus half the squared length of the row."""
         return torch.addmm(self._bias, rows, self._shifted.T, alpha=-1)
 
     def _blocks(self, x: Tensor) -> list[slice]:
@@ -106,13 +102,13 @@ class CodeTable:
 
 
 def lengths(x: Float[Tensor, "N D"]) -> Float[Tensor, "N 1"]:
-    """Euclidean lengths of rows, computed in float64, so that a row's is the same in every batch.
+    """Euclidean lengths of rows, computed in float64 so that they do not depend on the batch.
 
     Example:
         >>> lengths(torch.tensor([[3.0, 4.0]]))
         tensor([[5.]])
     """
     found = x.new_empty(len(x), 1)
-    for place, rows in zip(found.split(_BLOCK_ROWS), x.split(_BLOCK_ROWS), strict=True):  # in the cache
+    for place, rows in zip(found.split(_BLOCK_ROWS), x.split(_BLOCK_ROWS), strict=True):  # blocks fit into the cache
         place.copy_(rows.double().square_().sum(1, keepdim=True).sqrt_())
     return found

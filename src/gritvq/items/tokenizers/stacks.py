@@ -1,8 +1,9 @@
-"""Residual stacks of any unit for semantic ids."""
+"""Residual quantizers for semantic ids."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from gritvq.component import check_integer
 from gritvq.quantizers.base import Quantizer
@@ -14,18 +15,18 @@ __all__ = ["grit_stack", "residual_stack"]
 
 
 def residual_stack(unit: Callable[[], Quantizer], num_levels: int = 3) -> ResidualQuantizer:
-    """A residual quantizer of ``num_levels`` units, each level's codes also trained for the prefix that ends with it.
+    """A residual quantizer of ``num_levels`` units whose prefixes are trained, too.
 
-    Under one surrogate for the whole sum every level's code gets the same gradient, so a prefix is not trained to be a
-    description of its own. Units that take their codes' gradient from the surrogate alone therefore get a codebook
-    loss of weight 1 and a commitment loss of weight 0.25 at each level, if they have none; others are left as they are.
+    With one surrogate for the whole sum, the codes of all levels get the same gradient, so prefixes are not trained to
+    approximate the input. Units whose codes get their gradient from the surrogate alone therefore get a codebook loss
+    of weight 1 and a commitment loss of weight 0.25 at each level, unless they have losses.
 
     Args:
-        unit: Makes one level.
+        unit: Function that makes one level.
         num_levels: Number of levels L.
 
     Raises:
-        ValueError: If there is no level, or the levels do not fit together.
+        ValueError: If ``num_levels`` is below 1, or the levels do not fit together.
 
     Example:
         >>> import torch
@@ -46,26 +47,21 @@ def grit_stack(
     lr_scale: float = 5.0,
     revival_interval: int | None = 20,
 ) -> ResidualQuantizer:
-    """GRIT-VQ units with the settings that serve item embeddings: k-means start, revival, losses of each level.
+    """A residual stack of GRIT-VQ for item embeddings: k-means initialization, revival, losses at each level.
 
     Args:
         dim: Size D of a latent.
         codebook_size: Number of codes K of each level.
         num_levels: Number of levels L.
-        lr_scale: Codebook learning rate over the encoder's.
-        revival_interval: Updates between two revivals of dead codes; None for none.
+        lr_scale: Learning rate of the codebook relative to the encoder's.
+        revival_interval: Updates between revivals of dead codes; None for none.
 
     Example:
         >>> grit_stack().codebook_sizes
         (256, 256, 256)
     """
-
-    def unit() -> Quantizer:
-        return grit_vq(
-            dim, codebook_size, lr_scale=lr_scale, initialization="kmeans", revival_interval=revival_interval
-        )
-
-    return residual_stack(unit, num_levels)
+    settings: dict[str, Any] = {"lr_scale": lr_scale, "revival_interval": revival_interval}
+    return residual_stack(lambda: grit_vq(dim, codebook_size, initialization="kmeans", **settings), num_levels)
 
 
 def _with_codebook_loss(unit: Quantizer) -> Quantizer:
