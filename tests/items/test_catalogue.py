@@ -451,7 +451,7 @@ class TestTexts:
             embed_texts([], tmp_path)
         with pytest.raises(ValueError, match="all strings, got None"):
             embed_texts(["a", None], tmp_path)  # type: ignore[list-item]
-        with pytest.raises(ValueError, match="expected a model of sentence-transformers"):
+        with pytest.raises(ValueError, match="expected a sentence-transformers model"):
             embed_texts(["a"], tmp_path / "none")
 
 

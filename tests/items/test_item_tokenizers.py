@@ -494,7 +494,7 @@ class TestAlignment:
         np.savez(tmp_path / "cf.npz", vectors.numpy())
         (tmp_path / "empty.npy").touch()
         for name in ("cf.npz", "empty.npy"):
-            with pytest.raises(ValueError, match=rf"a \.npy file of numbers in .*{name}, got none .* numpy\.save"):
+            with pytest.raises(ValueError, match=rf"a \.npy file of numbers, got .*{name} .* numpy\.save"):
                 CollaborativeLoss(str(tmp_path / name)).check(20, quantizer)
 
     def test_diversity_loss_prefers_mates(self) -> None:

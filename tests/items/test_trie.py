@@ -90,7 +90,7 @@ def test_moves_and_says_what_is_wrong() -> None:
     for codes, sizes, text in (
         (torch.zeros(0, 2, dtype=torch.int64), (3, 4), "at least one id"),
         (torch.zeros(2, 3, dtype=torch.int64), (3, 4), r"got \(2, 3\)"),
-        (torch.tensor([[0, 1], [0, 4]]), (3, 4), r"\[0, 4\) at level 1, got 4 in row 1"),
+        (torch.tensor([[0, 1], [0, 4]]), (3, 4), r"\[0, 4\) in column 1, got 4 in row 1"),
         (torch.tensor([[-1, 1]]), (3, 4), "got -1 in row 0"),
     ):
         with pytest.raises(ValueError, match=text):

@@ -289,9 +289,7 @@ def embed_texts(
     """
     wrong = [each for each in texts if not isinstance(each, str)]
     if not texts or wrong:
-        raise ValueError(
-            f"expected at least one text, all strings, got {repr(wrong[0]) if wrong else 'none'}; add texts."
-        )
+        raise ValueError(f"expected at least one text, all strings, got {wrong[:1] or 'none'}; add texts.")
     sentence_transformers = optional("sentence_transformers", "items")
     try:
         encoder = sentence_transformers.SentenceTransformer(str(model), device=device)
