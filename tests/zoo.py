@@ -357,6 +357,21 @@ KINDS |= {
 }
 
 
+# What compiling sees: every class of part and structure once. The other kinds are made of these.
+GRAPHS = KINDS - {
+    "vq_vae",
+    "vq_vae_ema",
+    "simvq",
+    "cosine",
+    "fsq-projected",
+    "lfq-projected",
+    "bsq-projected",
+    "rq",
+    "pq",
+}
+GRAPHS -= {"xq", "vq_vae_2", "multiscale-ema", "sq_vae", "residual-mixture", "variational-latent-radial-residual"}
+
+
 def quick(*names: str, of: Mapping[str, Any] = QUANTIZERS) -> list[Any]:
     """Rows as parameters of a test: these run in the suite, the others in `make soak`."""
     return [pytest.param(row, id=name, marks=() if name in names else pytest.mark.soak) for name, row in of.items()]

@@ -14,7 +14,7 @@ from PIL import Image
 
 from gritvq import Tokenizer
 from gritvq.cli import main, paper_of
-from gritvq.component import from_config
+from gritvq.component import from_config, to_config
 from gritvq.images import ImageTokenizer
 from gritvq.quantizers import presets
 
@@ -23,9 +23,9 @@ CONFIGS = ROOT / "configs" / "methods"
 PAGES = {path.stem: path.read_text() for path in (ROOT / "docs" / "methods").glob("*.md")}
 
 
-def configured(path: Path) -> Tokenizer:
+def configured(content: dict[str, Any]) -> Tokenizer:
     """The tokenizer of a configuration."""
-    parts = yaml.safe_load(path.read_text())["tokenizer"]
+    parts = content["tokenizer"]
     preset = parts["quantizer"]
     quantizer = getattr(presets, preset["class_path"].removeprefix("gritvq."))(**preset["init_args"])
     encoder, decoder = (from_config(parts[name]) for name in ("encoder", "decoder"))
@@ -56,6 +56,31 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("name", presets.__all__)
+def test_every_configuration_is_read_and_gives_a_tokenizer(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    path = CONFIGS / f"{name}.yaml"
+    small = ["--tokenizer.encoder.init_args.width", "8", "--tokenizer.decoder.init_args.width", "8"]
+    assert main(["fit", "--config", str(path), *small, "--print_config"]) == 0
+    whole = yaml.safe_load(capsys.readouterr().out)
+    tokenizer = configured(whole)
+    assert to_config(tokenizer.quantizer) == to_config(configured(yaml.safe_load(path.read_text())).quantizer)
+    check(tokenizer.eval())
+
+
+def check(tokenizer: Any) -> None:
+    images = torch.rand(2, 3, 32, 32)
+    decoded = tokenizer.decode(tokenizer.encode(images))
+    assert decoded.shape == images.shape
+    if tokenizer.quantizer.exact != "never":
+        assert torch.equal(decoded, tokenizer(images).reconstruction.detach().clamp(0, 1))
+
+
+# One of each kind of tokens, of losses and of updates; that each part learns is in the contract of all quantizers.
+TRAINED = {"grit_vq", "vq_vae_ema", "fsq", "soft_vq", "xq", "vq_vae_2", "msvq", "sq_vae", "vaevq_released"}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in TRAINED else pytest.mark.soak) for name in presets.__all__]
+)
 def test_every_configuration_trains(
     name: str, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -67,17 +92,14 @@ def test_every_configuration_trains(
     arguments += ["--tokenizer.quantizer.init_args.codebook_size", "64", "--out", str(tmp_path / "run")]
     assert main(arguments) == 0
     assert "PSNR" in capsys.readouterr().out
-    tokenizer = Tokenizer.from_pretrained(tmp_path / "run" / "tokenizer")
-    images = torch.rand(2, 3, 32, 32)
-    tokens = tokenizer.encode(images)
-    decoded = tokenizer.decode(tokens)
-    assert decoded.shape == images.shape
-    if tokenizer.quantizer.exact != "never":
-        assert torch.equal(decoded, tokenizer(images).reconstruction.detach().clamp(0, 1))
+    check(Tokenizer.from_pretrained(tmp_path / "run" / "tokenizer"))
 
 
 def test_hierarchical_and_flat_have_equal_bits_and_parameters() -> None:
-    two, one = (configured(ROOT / "configs" / "image" / f"{name}.yaml") for name in ("hierarchical", "flat"))
+    two, one = (
+        configured(yaml.safe_load((ROOT / "configs" / "image" / f"{name}.yaml").read_text()))
+        for name in ("hierarchical", "flat")
+    )
     assert two.quantizer.bits((8, 8)) == 720
     assert one.quantizer.bits((8, 8)) == pytest.approx(720, rel=1e-3)
     sizes = [sum(p.numel() for p in tokenizer.parameters()) for tokenizer in (two, one)]

@@ -21,7 +21,7 @@ from torch._inductor import config as inductor_config
 from torch.utils.checkpoint import checkpoint
 
 from gritvq import Codebook, CodeStatistics, Quantizer, from_config, to_config
-from zoo import DIM, KINDS, QUANTIZERS, SIZE, quick, trained_a_little
+from zoo import DIM, GRAPHS, KINDS, QUANTIZERS, SIZE, quick, trained_a_little
 
 Make = Callable[[int, int], Quantizer]
 each = pytest.mark.parametrize("make", QUANTIZERS.values(), ids=QUANTIZERS.keys())
@@ -385,7 +385,10 @@ class TestEveryKind:
             assert_same(results[0][1], gradients)
 
 
-@kinds
+graphs = pytest.mark.parametrize("make", quick(*GRAPHS))
+
+
+@graphs
 def test_folded_form_exports(make: Make) -> None:
     folded = made(make).fold()
     x = data(folded, 30)
@@ -400,7 +403,7 @@ def test_folded_form_exports(make: Make) -> None:
             torch.testing.assert_close(values, folded(other).quantized)
 
 
-@kinds
+@graphs
 def test_one_graph_compiled_once(make: Make) -> None:
     eager, other = made(make), made(make)
     frames = CompileCounterWithBackend("aot_eager")
@@ -433,7 +436,7 @@ def compare(eager: Quantizer, compiled: Any, other: Quantizer) -> None:
     torch.backends.cpu.get_cpu_capability() == "DEFAULT",
     reason="without vector instructions PyTorch's compiler for the CPU writes some programs that g++ refuses",
 )
-@pytest.mark.parametrize("make", quick("grit_vq", "vq_vae_ema", "rotation_vq", "rq", "fsq", "all-rules"))
+@pytest.mark.parametrize("make", quick("grit_vq", "rotation_vq", "rq", "fsq"))
 def test_compiles_with_inductor(make: Make) -> None:
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()

@@ -6,6 +6,7 @@ import csv
 import functools
 import logging
 import math
+import pickle
 import warnings
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -60,7 +61,7 @@ from gritvq.training import TrainingPlan, train
 from gritvq.training.callbacks import collapse_advice
 from gritvq.training.objectives import ReconstructionObjective
 from gritvq.training.run import seed_everything
-from zoo import PRESETS
+from zoo import PRESETS, quick
 
 DIM, SIZE = 6, 32
 
@@ -100,7 +101,7 @@ def logged(folder: Path, column: str, run: int = 0) -> dict[int, float]:
         return {int(row["step"]): float(row[column]) for row in csv.DictReader(file) if row.get(column)}
 
 
-@pytest.mark.parametrize("preset", PRESETS.values(), ids=PRESETS.keys())
+@pytest.mark.parametrize("preset", quick("vq_vae", "vq_vae_ema", "grit_vq", "diveq", "rq", "fsq-projected", of=PRESETS))
 def test_every_preset_learns(preset: Callable[..., Quantizer], pictures: str) -> None:
     task, data = task_for(preset), data_from(pictures)
     data.setup("fit")
@@ -262,7 +263,7 @@ GRIDS: dict[str, Callable[[int, int], Quantizer]] = {
 }
 
 
-@pytest.mark.parametrize("make", GRIDS.values(), ids=GRIDS.keys())
+@pytest.mark.parametrize("make", quick(*GRIDS.keys() - {"huge"}, of=GRIDS))  # "largest" has more codes still
 def test_whole_runs_of_all_kinds_of_tokens(
     make: Callable[[int, int], Quantizer], pictures: str, tmp_path: Path
 ) -> None:
@@ -384,6 +385,24 @@ def test_token_statistics() -> None:
     assert numbers["bits_per_pixel"] == 5 / 16 and DIM - 2 < numbers["effective_rank"] <= DIM
 
 
+class Travels:
+    """A pool of processes without the processes: whatever goes there and comes back is pickled."""
+
+    def __init__(self, *_: Any, **__: Any) -> None: ...
+
+    def submit(self, *job: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        run, *arguments = pickle.loads(pickle.dumps(job))
+        try:
+            future.set_result(pickle.loads(pickle.dumps(run(*arguments))))
+        except Exception as error:
+            future.set_exception(pickle.loads(pickle.dumps(error)))
+        return future
+
+    def shutdown(self, *, cancel_futures: bool) -> None:
+        assert cancel_futures
+
+
 class TestCompare:
     def test_results_survive_the_file(self, pictures: str, tmp_path: Path) -> None:
         comparison = Comparison(dim=DIM, width=8, num_blocks=1, max_steps=3, split="validation")
@@ -425,8 +444,16 @@ class TestCompare:
         result = run_entry(comparison, Entry("variational", variational, SIZE, 0), lambda: data_from(pictures))
         assert math.isfinite(result["psnr"]) and result["bits_per_token"] == 5
 
-    @pytest.mark.parametrize("jobs", [1, 2])
-    def test_a_failing_run_leaves_the_others(self, pictures: str, jobs: int) -> None:
+    @pytest.mark.parametrize(
+        ("jobs", "pool"),
+        [(1, None), (2, Travels), pytest.param(2, None, marks=pytest.mark.soak)],  # starting processes is slow
+        ids=["here", "as if in processes", "in processes"],
+    )
+    def test_a_failing_run_leaves_the_others(
+        self, pictures: str, jobs: int, pool: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        if pool is not None:
+            monkeypatch.setattr("gritvq.images.comparison.ProcessPoolExecutor", pool)
         comparison = Comparison(dim=DIM, width=8, num_blocks=1, max_steps=2, split="validation")
         entries = [Entry("bad", vq_vae, 0, 3), Entry("ours", grit_vq, SIZE, 0), Entry("plain", vq_vae, SIZE, 1)]
         results = []
