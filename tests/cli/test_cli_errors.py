@@ -230,6 +230,14 @@ class TestOneMessage:
     def test_of_configurations(self, content: bytes, message: str, capsys: pytest.CaptureFixture[str]) -> None:
         assert message in wrong(["fit", "--config", text_of("a.yaml", content), *FIT], capsys)
 
+    def test_of_a_module_that_raises(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        (tmp_path / "own_parts.py").write_text("raise RuntimeError('no parts today')")
+        monkeypatch.syspath_prepend(str(tmp_path))
+        content = b"tokenizer: {encoder: {class_path: own_parts.Encoder}}"
+        assert "no parts today" in wrong(["fit", "--config", text_of("a.yaml", content), *FIT], capsys)
+
     @pytest.mark.parametrize(
         ("words", "message"),
         [

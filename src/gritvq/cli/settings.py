@@ -118,13 +118,14 @@ def _find(path: Any) -> Any:
     module, _, name = str(path).rpartition(".")
     try:
         return getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError):
+    except Exception:  # a named module may raise anything
         return None
 
 
 def _required(found: Any) -> set[str]:
     """Names of the arguments that have no default."""
-    if found is None:
+    try:
+        parameters = inspect.signature(found).parameters.items()
+    except (TypeError, ValueError):  # None, or nothing that can be called
         return set()
-    parameters = inspect.signature(found).parameters.items()
     return {name for name, parameter in parameters if parameter.default is inspect.Parameter.empty}
