@@ -11,7 +11,7 @@ import torch
 from scipy.stats import chisquare
 from torch import Tensor, nn
 
-from gritvq.priors import Prior
+from gritvq.priors import BitHead, Prior
 from gritvq.tokens import TokenLayout
 
 AnyPrior = TypeVar("AnyPrior", bound=Prior)
@@ -38,6 +38,10 @@ def scrambled(module: AnyPrior, scale: float = 0.35) -> AnyPrior:
 
 
 def prior_of(cls: type[AnyPrior], layout: str, **settings: Any) -> AnyPrior:
+    if settings.get("head") in ("bits", "parallel_bits"):  # digits of 2 and 3, not one digit that is the index
+        sizes, chain = LAYOUTS[layout].vocabulary.codebook_sizes, settings["head"] == "bits"
+        levels = [{12: [2, 3, 2]}.get(size, [size]) for size in sizes]
+        settings["head"] = BitHead(sizes, 16, levels=levels, autoregressive=chain)
     settings = {"width": 16, "depth": 2, "num_heads": 2, "num_classes": NUM_CLASSES, **settings}
     return scrambled(cls(LAYOUTS[layout], **settings))
 

@@ -9,7 +9,8 @@ from gritvq.priors import AutoregressivePrior, LinearGuidance, Prior, sample_see
 from priors_common import LAYOUTS, all_samples, frequencies_fit, prior_of, same_class
 
 ROWS = [("grid", "softmax"), ("snake", "softmax"), ("channels", "softmax"), ("flat", "softmax"), ("delay", "softmax")]
-ROWS += [("hierarchy", "softmax")]
+ROWS += [("hierarchy", "softmax"), ("channels", "depth"), ("hierarchy", "depth"), ("large", "bits")]
+ROWS += [("large", "parallel_bits"), ("channels", "bits")]
 
 
 @pytest.fixture(params=ROWS, ids="-".join)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from gritvq.priors.autoregressive import AutoregressivePrior
     from gritvq.priors.base import Prior
     from gritvq.priors.data import TokenData
-    from gritvq.priors.heads import Head, SoftmaxHead, head_for
+    from gritvq.priors.heads import BitHead, DepthHead, Head, SoftmaxHead, head_for
     from gritvq.priors.sampling import (
         ConstantGuidance,
         Guidance,
@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AutoregressivePrior",
+    "BitHead",
     "ConstantGuidance",
+    "DepthHead",
     "Guidance",
     "Head",
     "LinearGuidance",
@@ -44,7 +46,7 @@ __getattr__ = lazy_names(
         "autoregressive": ["AutoregressivePrior"],
         "base": ["Prior"],
         "data": ["TokenData"],
-        "heads": ["Head", "SoftmaxHead", "head_for"],
+        "heads": ["BitHead", "DepthHead", "Head", "SoftmaxHead", "head_for"],
         "sampling": ["ConstantGuidance", "Guidance", "LinearGuidance", "PowerCosineGuidance", "sample_seeds"],
         "task": ["PriorTask"],
     },

@@ -80,7 +80,7 @@ class Transformer(nn.Module):
 
 
 def gpt2(dim: int, num_layers: int, num_heads: int, hidden_dim: int, dropout: float, positions: int) -> Any:
-    """GPT-2 over given embeddings; its own table of tokens is left empty.
+    """GPT-2 over given embeddings; its own token embedding is not used.
 
     Args:
         dim: Width.
@@ -106,7 +106,7 @@ def gpt2(dim: int, num_layers: int, num_heads: int, hidden_dim: int, dropout: fl
             n_inner=hidden_dim,
             resid_pdrop=dropout,
             embd_pdrop=dropout,
-            attn_pdrop=0.0,  # the weights of attention stay whole, so that its fused form serves
+            attn_pdrop=0.0,  # for fused attention
             activation_function="gelu_pytorch_tanh",
             bos_token_id=None,
             eos_token_id=None,

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from gritvq.component import Component
 from gritvq.lazy import optional
+from gritvq.priors.transformer import channel_states, gpt2
 from gritvq.tokens import BOS, EOS, PAD, Vocabulary
 
 __all__ = ["Backbone", "Context", "DepthDecoder", "EncoderDecoder", "TokenDecoder"]
@@ -239,7 +240,7 @@ class TokenDecoder(_CausalDecoder):
     ) -> None:
         super().__init__(codebook_sizes, dim, max_items)
         positions = (max_items + 1) * len(self.codebook_sizes)  # BOS, the items, and all but the last index of the next
-        self.model: Any = _gpt2(dim, num_layers, num_heads, hidden_dim, dropout, positions)
+        self.model: Any = gpt2(dim, num_layers, num_heads, hidden_dim, dropout, positions)
 
     def loss(self, codes: Int[Tensor, "B T Q"], lengths: Int[Tensor, " B"]) -> Float[Tensor, ""]:
         """See the base class. Every item of each row is a target."""
@@ -319,8 +320,8 @@ class DepthDecoder(_CausalDecoder):
         max_items: int = 21,
     ) -> None:
         super().__init__(codebook_sizes, dim, max_items)
-        self.items: Any = _gpt2(dim, num_layers, num_heads, hidden_dim, dropout, max_items + 1)
-        self.codes: Any = _gpt2(dim, num_code_layers, num_heads, hidden_dim, dropout, len(self.codebook_sizes))
+        self.items: Any = gpt2(dim, num_layers, num_heads, hidden_dim, dropout, max_items + 1)
+        self.codes: Any = gpt2(dim, num_code_layers, num_heads, hidden_dim, dropout, len(self.codebook_sizes))
 
     def loss(self, codes: Int[Tensor, "B T Q"], lengths: Int[Tensor, " B"]) -> Float[Tensor, ""]:
         """See the base class. Every item of each row is a target."""
@@ -349,32 +350,5 @@ class DepthDecoder(_CausalDecoder):
 
     def _write(self, states: Tensor, codes: Tensor) -> Tensor:
         """States (N, l + 1, D) that predict the indices."""
-        return self.codes(
-            inputs_embeds=torch.cat([states[:, None], self.embedding(self.vocabulary.tokens_of(codes))], 1)
-        ).last_hidden_state
-
-
-def _gpt2(dim: int, num_layers: int, num_heads: int, hidden_dim: int, dropout: float, positions: int) -> Any:
-    """GPT-2 over given embeddings; its own token embedding is not used."""
-    transformers = optional("transformers", "items")
-    if dim % num_heads:
-        raise ValueError(f"expected dim to be a multiple of num_heads, got {dim} and {num_heads}; change one of them")
-    model = transformers.GPT2Model(
-        transformers.GPT2Config(
-            vocab_size=1,
-            n_positions=positions,
-            n_embd=dim,
-            n_layer=num_layers,
-            n_head=num_heads,
-            n_inner=hidden_dim,
-            resid_pdrop=dropout,
-            embd_pdrop=dropout,
-            attn_pdrop=0.0,  # for fused attention
-            activation_function="gelu_pytorch_tanh",
-            bos_token_id=None,
-            eos_token_id=None,
-            use_cache=False,
-        )
-    )
-    model.wte.weight.requires_grad_(False)
-    return model
+        embedded = self.embedding(self.vocabulary.tokens_of(codes))
+        return channel_states(self.codes, states, embedded)
