@@ -15,9 +15,18 @@ if TYPE_CHECKING:
     from gritvq.images.evaluation import evaluate, token_statistics
     from gritvq.images.features import FileFeatures, Frozen, VGG16Features
     from gritvq.images.files import Picture, Pictures, find_images, open_pictures, read_images, to_tensor
+    from gritvq.images.foundation import FoundationEncoder, SelfDistillation, pretrained_encoder, vqrae_quantizer
     from gritvq.images.losses import R1, AdversarialLoss, LeCam, LPIPSLoss, PerceptualLoss
     from gritvq.images.metrics import ReconstructionError
-    from gritvq.images.networks import ImageDecoder, ImageEncoder, num_parameters
+    from gritvq.images.networks import (
+        ImageDecoder,
+        ImageEncoder,
+        ViTDecoder,
+        ViTEncoder,
+        VQGANDecoder,
+        VQGANEncoder,
+        num_parameters,
+    )
     from gritvq.images.objectives import image_losses
     from gritvq.images.task import TokenizerTask
     from gritvq.images.tokenizer import ImageTokenizer
@@ -27,6 +36,7 @@ __all__ = [
     "AdversarialLoss",
     "FeatureDiscriminator",
     "FileFeatures",
+    "FoundationEncoder",
     "Frozen",
     "ImageData",
     "ImageDecoder",
@@ -39,16 +49,23 @@ __all__ = [
     "Picture",
     "Pictures",
     "ReconstructionError",
+    "SelfDistillation",
     "TokenizerTask",
     "VGG16Features",
+    "VQGANDecoder",
+    "VQGANEncoder",
+    "ViTDecoder",
+    "ViTEncoder",
     "evaluate",
     "find_images",
     "image_losses",
     "num_parameters",
     "open_pictures",
+    "pretrained_encoder",
     "read_images",
     "to_tensor",
     "token_statistics",
+    "vqrae_quantizer",
 ]
 
 __getattr__ = lazy_names(
@@ -59,9 +76,18 @@ __getattr__ = lazy_names(
         "evaluation": ["evaluate", "token_statistics"],
         "features": ["FileFeatures", "Frozen", "VGG16Features"],
         "files": ["Picture", "Pictures", "find_images", "open_pictures", "read_images", "to_tensor"],
+        "foundation": ["FoundationEncoder", "SelfDistillation", "pretrained_encoder", "vqrae_quantizer"],
         "losses": ["R1", "AdversarialLoss", "LPIPSLoss", "LeCam", "PerceptualLoss"],
         "metrics": ["ReconstructionError"],
-        "networks": ["ImageDecoder", "ImageEncoder", "num_parameters"],
+        "networks": [
+            "ImageDecoder",
+            "ImageEncoder",
+            "VQGANDecoder",
+            "VQGANEncoder",
+            "ViTDecoder",
+            "ViTEncoder",
+            "num_parameters",
+        ],
         "objectives": ["image_losses"],
         "task": ["TokenizerTask"],
         "tokenizer": ["ImageTokenizer"],

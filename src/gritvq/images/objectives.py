@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from gritvq.images.foundation import SelfDistillation
 from gritvq.images.losses import AdversarialLoss, PerceptualDistance
 from gritvq.images.tokenizer import ImageTokenizer
 from gritvq.quantizers.stochastic import VariationalLatent
@@ -24,6 +25,7 @@ def image_losses(
     *,
     perceptual: PerceptualDistance | None = None,
     adversarial: AdversarialLoss | None = None,
+    distillation: SelfDistillation | None = None,
 ) -> tuple[dict[str, Tensor], TokenizerOutput]:
     """Losses of a batch by name, and the tokenizer's output.
 
@@ -34,7 +36,8 @@ def image_losses(
         images: Pixels in [0, 1].
         perceptual: Adds the weighted loss ``perceptual`` of the reconstruction.
         adversarial: Adds the tokenizer's weighted loss ``adversarial``; its adaptive weight compares it with all losses
-            but the quantizer's.
+            of the reconstruction.
+        distillation: Adds the weighted loss ``distillation`` of the latents.
 
     Raises:
         ValueError: If the objective needs a continuous latent and the quantizer has none, or pictures are too small for
@@ -73,4 +76,6 @@ def image_losses(
             last: Any = tokenizer.decoder.last_layer
             own = own * adversarial.adaptive_weight(torch.stack(others).sum(), own, last)
         losses["adversarial"] = weight * own
+    if distillation is not None:
+        losses["distillation"] = distillation.weight * distillation(output.latents, tokenizer.padded(images))
     return losses, output

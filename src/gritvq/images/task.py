@@ -13,6 +13,7 @@ from torch import Tensor
 from gritvq.component import eval_mode, packages_of
 from gritvq.images.callbacks import ReconstructionPlots
 from gritvq.images.data import ImageData
+from gritvq.images.foundation import SelfDistillation
 from gritvq.images.losses import AdversarialLoss, PerceptualDistance
 from gritvq.images.metrics import ReconstructionError
 from gritvq.images.objectives import image_losses
@@ -48,9 +49,11 @@ class TokenizerTask(Task):
         perceptual: Perceptual loss of the reconstruction, in addition.
         adversarial: Adversarial loss, in addition; its discriminator has an optimizer of its own. Steps, checkpoints,
             accumulation and clipping are the same with and without it.
+        distillation: Loss that keeps the encoder's features near those it has at the start, in addition.
 
     Raises:
-        ValueError: If a number is out of range, or an adaptive adversarial loss finds no last layer in the decoder.
+        ValueError: If a number is out of range, the decoder of an adaptive adversarial loss has no last layer, or the
+            encoder of a distillation does not learn.
 
     Example:
         >>> from gritvq import grit_vq
@@ -72,6 +75,7 @@ class TokenizerTask(Task):
         objective: Objective | None = None,
         perceptual: PerceptualDistance | None = None,
         adversarial: AdversarialLoss | None = None,
+        distillation: SelfDistillation | None = None,
     ) -> None:
         super().__init__(
             OptimizerSettings(
@@ -87,6 +91,11 @@ class TokenizerTask(Task):
                 f"expected a decoder with the attribute last_layer, the weight of its last layer, got "
                 f"{type(tokenizer.decoder).__name__} without it; set it, or adaptive=False in AdversarialLoss"
             )
+        self.distillation = distillation
+        if distillation is not None:
+            if not any(weight.requires_grad for weight in tokenizer.encoder.parameters()):
+                raise ValueError("expected an encoder that learns for a distillation, got a frozen one; set trainable")
+            distillation.remember(tokenizer.encoder)
         self.codebook_usage = CodebookUsage(tokenizer.quantizer.codebook_sizes)
         self.reconstruction_error = ReconstructionError()
         self.window_usage = CodebookUsage(tokenizer.quantizer.codebook_sizes)
@@ -101,6 +110,8 @@ class TokenizerTask(Task):
         if isinstance(tokenizer, str):
             tokenizer = ImageTokenizer.from_pretrained(tokenizer, packages_of(self.tokenizer))
         copy_weights(self.tokenizer, tokenizer)
+        if self.distillation is not None:
+            self.distillation.remember(self.tokenizer.encoder)
         self._keeps_codes = True
 
     @torch.no_grad()
@@ -159,7 +170,12 @@ class TokenizerTask(Task):
         """
         adversarial = None if self.adversarial is None or self.step < self.adversarial.start else self.adversarial
         losses, output = image_losses(
-            self.objective, self.tokenizer, images, perceptual=self.perceptual, adversarial=adversarial
+            self.objective,
+            self.tokenizer,
+            images,
+            perceptual=self.perceptual,
+            adversarial=adversarial,
+            distillation=self.distillation,
         )
         loss = torch.stack(list(losses.values())).sum()
         if self._window != self.step // _WINDOW:

@@ -92,7 +92,12 @@ class ImageTokenizer(Autoencoder):
             ValueError: If the images' size does not fit the quantizer's layout.
         """
         self.check_size(images.shape[-2], images.shape[-1])
-        return self.encoder(self._pad(images))
+        return self.encoder(self.padded(images))
+
+    def padded(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
+        """Images whose sides are extended to multiples of ``factor`` by repeating the border."""
+        extra_h, extra_w = (-images.shape[-2] % self.factor, -images.shape[-1] % self.factor)
+        return F.pad(images, (0, extra_w, 0, extra_h), mode="replicate") if extra_h or extra_w else images
 
     def check_size(self, height: int, width: int) -> None:
         """Check that images of this size in pixels can be tokenized; without a quantizer's layout any size can.
@@ -308,10 +313,6 @@ class ImageTokenizer(Autoencoder):
             )
         parameter = next(self.encoder.parameters())
         return (images if images.ndim == 4 else images[None]).to(parameter.device, parameter.dtype)
-
-    def _pad(self, images: Tensor) -> Tensor:
-        extra_h, extra_w = (-images.shape[-2] % self.factor, -images.shape[-1] % self.factor)
-        return F.pad(images, (0, extra_w, 0, extra_h), mode="replicate") if extra_h or extra_w else images
 
 
 def _check_parts(encoder: Component, quantizer: Quantizer, decoder: Component) -> None:

@@ -260,6 +260,7 @@ def silence() -> None:
         ".*Checkpoint directory.*",
         ".*dirpath has changed.*",
         ".*IterableDataset.*",
+        ".*in eval mode at the start of training.*",  # frozen parts are
         ".*callbacks used to create the checkpoint.*",  # a resumed run may have a longer plan
     ):
         warnings.filterwarnings("ignore", message=text)
