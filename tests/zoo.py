@@ -369,7 +369,7 @@ GRAPHS = KINDS - {
     "rq",
     "pq",
 }
-GRAPHS -= {"xq", "vq_vae_2", "multiscale-ema", "sq_vae", "residual-mixture", "variational-latent-radial-residual"}
+GRAPHS -= {"xq", "vq_vae_2", "msvq", "sq_vae", "residual-mixture", "variational-latent-radial-residual"}
 
 
 def quick(*names: str, of: Mapping[str, Any] = QUANTIZERS) -> list[Any]:

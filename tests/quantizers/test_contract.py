@@ -436,7 +436,7 @@ def compare(eager: Quantizer, compiled: Any, other: Quantizer) -> None:
     torch.backends.cpu.get_cpu_capability() == "DEFAULT",
     reason="without vector instructions PyTorch's compiler for the CPU writes some programs that g++ refuses",
 )
-@pytest.mark.parametrize("make", quick("grit_vq", "rotation_vq", "rq", "fsq"))
+@pytest.mark.parametrize("make", quick("grit_vq", "rotation_vq", "fsq"))
 def test_compiles_with_inductor(make: Make) -> None:
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()

@@ -16,7 +16,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 from gritvq import CodebookLoss, Context, FreeCodebook, LearningRule, VectorQuantizer, WassersteinLoss, to_config
 from gritvq.quantizers.functional import code_counts, perplexity
-from zoo import DIM, SIZE
+from zoo import DIM, SEEDS, SIZE
 
 Make = Callable[[], LearningRule]
 
@@ -291,7 +291,7 @@ def trained(rule: LearningRule, start: Tensor, batch: Callable[[int], Tensor]) -
     return counts, float((output.quantized.detach() - x).square().sum(1).mean())
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("seed", SEEDS)
 def test_codes_in_a_far_corner_all_come_to_the_data(seed: int) -> None:
     torch.manual_seed(seed)
     angle = torch.arange(8) * math.pi / 4
@@ -307,7 +307,7 @@ def test_codes_in_a_far_corner_all_come_to_the_data(seed: int) -> None:
     assert float(perplexity(counts)) <= 0.2 * 32 and error > 5
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("seed", SEEDS)
 def test_weights_become_counts(seed: int) -> None:
     torch.manual_seed(seed)
     centers, share = torch.tensor([[0.0, 0], [4, 0], [0, 4], [4, 4]]), torch.tensor([0.7, 0.1, 0.1, 0.1])
