@@ -22,9 +22,11 @@ LAYOUTS: dict[str, TokenLayout] = {
     "channels": TokenLayout((2, 3), (2,)),
     "flat": TokenLayout((2, 3), (2,), interleaving="flat"),
     "delay": TokenLayout((2, 3), (2,), interleaving="delay"),
-    "pyramid": TokenLayout((3,), (5,), scales=[((1,), (0,)), ((2, 2), (0,))]),
+    "pyramid": TokenLayout((3,), (5,), scales=[((1, 1), (0,)), ((2, 2), (0,))]),
+    "channel pyramid": TokenLayout((2, 3), (3,), scales=[((1,), (0, 1)), ((2,), (0, 1))]),
     "hierarchy": TokenLayout((4, 2), (5,), scales=[((1,), (0,)), ((4,), (1,))]),
     "large": TokenLayout((12,), (2,)),
+    "wide": TokenLayout((2,), (100,)),
 }
 NUM_CLASSES = 2
 

@@ -86,9 +86,13 @@ def test_absent_channels_count_nothing(name: str) -> None:
     torch.testing.assert_close(head.loss(states, indices), -log_probs.sum() / 6)
     assert torch.equal(head.embed(indices)[3], torch.zeros(16))
     torch.testing.assert_close(head.embed(indices)[0], head.embed(indices[0]))
-    found = head.sample(states[None], lambda logits: logits[0].argmax(-1), indices >= 0)
+
+    def first(logits: Tensor, present: Tensor) -> Tensor:
+        return logits[0].argmax(-1).masked_fill(~present, -1)
+
+    found = head.sample(states[None], first, indices >= 0)
     assert torch.equal(found >= 0, indices >= 0) and bool((found < torch.tensor([4, 6])).all())
-    one = head.sample(states[None, :1], lambda logits: logits[0].argmax(-1), torch.tensor([True, True]))
+    one = head.sample(states[None, :1], first, torch.tensor([True, True]))
     assert torch.equal(one, found[:1])
 
 

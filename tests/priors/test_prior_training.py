@@ -116,12 +116,12 @@ def test_a_saved_prior_belongs_to_one_tokenizer(tmp_path: Path) -> None:
     loaded = AutoregressivePrior.from_pretrained(tmp_path / "prior", layout=LAYOUTS["pyramid"], fingerprint="a" * 40)
     assert loaded.fingerprint == prior.fingerprint and not loaded.training
     torch.testing.assert_close(loaded.sample(3, 1, generator=1), prior.sample(3, 1, generator=1))
-    scales = [((1,), (0,)), ((1,), (0,)), ((3,), (0,))]
+    scales = [((1, 1), (0,)), ((1, 1), (0,)), ((3, 1), (0,))]
     for given, said in (
         ({"fingerprint": "b" * 40}, "whose tokens mean something else"),
         (
             {"layout": TokenLayout((3,), (5,), scales=scales)},
-            r"scales \[\[1\], \[2, 2\]\].*got \[\[1\], \[1\]",
+            r"scales \[\[1, 1\], \[2, 2\]\].*got \[\[1, 1\], \[1",
         ),
         ({"layout": TokenLayout((4,), (5,), scales=LAYOUTS["pyramid"].scales)}, r"codebook sizes \[3\].*got \[4\]"),
         ({"layout": TokenLayout((3, 3), (5,))}, "codebook sizes"),

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from gritvq.priors.base import Prior
     from gritvq.priors.data import TokenData
     from gritvq.priors.heads import BitHead, DepthHead, Head, SoftmaxHead, head_for
+    from gritvq.priors.masked import MaskedPrior, halton_order
+    from gritvq.priors.next_scale import NextScalePrior
     from gritvq.priors.sampling import (
         ConstantGuidance,
         Guidance,
@@ -31,11 +33,14 @@ __all__ = [
     "Guidance",
     "Head",
     "LinearGuidance",
+    "MaskedPrior",
+    "NextScalePrior",
     "PowerCosineGuidance",
     "Prior",
     "PriorTask",
     "SoftmaxHead",
     "TokenData",
+    "halton_order",
     "head_for",
     "sample_seeds",
 ]
@@ -47,6 +52,8 @@ __getattr__ = lazy_names(
         "base": ["Prior"],
         "data": ["TokenData"],
         "heads": ["BitHead", "DepthHead", "Head", "SoftmaxHead", "head_for"],
+        "masked": ["MaskedPrior", "halton_order"],
+        "next_scale": ["NextScalePrior"],
         "sampling": ["ConstantGuidance", "Guidance", "LinearGuidance", "PowerCosineGuidance", "sample_seeds"],
         "task": ["PriorTask"],
     },

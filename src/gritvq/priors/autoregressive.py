@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Literal, TypeAlias, get_args
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from gritvq.priors.base import Prior, Progress
 from gritvq.priors.heads import Head, HeadName
@@ -13,7 +15,9 @@ from gritvq.priors.sampling import Sampler, place_of
 from gritvq.priors.transformer import Transformer
 from gritvq.tokens import TokenLayout
 
-__all__ = ["AutoregressivePrior"]
+__all__ = ["AutoregressivePrior", "PositionOrder"]
+
+PositionOrder: TypeAlias = Literal["raster", "random"]
 
 
 class AutoregressivePrior(Prior):
@@ -25,13 +29,20 @@ class AutoregressivePrior(Prior):
 
     Args:
         layout: Positions and channels; order and interleaving are the layout's.
-        num_classes: See :class:`Prior`, as for all arguments.
-        width: Of the states.
-        depth: Layers.
-        num_heads: Attention heads.
-        dropout: In [0, 1).
-        class_dropout: Share of classes forgotten in training.
-        head: Of a position.
+        num_classes: See :class:`Prior`.
+        width: See :class:`Prior`.
+        depth: See :class:`Prior`.
+        num_heads: See :class:`Prior`.
+        dropout: See :class:`Prior`.
+        class_dropout: See :class:`Prior`.
+        head: See :class:`Prior`.
+        order: ``"raster"``: positions follow each other as in the layout. ``"random"`` (RAR): in training a share of
+            the samples is read in a random order of positions; the input has embeddings of the position that it comes
+            from and of the one to predict. Samples are drawn in the layout's order.
+        annealing: Shares of the training at which the share of random orders begins to fall from 1, and reaches 0.
+
+    Raises:
+        ValueError: If an argument is out of range.
 
     Example:
         >>> prior = AutoregressivePrior(TokenLayout((16,), (4, 4)), num_classes=3, width=16, depth=1, num_heads=2)
@@ -42,7 +53,8 @@ class AutoregressivePrior(Prior):
     References:
         Sun et al., Autoregressive model beats diffusion (LlamaGen), 2024, arXiv 2406.06525. There positions are rotary
         in two dimensions and the class is the first token; here every position has an embedding of its own besides the
-        rotary one of the sequence, and the class is added everywhere.
+        rotary one of the sequence, and the class is added everywhere. Yu et al., Randomized autoregressive visual
+        generation (RAR), ICCV 2025, arXiv 2411.00776 (the random order).
     """
 
     def __init__(
@@ -56,6 +68,8 @@ class AutoregressivePrior(Prior):
         dropout: float = 0.1,
         class_dropout: float = 0.1,
         head: Head | HeadName | None = None,
+        order: PositionOrder = "raster",
+        annealing: tuple[float, float] = (0.5, 0.75),
     ) -> None:
         super().__init__(
             layout,
@@ -67,37 +81,90 @@ class AutoregressivePrior(Prior):
             class_dropout=class_dropout,
             head=head,
         )
+        if order not in get_args(PositionOrder):
+            raise ValueError(f"expected order 'raster' or 'random', got {order!r}")
+        if len(annealing) != 2 or not 0 <= annealing[0] <= annealing[1] <= 1:
+            raise ValueError(f"expected annealing (begin, end) with 0 <= begin <= end <= 1, got {annealing!r}")
+        self.order: PositionOrder = order
+        self.annealing = (float(annealing[0]), float(annealing[1]))
         self.transformer = Transformer(width, depth, num_heads, dropout, layout.length)
+        if order == "random":
+            self.sources = nn.Embedding(layout.length, width)
+            nn.init.normal_(self.sources.weight, std=0.02)
+
+    @property
+    def random_share(self) -> float:
+        """Share of samples that are read in a random order at this point of the training."""
+        begin, end = self.annealing
+        if self.order == "raster" or self.training_progress >= end:
+            return 0.0
+        return 1.0 if self.training_progress <= begin else (end - self.training_progress) / (end - begin)
 
     def log_prob(
-        self, indices: Int[Tensor, "B *tokens Q"], condition: Int[Tensor, " B"] | None = None
+        self,
+        indices: Int[Tensor, "B *tokens Q"],
+        condition: Int[Tensor, " B"] | None = None,
+        *,
+        order: Int[Tensor, " T"] | None = None,
     ) -> Float[Tensor, " B"]:
-        """Log-probability of whole samples in nats, exact."""
+        """Log-probability of whole samples in nats, exact.
+
+        Args:
+            indices: See the base class.
+            condition: See the base class.
+            order: Positions in the order in which they are read, for a prior of ``"random"`` order; the layout's if
+                None. Each order has a distribution of its own.
+
+        Raises:
+            ValueError: As in the base class, or if the order is no permutation, or not one that the prior was made for.
+        """
         rows = self.rows_of(indices)
-        return self._log_probs(rows, self._embedded_classes(self._classes_of(condition, len(rows)))).sum(1)
+        if order is not None:
+            if self.order == "raster" or sorted(order.tolist()) != list(range(self.layout.length)):
+                raise ValueError(
+                    f"expected a permutation of 0 .. {self.layout.length - 1} for a prior of order 'random', got "
+                    f"{order.tolist()[:8]} for one of order {self.order!r}"
+                )
+            order = order.to(rows.device).expand(len(rows), -1)
+        classes = self._embedded_classes(self._classes_of(condition, len(rows)))
+        return self._log_probs(rows, classes, order).sum(1)
 
     def _loss(self, rows: Int[Tensor, "B T Q"], classes: Float[Tensor, "B D"]) -> dict[str, Tensor]:
-        found = self._log_probs(rows, classes)
+        order = None
+        if self.training and self.random_share:
+            shuffled = torch.rand(len(rows), 1, device=rows.device) < self.random_share
+            keys = torch.rand(rows.shape[:2], device=rows.device)
+            order = torch.where(shuffled, keys.argsort(1), torch.arange(rows.shape[1], device=rows.device))
+        found = self._log_probs(rows, classes, order)
         return {"nats_per_token": -found.sum() / (len(rows) * self.num_tokens)}
 
-    def _log_probs(self, rows: Tensor, classes: Tensor) -> Tensor:
-        """(B, T) of each position given those before it."""
-        return self.head.log_prob(self.transformer(self._inputs(rows, classes)), rows)
-
-    def _inputs(self, rows: Tensor, classes: Tensor) -> Tensor:
+    def _log_probs(self, rows: Tensor, classes: Tensor, order: Tensor | None = None) -> Tensor:
+        """(B, T) of each position given those before it, in the given order (B, T)."""
+        if order is not None:
+            rows = rows.gather(1, order[..., None].expand_as(rows))
         before = F.pad(self.head.embed(rows)[:, :-1], (0, 0, 1, 0))
-        return before + self.places.weight + classes[:, None]
+        inputs = before + self._positions(order) + classes[:, None]
+        return self.head.log_prob(self.transformer(inputs), rows)
+
+    def _positions(self, order: Tensor | None = None) -> Tensor:
+        """(..., T, D): embeddings of the position to predict and, if the order is random, of the one before it."""
+        targets = self.places.weight if order is None else self.places(order)
+        if self.order == "raster":
+            return targets
+        sources = self.sources.weight if order is None else self.sources(order)
+        return targets + F.pad(sources[..., :-1, :], (0, 0, 1, 0))
 
     def _sample(
         self, classes: Float[Tensor, "streams B D"], sampler: Sampler, progress: Progress, cache: bool
     ) -> Int[Tensor, "B T Q"]:
         length, streams = self.layout.length, len(classes)
         kept = self.transformer.new_cache() if cache else None
+        positions = self._positions()
         rows: list[Tensor] = []
         inputs: list[Tensor] = []
         for t in range(length):
             before = self.head.embed(rows[-1]) if rows else torch.zeros_like(classes[0])
-            inputs.append((before + self.places.weight[t] + classes).flatten(0, 1)[:, None])
+            inputs.append((before + positions[t] + classes).flatten(0, 1)[:, None])
             states = self.transformer(inputs[-1] if cache else torch.cat(inputs, 1), cache=kept)[:, -1]
             draw = sampler.at(place_of(t, length))
             rows.append(self.head.sample(states.unflatten(0, (streams, -1)), draw, self.present[t]))

@@ -50,7 +50,7 @@ class Head(Component, ABC):
 
         Args:
             states: One stream, or two for guidance: with the class and without.
-            draw: Makes indices (*batch) of logits (streams, *batch, K).
+            draw: Makes indices (*batch) of logits (streams, *batch, K), -1 where a position has none.
             present: Channels that the positions have; the others become -1.
         """
 
@@ -123,7 +123,7 @@ class SoftmaxHead(_TableHead):
         found = torch.full((*states.shape[1:-1], len(self.codebook_sizes)), -1, device=states.device)
         for q in range(len(self.codebook_sizes)):
             if present[..., q].any():
-                found[..., q] = draw(self._logits(states, q)).masked_fill(~present[..., q], -1)
+                found[..., q] = draw(self._logits(states, q), present[..., q])
         return found
 
 
@@ -186,7 +186,7 @@ class DepthHead(_TableHead):
             if present[..., q].any():
                 before = found[..., :q].flatten(0, -2).repeat(streams, 1)
                 logits = self._logits(self._states(flat, before)[:, -1], q).view(streams, *batch, -1)
-                found[..., q] = draw(logits).masked_fill(~present[..., q], -1)
+                found[..., q] = draw(logits, present[..., q])
         return found
 
     def _states(self, states: Tensor, indices: Tensor) -> Tensor:

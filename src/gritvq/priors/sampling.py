@@ -9,7 +9,7 @@ from typing import TypeAlias
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from gritvq.component import Component, check_integer, check_number
@@ -28,7 +28,7 @@ __all__ = [
 ]
 
 Seeds: TypeAlias = torch.Generator | int | Sequence[int] | None
-Draw: TypeAlias = Callable[[Float[Tensor, "streams *batch K"]], Int[Tensor, "*batch"]]
+Draw: TypeAlias = Callable[[Float[Tensor, "streams *batch K"], Bool[Tensor, "*positions"]], Int[Tensor, "*batch"]]
 
 
 class Guidance(Component, ABC):
@@ -225,23 +225,32 @@ class Sampler:
         self.top_k = None if top_k is None else check_integer("top_k", top_k)
         self.top_p = None if top_p is None else check_number("top_p", top_p, most=1.0)
 
-    def at(self, place: float, warmth: float = 1.0) -> Draw:
+    def at(self, place: float, warmth: float = 1.0, scores: list[Tensor] | None = None) -> Draw:
         """How to draw at a place.
 
         Args:
             place: In [0, 1], see :class:`Guidance`.
             warmth: Factor of the temperature.
+            scores: Where the log-probabilities (*batch) of what is drawn go, one tensor per draw; at temperature 1,
+                before filters, 0 where absent.
+
+        Returns:
+            A function of logits (streams, *batch, K) and of which positions have a token here; the others get -1.
         """
         scale = self.guidance.at(place)
 
-        def draw(logits: Tensor) -> Tensor:
+        def draw(logits: Tensor, present: Tensor) -> Tensor:
             logits = logits.float()
             mixed = logits[0] if len(logits) == 1 else logits[1] + scale * (logits[0] - logits[1])
             temperature = self.temperature * warmth
             if temperature == 0:
-                return mixed.argmax(-1)
-            kept = filtered(mixed / temperature, self.top_k, self.top_p)
-            return (kept + self.noise.gumbel(*kept.shape[1:])).argmax(-1)
+                chosen = mixed.argmax(-1)
+            else:
+                kept = filtered(mixed / temperature, self.top_k, self.top_p)
+                chosen = (kept + self.noise.gumbel(*kept.shape[1:])).argmax(-1)
+            if scores is not None:
+                scores.append(mixed.log_softmax(-1).gather(-1, chosen[..., None])[..., 0] * present)
+            return chosen.masked_fill(~present, -1)
 
         return draw
 

@@ -144,6 +144,12 @@ class TokenLayout(Component):
         """Positions T of a sequence."""
         return len(self.scale_ids)
 
+    @property
+    def places(self) -> Int[Tensor, " T"]:
+        """(T,) place of each position's channel 0, or its only one, among the tokens of ``shape``, row by row."""
+        source = self._source if self._source.ndim == 1 else self._source.amax(1)
+        return source // len(self.vocabulary.codebook_sizes)
+
     def to_sequence(self, indices: Int[Tensor, "*batch tokens Q"]) -> Int[Tensor, "*batch T C"]:
         """Tokens in the order of a sequence.
 

@@ -1,22 +1,39 @@
-"""Autoregressive priors: exact probabilities, causal, samples that follow them."""
+"""Autoregressive and next-scale priors: exact probabilities, causal, samples that follow them."""
 
 from __future__ import annotations
+
+from itertools import permutations
+from typing import Any
 
 import pytest
 import torch
 
-from gritvq.priors import AutoregressivePrior, LinearGuidance, Prior, sample_seeds
+from gritvq.priors import AutoregressivePrior, LinearGuidance, NextScalePrior, Prior, sample_seeds
+from gritvq.tokens import TokenLayout
 from priors_common import LAYOUTS, all_samples, frequencies_fit, prior_of, same_class
 
-ROWS = [("grid", "softmax"), ("snake", "softmax"), ("channels", "softmax"), ("flat", "softmax"), ("delay", "softmax")]
-ROWS += [("hierarchy", "softmax"), ("channels", "depth"), ("hierarchy", "depth"), ("large", "bits")]
-ROWS += [("large", "parallel_bits"), ("channels", "bits")]
+ROWS = [
+    (AutoregressivePrior, "grid", {}),
+    (AutoregressivePrior, "snake", {}),
+    (AutoregressivePrior, "channels", {"head": "softmax"}),
+    (AutoregressivePrior, "channels", {"head": "depth"}),
+    (AutoregressivePrior, "channels", {"head": "bits"}),
+    (AutoregressivePrior, "flat", {}),
+    (AutoregressivePrior, "delay", {}),
+    (AutoregressivePrior, "hierarchy", {"head": "depth"}),
+    (AutoregressivePrior, "large", {"head": "bits"}),
+    (AutoregressivePrior, "large", {"head": "parallel_bits"}),
+    (AutoregressivePrior, "channels", {"order": "random"}),
+    (NextScalePrior, "pyramid", {}),
+    (NextScalePrior, "hierarchy", {}),
+    (NextScalePrior, "channel pyramid", {}),
+]
 
 
-@pytest.fixture(params=ROWS, ids="-".join)
-def prior(request: pytest.FixtureRequest) -> AutoregressivePrior:
-    layout, head = request.param
-    return prior_of(AutoregressivePrior, layout, head=head)
+@pytest.fixture(params=ROWS, ids=lambda row: "-".join([row[0].__name__, row[1], *map(str, row[2].values())]))
+def prior(request: pytest.FixtureRequest) -> Any:
+    cls, layout, settings = request.param
+    return prior_of(cls, layout, **settings)
 
 
 @torch.no_grad()
@@ -49,7 +66,7 @@ def test_a_cache_or_a_batch_changes_no_sample(prior: Prior) -> None:
 
 
 @torch.no_grad()
-def test_later_tokens_do_not_change_earlier_probabilities(prior: AutoregressivePrior) -> None:
+def test_later_tokens_do_not_change_earlier_probabilities(prior: Any) -> None:
     rows = prior.rows_of(all_samples(prior.layout))
     classes = prior._embedded_classes(torch.zeros(len(rows), dtype=torch.int64))
     found = prior._log_probs(rows, classes)
@@ -135,3 +152,67 @@ def test_wrong_inputs_are_refused_with_a_sentence() -> None:
     ):
         with pytest.raises(ValueError, match=said):
             call()
+
+
+@torch.no_grad()
+def test_positions_of_a_scale_are_independent_given_the_scales_before() -> None:
+    prior = prior_of(NextScalePrior, "pyramid")
+    rows = prior.rows_of(all_samples(prior.layout))
+    found = prior._log_probs(rows, prior._embedded_classes(torch.zeros(len(rows), dtype=torch.int64)))
+    for place in range(1, 5):
+        own = found[:, place].view(3, 3, 3, 3, 3).movedim(place, 1).reshape(3, 3, -1)  # scale 0, own token, the others
+        torch.testing.assert_close(own, own[..., :1].expand_as(own), atol=1e-5, rtol=0)
+        assert not torch.allclose(own[0], own[1], atol=0.05)  # and do depend on it
+
+
+@torch.no_grad()
+def test_every_order_of_positions_is_a_distribution() -> None:
+    prior = prior_of(AutoregressivePrior, "grid", order="random")
+    every = all_samples(prior.layout)
+    classes = same_class(every, 1)
+    raster, other = (prior.log_prob(every, classes, order=torch.tensor(o)) for o in ([0, 1, 2, 3], [2, 0, 3, 1]))
+    torch.testing.assert_close(raster, prior.log_prob(every, classes))
+    torch.testing.assert_close(other.exp().sum(), torch.tensor(1.0), atol=1e-5, rtol=0)
+    assert not torch.allclose(raster, other, atol=0.1)
+    first = [every.flatten(1)[:, place] for place in (2, 0)]  # what is read first does not see what is read later
+    marginals = torch.stack([other[(first[0] == i) & (first[1] == j)].exp().sum() for i in range(3) for j in range(3)])
+    torch.testing.assert_close(marginals.sum(), torch.tensor(1.0), atol=1e-5, rtol=0)
+    for wrong in ([0, 1, 2], [0, 0, 1, 2]):
+        with pytest.raises(ValueError, match="a permutation of"):
+            prior.log_prob(every, classes, order=torch.tensor(wrong))
+    with pytest.raises(ValueError, match="order 'raster'"):
+        prior_of(AutoregressivePrior, "grid").log_prob(every, classes, order=torch.tensor([0, 1, 2, 3]))
+
+
+def test_random_orders_are_annealed_to_the_raster() -> None:
+    prior = prior_of(AutoregressivePrior, "grid", order="random", annealing=(0.4, 0.8), dropout=0.0, class_dropout=0.0)
+    indices, classes = all_samples(prior.layout), same_class(all_samples(prior.layout), 0)
+    raster = float(prior.loss(indices, classes)["nats_per_token"])
+    prior.train()
+    shares = []
+    for progress in (0.0, 0.4, 0.5, 0.8, 1.0):
+        prior.training_progress = progress
+        shares.append(round(prior.random_share, 4))
+    assert shares == [1.0, 1.0, 0.75, 0.0, 0.0]
+    assert float(prior.loss(indices, classes)["nats_per_token"]) == pytest.approx(raster, abs=1e-5)
+    prior.training_progress = 0.0
+    orders = torch.stack([prior.log_prob(indices, classes, order=o) for o in map(torch.tensor, permutations(range(4)))])
+    losses = torch.tensor([float(prior.loss(indices, classes)["nats_per_token"]) for _ in range(20)])
+    expected = -float(orders.mean()) / 4
+    assert abs(float(losses.mean()) - expected) < 5 * float(losses.std()) / 20**0.5
+    assert abs(raster - expected) > 10 * float(losses.std()) / 20**0.5  # and not that of the raster
+    for settings in ({"order": "spiral"}, {"annealing": (0.8, 0.4)}):
+        with pytest.raises(ValueError, match=r"expected (order|annealing)"):
+            prior_of(AutoregressivePrior, "grid", **settings)
+
+
+def test_next_scale_needs_scales() -> None:
+    scales = [((1,), (0,)), ((2, 2), (0,))]
+    for layout, said in (
+        (LAYOUTS["grid"], "at least two scales"),
+        (TokenLayout((3,), (5,), scales=scales), "scales of the same 1 to 3 axes"),
+        (TokenLayout((3,), (5,), scales=[((1, 1), (0,)), ((2, 2), (0,))], order="snake"), "the order 'raster'"),
+        (TokenLayout((3,), (5,), scales=[((1, 1), (0,)), ((2, 2), (0,))], interleaving="flat"), "'parallel'"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            NextScalePrior(layout, width=8, depth=1, num_heads=1)
