@@ -156,8 +156,8 @@ def test_a_layout_is_saved_with_what_uses_it() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"shape": (4, 4), "scales": [((2, 2), (0, 1))]}, "as many tokens as"),
-        ({"shape": (0, 4)}, "as many tokens as"),
+        ({"shape": (4, 4), "scales": [((2, 2), (0, 1))]}, "as many tokens together as"),
+        ({"shape": (0, 4)}, "as many tokens together as"),
         ({"shape": (4,), "scales": [((2, 2), (0,))]}, "channels 0 .. 1"),
         ({"shape": (4,), "scales": [((2, 2), (0, 2))]}, "channels 0 .. 1"),
         ({"shape": (2,), "scales": [((1,), (0,)), ((1,), (1,))], "interleaving": "delay"}, "one scale for a delay"),

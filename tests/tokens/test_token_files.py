@@ -58,10 +58,10 @@ class TestDamagedFiles:
     def test_what_is_no_file(self, ending: str, tmp_path: Path) -> None:
         path = tmp_path / f"t.{ending}"
         os.mkfifo(path)
-        assert "no regular file" in refused(path)  # and does not wait for a writer
+        assert "not a regular file" in refused(path)  # and does not wait for a writer
         path.unlink()
         path.symlink_to("/dev/zero")
-        assert "no regular file" in refused(path)
+        assert "not a regular file" in refused(path)
 
     @pytest.mark.parametrize(
         ("name", "size", "tokens"),

@@ -1,7 +1,7 @@
-"""Stateless mathematics of vector quantization: nothing here holds parameters or knows about modules.
+"""Stateless functions of vector quantization.
 
-Everything is computed in float32 or wider, whatever the autocast type, and nothing builds the N x K matrix: searches
-work in blocks of at most 64 MB with a running best.
+Everything is computed in float32 or wider, whatever the autocast type. Searches never build the N x K matrix; they work
+in blocks of at most 64 MB.
 """
 
 from __future__ import annotations
@@ -46,11 +46,11 @@ __all__ = [
 Metric = Literal["euclidean", "cosine"]
 Precision = Literal["float32", "tf32", "bf16"]
 
-_BLOCK_ENTRIES = 1 << 24  # of scores, where several codes per vector are wanted: 64 MB
+_BLOCK_ENTRIES = 1 << 24  # scores per block in nearest_codes: 64 MB
 
 
 def transforming() -> bool:
-    """Whether ``torch.func`` is at work around this call: then plain operators take the place of tuned backward passes.
+    """Whether a ``torch.func`` transform is active; then plain operators replace custom backward passes.
 
     Example:
         >>> transforming(), torch.func.vmap(lambda x: x + transforming())(torch.zeros(1))
@@ -60,7 +60,7 @@ def transforming() -> bool:
 
 
 def vectorizing() -> bool:
-    """Whether ``torch.vmap`` is at work around this call.
+    """Whether ``torch.vmap`` is active.
 
     Example:
         >>> vectorizing(), torch.func.vmap(lambda x: x + vectorizing())(torch.zeros(1))
@@ -73,7 +73,7 @@ def vectorizing() -> bool:
 
 
 def unwrapped(x: Tensor) -> Tensor:
-    """The plain tensor inside those that ``torch.func`` puts around it; with all entries of a batch under ``vmap``."""
+    """The tensor without the wrappers of ``torch.func``; under ``vmap`` with the whole batch."""
     own = torch._C._functorch
     while own.is_functorch_wrapped_tensor(x):
         x = own.get_unwrapped(x)
@@ -81,7 +81,7 @@ def unwrapped(x: Tensor) -> Tensor:
 
 
 def at_least_float32(x: Tensor) -> Tensor:
-    """Cast to float32, unless ``x`` is float64 already.
+    """Cast to float32, unless ``x`` is float64.
 
     Example:
         >>> at_least_float32(torch.ones(1, dtype=torch.bfloat16)).dtype
@@ -91,9 +91,9 @@ def at_least_float32(x: Tensor) -> Tensor:
 
 
 def to_unit_length(x: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch D"]:
-    """Divide by the length; a vector shorter than 1e-6, whose direction is noise, gets no gradient.
+    """Normalize vectors to length 1; vectors shorter than 1e-6 get no gradient.
 
-    The values are those of ``torch.nn.functional.normalize``, whose gradient is up to 1e12 times the one handed to it.
+    The values are those of ``torch.nn.functional.normalize``, which multiplies gradients by up to 1e12.
 
     Example:
         >>> to_unit_length(torch.tensor([[3.0, 4.0], [0.0, 0.0]]))
@@ -114,16 +114,16 @@ def nearest_code(
     """Index of the nearest code of every vector; ties go to the lowest index.
 
     Computes ``argmin_k |x_n - c_k|^2 = argmin_k |c_k|^2 / 2 - <x_n, c_k>`` in float32 (float64 for float64 input) after
-    subtracting a median code from both sides, so that neither data far from the origin nor a runaway code costs digits.
-    Memory beyond inputs and output is at most 64 MB. A row with a non-finite entry gets index 0.
+    subtracting a median code from both sides, so that data far from the origin and outlying codes lose no precision.
+    Additional memory is at most 64 MB. A row with a non-finite entry gets index 0.
 
     Args:
         x: Vectors (N, D), any floating type.
         codes: Codes (K, D), K >= 1.
         metric: ``"euclidean"``, or ``"cosine"``, which compares directions.
-        precision: At least how precise the products of a search on a GPU are: ``"float32"``, ``"tf32"`` (10 bits) or
-            ``"bf16"`` (8 bits), of centred numbers with sums in float32. A lower one is faster and may confuse codes
-            that are about equally near. Searches on a CPU or of float64 input are exact whatever it says.
+        precision: Minimum precision of the products on a GPU: ``"float32"``, ``"tf32"`` (10 bits) or ``"bf16"``
+            (8 bits), of centered numbers, summed in float32. Lower ones are faster and may confuse codes that are about
+            equally near. It has no effect on a CPU or for float64 input.
 
     Returns:
         Indices (N,), int64. Not differentiable.
@@ -138,7 +138,7 @@ def nearest_code(
     """
     _check(x, codes, metric, precision)
     x, codes = x.detach(), codes.detach()
-    if torch.compiler.is_exporting():  # an exported program carries plain operators only
+    if torch.compiler.is_exporting():  # exported programs need plain operators
         x, codes, bias, center = _prepared(x, codes, metric == "cosine")
         return search_rows(x.to(codes.dtype) - center, codes, bias)
     return torch.ops.gritvq.nearest_code(x, codes, metric == "cosine", precision)
@@ -148,12 +148,12 @@ def _check(x: Tensor, codes: Tensor, metric: str, precision: str) -> None:
     if x.ndim != 2 or codes.ndim != 2 or x.shape[1] != codes.shape[1] or codes.shape[0] < 1:
         raise ValueError(
             f"expected vectors (N, D) and codes (K, D) with K >= 1, got {tuple(x.shape)} and {tuple(codes.shape)}; "
-            "flatten the leading axes and compare the last one"
+            "flatten the leading axes, and make the last axes equal"
         )
     if metric not in ("euclidean", "cosine"):
-        raise ValueError(f"expected metric 'euclidean' or 'cosine', got {metric!r}")
+        raise ValueError(f"expected metric 'euclidean' or 'cosine', got {metric!r}; choose one")
     if precision not in kernels.PRECISIONS:
-        raise ValueError(f"expected a precision among {kernels.PRECISIONS}, got {precision!r}")
+        raise ValueError(f"expected a precision among {kernels.PRECISIONS}, got {precision!r}; choose one")
 
 
 def nearest_codes(
@@ -161,17 +161,17 @@ def nearest_codes(
 ) -> Int[Tensor, "N n"]:
     """Indices of the ``num_codes`` nearest codes of every vector, nearest first; ties go to the lowest index.
 
-    Euclidean or cosine, as in :func:`nearest_code`. Memory beyond inputs and output is one block of 64 MB of scores.
+    Metrics are those of :func:`nearest_code`. Additional memory is one block of 64 MB of scores.
 
     Raises:
-        ValueError: If there are fewer codes than asked for.
+        ValueError: If ``num_codes`` is not in 1 .. K.
 
     Example:
         >>> nearest_codes(torch.tensor([[0.9]]), torch.tensor([[0.0], [1.0], [3.0]]), 2)
         tensor([[1, 0]])
     """
     if not 1 <= num_codes <= len(codes):
-        raise ValueError(f"expected num_codes in 1 .. {len(codes)}, got {num_codes}")
+        raise ValueError(f"expected num_codes in 1 .. {len(codes)}, got {num_codes}; choose another number")
     with torch.autocast(x.device.type, enabled=False):
         x, codes, bias, center = _prepared(x.detach(), codes.detach(), metric == "cosine")
         found = [x.new_empty(0, num_codes, dtype=torch.int64)]
@@ -182,7 +182,7 @@ def nearest_codes(
 
 
 def _prepared(x: Tensor, codes: Tensor, cosine: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """What a search takes: vectors, centred codes, half their squared lengths, the centre."""
+    """Arguments of a search: vectors, centered codes, half their squared lengths, the center."""
     dtype = torch.float64 if torch.float64 in (x.dtype, codes.dtype) else torch.float32
     codes = codes.to(dtype)
     if cosine:
@@ -194,7 +194,7 @@ def _prepared(x: Tensor, codes: Tensor, cosine: bool) -> tuple[Tensor, Tensor, T
 
 @torch.library.custom_op("gritvq::nearest_code", mutates_args=())
 def _nearest_code(x: Tensor, codes: Tensor, cosine: bool, precision: str) -> Tensor:
-    """Eager and compiled path: opaque to the compiler, so a graph neither unrolls the blocks nor depends on N."""
+    """Opaque to the compiler, so that graphs neither unroll the blocks nor depend on N."""
     if len(x) == 0:
         return torch.empty(0, dtype=torch.int64, device=x.device)
     with torch.autocast(x.device.type, enabled=False):
@@ -207,22 +207,22 @@ def _(x: Tensor, codes: Tensor, cosine: bool, precision: str) -> Tensor:
 
 
 def central_code(codes: Float[Tensor, "K D"]) -> Float[Tensor, " D"]:
-    """Median of 128 to 255 codes (all, if fewer), component by component: no single code can carry it away.
+    """Component-wise median of 128 to 255 codes (all, if fewer), so that outliers do not affect it.
 
     Example:
         >>> central_code(torch.tensor([[1.0], [2.0], [900.0]]))
         tensor([2.])
     """
     sample = codes[:: max(1, len(codes) // 128)]
-    if torch.compiler.is_exporting():  # the same number by an operator that every format has
+    if torch.compiler.is_exporting():  # the same value by an operator that all formats have
         return sample.sort(0).values[(len(sample) - 1) // 2]
     return sample.median(0).values
 
 
 def squared_distance(x: Float[Tensor, "N D"], codes: Float[Tensor, "K D"]) -> Float[Tensor, "N K"]:
-    """All squared euclidean distances: O(N K) memory, for the rules that need every pair.
+    """All squared euclidean distances, with O(N K) memory, for rules that need every pair.
 
-    Differentiable. Centred like :func:`nearest_code`; negative rounding is clamped to 0.
+    Differentiable. Centered like :func:`nearest_code`; negative rounding errors are clamped to 0.
 
     Example:
         >>> squared_distance(torch.tensor([[3.0, 4.0]]), torch.zeros(1, 2))
@@ -236,10 +236,10 @@ def squared_distance(x: Float[Tensor, "N D"], codes: Float[Tensor, "K D"]) -> Fl
 
 
 def check_indices(indices: Int[Tensor, "*tokens Q"], codebook_sizes: Sequence[int], hint: str) -> None:
-    """Refuse indices that are neither -1 nor below the codebook size of their channel.
+    """Check that all indices are -1 or below the codebook size of their channel.
 
     Raises:
-        ValueError: If there is such a one; ``hint`` says what may be wrong.
+        ValueError: If one is out of range; ``hint`` is the advice in the message.
 
     Example:
         >>> check_indices(torch.tensor([[3, -1]]), (4, 2), "check the tokenizer")
@@ -252,7 +252,7 @@ def check_indices(indices: Int[Tensor, "*tokens Q"], codebook_sizes: Sequence[in
 
 
 def rows_or_zeros(indices: Int[Tensor, "*batch 1"], table: Float[Tensor, "K D"]) -> Float[Tensor, "*batch D"]:
-    """Rows of a table, and zeros for -1.
+    """Rows of a table; zeros for -1.
 
     Example:
         >>> rows_or_zeros(torch.tensor([[1], [-1]]), torch.tensor([[1.0, 2.0], [3.0, 4.0]]))
@@ -264,13 +264,13 @@ def rows_or_zeros(indices: Int[Tensor, "*batch 1"], table: Float[Tensor, "K D"])
 
 
 def straight_through(x: Float[Tensor, "*batch D"], q: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch D"]:
-    """The value of ``q``, bitwise and in the type of ``x``, with the gradient of ``x``: ``dz/dx = Id``, ``dz/dq = 0``.
+    """The value of ``q``, bitwise in the type of ``x``, with the gradient of ``x``: ``dz/dx = Id``, ``dz/dq = 0``.
 
-    What a surrogate starts from: what is done to ``x`` beforehand changes the gradient, not the value.
+    Surrogates use it: operations on ``x`` before it change the gradient but not the value.
 
     Args:
-        x: What gets the gradient, as it is.
-        q: What gives the value, of the same shape.
+        x: Receives the gradient.
+        q: The value, of the same shape.
 
     Example:
         >>> x = torch.zeros(2, requires_grad=True)
@@ -299,12 +299,11 @@ class _StraightThrough(torch.autograd.Function):
 
 
 def rotate_to(x: Float[Tensor, "N D"], q: Float[Tensor, "N D"], g: Float[Tensor, "N D"]) -> Float[Tensor, "N D"]:
-    """Apply the transpose of the scaled rotation that takes ``x`` to ``q`` to the gradient ``g``.
+    """Apply to the gradient ``g`` the transpose of the scaled rotation that maps ``x`` to ``q``.
 
     With unit vectors ``a = x/|x|``, ``b = q/|q|``, ``w = (a+b)/|a+b|`` and ``s = |q|/|x|`` the map is
-    ``G = s (Id - 2 w w^T + 2 b a^T)`` with ``G x = q`` and ``G G^T = s^2 Id``; this returns ``G^T g``. Antiparallel
-    rows use ``w = 0``, the reflection that still takes ``x`` to ``q``; rows with ``|x|`` or ``|q|`` below 1e-6 use ``G
-    = Id``.
+    ``G = s (Id - 2 w w^T + 2 b a^T)`` with ``G x = q`` and ``G G^T = s^2 Id``; this returns ``G^T g``. For antiparallel
+    rows ``w = 0``, a reflection that maps ``x`` to ``q``; for ``|x|`` or ``|q|`` below 1e-6, ``G = Id``.
 
     Args:
         x: Start vectors (N, D).
@@ -336,7 +335,7 @@ def rotate_to(x: Float[Tensor, "N D"], q: Float[Tensor, "N D"], g: Float[Tensor,
 def code_counts(
     indices: Int[Tensor, " N"], codebook_size: int, weight: Float[Tensor, " N"] | None = None
 ) -> Float[Tensor, " K"]:
-    """How often each code is chosen, float32; rows may be weighted (0 drops a row).
+    """Number of times each code is chosen, float32, optionally weighted (weight 0 drops a row).
 
     Example:
         >>> code_counts(torch.tensor([0, 2, 2]), 4)
@@ -348,9 +347,9 @@ def code_counts(
 
 
 def code_sums(x: Float[Tensor, "N D"], indices: Int[Tensor, " N"], codebook_size: int) -> Float[Tensor, "K D"]:
-    """Sum of the vectors assigned to each code, O(N D + K D); memory never grows with N x K.
+    """Sum of the vectors assigned to each code, in float32 or wider, with O(N D + K D) time and memory.
 
-    Float32 or wider. On a CPU, and on a GPU with Triton, the same bits every time; on a GPU without Triton too under
+    Deterministic on a CPU and on a GPU with Triton; on a GPU without Triton with
     ``torch.use_deterministic_algorithms``.
 
     Example:
@@ -385,7 +384,7 @@ _code_sums.register_autograd(_code_sums_backward, setup_context=_keep_indices)
 def cluster_means(
     x: Float[Tensor, "N D"], indices: Int[Tensor, " N"], codes: Float[Tensor, "K D"]
 ) -> tuple[Float[Tensor, "K D"], Float[Tensor, " K"]]:
-    """Means of the vectors assigned to each code, where there are any, else the code itself; and the counts.
+    """Means of the vectors assigned to each code, or the code itself if there are none; and the counts.
 
     Example:
         >>> x, codes = torch.tensor([[0.0], [1.0], [8.0]]), torch.tensor([[0.0], [99.0]])
@@ -399,7 +398,7 @@ def cluster_means(
 
 
 def perplexity(counts: Float[Tensor, "*levels K"]) -> Float[Tensor, "*levels"]:
-    """``exp`` of the entropy (nats) of the code histogram: between 1 and K, and 0 where nothing was counted.
+    """``exp`` of the entropy (nats) of the code histogram: between 1 and K, and 0 for empty histograms.
 
     Example:
         >>> perplexity(torch.tensor([5, 5, 0]))
@@ -413,9 +412,9 @@ def perplexity(counts: Float[Tensor, "*levels K"]) -> Float[Tensor, "*levels"]:
 
 
 def effective_rank(codes: Float[Tensor, "K D"]) -> float:
-    """``exp`` of the entropy of the normalised singular values of the centred codes: between 1 and min(K, D).
+    """``exp`` of the entropy of the normalized singular values of the centered codes: between 1 and min(K, D).
 
-    Zero for a single code or identical codes, which span nothing.
+    Zero for a single code or identical codes.
 
     Example:
         >>> round(effective_rank(torch.eye(3)), 3)
@@ -443,7 +442,7 @@ def bits_per_token(codebook_sizes: tuple[int, ...]) -> float:
 
 
 def bits_per_sample(codebook_sizes: Sequence[int], tokens_per_channel: Sequence[int]) -> float:
-    """Bits of one sample whose index channels hold different numbers of tokens: ``sum_q n_q log2 K_q``.
+    """Bits of one sample whose index channels have different numbers of tokens: ``sum_q n_q log2 K_q``.
 
     Example:
         >>> bits_per_sample((512, 512), (32**2, 64**2))
@@ -454,14 +453,14 @@ def bits_per_sample(codebook_sizes: Sequence[int], tokens_per_channel: Sequence[
 
 
 def sample_rows(x: Float[Tensor, "N D"], num_rows: int, generator: torch.Generator | None = None) -> Tensor:
-    """Draw ``num_rows`` distinct rows; where N is smaller, repeat rows with a small jitter so that none coincide.
+    """Draw ``num_rows`` rows without replacement; if N is smaller, repeat rows with a small jitter.
 
-    The jitter's standard deviation is 1 % of the data's (1e-3 where all rows are equal).
+    The jitter's standard deviation is 1 % of the data's (1e-3 if all rows are equal).
 
     Args:
         x: Rows to draw from (N, D), N >= 1, finite.
-        num_rows: How many to return.
-        generator: CPU generator of the draw.
+        num_rows: Number of rows.
+        generator: CPU generator.
 
     Raises:
         ValueError: If ``x`` has no rows.
@@ -490,16 +489,16 @@ def kmeans(
     generator: torch.Generator | None = None,
     metric: Metric = "euclidean",
 ) -> Float[Tensor, "K D"]:
-    """Lloyd's k-means from sampled rows; an empty cluster takes over half of a crowded one.
+    """Lloyd's k-means from sampled rows; empty clusters are filled by splitting large ones.
 
-    An empty cluster's code is put next to the code of a cluster drawn in proportion to its population, a small
-    symmetric step apart, so no code is left without members for lack of luck and none is ever zero by accident.
+    The code of an empty cluster moves next to that of a cluster drawn in proportion to its size, and both move a small
+    step apart.
 
     Args:
-        x: Vectors (N, D); rows with non-finite entries are left out.
-        codebook_size: Number of codes K; may exceed N, then rows are repeated with jitter.
-        num_iterations: Lloyd steps.
-        generator: CPU generator of all draws.
+        x: Vectors (N, D); rows with non-finite entries are ignored.
+        codebook_size: Number of codes K; if it exceeds N, rows are repeated with jitter.
+        num_iterations: Number of Lloyd steps.
+        generator: CPU generator.
         metric: ``"cosine"`` clusters directions and returns unit codes.
 
     Returns:
@@ -517,7 +516,7 @@ def kmeans(
     x = x[torch.isfinite(x).all(1)]
     if metric == "cosine":
         x = F.normalize(x, dim=1)
-    if bool((x == x[:1]).all()):  # one row many times is one row: there is no spread to split a cluster by
+    if bool((x == x[:1]).all()):  # equal rows have no spread to split clusters by
         x = x[:1]
     codes = sample_rows(x, codebook_size, generator)
     if len(x) <= codebook_size:
@@ -532,13 +531,13 @@ def kmeans(
 
 
 def _split_crowded(codes: Tensor, counts: Tensor, spread: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Move every empty cluster beside a cluster of at least two members, crowded ones first in probability."""
+    """Move each empty cluster next to one of at least two members, drawn in proportion to its size."""
     empty = (counts == 0).nonzero().squeeze(1)
     donors = (counts - 1).clamp_min(0).cpu()
     num_moved = min(len(empty), int((donors > 0).sum()))
     if num_moved == 0:
         return codes
-    # As torch.multinomial without replacement, whose draws depend on the processor's maker: the largest of u^(1 / n).
+    # Like torch.multinomial without replacement, whose draws depend on the processor: the largest of u^(1 / n).
     draws = torch.rand(len(donors), generator=generator, dtype=torch.float64).log() / donors
     donor = ranked(draws, num_moved).to(codes.device)
     step = 1e-2 * spread * torch.randn(num_moved, codes.shape[1], generator=generator).to(codes)

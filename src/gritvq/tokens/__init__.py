@@ -1,4 +1,4 @@
-"""What tokenizers write and sequence models read."""
+"""Token files, vocabularies and sequence layouts: the interface between tokenizers and sequence models."""
 
 from gritvq.tokens.files import TokenRow, iter_tokens, read_tokens, write_tokens
 from gritvq.tokens.layout import TokenLayout

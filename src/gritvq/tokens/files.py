@@ -1,4 +1,4 @@
-"""Files of tokens, written and read as a stream: what ``gritvq encode`` writes and ``gritvq decode`` reads."""
+"""Token files, which ``gritvq encode`` writes and ``gritvq decode`` reads, as a stream."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ __all__ = ["TokenRow", "check_token_path", "iter_tokens", "read_tokens", "write_
 
 Plain: TypeAlias = str | bool | int | float | None
 
-_TOKENS, _ROWS = 2**20, 2**14  # at which a row group ends
-_READ = 256  # rows that are read together
+_TOKENS, _ROWS = 2**20, 2**14  # size of a row group
+_READ = 256  # rows read at a time
 _OWN = ("name", "shape", "tokens", "checksum")
-_DIGITS = 16  # of the running SHA-256
+_DIGITS = 16  # hexadecimal digits of a checksum
 
 
 class TokenRow(NamedTuple):
     """Tokens of one sample.
 
     Attributes:
-        name: Of the sample.
-        tokens: (*axes, Q), int64: (h, w, Q) of a grid, (T, Q) of a sequence, (Q,) of an item.
-        columns: What else belongs to it, text or numbers: the size of a picture, a label. None is as good as absent.
+        name: Name of the sample.
+        tokens: Indices (*axes, Q), int64: (h, w, Q) of a grid, (T, Q) of a sequence, (Q,) of an item.
+        columns: Other values, text or numbers, such as an image's size or a label; None is the same as absent.
     """
 
     name: str
@@ -44,33 +44,28 @@ class TokenRow(NamedTuple):
 
 
 def check_token_path(path: str | os.PathLike[str]) -> Path:
-    """The path, if its ending is one we write.
-
-    Raises:
-        ValueError: Otherwise.
-    """
+    """The path; raises a ValueError unless it ends in .npz or .parquet and is not a folder."""
     path = Path(path)
     if path.suffix not in (".npz", ".parquet"):
-        raise ValueError(f"expected a file name ending in .npz or .parquet, got {path.name!r}")
+        raise ValueError(f"expected a file name ending in .npz or .parquet, got {path.name!r}; rename it")
     if path.is_dir():
-        raise ValueError(f"expected a file, got the folder {path}")
+        raise ValueError(f"expected a file, got the folder {path}; choose another name")
     return path
 
 
 def write_tokens(path: str | os.PathLike[str], rows: Iterable[TokenRow]) -> Path:
-    """Write tokens as they come, whole or not at all; about 2^20 tokens are held at a time.
+    """Write a stream of tokens to a file, atomically; about 2^20 tokens are in memory at a time.
 
     ``.parquet`` has one row per sample with ``name``, the list ``shape``, the flat list ``tokens``, a ``checksum``, and
-    the columns by their names; ``.npz`` has ``tokens/NAME`` (*axes, Q) and, as JSON, ``columns/NAME`` with columns and
-    checksum, and holds the names until the end. The checksum is the start of the SHA-256 of all rows so far; for the
-    last row, its end.
+    the other columns; ``.npz`` has ``tokens/NAME`` (*axes, Q) and, as JSON, ``columns/NAME`` with columns and checksum.
+    The checksum is the start of the SHA-256 of all rows so far; for the last row, its end.
 
     Args:
-        path: Ends in ``.npz`` or ``.parquet``; a file of this name is replaced when all rows are written.
-        rows: Any number, such as a generator that encodes.
+        path: Path ending in ``.npz`` or ``.parquet``; an existing file is replaced once all rows are written.
+        rows: The rows, for example a generator that encodes.
 
     Raises:
-        ValueError: If there is no row, a row cannot be written, or a column holds both text and numbers (Parquet).
+        ValueError: If there is no row, a row is invalid, or a column has both text and numbers (Parquet).
 
     Example:
         >>> import tempfile
@@ -87,16 +82,16 @@ def write_tokens(path: str | os.PathLike[str], rows: Iterable[TokenRow]) -> Path
 
 
 def iter_tokens(path: str | os.PathLike[str]) -> Iterator[TokenRow]:
-    """Read what :func:`write_tokens` wrote, row by row; each is checked before it is handed out.
+    """Read a file of :func:`write_tokens` row by row, and check each row's checksum.
 
-    Files of version 0.1.0 can be read too; in these, damage may be noticed only after the last row.
+    It also reads files of version 0.1.0, in which damage may be detected only after the last row.
 
     Raises:
-        ValueError: If the file is missing; while reading, if it is damaged or something else.
+        ValueError: If the file is missing; while iterating, if it is damaged or not a token file.
     """
     path = check_token_path(path)
     if not path.is_file():
-        there = "no regular file" if path.exists() else "which does not exist"
+        there = "which is not a regular file" if path.exists() else "which does not exist"
         raise ValueError(f"expected a token file, got {path}, {there}; make one with 'gritvq encode'")
     return _read(path)
 
@@ -105,7 +100,7 @@ def read_tokens(path: str | os.PathLike[str]) -> list[TokenRow]:
     """All rows of a file at once, see :func:`iter_tokens`.
 
     Raises:
-        ValueError: If the file is missing, damaged or something else.
+        ValueError: If the file is missing, damaged or not a token file.
     """
     return list(iter_tokens(path))
 
@@ -114,11 +109,7 @@ def read_tokens(path: str | os.PathLike[str]) -> list[TokenRow]:
 
 
 def _sealed(rows: Iterable[TokenRow]) -> Iterator[tuple[TokenRow, str]]:
-    """Rows as they are written, and the checksum of each.
-
-    Raises:
-        ValueError: If there is none, or one cannot be written.
-    """
+    """Rows as they are written, and the checksum of each."""
     digest, row = hashlib.sha256(), None
     for name, tokens, columns in rows:
         if row is not None:
@@ -127,7 +118,7 @@ def _sealed(rows: Iterable[TokenRow]) -> Iterator[tuple[TokenRow, str]]:
         row = _row(name, tokens.detach().to("cpu").numpy(), given)
         digest.update(_content(row))
     if row is None:
-        raise ValueError("expected tokens of at least one sample, got none")
+        raise ValueError("expected tokens of at least one sample, got none; pass some rows")
     yield row, digest.hexdigest()[-_DIGITS:]
 
 
@@ -145,7 +136,7 @@ def _write_npz(path: Path, rows: Iterable[tuple[TokenRow, str]]) -> None:
 
 
 def _write_parquet(path: Path, rows: Iterable[tuple[TokenRow, str]]) -> None:
-    """Row groups of one file; where columns turn up or become wider on the way, of parts that are joined at the end."""
+    """Write row groups; if columns appear or their types become wider, to several parts that are joined at the end."""
     pa, parquet = optional("pyarrow", "images"), optional("pyarrow.parquet", "images")
     schema, parts = pa.schema([]), list[Path]()
     with ExitStack() as stack:
@@ -172,7 +163,7 @@ def _write_parquet(path: Path, rows: Iterable[tuple[TokenRow, str]]) -> None:
 
 
 def _groups(rows: Iterable[tuple[TokenRow, str]]) -> Iterator[list[tuple[TokenRow, str]]]:
-    """As many rows together as may be held."""
+    """Rows in groups of limited size."""
     held: list[tuple[TokenRow, str]] = []
     size = 0
     for row in rows:
@@ -186,7 +177,7 @@ def _groups(rows: Iterable[tuple[TokenRow, str]]) -> Iterator[list[tuple[TokenRo
 
 
 def _table(schema: Any, rows: list[tuple[TokenRow, str]]) -> Any:
-    """Rows as a table of this schema, or of one that takes these rows too."""
+    """Rows as a table of this schema, extended if necessary."""
     pa = optional("pyarrow", "images")
     names = dict.fromkeys(name for row, _ in rows for name in row.columns)
     own = {
@@ -205,7 +196,7 @@ def _table(schema: Any, rows: list[tuple[TokenRow, str]]) -> Any:
 
 
 def _widened(schema: Any, table: Any) -> Any:
-    """The table with the schema's columns, and wider types where the schema's do not hold its values."""
+    """The table with the schema's columns, and wider types if its values need them."""
     return optional("pyarrow", "images").concat_tables([schema.empty_table(), table], promote_options="permissive")
 
 
@@ -223,7 +214,7 @@ def _read(path: Path) -> Iterator[TokenRow]:
 
 
 def _npz_rows(path: Path) -> Iterator[TokenRow]:
-    with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:  # closed where it is damaged, too
+    with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:  # closes damaged files, too
         keys = dict.fromkeys(file.files)
         names = [key.removeprefix("tokens/") for key in keys if key.startswith("tokens/")]
         if not names:
@@ -258,20 +249,16 @@ def _parquet_rows(path: Path) -> Iterator[TokenRow]:
 
 
 def _parquet_values(file: Any) -> Iterator[tuple[dict[str, Any], np.ndarray]]:
-    """What there is in the columns of each row, and its flat tokens."""
+    """Values of each row's columns, and its flat tokens."""
     for batch in file.iter_batches(_READ):
-        batch.validate(full=True)  # damaged files may hold places outside of them
+        batch.validate(full=True)  # damaged files may contain offsets outside the buffers
         flat, names = batch.column("tokens"), [name for name in batch.schema.names if name != "tokens"]
         for number, row in enumerate(batch.select(names).to_pylist()):
             yield {n: value for n, value in row.items() if value is not None}, flat[number].values.to_numpy()
 
 
 def _verified(rows: Iterable[tuple[Any, Any, Any, Any]]) -> Iterator[TokenRow]:
-    """Rows of names, tokens, columns and checksums.
-
-    Raises:
-        ValueError: If a checksum differs, or the last one is not that of a last row.
-    """
+    """Rows of names, tokens, columns and checksums, which are checked; the last must be that of a last row."""
     digest, whole = hashlib.sha256(), False
     for name, tokens, columns, checksum in rows:
         row = _row(name, tokens, columns)
@@ -285,11 +272,7 @@ def _verified(rows: Iterable[tuple[Any, Any, Any, Any]]) -> Iterator[TokenRow]:
 
 
 def _old_rows(rows: Iterable[tuple[Any, Any, Any, Any]], told: str | None) -> Iterator[TokenRow]:
-    """Rows of version 0.1.0: names, tokens, sizes and labels of pictures, and at most one checksum of them all.
-
-    Raises:
-        ValueError: If the checksum differs.
-    """
+    """Rows of version 0.1.0: names, tokens, sizes and labels of pictures, and at most one checksum of all of them."""
     digest = hashlib.sha256()
     for name, tokens, size, label in rows:
         sides = [side for side in size if isinstance(side, int) and side > 0]
@@ -306,25 +289,21 @@ def _old_rows(rows: Iterable[tuple[Any, Any, Any, Any]], told: str | None) -> It
 
 
 def _row(name: Any, tokens: Any, columns: Any) -> TokenRow:
-    """A row, if these are its parts.
-
-    Raises:
-        ValueError: Otherwise.
-    """
+    """A row of checked parts."""
     if not isinstance(name, str):
         raise ValueError(f"expected a name, got {name!r}")
     if not tokens.ndim or not np.issubdtype(tokens.dtype, np.integer) or not tokens.size:
         raise ValueError(f"expected integers (*axes, Q) for {name!r}, got an array {tokens.shape} of {tokens.dtype}")
     for column, value in columns.items():
         if not isinstance(column, str) or column in _OWN or not isinstance(value, str | int | float):
-            raise ValueError(f"expected columns of text or numbers with names of their own, got {column!r}: {value!r}")
+            raise ValueError(f"expected columns of text or numbers not named {_OWN}, got {column!r}: {value!r}")
         if isinstance(value, int) and not -(2**63) <= value < 2**63:
             raise ValueError(f"expected integers of 64 bits, got {value} in {column!r}; make it text")
     return TokenRow(name, torch.from_numpy(tokens.astype(np.int64)), columns)
 
 
 def _content(row: TokenRow) -> bytes:
-    """What the checksum sees; numbers as floats, since integers become floats where a column holds both."""
+    """Content for the checksum, with numbers as floats, since a column of both stores integers as floats."""
     columns = sorted(
         (name, float(value) if isinstance(value, int | float) else value) for name, value in row.columns.items()
     )

@@ -1,4 +1,4 @@
-"""A quantizer's tokens as sequences for a generative model, and back."""
+"""Conversion between a quantizer's indices and token sequences for generative models."""
 
 from __future__ import annotations
 
@@ -25,35 +25,35 @@ Order: TypeAlias = Literal["raster", "snake"]
 
 
 class TokenLayout(Component):
-    """Where each token of a sample stands in a sequence: positions x channels.
+    """Maps the indices of a sample to a sequence of tokens, positions x channels, and back.
 
-    Scales follow each other, coarse to fine; within a scale the positions come in the given order. The channels of a
+    Scales follow each other from coarse to fine; within a scale, positions are in the given order. The channels of a
     position are interleaved in one of three ways:
 
-    - ``"parallel"``: side by side, sequences (B, T, Q);
-    - ``"flat"``: one after the other, sequences (B, T) of all tokens;
-    - ``"delay"``: channel q is q positions later than channel 0, sequences (B, T + Q - 1, Q), so that a model that
-      predicts all channels of a position at once still knows the earlier channels of each.
+    - ``"parallel"``: all channels at each position, sequences (B, T, Q);
+    - ``"flat"``: one channel after the other, sequences (B, T) of all tokens;
+    - ``"delay"``: channel q is delayed by q positions, sequences (B, T + Q - 1, Q), so that a model that predicts all
+      channels of a position at once knows the earlier channels of each.
 
-    A sequence holds tokens of one :class:`Vocabulary`. PAD stands for a masked index, and for what a position does not
-    have: channels of other scales, and both ends of a delay.
+    Tokens are those of one :class:`Vocabulary`. PAD is used for masked indices and for missing tokens: channels that a
+    scale does not have, and both ends of a delay.
 
     Args:
         codebook_sizes: Codes of each index channel, Q entries.
         shape: Axes of one sample's tokens, such as (h, w) or (T,).
-        scales: Grid and channels of each scale; the tokens of all grids together are those of ``shape``. One scale of
-            this shape where None.
-        interleaving: See above.
-        order: Of positions within a grid: ``"raster"`` row by row, or ``"snake"`` with every second row reversed.
+        scales: Grid and channels of each scale, whose grids have as many tokens together as ``shape``; None means one
+            scale of this shape.
+        interleaving: ``"parallel"``, ``"flat"`` or ``"delay"``.
+        order: Order of positions within a grid: ``"raster"``, row by row, or ``"snake"``, every second row reversed.
 
     Attributes:
         vocabulary: Special tokens and all channels.
         scales: Grid and channels of each scale.
-        scale_ids: (T,) scale of each position of the sequence.
-        channel_ids: (T, C), or (T,) if flat: the channel of each token of the sequence, -1 where it always is PAD.
+        scale_ids: Scale of each position of the sequence (T,).
+        channel_ids: Channel of each token of the sequence, (T, C), or (T,) if flat; -1 if it is always PAD.
 
     Raises:
-        ValueError: If sizes, grids or channels do not fit together, or a delay meets several scales.
+        ValueError: If sizes, grids or channels do not fit together, or a delay is used with several scales.
 
     Example:
         >>> from gritvq import rq
@@ -66,7 +66,7 @@ class TokenLayout(Component):
 
     References:
         Copet et al., Simple and controllable music generation (MusicGen), NeurIPS 2023, arXiv 2306.05284, section 2.2
-        (the three ways). Tian et al., Visual autoregressive modeling, NeurIPS 2024, arXiv 2404.02905 (coarse to fine).
+        (interleaving). Tian et al., Visual autoregressive modeling, NeurIPS 2024, arXiv 2404.02905 (coarse to fine).
     """
 
     scale_ids: Tensor
@@ -91,15 +91,15 @@ class TokenLayout(Component):
         if min((1, *self.shape, *(side for grid in grids for side in grid))) < 1 or (
             sum(math.prod(grid) for grid in grids) != math.prod(self.shape)
         ):
-            raise ValueError(f"expected grids with as many tokens as {self.shape} together, got {grids}")
+            raise ValueError(f"expected grids with as many tokens together as {self.shape}, got {grids}; fix scales")
         if channels != {*range(num_channels)}:
             raise ValueError(
-                f"expected scales that have the channels 0 .. {num_channels - 1} between them, got {sorted(channels)}"
+                f"expected scales that have all channels 0 .. {num_channels - 1}, got {sorted(channels)}; fix `scales`"
             )
         if interleaving not in ("parallel", "flat", "delay") or order not in ("raster", "snake"):
             raise ValueError(
                 "expected interleaving 'parallel', 'flat' or 'delay' and order 'raster' or 'snake', got "
-                f"{interleaving!r} and {order!r}"
+                f"{interleaving!r} and {order!r}; choose one of each"
             )
         if interleaving == "delay" and len(grids) > 1:
             raise ValueError(f"expected one scale for a delay, got {len(grids)}; choose 'parallel' or 'flat'")
@@ -113,7 +113,7 @@ class TokenLayout(Component):
             source, channel_ids = _delayed(source), _delayed(channel_ids)
             scale_ids = F.pad(scale_ids, (0, num_channels - 1))
         for name, table in (("scale_ids", scale_ids), ("channel_ids", channel_ids), ("_source", source)):
-            self.register_buffer(name, table, persistent=False)  # made anew from the arguments
+            self.register_buffer(name, table, persistent=False)  # rebuilt from the arguments
 
     @classmethod
     def of(
@@ -127,10 +127,10 @@ class TokenLayout(Component):
         """The layout of a quantizer's tokens.
 
         Args:
-            quantizer: Any.
+            quantizer: Any quantizer.
             positions: Leading shape of one sample's vectors, such as (h, w).
-            interleaving: As for the constructor.
-            order: As for the constructor.
+            interleaving: As in the constructor.
+            order: As in the constructor.
 
         Raises:
             ValueError: If the positions do not fit the quantizer's layout.
@@ -141,7 +141,7 @@ class TokenLayout(Component):
 
     @property
     def length(self) -> int:
-        """Positions T of a sequence."""
+        """Number T of positions of a sequence."""
         return len(self.scale_ids)
 
     @property
@@ -151,10 +151,10 @@ class TokenLayout(Component):
         return source // len(self.vocabulary.codebook_sizes)
 
     def to_sequence(self, indices: Int[Tensor, "*batch tokens Q"]) -> Int[Tensor, "*batch T C"]:
-        """Tokens in the order of a sequence.
+        """Tokens of indices, in the order of the sequence.
 
         Args:
-            indices: (*batch, *shape, Q), as a quantizer's or a tokenizer's ``encode`` gives them; -1 where masked.
+            indices: Indices (*batch, *shape, Q) from a quantizer's or tokenizer's ``encode``; -1 if masked.
 
         Returns:
             Tokens of ``vocabulary``, (*batch, T, C), or (*batch, T) if flat.
@@ -167,7 +167,7 @@ class TokenLayout(Component):
         batch = self._batch(indices, expected)
         if bool(((indices < -1) | (indices >= torch.tensor(sizes, device=indices.device))).any()):
             raise ValueError(
-                f"expected indices below {sizes}, or -1 for masked ones, got others; was another tokenizer used?"
+                f"expected indices below {sizes}, or -1 for masked ones, got others; use the layout's own tokenizer"
             )
         flat = indices.reshape(*batch, math.prod(expected))
         found = flat[..., self._source.clamp(min=0)].masked_fill(self._source < 0, -1)
@@ -179,7 +179,7 @@ class TokenLayout(Component):
         """Indices of a sequence, the inverse of :meth:`to_sequence`.
 
         Args:
-            tokens: (*batch, T, C), or (*batch, T) if flat, without BOS and EOS.
+            tokens: Tokens (*batch, T, C), or (*batch, T) if flat, without BOS and EOS.
 
         Returns:
             Indices (*batch, *shape, Q), -1 for PAD.
@@ -194,7 +194,7 @@ class TokenLayout(Component):
             place = wrong.nonzero()[0, len(batch) :].tolist()
             raise ValueError(
                 f"expected tokens of the channels of each position, or PAD, got {int(tokens[wrong][0])} at {place}; "
-                "drop BOS and EOS, and sample only from what `allowed` says"
+                "drop BOS and EOS, and sample only tokens that `allowed` returns"
             )
         shape = (*self.shape, len(self.vocabulary.codebook_sizes))
         flat = torch.full((*batch, math.prod(shape)), -1, dtype=torch.int64, device=tokens.device)
@@ -202,13 +202,13 @@ class TokenLayout(Component):
         return flat.view(*batch, *shape)
 
     def allowed(self, position: int) -> Bool[Tensor, "*C V"]:
-        """Which tokens of the vocabulary may stand at a position of the sequence, for each of its channels.
+        """Which tokens of the vocabulary are allowed at a position of the sequence, for each channel.
 
         Args:
             position: 0 .. T - 1.
 
         Returns:
-            (C, V), or (V,) if flat.
+            A mask (C, V), or (V,) if flat.
         """
         channels = self.channel_ids[position].unsqueeze(-1)
         tokens = torch.arange(self.vocabulary.vocab_size, device=channels.device)
@@ -216,7 +216,7 @@ class TokenLayout(Component):
         return torch.where(channels < 0, tokens == PAD, own)
 
     def _positions(self, order: Order) -> tuple[Tensor, Tensor, Tensor]:
-        """Number among the tokens (P,), scale (P,) and channels (P, Q), -1 for those it lacks, of each position."""
+        """Token number (P,), scale (P,) and channels (P, Q) of each position; -1 for missing channels."""
         places, scale_ids, channel_ids = [], [], []
         first = 0
         for number, (grid, channels) in enumerate(self.scales):
@@ -234,17 +234,17 @@ class TokenLayout(Component):
         return torch.cat(places), torch.cat(scale_ids), torch.cat(channel_ids)
 
     def _batch(self, values: Tensor, expected: tuple[int, ...]) -> tuple[int, ...]:
-        """Leading axes before those expected."""
+        """Leading axes before the expected ones."""
         axes = values.ndim - len(expected)
         if axes < 0 or tuple(values.shape[axes:]) != expected or values.is_floating_point():
             raise ValueError(
                 f"expected integers (*batch, {', '.join(map(str, expected))}), got {values.dtype} "
-                f"{tuple(values.shape)}; a layout belongs to one size of grid"
+                f"{tuple(values.shape)}; make a layout for this size"
             )
         return tuple(values.shape[:axes])
 
 
 def _delayed(table: Tensor) -> Tensor:
-    """Column q of (T, Q) moved down by q rows, -1 where nothing is left."""
+    """Column q of (T, Q) moved down by q rows, padded with -1."""
     last = table.shape[1] - 1
     return torch.stack([F.pad(column, (q, last - q), value=-1) for q, column in enumerate(table.unbind(1))], 1)

@@ -1,4 +1,4 @@
-"""One vocabulary for a sequence model: special tokens, then the indices of every channel."""
+"""A vocabulary for sequence models: special tokens, then the indices of all channels."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PAD, BOS, EOS = 0, 1, 2
 
 
 class Vocabulary:
-    """Tokens of all index channels in one range: PAD 0, BOS 1, EOS 2, then one channel after the other.
+    """Tokens of all index channels in one range: PAD 0, BOS 1, EOS 2, then channel by channel.
 
     Index i of channel q is token ``first_tokens[q] + i`` with ``first_tokens[q] = first_token + sum(K_0 .. K_{q-1})``;
     -1, a masked index, is PAD.
@@ -25,8 +25,8 @@ class Vocabulary:
         first_token: Token of index 0 of channel 0; the tokens below it are special.
 
     Attributes:
-        first_tokens: First token of each channel, and after the last one ``vocab_size``: Q + 1 entries.
-        vocab_size: Number of tokens, the special ones included.
+        first_tokens: First token of each channel, then ``vocab_size``; Q + 1 entries.
+        vocab_size: Number of tokens, including special ones.
 
     Raises:
         ValueError: If there is no channel, or a size is smaller than 1.
@@ -43,7 +43,9 @@ class Vocabulary:
     def __init__(self, codebook_sizes: Sequence[int], *, first_token: int = EOS + 1) -> None:
         self.codebook_sizes = tuple(int(size) for size in codebook_sizes)
         if not self.codebook_sizes or min(self.codebook_sizes) < 1:
-            raise ValueError(f"expected at least one codebook size, all >= 1, got {list(codebook_sizes)}")
+            raise ValueError(
+                f"expected at least one codebook size, all >= 1, got {list(codebook_sizes)}; pass the quantizer's"
+            )
         self.first_tokens = tuple(itertools.accumulate(self.codebook_sizes, initial=first_token))
         self.vocab_size = self.first_tokens[-1]
 
@@ -53,18 +55,18 @@ class Vocabulary:
         """Tokens of indices.
 
         Args:
-            indices: Of the first l channels, or of those given; -1 for a masked one.
-            channels: Channel of each index, of a shape that broadcasts; 0 .. l - 1 along the last axis where None.
+            indices: Indices of the first l channels or of ``channels``; -1 if masked.
+            channels: Channel of each index, broadcastable; None means 0 .. l - 1 along the last axis.
         """
         return (indices + self._of(self.first_tokens, indices, channels)).masked_fill_(indices < 0, PAD)
 
     def indices_of(
         self, tokens: Int[Tensor, "*batch l"], channels: Int[Tensor, "*#batch l"] | None = None
     ) -> Int[Tensor, "*batch l"]:
-        """Indices of tokens; -1 for special tokens and for those of another channel.
+        """Indices of tokens; -1 for special tokens and tokens of another channel.
 
         Args:
-            tokens: Of the first l channels, or of those given.
+            tokens: Tokens of the first l channels or of ``channels``.
             channels: As in :meth:`tokens_of`.
         """
         indices = tokens - self._of(self.first_tokens, tokens, channels)
@@ -81,7 +83,7 @@ class Vocabulary:
 
     @staticmethod
     def _of(numbers: Sequence[int], values: Tensor, channels: Tensor | None) -> Tensor:
-        """The number that belongs to each value's channel."""
+        """The number of each value's channel."""
         if channels is None:
             return torch.tensor(numbers[: values.shape[-1]], dtype=torch.int64, device=values.device)
         return torch.tensor(numbers, device=values.device)[channels]

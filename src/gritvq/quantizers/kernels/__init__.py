@@ -38,7 +38,7 @@ def using(backend: str) -> Iterator[None]:
         'blocked'
     """
     if backend not in BACKENDS:
-        raise ValueError(f"expected a backend among {sorted(BACKENDS)}, got {backend!r}")
+        raise ValueError(f"expected a backend among {sorted(BACKENDS)}, got {backend!r}; choose one")
     _forced.append(backend)
     try:
         yield
@@ -47,7 +47,7 @@ def using(backend: str) -> Iterator[None]:
 
 
 def chosen(device_type: str, num_rows: int = 0, dim: int = 0, codebook_size: int = 0) -> str:
-    """Name of the backend that a search of this size on such a device takes."""
+    """Name of the backend for a search of this size on this type of device."""
     if _forced:
         return _forced[-1]
     if device_type == "cpu" and two_stage.worthwhile(num_rows, dim, codebook_size) and two_stage.available():

@@ -1,4 +1,4 @@
-"""Triton's side of :mod:`gritvq.quantizers.kernels.fused`, whose functions alone import it: it needs Triton."""
+"""Triton kernels of :mod:`gritvq.quantizers.kernels.fused`, which imports this module only if Triton is installed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def _loaded(x, live, center, d, D: tl.constexpr):
 
 @triton.jit
 def _product(a, b, total, EMULATED: tl.constexpr):
-    """``total + a b`` of bfloat16 tiles. Triton's interpreter multiplies their bit patterns, so it gets float32."""
+    """``total + a b`` of bfloat16 tiles; float32 for Triton's interpreter, which would multiply bit patterns."""
     if EMULATED:
         a = a.to(tl.float32)
         b = b.to(tl.float32)
@@ -27,7 +27,7 @@ def _product(a, b, total, EMULATED: tl.constexpr):
 
 @triton.jit
 def _products(rows, codes, piece_stride, total, PIECES: tl.constexpr, EMULATED: tl.constexpr):
-    """``total + rows codes^T`` in the precision that PIECES names: 0 TF32, 1 bfloat16, 3 all 24 bits of float32."""
+    """``total + rows codes^T``; PIECES is 0 for TF32, 1 for bfloat16, 3 for all 24 bits of float32."""
     codes_high = tl.load(codes)
     if PIECES == 0:
         total = tl.dot(rows, codes_high, total, input_precision="tf32")
@@ -50,7 +50,7 @@ def _products(rows, codes, piece_stride, total, PIECES: tl.constexpr, EMULATED: 
 
 @triton.jit
 def _improved(products, bias, start, columns, best, block):
-    """Running best of every column, and the start of the block it came from; the earlier block keeps a tie."""
+    """Running best of every column, and the start of the block it came from; ties go to the earlier block."""
     score = tl.load(bias + start + columns)[None, :] - products
     better = score < best  # never true of NaN
     return tl.where(better, score, best), tl.where(better, start, block)
@@ -81,8 +81,8 @@ def search(
 ):
     """BLOCK_N rows against ``split_codes`` codes: indices, or one key per row and split.
 
-    Codes and bias are padded to whole blocks (K counts the padding), the bias with infinity, so none of their loads
-    needs a mask and no padding is ever chosen.
+    Codes and bias are padded to whole blocks (K includes the padding), the bias with infinity, so loads need no mask
+    and padding is never chosen.
     """
     first_row = tl.program_id(0).to(tl.int64) * BLOCK_N
     rows = tl.arange(0, BLOCK_N)
@@ -97,7 +97,7 @@ def search(
     best = tl.full([BLOCK_N, BLOCK_K], float("inf"), tl.float32)
     block = tl.zeros([BLOCK_N, BLOCK_K], tl.int32)
     finite = tl.full([BLOCK_N], 1, tl.int32)
-    if BLOCKS_D == 1:  # the rows stay, the codes stream by
+    if BLOCKS_D == 1:  # keep the rows and loop over the codes
         own = _loaded(x, live, center, d, D)
         finite = tl.min((tl.abs(own) < float("inf")).to(tl.int32), 1)
         for start in range(first, last, BLOCK_K):
@@ -105,7 +105,7 @@ def search(
             products = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)
             products = _products(own, here, piece_stride, products, PIECES, EMULATED)
             best, block = _improved(products, bias, start, columns, best, block)
-    else:  # one loop over blocks of codes and of components, so that its loads overlap throughout
+    else:  # one loop over blocks of codes and of components, so that all loads overlap
         products = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)
         for step in range(0, tl.cdiv(last - first, BLOCK_K) * BLOCKS_D):
             start = first + step // BLOCKS_D * BLOCK_K
@@ -131,7 +131,7 @@ def search(
 
 @triton.jit
 def finish(keys, indices, N, num_splits, BLOCK_N: tl.constexpr):
-    """Least key of every row over the splits: the least score and, among equals, the lowest index."""
+    """Smallest key of each row over the splits: the smallest score, and the lowest index among ties."""
     first_row = tl.program_id(0).to(tl.int64) * BLOCK_N
     rows = tl.arange(0, BLOCK_N)
     live = first_row + rows < N
@@ -158,8 +158,8 @@ def segment_sums(x, order, bounds, sums, x_stride, D: tl.constexpr, BLOCK_D: tl.
     tl.store(sums + code * D + d, tl.sum(total, 0), mask=d < D)
 
 
-# None is meant to change how a score is summed, so tuning changes no index; a deterministic run is not tuned at all. A
-# card that has no room for one leaves it out.
+# No configuration changes how a score is summed, so tuning changes no index; deterministic runs are not tuned. Those
+# that do not fit a GPU are skipped.
 tuned_search = triton.autotune(
     [
         triton.Config({"BLOCK_N": 64, "BLOCK_K": 32}, num_warps=4, num_stages=2),

@@ -1,13 +1,11 @@
-"""Search in blocks by PyTorch's own matrix product, on any device.
+"""Search in blocks by PyTorch's matrix product, on any device.
 
-A minimum over all scores that also tells its place costs as much as the product on a CPU, one that does not a tenth. So
-the minima of groups of neighboring codes are taken while a block of scores is in the cache, and the place is looked
-for in the best group of every row alone: one more product for all rows that have the same best group.
+On a CPU an argmin over all scores costs as much as the product, a minimum a tenth of it. So we compute the minima of
+groups of neighboring codes while a block of scores is in the cache, and then the argmin in the best group of each row:
+one more product for all rows with the same best group.
 """
 
 from __future__ import annotations
-
-from collections.abc import Iterable
 
 import torch
 import torch.nn.functional as F
@@ -16,16 +14,16 @@ from torch import Tensor
 
 __all__ = ["Groups", "search", "search_rows"]
 
-_BLOCK_ENTRIES = 1 << 24  # of scores at once: 64 MB
-_CPU_ROWS, _CPU_CODES = 1024, 1024  # a block of scores that stays in the cache: 4 MB
-_SUPER_ROWS, _MINIMA = 8192, 1 << 23  # rows of one decision, and entries of the minima that it holds: 32 MB
-_GROUPED_FROM = 1024  # codes; at 512 groups are no faster
+_BLOCK_ENTRIES = 1 << 24  # scores per block: 64 MB
+_CPU_ROWS, _CPU_CODES = 1024, 1024  # size of a block of scores that stays in the cache: 4 MB
+_SUPER_ROWS, _MINIMA = 8192, 1 << 23  # most rows decided together, and most entries of their minima: 32 MB
+_GROUPED_FROM = 1024  # codes; with 512, groups are not faster
 
 
 class Groups:
-    """Centered codes in groups of neighbors, filled up with codes that are never near.
+    """Centered codes in groups of neighbors, padded with codes of infinite bias.
 
-    The size of a group grows with K, so that there are neither many groups to look through nor many codes in them.
+    The size of a group grows with K, to balance the number of groups and their sizes.
     """
 
     def __init__(self, codes: Float[Tensor, "K D"], bias: Float[Tensor, " K"]) -> None:
@@ -35,7 +33,7 @@ class Groups:
         if extra:
             codes, bias = F.pad(codes, (0, 0, 0, extra)), F.pad(bias, (0, extra), value=float("inf"))
         self.codes, self.bias = codes, bias
-        self.room = codes.new_empty(_CPU_ROWS, _CPU_CODES)  # for scores; asking for it anew costs more than filling it
+        self.room = codes.new_empty(_CPU_ROWS, _CPU_CODES)  # for scores; allocating it again is slow
         self.count = len(codes) // self.size
         self._codes, self._bias = codes.view(self.count, self.size, -1).unbind(), bias.view(self.count, -1).unbind()
 
@@ -44,15 +42,15 @@ class Groups:
         return list(zip(self.codes.split(_CPU_CODES), self.bias.split(_CPU_CODES), strict=True))
 
     def rows_at_once(self) -> int:
-        """How many rows may be decided on together, all of them perhaps in one group."""
+        """Largest number of rows decided together; all of them may have the same group."""
         return min(self.room.numel() // self.size, max(256, min(_SUPER_ROWS, _MINIMA // self.count)))
 
     def nearest(
         self, rows: Float[Tensor, "n D"], groups: Int[Tensor, " P"], owners: Int[Tensor, " P"]
     ) -> Int[Tensor, " n"]:
-        """Nearest code of every row among those of its groups; pairs come in the order of the groups.
+        """Nearest code of each row among those of its groups; pairs are sorted by group.
 
-        Every row has at least one group, there are at most :meth:`rows_at_once`, and what ``room`` held is lost.
+        Each row has at least one group, there are at most :meth:`rows_at_once`, and ``room`` is overwritten.
         """
         present, counts = (part.tolist() for part in groups.unique_consecutive(return_counts=True))
         room = self.room.view(-1, self.size)
@@ -84,17 +82,12 @@ class Groups:
         return index.new_full((len(rows),), len(self.codes)).scatter_reduce_(0, owners, index, "amin")
 
 
-def least_of_groups(blocks: Iterable[Float[Tensor, "n k"]], size: int) -> Float[Tensor, "n G"]:
-    """Smallest score of every group."""
-    return torch.cat([block.unflatten(1, (-1, size)).amin(2) for block in blocks], 1)
-
-
 def search(
     x: Float[Tensor, "N D"], codes: Float[Tensor, "K D"], bias: Float[Tensor, " K"], center: Float[Tensor, " D"]
 ) -> Int[Tensor, " N"]:
-    """``argmin_k bias_k - <x_n - center, codes_k>`` in blocks, the lowest index among equals; 0 for rows not finite.
+    """``argmin_k bias_k - <x_n - center, codes_k>`` in blocks; ties to the lowest index, 0 for non-finite rows.
 
-    Groups of codes on a CPU from 1024 codes on, else a running best over blocks.
+    On a CPU with at least 1024 codes in groups, else with a running best over blocks.
     """
     if x.device.type == "cpu" and len(codes) >= _GROUPED_FROM:
         return _search_groups(x, codes, bias, center)
@@ -108,7 +101,7 @@ def search(
 
 
 def finite_rows(x: Float[Tensor, "n D"], center: Float[Tensor, " D"]) -> tuple[Float[Tensor, "n D"], Tensor]:
-    """Centered rows, zeros for those that are not finite, and which are."""
+    """Centered rows, zeros for non-finite ones, and which rows are finite."""
     rows = x.to(center.dtype) - center
     finite = rows.abs().amax(1).isfinite()
     if rows.device.type == "cpu" and bool(finite.all()):
@@ -124,7 +117,8 @@ def _search_groups(x: Tensor, codes: Tensor, bias: Tensor, center: Tensor) -> In
         best = []
         for own in rows.split(_CPU_ROWS):
             scores = (torch.addmm(b, own, c.T, alpha=-1, out=groups.room[: len(own)]) for c, b in blocks)
-            best.append(least_of_groups(scores, groups.size).min(1).indices)
+            minima = torch.cat([block.unflatten(1, (-1, groups.size)).amin(2) for block in scores], 1)
+            best.append(minima.min(1).indices)
         ordered, owners = torch.cat(best).sort()
         found.append(torch.where(finite, groups.nearest(rows, ordered, owners), 0))
     return torch.cat(found)
@@ -133,7 +127,7 @@ def _search_groups(x: Tensor, codes: Tensor, bias: Tensor, center: Tensor) -> In
 def search_rows(
     rows: Float[Tensor, "n D"], codes: Float[Tensor, "K D"], bias: Float[Tensor, " K"], block_codes: int = 1024
 ) -> Int[Tensor, " n"]:
-    """All centered rows at once, blocks over the codes alone: plain operators, for exported programs too."""
+    """Search for all centered rows at once in blocks of codes; plain operators only, so that it can be exported."""
     best = index = None
     for start in range(0, len(codes), block_codes):
         block = slice(start, start + block_codes)

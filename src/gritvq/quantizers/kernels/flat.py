@@ -1,4 +1,4 @@
-"""Search by faiss's ``IndexFlatL2``, on a CPU: never chosen by itself, since our own are as fast or faster."""
+"""Search by faiss's ``IndexFlatL2`` on a CPU, for comparisons: our own searches are as fast or faster."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ __all__ = ["search"]
 def search(
     x: Float[Tensor, "N D"], codes: Float[Tensor, "K D"], bias: Float[Tensor, " K"], center: Float[Tensor, " D"]
 ) -> Int[Tensor, " N"]:
-    """The nearest code in float32; float64, other devices and codes that are not finite go to the blocked search.
+    """The nearest code in float32; float64, other devices and non-finite codes use the blocked search.
 
-    Of equal codes faiss takes the lowest index from version 1.15 on, and any before.
+    For equal codes faiss returns the lowest index from version 1.15 on, and any of them before.
 
     Raises:
         ValueError: If faiss is missing.

@@ -1,27 +1,24 @@
-"""Search in one Triton kernel on NVIDIA cards: the scores never leave the chip.
+"""Search in one Triton kernel on NVIDIA GPUs: scores are never written to memory.
 
-A program holds a block of rows and lets the codes pass by in blocks. The matrix unit gives a block of products; from
-them every column keeps its best score and the block it came from, four cheap operations per score and no exchange
-between threads. The columns are compared once at the end. Everything compares strictly, earlier codes first, so a tie
-goes to the lowest index. Where the rows alone cannot fill the card, the codes are split over programs as well; each
-leaves one 64-bit key per row, the score in the upper half and the index in the lower, and the least key of a row is the
-answer, whatever the number of splits.
+A program keeps a block of rows and loops over blocks of codes. From each block of products, every column keeps its best
+score and the block it came from: four cheap operations per score and no exchange between threads. The columns are
+compared once at the end. All comparisons are strict and earlier codes come first, so ties go to the lowest index. If
+the rows alone cannot fill the GPU, the codes are split over programs, too; each writes one 64-bit key per row, the
+score in the upper half and the index in the lower, and the smallest key of a row is the result.
 
 Precision. A float32 number is the sum of three bfloat16 numbers, exactly: 24 bits are three times 8. With ``x = h + m +
 l`` for the centered vector and the same for the code, ``"float32"`` adds the six products ``hh, hm, mh, mm, hl, lh``.
-Products of bfloat16 are exact in float32, and what is left out, ``ml + lm + ll``, is below ``2^-25 |x_d c_d|``, half of
-the rounding of one float32 product. So a score has the error of a float32 dot product, up to the order of its sum.
-Three TF32 products would cost the same time and leave out ``2^-22``. ``"tf32"`` takes one TF32 product (10 bits),
-``"bf16"`` one bfloat16 product (8 bits); both add up in float32 and both see centered numbers.
+Products of bfloat16 are exact in float32, and the omitted ``ml + lm + ll`` is below ``2^-25 |x_d c_d|``, half of the
+rounding error of one float32 product. So a score has the error of a float32 dot product, up to the order of its sum.
+Three TF32 products would take the same time with an error of ``2^-22``. ``"tf32"`` uses one TF32 product (10 bits),
+``"bf16"`` one bfloat16 product (8 bits), both of centered numbers summed in float32.
 
-Another float type than float64 goes in as it is; float64 goes to :mod:`gritvq.quantizers.kernels.blocked`. The same
-module sums vectors per code: sorted by code, then one program per code adds its rows in their order, without atomic
-operations.
+Float64 input goes to :mod:`gritvq.quantizers.kernels.blocked`; other float types are read directly. :func:`code_sums`
+sorts vectors by code, and one program per code adds its rows in order, without atomic operations.
 
 References:
     Henry, Tang and Heinecke, "Leveraging the bfloat16 Artificial Intelligence Datatype For Higher-Precision
-    Computations", ARITH 2019, arXiv 1904.06376 (float32 as three bfloat16). Column-wise running bests and the keys are
-    our choice.
+    Computations", ARITH 2019, arXiv 1904.06376 (float32 as three bfloat16). Column-wise bests and keys are our choice.
 """
 
 from __future__ import annotations
@@ -47,7 +44,7 @@ _SPLIT_CODES = 128  # splits end at multiples of the largest block of codes
 
 @functools.cache
 def supported() -> bool:
-    """Whether this machine runs the kernels: an NVIDIA card with bfloat16 products (compute 8.0), and Triton."""
+    """Whether this machine can run the kernels: an NVIDIA GPU of compute capability 8.0, and Triton."""
     return (
         torch.cuda.is_available()
         and torch.version.hip is None
@@ -71,7 +68,7 @@ def search(
     center: Float[Tensor, " D"],
     precision: str = "float32",
 ) -> Int[Tensor, " N"]:
-    """``argmin_k bias_k - <x_n - center, codes_k>``, the lowest index among equals; 0 for a row that is not finite."""
+    """``argmin_k bias_k - <x_n - center, codes_k>``; ties to the lowest index, 0 for non-finite rows."""
     if codes.dtype == torch.float64:
         return blocked.search(x, codes, bias, center)
     kernels = _kernels()
@@ -82,16 +79,16 @@ def search(
         return indices
     x = _rows(x)
     pieces = _PIECES[precision]
-    resident = 256 if pieces == 1 else 128  # components of a row that a program can hold
+    resident = 256 if pieces == 1 else 128  # components of a row that a program can keep
     block_d = 64 if dim > resident else max(16, 1 << (dim - 1).bit_length())
     padded = -(-size // _SPLIT_CODES) * _SPLIT_CODES
     parts = _parts(codes, pieces, padded, -(-dim // block_d) * block_d)
-    # As many splits as fill the card, each of whole blocks.
+    # As many splits of whole blocks as fill the GPU.
     wanted = max(1, _programs(x.device) // -(-num // 128))
     split_codes = -(-padded // (wanted * _SPLIT_CODES)) * _SPLIT_CODES
     splits = -(-padded // split_codes)
     keys = torch.empty(splits, num, dtype=torch.int64, device=x.device) if splits > 1 else indices
-    # Tuning takes time at the first call with a shape, so it is left out where every run is to be alike.
+    # Autotuning may choose differently in every run, so deterministic runs do without.
     fixed = emulated or torch.are_deterministic_algorithms_enabled()
     options = _fixed_options(block_d) if fixed else {}
     with torch.cuda.device_of(x):
@@ -123,17 +120,17 @@ def search(
 
 
 def _fixed_options(block_d: int) -> dict[str, int]:
-    """A configuration that every card has room for."""
+    """A configuration that fits every GPU."""
     return dict(BLOCK_N=64, BLOCK_K=64 if block_d <= 64 else 32, num_warps=4, num_stages=2)
 
 
 def _rows(x: Tensor) -> Tensor:
-    """With components side by side, as the kernels read them."""
+    """Rows with contiguous components, which the kernels need."""
     return x if x.stride(1) == 1 else x.contiguous()
 
 
 def _parts(codes: Tensor, pieces: int, size: int, dim: int) -> Tensor:
-    """Codes as the kernel takes them, padded with zeros: float32 (1, K, D), or their bfloat16 parts (pieces, K, D)."""
+    """Codes for the kernel, padded with zeros: float32 (1, K, D), or their bfloat16 parts (pieces, K, D)."""
     dtype = torch.bfloat16 if pieces else torch.float32
     parts = torch.zeros(max(1, pieces), size, dim, dtype=dtype, device=codes.device)
     for part in parts[:, : len(codes), : codes.shape[1]]:
@@ -144,12 +141,12 @@ def _parts(codes: Tensor, pieces: int, size: int, dim: int) -> Tensor:
 
 @functools.cache
 def _programs(device: torch.device) -> int:
-    """How many programs a search should have at least: two for every multiprocessor."""
+    """Smallest number of programs that fills the GPU: two per multiprocessor."""
     return 2 * torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
 
 
 def code_sums(x: Float[Tensor, "N D"], indices: Int[Tensor, " N"], codebook_size: int) -> Float[Tensor, "K D"]:
-    """Sum of the vectors assigned to each code in float32: the same bits every time."""
+    """Sum of the vectors assigned to each code in float32, deterministic."""
     x = _rows(x)
     dim = x.shape[1]
     ordered, order = indices.int().sort(stable=True)

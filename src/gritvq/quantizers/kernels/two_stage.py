@@ -1,14 +1,13 @@
-"""Search in two stages on processors that multiply bytes: rough scores with a proven error, then the exact ones.
+"""Search in two stages on processors with int8 products: approximate scores with an error bound, then exact ones.
 
-Stage 1 rounds vectors and codes to eight bits, ``x = x' + e``, ``c = c' + f``, and takes the rough scores
-``|c|^2 / 2 - <x', c'>`` from integer products, which are exact. Since ``<x, c> - <x', c'> = <e, c> + <x', f>``, the
-true score is within ``|e| |c| + |x'| |f|`` of the rough one (Cauchy and Schwarz, with the lengths of the actual
-rounding errors). Of every group of neighboring codes the smallest rough score is kept. A group whose smallest rough
-score less its error is above another's plus its error cannot hold the nearest code. Stage 2 takes the float32 scores of
-the groups that are left, a few of hundreds, so that indices are those of a float32 search.
+Stage 1 rounds vectors and codes to eight bits, ``x = x' + e``, ``c = c' + f``, and computes the scores
+``|c|^2 / 2 - <x', c'>`` from exact integer products. Since ``<x, c> - <x', c'> = <e, c> + <x', f>``, the true score is
+within ``|e| |c| + |x'| |f|`` of the approximate one (Cauchy-Schwarz with the actual rounding errors). For each group of
+neighboring codes the smallest score is kept. A group whose smallest score minus its error is above another's plus its
+error cannot contain the nearest code. Stage 2 computes float32 scores of the remaining groups, a few out of hundreds,
+so indices are those of a float32 search.
 
-Where so many groups are left that nothing is won, as for codes in a space of few dimensions, the remaining rows are
-searched in float32.
+If too many groups remain, as with few dimensions, the remaining rows are searched in float32.
 """
 
 from __future__ import annotations
@@ -25,15 +24,15 @@ from gritvq.quantizers.kernels.blocked import Groups, finite_rows
 
 __all__ = ["available", "search", "worthwhile"]
 
-_PROBE = 256  # rows of the first decision, which decides whether the second stage pays off
-_SHARE = 0.15  # of the float32 work, from which on the second stage does not pay off
-_FAR = 2.0**30  # steps: codes that fill up a group
-_SLACK = 2.0**-18  # of |x| |c|, for the rounding of float32 in the scores and the bounds themselves
+_PROBE = 256  # rows of the first block, after which we decide whether the second stage pays off
+_SHARE = 0.15  # share of the float32 work from which the second stage does not pay off
+_FAR = 2.0**30  # score, in steps, of codes that pad a group
+_SLACK = 2.0**-18  # of |x| |c|, for float32 rounding in scores and bounds
 
 
 @functools.cache
 def available() -> bool:
-    """Whether this processor multiplies bytes fast and PyTorch offers the product; tried once on a small example."""
+    """Whether this processor has fast int8 products and PyTorch supports them; tried once on a small example."""
     try:
         if not torch.cpu._is_vnni_supported():
             return False
@@ -47,12 +46,12 @@ def available() -> bool:
 
 
 def worthwhile(num_rows: int, dim: int, codebook_size: int) -> bool:
-    """Whether a search is large enough to gain: below 32 components the product takes too little of the time."""
+    """Whether a search is large enough to gain; below 32 dimensions the product is too small a part of the time."""
     return num_rows >= 1024 and codebook_size >= 4096 and dim >= 32
 
 
 class _Rounded(NamedTuple):
-    """Rows rounded to bytes, one scale for all; the lengths of what they became and of what that is wrong by."""
+    """Rows rounded to int8 with one scale, and the lengths of the rounded rows and of their errors."""
 
     levels: Int[Tensor, "n D"]
     scale: float
@@ -68,7 +67,7 @@ class _Rounded(NamedTuple):
 
 
 class _RoughCodes:
-    """Codes rounded to bytes, a scale for every block; what a group of them may be wrong by."""
+    """Codes rounded to int8 with a scale per block, and error bounds per group."""
 
     def __init__(self, groups: Groups) -> None:
         self.size, self.room = groups.size, groups.room.view(torch.int32)
@@ -80,7 +79,7 @@ class _RoughCodes:
         self.bounds = bounds.unflatten(1, (-1, self.size)).amax(2)
 
     def possible(self, rows: Float[Tensor, "n D"]) -> Tensor:
-        """Which groups (n, G) may hold the nearest code of each row."""
+        """Which groups (n, G) may contain the nearest code of each row."""
         rough = _Rounded.of(rows)
         least = torch.cat([self._least(rough, block) for block in range(len(self.blocks))], 1)
         ones = torch.ones_like(rough.lengths)  # the last bound: half a step of the rounded bias
@@ -90,7 +89,7 @@ class _RoughCodes:
         return least.sub_(error) <= bound
 
     def _least(self, rows: _Rounded, block: int) -> Float[Tensor, "n g"]:
-        """Smallest rough score of every group of a block, all blocks in the same memory."""
+        """Smallest approximate score of each group of a block; all blocks reuse the same memory."""
         codes, bias = self.blocks[block]
         step, scores = rows.scale * codes.scale, self.room[: len(rows.levels)]
         torch._int_mm(rows.levels, codes.levels.T, out=scores)
@@ -101,8 +100,8 @@ class _RoughCodes:
 def search(
     x: Float[Tensor, "N D"], codes: Float[Tensor, "K D"], bias: Float[Tensor, " K"], center: Float[Tensor, " D"]
 ) -> Int[Tensor, " N"]:
-    """Two stages, or the blocked search from the first rows on that would not gain."""
-    fits = codes.dtype == torch.float32 and codes.shape[1] >= 2  # PyTorch's product of bytes is wrong for D = 1
+    """Search in two stages, or by blocks from the first rows that would not gain."""
+    fits = codes.dtype == torch.float32 and codes.shape[1] >= 2  # PyTorch's int8 product is wrong for D = 1
     if not fits or not bool(bias.isfinite().all()):
         return blocked.search(x, codes, bias, center)
     groups, found = Groups(codes, bias), []

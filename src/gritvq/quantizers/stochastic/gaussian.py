@@ -1,4 +1,4 @@
-"""Stochastic quantization: the encoder's output is a Gaussian, or a direction with a spread, over the codes."""
+"""Stochastic quantization with Gaussian or von Mises-Fisher posteriors over the codes."""
 
 from __future__ import annotations
 
@@ -28,42 +28,41 @@ from gritvq.quantizers.vector_quantizer import VectorQuantizer
 
 __all__ = ["StochasticQuantizer"]
 
-# Logarithms of variances are held within +-30, so that neither a variance nor its inverse leaves float32.
-_LIMIT = 30.0
+_LIMIT = 30.0  # of log variances, so that neither a variance nor its inverse overflows float32
 
 
 class StochasticQuantizer(Quantizer):
-    """Stochastic quantization (SQ-VAE): a relaxed random code in training, the nearest one in eval.
+    """Stochastic quantization (SQ-VAE): a relaxed random code in training, the nearest code in eval.
 
     ``q_k = softmax_k(-sum_d (z_d - c_kd)^2 / (2 v_d))``; training returns ``sum_k y_k c_k`` with the Gumbel-softmax
-    sample y of q, differentiable in latents and codes (no straight-through). As the learned variance v falls, the
-    choice hardens. Two losses, in nats per vector: ``entropy``, ``sum_k q_k log q_k`` (the constant log K left out),
-    and ``distance``, ``sum_d (z_d - value_d)^2 / (2 v_d)``. They belong beside a log-likelihood summed over pixels:
+    sample y of q, differentiable in latents and codes (no straight-through). As the learned variance v decreases, the
+    choice becomes hard. Losses in nats per vector: ``entropy``, ``sum_k q_k log q_k`` (without the constant log K), and
+    ``distance``, ``sum_d (z_d - value_d)^2 / (2 v_d)``. They are relative to a log-likelihood summed over pixels, so
     train with :class:`gritvq.training.objectives.ElboObjective`.
 
-    ``variance`` says what v is, with a learned scalar theta and log variances ``l`` from extra input channels:
+    ``variance`` selects v, with a learned scalar theta and log variances ``l`` from additional input channels:
 
     - ``"scalar"``: ``floor + exp(theta)``, input D channels;
-    - ``"image"``: ``floor + exp(mean l) + exp(theta)``, input D + 1, the mean over the positions of one sample of the
-      first axis (this type alone sees how vectors lie together; for an input (N, D + 1) each row is its own image);
+    - ``"image"``: ``floor + exp(mean l) + exp(theta)``, input D + 1; the mean is over the positions of a sample (index
+      of the first axis), and for an input (N, D + 1) each row is a sample;
     - ``"position"``: ``floor + exp(l) + exp(theta)``, input D + 1;
     - ``"channel"``: the same for every component, input 2 D.
 
-    ``distribution="vmf"`` compares directions instead (von Mises-Fisher): latents and codes at unit length, ``q =
-    softmax_k(kappa <z, c_k>)``, ``kappa = floor + exp(theta)``, ``distance`` is ``kappa <z, z - value>``.
+    ``distribution="vmf"`` compares directions (von Mises-Fisher): latents and codes have unit length, ``q =
+    softmax_k(kappa <z, c_k>)`` with ``kappa = floor + exp(theta)``, and ``distance`` is ``kappa <z, z - value>``.
 
-    The indices are those of eval in training too: the most probable code, not the sampled one. In eval the gradient of
-    the value is straight-through. Costs O(N K) in training: two arrays N x K are kept for the backward pass, up to 67
-    million pairs, beyond which blocks are recomputed.
+    Indices in training are those of eval: the most probable code, not the sampled one. In eval the gradient of the
+    value is straight-through. Training costs O(N K): the backward pass keeps two N x K arrays for up to 67 million
+    pairs, and beyond that recomputes blocks.
 
     Args:
-        codebook: Where the K codes come from.
+        codebook: The codebook.
         variance: Kind of variance.
         distribution: ``"gaussian"`` or ``"vmf"``; the latter has a scalar concentration only.
-        temperature: Of the relaxed sample, > 0. Published: ``exp(-1e-5 step)``.
-        initial_variance: ``exp(theta)`` at the start, for vMF the concentration's. Published: 20 (CIFAR-10, CelebA) and
-            10 (MNIST) with codes from N(0, Id), whose squared length is D.
-        floor: Added to it. None means as released: 1 for the scalar type and vMF, 0 for the others.
+        temperature: Temperature of the relaxed sample, > 0. Published: ``exp(-1e-5 step)``.
+        initial_variance: Initial ``exp(theta)``; for vMF that of the concentration. Published: 20 (CIFAR-10, CelebA)
+            and 10 (MNIST) with codes from N(0, Id), whose squared length is D.
+        floor: Constant added to it. None means the released values: 1 for ``"scalar"`` and vMF, 0 for the others.
 
     Raises:
         ValueError: If a number is out of range, or vMF is combined with another variance than the scalar one.
@@ -79,8 +78,8 @@ class StochasticQuantizer(Quantizer):
 
     References:
         Takida et al., "SQ-VAE: Variational Bayes on Discrete Representation with Self-annealed Stochastic
-        Quantization", ICML 2022, arXiv 2205.07547; formulas and floors after the released code (sony/sqvae).
-        Deviations: log variances are clamped to [-30, 30]; the sampled evaluation is not offered.
+        Quantization", ICML 2022, arXiv 2205.07547; formulas and floors are those of the released code (sony/sqvae).
+        Deviations: log variances are clamped to [-30, 30]; sampled evaluation is not supported.
     """
 
     exact = "eval"
@@ -99,9 +98,9 @@ class StochasticQuantizer(Quantizer):
     ) -> None:
         super().__init__()
         if variance not in ("scalar", "image", "position", "channel"):
-            raise ValueError(f"expected variance 'scalar', 'image', 'position' or 'channel', got {variance!r}")
+            raise ValueError(f"expected variance 'scalar', 'image', 'position' or 'channel', got {variance!r}; use one")
         if distribution not in ("gaussian", "vmf"):
-            raise ValueError(f"expected distribution 'gaussian' or 'vmf', got {distribution!r}")
+            raise ValueError(f"expected distribution 'gaussian' or 'vmf', got {distribution!r}; choose one")
         if distribution == "vmf" and variance != "scalar":
             raise ValueError(f"expected variance 'scalar' with distribution 'vmf', got {variance!r}; leave it out")
         self.codebook, self.variance, self.distribution = codebook, variance, distribution
@@ -113,11 +112,11 @@ class StochasticQuantizer(Quantizer):
 
     @property
     def input_dim(self) -> int:
-        """D, and the channels that hold log variances."""
+        """D plus the number of channels of log variances."""
         return self.dim + {"scalar": 0, "image": 1, "position": 1, "channel": self.dim}[self.variance]
 
     def codes(self) -> Float[Tensor, "K D"]:
-        """The codebook's codes, at unit length for vMF."""
+        """The codes (K, D), with unit length for vMF."""
         codes = self.codebook.codes()
         return to_unit_length(codes) if self.distribution == "vmf" else codes
 
@@ -143,7 +142,7 @@ class StochasticQuantizer(Quantizer):
             return QuantizerOutput(value, torch.where(valid, indices.view(valid.shape), -1).unsqueeze(-1), losses)
 
     def _variances(self, extra: Tensor, valid: Tensor) -> Tensor:
-        """The variance: a scalar, (N, 1) or (N, D); for vMF the concentration."""
+        """Variance, a scalar, (N, 1) or (N, D); for vMF the concentration."""
         own = self.floor + self.log_variance.clamp(-_LIMIT, _LIMIT).exp()
         if self.variance == "scalar":
             return own
@@ -155,11 +154,11 @@ class StochasticQuantizer(Quantizer):
         return own + extra.reshape(-1, extra.shape[-1]).clamp(-_LIMIT, _LIMIT).exp()
 
     def _most_probable(self, flat: Tensor, codes: Tensor, variance: Tensor) -> Int[Tensor, " N"]:
-        """The nearest code; only a variance per component changes what near means."""
+        """The nearest code; only a variance per component changes the distance."""
         if self.variance != "channel":
             return nearest_code(flat, codes, self._metric)
         flat, codes, variance = flat.detach(), codes.detach(), variance.detach()
-        relative = variance / variance.amin(1, keepdim=True)  # the order stays, and no factor can overflow
+        relative = variance / variance.amin(1, keepdim=True)  # the same order without overflow
         factors, table = gaussian_factors(*centered(flat, codes), relative)
         return most_probable(factors, table)
 
@@ -185,23 +184,23 @@ class StochasticQuantizer(Quantizer):
         return rows_or_zeros(indices, self.codes())
 
     def nearest(self, y: Float[Tensor, "*batch D"], num_codes: int) -> Int[Tensor, "*batch n"]:
-        """The nearest codes, by direction for vMF; a variance per component is left out of it."""
+        """The nearest codes, by direction for vMF; a variance per component is ignored."""
         found = nearest_codes(y.reshape(-1, self.dim), self.codes(), num_codes, self._metric)
         return found.view(*y.shape[:-1], num_codes)
 
     def level_tables(self) -> list[Tensor] | None:
-        """The codes, if the input holds no variances and is compared by euclidean distance."""
+        """The codes, if the input has no variances and the metric is euclidean; else None."""
         return [self.codes()] if self.variance == "scalar" and self._metric == "euclidean" else None
 
     @torch.no_grad()
     def initialize_codebook(self, x: Float[Tensor, "*batch C"], generator: torch.Generator | None = None) -> None:
-        """Fit the codebook to the latents (:meth:`Codebook.fit`); variances stay as they are."""
+        """Fit the codebook to the latents (:meth:`Codebook.fit`); variances are not changed."""
         self._check_input(x, None)
         generator = torch.Generator().manual_seed(0) if generator is None else generator
         self.codebook.fit(self._finite_rows(x)[:, : self.dim], self._metric, generator)
 
     def fold(self) -> Quantizer:
-        """A plain :class:`gritvq.VectorQuantizer`, or over a plain table where the input has channels for variances."""
+        """A plain :class:`gritvq.VectorQuantizer`; if the input has variances, this class over a plain table."""
         table = plain_table(self.codes())
         if self.variance == "scalar":
             return VectorQuantizer(table, NearestAssignment(self._metric), learning=[]).eval()
@@ -217,17 +216,17 @@ class StochasticQuantizer(Quantizer):
 
 
 def checked_temperature(temperature: float | Schedule) -> float | Schedule:
-    """The temperature as given, if it can be one."""
+    """The temperature; raises a ValueError if it is not positive."""
     return temperature if isinstance(temperature, Schedule) else check_number("temperature", temperature, inside=True)
 
 
 def initial_log_variance(initial_variance: float) -> float:
-    """Logarithm of a start value of a learned variance."""
+    """Logarithm of the initial value of a learned variance."""
     return math.log(check_number("initial_variance", initial_variance, inside=True))
 
 
 def clamped_temperature(temperature: float | Schedule) -> float | Tensor:
-    """The temperature now; a schedule that reaches 0 stays just above it."""
+    """The current temperature; schedules are clamped to at least 1e-6."""
     now = scheduled(temperature)
     return now.clamp_min(1e-6) if isinstance(now, Tensor) else now
 
@@ -249,7 +248,7 @@ def sample_codes(
 
 
 def most_probable(factors: Float[Tensor, "N F"], table: Float[Tensor, "K F"]) -> Int[Tensor, " N"]:
-    """``argmax_k factors @ table.T`` in blocks; all rows at once in an exported program."""
+    """``argmax_k factors @ table.T`` in blocks, or in an exported program all rows at once."""
     if torch.compiler.is_exporting():
         return (factors @ table.T).argmax(1)
     return over_blocks(lambda rows: ((rows @ table.T).argmax(1),), [factors], len(table))[0]

@@ -22,7 +22,7 @@ __all__ = ["HyperbolicQuantizer"]
 
 
 class HyperbolicQuantizer(Quantizer):
-    """Hyperbolic quantization (HyperVQ): codes are hyperplanes of the Poincare ball, chosen by logistic regression.
+    """Hyperbolic quantization (HyperVQ): each code is a hyperplane in the Poincare ball, chosen by logistic regression.
 
     Code k has a direction ``a_k`` and an offset ``r_k``. With curvature -c, ``x = exp_0(v)`` of the input v and ``lam =
     2 / (1 - c |x|^2)``::
@@ -31,25 +31,25 @@ class HyperbolicQuantizer(Quantizer):
                                             - (lam - 1) sinh(2 sqrt(c) r_k))
 
     Its representative is the point of the hyperplane nearest to the origin, ``exp_0(r_k a_k / |a_k|)``. Values are
-    given back in the tangent space, ``log_0`` of the representative, which is ``r_k a_k / |a_k|`` exactly. Since
-    ``exp_0`` maps length to ``tanh``, ``lam sqrt(c) x = sinh(2 sqrt(c) |v|) v / |v|`` and ``lam - 1 = cosh(2 sqrt(c)
-    |v|)``; so all logits are one matrix product and one asinh, and no point of the ball is ever formed.
+    representatives in the tangent space (``log_0``), which are ``r_k a_k / |a_k|`` exactly. Since
+    ``lam sqrt(c) x = sinh(2 sqrt(c) |v|) v / |v|`` and ``lam - 1 = cosh(2 sqrt(c) |v|)``, all logits are one matrix
+    product and one asinh, and points of the ball are never computed.
 
     In training the value is the representative of a code drawn from ``softmax(logits)``, with the gradient of the
     Gumbel-softmax mixture; in eval it is that of the largest logit, with a straight-through gradient. There is no
-    codebook loss. The largest logit need not be the nearest representative's, and encoding a representative again may
-    give another code: a representative lies on its own boundary, ``logit_k = 0``.
+    codebook loss. The code with the largest logit need not have the nearest representative, and encoding a
+    representative may give another code: a representative lies on its own hyperplane, ``logit_k = 0``.
 
-    The indices are those of eval in training too, the largest logit's, not the drawn ones. Costs O(N K) in training and
-    in eval; three arrays N x K are kept for the backward pass, up to 67 million pairs, beyond which blocks are
-    recomputed. Nothing is fitted to data: :meth:`initialize_codebook` leaves the codes.
+    Indices in training are those of eval (the largest logit), not the drawn ones. Training and eval cost O(N K); the
+    backward pass keeps three N x K arrays for up to 67 million pairs, and beyond that recomputes blocks.
+    :meth:`initialize_codebook` does nothing.
 
     Args:
         dim: Size D of a vector.
         codebook_size: Number of codes K.
-        curvature: c > 0; as it falls to 0 the logits become ``4 (<a_k, v> - |a_k| r_k)``.
-        temperature: Of the mixture whose gradient is used, > 0.
-        clip: Points of the ball are kept within ``(1 - clip) / sqrt(c)`` of its center, latents and representatives.
+        curvature: c > 0; in the limit 0 the logits are ``4 (<a_k, v> - |a_k| r_k)``.
+        temperature: Temperature of the mixture whose gradient is used, > 0.
+        clip: Latents and representatives are kept within ``(1 - clip) / sqrt(c)`` of the ball's center.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -62,10 +62,10 @@ class HyperbolicQuantizer(Quantizer):
 
     References:
         Goswami et al., "HyperVQ: MLR-based Vector Quantization in Hyperbolic Space", TMLR 2025, arXiv 2403.13015;
-        Shimizu et al., "Hyperbolic Neural Networks++", ICLR 2021, arXiv 2006.08210 (the logit). That the method uses
-        this form of the logit, the straight-through sample and the absence of a codebook loss are inferred; curvature,
-        temperature and the start are our choices: random directions, |a_k| = 4, r_k = 1/2. With equal offsets the first
-        choice is by direction alone and reaches all codes; with representatives from N(0, Id / D) a few win everything.
+        Shimizu et al., "Hyperbolic Neural Networks++", ICLR 2021, arXiv 2006.08210 (the logit). This form of the logit,
+        the straight-through sample and the absence of a codebook loss are inferred. Curvature, temperature and the
+        initial values (random directions, |a_k| = 4, r_k = 1/2) are our choices: with equal offsets the initial choice
+        depends only on the direction and uses all codes; with representatives from N(0, Id / D) it uses only a few.
         Status: contrib.
     """
 
@@ -93,7 +93,7 @@ class HyperbolicQuantizer(Quantizer):
 
     @property
     def radius(self) -> float:
-        """Largest length of a vector in the tangent space that is told apart from longer ones."""
+        """Length in the tangent space at which vectors are clipped."""
         return math.atanh(1 - self.clip) / math.sqrt(self.curvature)
 
     def codes(self) -> Float[Tensor, "K D"]:
@@ -103,12 +103,12 @@ class HyperbolicQuantizer(Quantizer):
             return offsets[:, None] * F.normalize(at_least_float32(self.directions), dim=1)
 
     def logits(self, v: Float[Tensor, "N D"]) -> Float[Tensor, "N K"]:
-        """Logits of tangent vectors; all N x K of them at once, in the wider type of input and parameters."""
+        """All N x K logits of tangent vectors, in the wider type of input and parameters."""
         with torch.autocast(v.device.type, enabled=False):
             return self._scores(self._points(at_least_float32(v)), self._planes())
 
     def _points(self, v: Tensor) -> Float[Tensor, "N F"]:
-        """``(sinh(2s) v / |v|, -cosh(2s))`` with ``s = sqrt(c) |v|``, no longer than the clip allows."""
+        """``(sinh(2s) v / |v|, -cosh(2s))`` with ``s = sqrt(c) |v|``, clipped."""
         root = math.sqrt(self.curvature)
         length = torch.linalg.vector_norm(v, dim=1, keepdim=True)
         double = 2 * root * length.clamp_max(self.radius)
@@ -154,10 +154,10 @@ class HyperbolicQuantizer(Quantizer):
 
     @torch.no_grad()
     def nearest(self, y: Float[Tensor, "*batch D"], num_codes: int) -> Int[Tensor, "*batch n"]:
-        """The codes of the largest logits, most probable first: that is what counts as near here."""
+        """The codes of the largest logits, most probable first."""
         size = self.codebook_sizes[0]
         if not 1 <= num_codes <= size:
-            raise ValueError(f"expected num_codes in 1 .. {size}, got {num_codes}")
+            raise ValueError(f"expected num_codes in 1 .. {size}, got {num_codes}; choose another number")
         with torch.autocast(y.device.type, enabled=False):
             planes = self._planes()
 
@@ -170,7 +170,7 @@ class HyperbolicQuantizer(Quantizer):
             return found[0].view(*y.shape[:-1], num_codes)
 
     def fold(self) -> HyperbolicQuantizer:
-        """A frozen copy: the choice is by logits, so it needs the hyperplanes and not only a table."""
+        """A frozen copy; it keeps the hyperplanes, which the logits need."""
         folded = HyperbolicQuantizer(self.dim, self.codebook_sizes[0], curvature=self.curvature, clip=self.clip)
         folded.directions = nn.Parameter(self.directions.detach().clone())
         folded.offsets = nn.Parameter(self.offsets.detach().clone())
@@ -181,16 +181,16 @@ class HyperbolicQuantizer(Quantizer):
 
 
 class _Asinh(torch.autograd.Function):
-    """``asinh`` as ``sign(x) log(|x| + sqrt(1 + x^2))``, several times faster than the library's on a CPU.
+    """``asinh`` as ``sign(x) log(|x| + sqrt(1 + x^2))``, several times faster than PyTorch's on a CPU.
 
-    Its error is a rounding of the absolute value of 1 near zero, which is what a logit's is.
+    Near zero its absolute error is a rounding error of 1, as is that of the logits.
     """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
         ctx.save_for_backward(x)
         size = (x * x).add_(1).sqrt_().add_(x.abs()).log_()
-        if torch.compiler.is_exporting():  # not every format can copy a sign
+        if torch.compiler.is_exporting():  # not all formats have copysign
             return torch.where(x < 0, -size, size)
         return size.copysign_(x)
 

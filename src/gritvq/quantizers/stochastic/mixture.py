@@ -32,26 +32,26 @@ class GaussianMixtureQuantizer(Quantizer):
     """Gaussian-mixture quantization (GM-VQ): a noisy mixture of codes in training, the nearest code in eval.
 
     ``q_k = softmax_k(-|z - c_k|^2 / (2 s^2))``. Training returns ``sum_k y_k c_k + sqrt(sum_k y_k s_k^2) n`` with the
-    Gumbel-softmax sample y of q, normal noise n and ``s_k^2 = |z - c_k|^2 / (2 s^2 D)``: no noise where the latent is
-    on its code. Losses, per vector: ``latent``, ``latent_weight * sum_k q_k |z - c_k|^2``, and ``balance``,
-    ``balance_weight`` times a Kullback-Leibler divergence from the uniform distribution, in nats: of the mean of q over
-    the batch of all processes (``regularizer="batch"``), which asks for balanced use and leaves single vectors free to
-    decide, or of every vector's q (``"sample"``), which does not. Train with
+    Gumbel-softmax sample y of q, normal noise n and ``s_k^2 = |z - c_k|^2 / (2 s^2 D)``, which is zero for a latent
+    that equals its code. Losses per vector: ``latent``, ``latent_weight * sum_k q_k |z - c_k|^2``, and ``balance``,
+    ``balance_weight`` times a Kullback-Leibler divergence from the uniform distribution in nats. The divergence is that
+    of the mean of q over the batch of all processes (``regularizer="batch"``), which balances usage without restricting
+    single vectors, or of each vector's q (``"sample"``). Train with
     :class:`gritvq.training.objectives.ElboObjective`, ``likelihood="fixed"``.
 
-    The sum of these with the reconstruction error is the method's ALBO. It is an objective, not a guaranteed bound of
-    the likelihood: it leaves out the entropy of the latent's posterior, which may be negative.
+    The sum of these losses and the reconstruction error is the method's ALBO. It is not a guaranteed bound of the
+    likelihood: it omits the entropy of the latent's posterior, which may be negative.
 
-    The indices are those of eval in training too; the batch estimate makes the batch size matter. In eval the gradient
-    of the value is straight-through. Costs O(N K) in training: three arrays N x K are kept for the backward pass, up to
-    67 million pairs, beyond which blocks are recomputed.
+    Indices in training are those of eval; the result depends on the batch size. In eval the gradient of the value is
+    straight-through. Training costs O(N K): the backward pass keeps three N x K arrays for up to 67 million pairs, and
+    beyond that recomputes blocks.
 
     Args:
         codebook: The means of the mixture.
         variance: ``s^2``, fixed, in squared latent units.
-        temperature: Of the relaxed sample, > 0; annealed in the method.
+        temperature: Temperature of the relaxed sample, > 0; the method anneals it.
         latent_weight: The method's gamma.
-        balance_weight: The method's beta: 1 there, larger in its "+ Entropy" form.
+        balance_weight: The method's beta: 1, or larger in its "+ Entropy" variant.
         regularizer: ``"batch"``, ``"sample"`` (the usual ELBO, for comparison) or None.
 
     Raises:
@@ -66,9 +66,9 @@ class GaussianMixtureQuantizer(Quantizer):
 
     References:
         Yan et al., "Gaussian Mixture Vector Quantization with Aggregated Categorical Posterior", 2024, arXiv
-        2410.10180. A reconstruction from public descriptions, as no code is known: the formula of s_k^2 is theirs (eq.
-        14 and 15); q as a function of the plain distance, the expectation in the latent term and its weighting, and one
-        noise whose variance is the mean of s_k^2 under y, are our choices. Status: contrib.
+        2410.10180. No public code is known; this follows the paper's description. s_k^2 is theirs (eq. 14 and 15); q as
+        a function of the plain distance, the expectation in the latent term and its weight, and a single noise whose
+        variance is the mean of s_k^2 under y, are our choices. Status: contrib.
     """
 
     exact = "eval"
@@ -87,7 +87,7 @@ class GaussianMixtureQuantizer(Quantizer):
     ) -> None:
         super().__init__()
         if regularizer not in ("batch", "sample", None):
-            raise ValueError(f"expected regularizer 'batch', 'sample' or None, got {regularizer!r}")
+            raise ValueError(f"expected regularizer 'batch', 'sample' or None, got {regularizer!r}; choose one")
         self.codebook, self.temperature = codebook, checked_temperature(temperature)
         self.variance, self.regularizer = check_number("variance", variance, inside=True), regularizer
         self.latent_weight = check_number("latent_weight", latent_weight)
@@ -117,7 +117,7 @@ class GaussianMixtureQuantizer(Quantizer):
         now = clamped_temperature(self.temperature)
 
         def block(rows: Tensor, own: Tensor) -> tuple[Tensor, ...]:
-            """Mixtures (n, D + 1), expected logits (n,), and what the regularizer needs."""
+            """Mixtures (n, D + 1), expected logits (n,), and the regularizer's statistics."""
             logits = rows @ table.T
             mixed = relaxed_choice(logits, values, now)
             q = logits.softmax(1)
@@ -128,7 +128,7 @@ class GaussianMixtureQuantizer(Quantizer):
 
         mixed, expected, extra = over_blocks(block, [factors, weight.to(z.dtype)], len(codes))
         mean, length = mixed[:, :-1], mixed[:, -1:]
-        # |z - c|^2 averaged under y, written so that a choice without doubt on the latent itself gives 0
+        # |z - c|^2 averaged under y; exactly 0 if y chooses a code that equals the latent
         gap = (z - mean).square().sum(1, keepdim=True) + (length - mean.square().sum(1, keepdim=True)).clamp_min(0)
         spread = gap / (2 * self.variance * self.dim)
         deviation = torch.where(spread > 0, torch.where(spread > 0, spread, 1.0).sqrt(), 0.0)
@@ -162,7 +162,7 @@ class GaussianMixtureQuantizer(Quantizer):
 
     @torch.no_grad()
     def initialize_codebook(self, x: Float[Tensor, "*batch D"], generator: torch.Generator | None = None) -> None:
-        """Fit the codebook to the data (:meth:`Codebook.fit`); the method starts from k-means."""
+        """Fit the codebook to the data (:meth:`Codebook.fit`), as the method does by k-means."""
         self._check_input(x, None)
         generator = torch.Generator().manual_seed(0) if generator is None else generator
         self.codebook.fit(self._finite_rows(x), "euclidean", generator)

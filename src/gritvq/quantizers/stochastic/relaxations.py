@@ -1,7 +1,6 @@
-"""Random choices of codes that gradients flow through: the all-pairs mathematics of stochastic quantizers.
+"""Differentiable random choices of codes: stateless functions of stochastic quantizers, all of O(N K) time.
 
-Stateless like :mod:`gritvq.quantizers.functional`. All of it costs O(N K) time; written so that few passes over the
-pairs are made and few arrays of that size are kept.
+They make few passes over the pairs and keep few N x K arrays.
 """
 
 from __future__ import annotations
@@ -19,15 +18,13 @@ from gritvq.quantizers.functional import central_code, transforming
 
 __all__ = ["centered", "gaussian_factors", "negative_entropy", "over_blocks", "relaxed_choice"]
 
-# Pairs in a block: on a CPU a block stays in its cache; elsewhere it is as large as 64 MB allow.
-_CPU_BLOCK = 1 << 20
-_BLOCK = 1 << 24
-# What the backward pass needs is kept up to this many pairs (256 MB per array) and recomputed beyond.
-_KEPT = 1 << 26
+_CPU_BLOCK = 1 << 20  # pairs per block, which stay in the cache
+_BLOCK = 1 << 24  # the same on other devices: 64 MB
+_KEPT = 1 << 26  # up to so many pairs (256 MB per array) are kept for the backward pass; beyond, they are recomputed
 
 
 def centered(x: Float[Tensor, "N D"], codes: Float[Tensor, "K D"]) -> tuple[Tensor, Tensor]:
-    """Vectors and codes, both less a median code: differences stay, no digits are spent on a common offset.
+    """Vectors and codes minus a median code, so that a common offset costs no precision.
 
     Example:
         >>> x, codes = centered(torch.tensor([[9.0]]), torch.tensor([[7.0], [8.0], [9.0]]))
@@ -41,14 +38,13 @@ def centered(x: Float[Tensor, "N D"], codes: Float[Tensor, "K D"]) -> tuple[Tens
 def gaussian_factors(
     x: Float[Tensor, "N D"], codes: Float[Tensor, "K D"], variance: Float[Tensor, "*shape"]
 ) -> tuple[Float[Tensor, "N F"], Float[Tensor, "K F"]]:
-    """Two factors whose product ``a @ b.T`` is ``-sum_d (x_d - c_d)^2 / (2 v_d)`` but for a constant of each row.
+    """Two factors whose product ``a @ b.T`` is ``-sum_d (x_d - c_d)^2 / (2 v_d)`` up to a constant per row.
 
-    So a whole array of Gaussian log-densities costs one matrix product, whatever the kind of variance. Differentiable
-    in all three.
+    So Gaussian log-densities cost one matrix product for any kind of variance. Differentiable in all arguments.
 
     Args:
         x: Vectors, best from :func:`centered`.
-        codes: Codes, shifted alike.
+        codes: Codes with the same shift.
         variance: A scalar, one per vector (N, 1), or one per component (N, D).
 
     Example:
@@ -68,15 +64,15 @@ def gaussian_factors(
 def over_blocks(
     block: Callable[..., tuple[Tensor, ...]], rows: Sequence[Tensor], codebook_size: int
 ) -> tuple[Tensor, ...]:
-    """Run an all-pairs computation on blocks of rows and join the results along the first axis.
+    """Run an all-pairs computation on blocks of rows and concatenate the results along the first axis.
 
-    A block holds about a million pairs on a CPU, so that it stays in the cache, and 16 million elsewhere. Beyond 67
-    million pairs in total every block is recomputed in the backward pass, which then needs the memory of one block.
+    A block has about a million pairs on a CPU, so that it stays in the cache, and 16 million elsewhere. Beyond 67
+    million pairs in total, blocks are recomputed in the backward pass, which then needs the memory of one block.
 
     Args:
-        block: Takes a slice of every one of ``rows``; returns tensors whose first axes are joined.
+        block: Maps slices of all ``rows`` to tensors that are concatenated.
         rows: Tensors of the same length N.
-        codebook_size: Number of codes K that each row meets.
+        codebook_size: Number of codes K.
 
     Example:
         >>> over_blocks(lambda a, b: (a + b,), [torch.ones(3), torch.ones(3)], 4)
@@ -98,7 +94,7 @@ def relaxed_choice(
     *,
     hard: bool = False,
 ) -> Float[Tensor, "N V"]:
-    """Values of a random choice of code that gradients flow through (Gumbel-softmax).
+    """Values of a differentiable random choice of codes (Gumbel-softmax).
 
     ``y = softmax((logits + g) / temperature)`` with Gumbel noise g from torch's global generator; the result is
     ``y @ values``. With ``hard`` it is the row of the largest ``y``, a sample of ``softmax(logits)``, and the gradient
@@ -106,8 +102,8 @@ def relaxed_choice(
 
     Args:
         logits: Unnormalized log-probabilities.
-        values: What each code stands for.
-        temperature: > 0.
+        values: Value of each code.
+        temperature: Temperature > 0.
         hard: Whether to return rows instead of mixtures.
 
     Example:
@@ -129,7 +125,7 @@ def relaxed_choice(
 
 
 class _RelaxedChoice(torch.autograd.Function):
-    """One random array and one softmax, everything else in place; the backward pass needs the softmax only."""
+    """Allocates one random array and one softmax; the backward pass needs only the softmax."""
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, values: Tensor, temperature: float | Tensor, hard: bool) -> Tensor:
@@ -155,7 +151,7 @@ class _RelaxedChoice(torch.autograd.Function):
 
 
 def negative_entropy(logits: Float[Tensor, "N K"]) -> Float[Tensor, " N"]:
-    """``sum_k p_k log p_k`` in nats for ``p = softmax(logits)``, row by row; keeps one N x K array for the backward.
+    """``sum_k p_k log p_k`` in nats of each row, ``p = softmax(logits)``; keeps one N x K array for the backward pass.
 
     Example:
         >>> negative_entropy(torch.zeros(1, 4)).exp()
@@ -170,10 +166,7 @@ class _NegativeEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor) -> Tensor:
         p = logits.softmax(1)
-        largest, likeliest = (
-            logits.amax(1),
-            p.amax(1).log(),
-        )  # log p = logits - largest + likeliest: one softmax is enough
+        largest, likeliest = logits.amax(1), p.amax(1).log()  # log p = logits - largest + likeliest
         total = p.mul_(logits - largest[:, None]).sum(1) + likeliest
         ctx.save_for_backward(logits, largest, likeliest, total)
         return total
@@ -188,9 +181,9 @@ class _NegativeEntropy(torch.autograd.Function):
 
 
 def _refuse_second_derivatives() -> None:
-    """What is kept for the backward passes above counts as constant, which `once_differentiable` does not notice."""
+    """Tensors saved above count as constant in the backward passes, which `once_differentiable` does not detect."""
     if torch.is_grad_enabled():
         raise RuntimeError(
             "expected a backward pass without create_graph through a relaxed choice or its entropy, got one with it; "
-            "take first derivatives only, or detach what the quantizer gets and returns"
+            "take first derivatives only, or detach the quantizer's input and output"
         )

@@ -25,23 +25,22 @@ __all__ = ["ResidualStochasticQuantizer"]
 
 
 class ResidualStochasticQuantizer(Quantizer):
-    """Residual stochastic quantization (RSQ-VAE): every level draws a code for what the levels before left over.
+    """Residual stochastic quantization (RSQ-VAE): each level samples a code for the residual of the previous levels.
 
-    ``r_1 = x``, ``z_l`` a relaxed sample for ``r_l`` at variance ``v_l = exp(theta_l)``, ``r_{l+1} = r_l - z_l`` with
-    no gradient cut, value ``sum_l z_l``. Losses in nats per vector: ``l/entropy``, ``sum_k q_k log q_k`` of each level,
-    and one ``distance`` for the whole sum, ``|x - sum_l z_l|^2 / (2 sum_l v_l)``. In eval every level takes the nearest
-    code, and a vector's first n index channels are a coarser description of it: ``decode(indices[..., :n])`` works for
-    every n. Train with :class:`gritvq.training.objectives.ElboObjective`; one level without floor is
-    :class:`StochasticQuantizer`.
+    ``r_1 = x``, ``z_l`` is a relaxed sample for ``r_l`` with variance ``v_l = exp(theta_l)``, ``r_{l+1} = r_l - z_l``
+    without detaching, and the value is ``sum_l z_l``. Losses in nats per vector: ``l/entropy``, ``sum_k q_k log q_k``
+    of each level, and one ``distance``, ``|x - sum_l z_l|^2 / (2 sum_l v_l)``. In eval each level takes the nearest
+    code, and the first n index channels give a coarser value: ``decode(indices[..., :n])``. Train with
+    :class:`gritvq.training.objectives.ElboObjective`. With one level it is :class:`StochasticQuantizer` without floor.
 
-    The indices are those of eval in training too. Costs O(L N K) in training; two arrays N x K per level are kept for
-    the backward pass, up to 67 million pairs per level, beyond which blocks are recomputed.
+    Indices in training are those of eval. Training costs O(L N K): the backward pass keeps two N x K arrays per level
+    for up to 67 million pairs, and beyond that recomputes blocks.
 
     Args:
-        codebooks: One per level; the same object several times shares it.
-        temperature: Of the relaxed samples, > 0.
-        initial_variance: ``v_l`` at the start, equal for all levels. 60 is what a published derivative of the code
-            uses for codes from N(0, Id); the original value is not known.
+        codebooks: One codebook per level; repeat an object to share it.
+        temperature: Temperature of the relaxed samples, > 0.
+        initial_variance: Initial ``v_l`` of all levels. 60 is from a published derivative of the code, for codes from
+            N(0, Id); the original value is not known.
 
     Raises:
         ValueError: If there is no codebook, their dims differ, or a number is out of range.
@@ -57,7 +56,7 @@ class ResidualStochasticQuantizer(Quantizer):
 
     References:
         Takida et al., "HQ-VAE: Hierarchical Discrete Representation Learning with Variational Bayes", TMLR 2024, arXiv
-        2401.00365 (RSQ-VAE). The formulas follow public code by others with the authors' structure.
+        2401.00365 (RSQ-VAE). The formulas follow a third party's public code with the authors' structure.
     """
 
     exact = "eval"
@@ -74,7 +73,7 @@ class ResidualStochasticQuantizer(Quantizer):
         super().__init__()
         dims = [book.dim for book in codebooks]
         if not dims or len(set(dims)) != 1:
-            raise ValueError(f"expected at least one codebook, all of one dim, got dims {dims}")
+            raise ValueError(f"expected at least one codebook, all of one dim, got dims {dims}; make them equal")
         self.codebooks = nn.ModuleList(codebooks)
         self.temperature = checked_temperature(temperature)
         self.log_variances = nn.Parameter(torch.full((len(dims),), initial_log_variance(initial_variance)))
@@ -140,14 +139,14 @@ class ResidualStochasticQuantizer(Quantizer):
         mask: Bool[Tensor, "*batch"] | None = None,
         num_levels: int | None = None,
     ) -> Int[Tensor, "*batch L"]:
-        """Indices, of the first ``num_levels`` levels where given."""
+        """Indices of the first ``num_levels`` levels, or of all."""
         indices = super().encode(x, mask)
         if num_levels is not None and not 1 <= num_levels <= len(self.codebooks):
-            raise ValueError(f"expected num_levels in 1 .. {len(self.codebooks)}, got {num_levels}")
+            raise ValueError(f"expected num_levels in 1 .. {len(self.codebooks)}, got {num_levels}; choose another one")
         return indices[..., :num_levels]
 
     def decode(self, indices: Int[Tensor, "*batch L"]) -> Float[Tensor, "*batch D"]:
-        """Values of indices; fewer channels than there are give the sum of the first levels."""
+        """Values of indices; with fewer channels than levels, sums of the first levels."""
         missing = len(self.codebooks) - (indices.shape[-1] if indices.ndim else 0)
         if missing > 0 and indices.ndim and indices.shape[-1]:
             indices = F.pad(indices, (0, missing), value=-1)
@@ -155,7 +154,7 @@ class ResidualStochasticQuantizer(Quantizer):
 
     @torch.no_grad()
     def initialize_codebook(self, x: Float[Tensor, "*batch D"], generator: torch.Generator | None = None) -> None:
-        """Fit each level's codebook to what the levels before leave over; variances stay as they are."""
+        """Fit each level's codebook to the residuals of the previous levels; variances are not changed."""
         self._check_input(x, None)
         generator = torch.Generator().manual_seed(0) if generator is None else generator
         rows = self._finite_rows(x)

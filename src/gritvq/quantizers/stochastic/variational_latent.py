@@ -1,4 +1,4 @@
-"""A Gaussian latent in front of a quantizer: the encoder gives a mean and a variance, codes are aligned to both."""
+"""Quantization of Gaussian latents, for which the encoder predicts a mean and a variance (VAEVQ)."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ _LOG_VARIANCE = (-30.0, 20.0)
 
 
 class RepresentationCoherenceLoss(Component):
-    """Aligns codes to the posterior they stand for: ``weight * mean_n 1/2 sum_d ((q - mu) / sg(sigma))^2``.
+    """Aligns codes with the posterior: ``weight * mean_n 1/2 sum_d ((q - mu) / sg(sigma))^2``.
 
-    Up to constants the negative log-likelihood of the code under ``N(mu, sigma^2)``: a code must lie close where the
-    encoder is certain and may lie apart where it is not. Both the code and the mean get its gradient.
+    Up to constants this is the negative log-likelihood of the code under ``N(mu, sigma^2)``: a code must be close where
+    sigma is small and may be far where it is large. Both the code and the mean get gradients.
 
     Args:
         weight: Weight of the loss.
-        reduction: ``"sum"`` over the D components (the paper's formula) or ``"mean"`` (the released code). Over vectors
-            it is always the mean of the valid ones, which for the paper is our choice.
-        detach_deviation: Whether sigma gets no gradient (paper). With False (released code) the loss also widens
-            sigma, as far as nothing else holds it.
+        reduction: ``"sum"`` over the D components (paper) or ``"mean"`` (released code). Over vectors it is the mean of
+            the valid ones, which for the paper is our choice.
+        detach_deviation: Whether sigma gets no gradient (paper). With False (released code) the loss also increases
+            sigma.
 
     Raises:
         ValueError: If an argument is out of its range.
@@ -53,7 +53,7 @@ class RepresentationCoherenceLoss(Component):
         super().__init__()
         self.weight = check_number("weight", weight)
         if reduction not in ("sum", "mean"):
-            raise ValueError(f"expected reduction 'sum' or 'mean' over the components, got {reduction!r}")
+            raise ValueError(f"expected reduction 'sum' or 'mean' over the components, got {reduction!r}; choose one")
         self.reduction, self.detach_deviation = reduction, detach_deviation
 
     def forward(
@@ -63,52 +63,51 @@ class RepresentationCoherenceLoss(Component):
         q: Float[Tensor, "*batch D"],
         valid: Bool[Tensor, "*batch"],
     ) -> Float[Tensor, ""]:
-        """The weighted loss of means and log variances with their codes."""
+        """The weighted loss of means, log variances and codes."""
         precision = (-(log_variance.detach() if self.detach_deviation else log_variance)).exp()
         each = 0.5 * (q - mean).square() * precision
         return self.weight * masked_mean(each.sum(-1) if self.reduction == "sum" else each.mean(-1), valid)
 
 
 class VariationalLatent(WrappedQuantizer):
-    """A quantizer of Gaussian latents: ``z = mu + sigma * eps`` goes to the nearest code of the quantizer inside.
+    """A quantizer of Gaussian latents: the inner quantizer quantizes ``z = mu + sigma * eps``.
 
-    The input holds the mean and the log variance of D components, so the encoder must have twice the size of the
-    decoder: ``ImageEncoder(2 * dim)`` or, for any quantizer, ``ImageEncoder(quantizer.input_dim)``. In training z is
-    drawn from torch's global generator, once per forward pass; in eval ``z = mu``. Train it with
-    :class:`gritvq.training.TwoPathObjective`, which decodes z too: nothing else in the method tells sigma how small it
-    should be.
+    The input has the mean and the log variance of D components, so the encoder needs twice the decoder's size:
+    ``ImageEncoder(2 * dim)`` or, for any quantizer, ``ImageEncoder(quantizer.input_dim)``. In training z is drawn once
+    per forward pass from torch's global generator; in eval ``z = mu``. Train with
+    :class:`gritvq.training.TwoPathObjective`, which decodes z, too: no other loss of the method limits sigma.
 
-    Losses are those of the quantizer inside, ``coherence`` if that is given, and for ``kl_weight > 0`` also ``kl``:
+    Losses are those of the inner quantizer, ``coherence`` if given, and for ``kl_weight > 0`` also ``kl``:
     ``kl_weight`` times the mean over valid vectors and components of ``KL(N(mu, sigma^2) || N(0, 1))``.
 
-    Weights are relative to the reconstruction error. If that is a mean over pixels while the paper's is a sum, then a
-    weight of w there is about ``w / (pixels * channels per token)`` here: 0.02 for 1 at 4 x 4 pixels in color.
+    Weights are relative to the reconstruction error. If that is a mean over pixels and the paper's a sum, the paper's
+    weight w is about ``w / (pixels * channels per token)`` here: 0.02 for w = 1 at 4 x 4 pixels in color.
 
-    The coherence loss alone lets sigma sink: with ``detach_deviation`` nothing pushes sigma up, and the reconstruction
-    from z pushes it down, toward an ordinary autoencoder whose coherence loss explodes. Give it a KL weight.
+    Use a KL weight with the coherence loss. With ``detach_deviation`` nothing else increases sigma, and reconstruction
+    from z decreases it, until the latent is deterministic and the coherence loss diverges.
 
     Args:
-        quantizer: The quantizer inside, of vectors of size D; it maps nothing before or after quantizing. The method
-            has no codebook and no commitment loss: give a :class:`gritvq.VectorQuantizer` ``learning=[]``.
-        choose_by: Whether the code nearest to ``"sample"`` z is taken (paper) or the one nearest to the ``"mean"``
-            (released code). In eval the two are the same.
-        gradient: ``"straight_through"`` is the inner surrogate's gradient, to the vector the code was chosen by.
-            ``"reparameterized"`` replaces it by that of the released code: 1 to the code, so that codes learn from the
-            task, 1 to mu, and ``(q - mu) / sigma`` to sigma, as if q had been drawn with that noise.
+        quantizer: The inner quantizer, of vectors of size D; its ``before`` and ``after`` must be the identity. The
+            method has no codebook and no commitment loss: use :class:`gritvq.VectorQuantizer` with ``learning=[]``.
+        choose_by: Whether to choose the code nearest to the ``"sample"`` z (paper) or to the ``"mean"`` (released
+            code). In eval they are equal.
+        gradient: ``"straight_through"``: the inner surrogate's gradient for the vector that the code was chosen by.
+            ``"reparameterized"``: that of the released code, 1 for the code and for mu, and ``(q - mu) / sigma`` for
+            sigma, as if q had been sampled.
         coherence: Loss between codes and posterior.
-        kl_weight: Weight of the divergence from the unit Gaussian; 0 for none. That the paper has such a term is
-            stated, its weight and reduction are not established: ours.
+        kl_weight: Weight of the divergence from the unit Gaussian; 0 for none. The paper mentions this term; weight and
+            reduction are ours.
         initial_log_variance: Added to the log variances of the input, before they are clamped to [-30, 20]. An encoder
-            whose outputs start about 0, as ``ImageEncoder``'s do, begins with ``sigma = exp(initial_log_variance / 2)``
-            while its means spread by ``1 / sqrt(2 D)``. -2 is a safe start there. At 0 noise drowns the means first,
-            which slow codes do not recover from; from -6 on the coherence loss, with its ``1 / sigma^2``, takes over.
+            with outputs near 0, such as a new ``ImageEncoder``, starts with ``sigma = exp(initial_log_variance / 2)``
+            and means of standard deviation ``1 / sqrt(2 D)``. -2 is a good value then. At 0 the noise dominates the
+            means, from which slow codes do not recover; from -6 the coherence loss dominates.
 
     Attributes:
         objective: ``"two_path"``.
 
     Raises:
-        ValueError: If the quantizer inside maps before or after quantizing, has no surrogate or an objective of its
-            own, or an argument is out of its range.
+        ValueError: If the inner quantizer maps before or after quantizing, has no surrogate or another objective than
+            ``"reconstruction"``, or an argument is out of range.
 
     Example:
         >>> from gritvq import vq_vae
@@ -118,9 +117,9 @@ class VariationalLatent(WrappedQuantizer):
         (torch.Size([5, 4]), torch.Size([5, 1]), ['codebook', 'coherence', 'commitment', 'kl'])
 
     References:
-        VAEVQ, AAAI 2026, arXiv 2511.06863 ("variational latent quantization"). Paper: chosen by the sample,
-        straight-through. Released code: chosen by the mean, the gradient named ``"reparameterized"`` here, log
-        variances clamped to [-30, 20]. The initial log variance is ours.
+        VAEVQ, AAAI 2026, arXiv 2511.06863 ("variational latent quantization"). Paper: ``choose_by="sample"``,
+        straight-through. Released code: ``choose_by="mean"``, ``gradient="reparameterized"``, log variances clamped to
+        [-30, 20]. The initial log variance is ours.
     """
 
     objective = "two_path"
@@ -139,21 +138,21 @@ class VariationalLatent(WrappedQuantizer):
         kind = type(quantizer)
         if kind.before is not Quantizer.before or kind.after is not Quantizer.after:
             raise ValueError(
-                f"expected a quantizer that maps nothing before or after quantizing, got {kind.__name__}; put what is "
-                "inside it here, and the maps into encoder and decoder"
+                f"expected a quantizer that maps nothing before or after quantizing, got {kind.__name__}; pass its "
+                "inner quantizer, and move the maps to encoder and decoder"
             )
         if quantizer.surrogate is None or quantizer.objective != "reconstruction":
             raise ValueError(
-                "expected a quantizer with a surrogate, trained beside a reconstruction error, got "
+                "expected a quantizer with a surrogate and the objective 'reconstruction', got "
                 f"{kind.__name__} (surrogate={quantizer.surrogate}, objective={quantizer.objective!r}); use a hard "
                 "quantizer such as VectorQuantizer"
             )
         if choose_by not in ("sample", "mean"):
-            raise ValueError(f"expected choose_by 'sample' or 'mean', got {choose_by!r}")
+            raise ValueError(f"expected choose_by 'sample' or 'mean', got {choose_by!r}; choose one")
         if gradient not in ("straight_through", "reparameterized"):
-            raise ValueError(f"expected gradient 'straight_through' or 'reparameterized', got {gradient!r}")
+            raise ValueError(f"expected gradient 'straight_through' or 'reparameterized', got {gradient!r}; choose one")
         if not math.isfinite(initial_log_variance):
-            raise ValueError(f"expected a finite initial_log_variance, got {initial_log_variance!r}")
+            raise ValueError(f"expected a finite initial_log_variance, got {initial_log_variance!r}; -2 is usual")
         super().__init__(quantizer)
         self.choose_by, self.gradient, self.coherence = choose_by, gradient, coherence
         self.kl_weight = check_number("kl_weight", kl_weight)
@@ -169,7 +168,7 @@ class VariationalLatent(WrappedQuantizer):
         return 2 * self.dim
 
     def before(self, x: Float[Tensor, "*batch 2D"]) -> Float[Tensor, "*batch 3D"]:
-        """Draw z; z, mean and log variance side by side, so that one draw serves everything."""
+        """Sample z, and concatenate z, mean and log variance."""
         with torch.autocast(x.device.type, enabled=False):
             mean, raw = at_least_float32(x).chunk(2, -1)
             log_variance = (raw + self.initial_log_variance).clamp(*_LOG_VARIANCE)
@@ -177,7 +176,7 @@ class VariationalLatent(WrappedQuantizer):
             return torch.cat([z, mean, log_variance], -1)
 
     def quantize(self, x: Float[Tensor, "*batch 3D"], valid: Bool[Tensor, "*batch"]) -> QuantizerOutput:
-        """The inner quantizer's choice for z or the mean; in training also its losses and those of the latent."""
+        """Quantize z or the mean by the inner quantizer; in training also its losses and those of the latent."""
         z, mean, log_variance = x.chunk(3, -1)
         chosen_by = z if self.choose_by == "sample" else mean
         output = super().quantize(torch.where(valid.unsqueeze(-1), chosen_by, 0), valid)
@@ -195,13 +194,13 @@ class VariationalLatent(WrappedQuantizer):
     def sample(
         self, x: Float[Tensor, "*batch 2D"], mask: Bool[Tensor, "*batch"] | None = None
     ) -> tuple[Float[Tensor, "*batch D"], QuantizerOutput]:
-        """The continuous latent, zero where masked, and what :meth:`forward` gives, from one and the same draw."""
+        """The continuous latent (zero where masked) and the output of :meth:`forward` for the same sample."""
         y, valid = self._enter(x, mask)
         z = torch.where(valid.unsqueeze(-1), y[..., : self.dim], 0).to(x.dtype)
         return z, self._leave(y, valid, x.dtype)
 
     def initialize_codebook(self, x: Float[Tensor, "*batch 2D"], generator: torch.Generator | None = None) -> None:
-        """Fit the inner codes to the means; the surrogate sees them too."""
+        """Initialize the inner quantizer and the surrogate from the means."""
         self._check_input(x, None)
         finite = torch.isfinite(x).all(-1, keepdim=True)
         mean = torch.where(finite, x[..., : self.dim], math.nan)
@@ -211,7 +210,7 @@ class VariationalLatent(WrappedQuantizer):
                 self.surrogate.initialize(self._finite_rows(mean))
 
     def fold(self) -> VariationalLatent:
-        """The same latent around the folded quantizer."""
+        """The same with the inner quantizer folded."""
         return VariationalLatent(
             self.quantizer.fold(),
             choose_by=self.choose_by,
@@ -221,7 +220,7 @@ class VariationalLatent(WrappedQuantizer):
 
 
 class _StraightThroughSample(Surrogate):
-    """A surrogate between the code and the vector it was chosen by, out of z, mean and log variance."""
+    """The inner surrogate, applied to the vector that the code was chosen by."""
 
     def __init__(self, surrogate: Surrogate, choose_by: Literal["sample", "mean"]) -> None:
         super().__init__()
@@ -237,7 +236,7 @@ class _StraightThroughSample(Surrogate):
 
 
 class _AsIfDrawn(Surrogate):
-    """The gradient of ``mu + sigma * eps`` with the noise that would have given q."""
+    """The gradient of ``mu + sigma * eps`` for the noise eps that gives q."""
 
     moves_codes = True
 
