@@ -1,8 +1,8 @@
-"""Results to documentation: pages ``benchmarks``, ``performance``, tables of README, semantic ids and methods; plots.
+"""Generates from results: pages ``benchmarks``, ``performance``, tables of README, semantic ids and methods; plots.
 
 python -m benchmarks.report                  write
-python -m benchmarks.report --check          fail if a page is not what the results say, or a preset is not measured
-python -m benchmarks.report --check pages    the former alone
+python -m benchmarks.report --check          fail if a page differs from the results, or a preset is not measured
+python -m benchmarks.report --check pages    check only the pages
 """
 
 from __future__ import annotations
@@ -55,23 +55,23 @@ METHODS = """
     python -m benchmarks.quality.methods --data PATH-TO-CIFAR10
 
 Every preset once, with an equal number of steps on the same pictures, three seeds, measured on 2,048 test images.
-Nothing is tuned one by one: `benchmarks/quality/methods.yaml` gives codes learned by gradients a learning rate ten
-times the encoder's, and the stochastic presets starts chosen in short runs on held-out training images.
-So a row says what a method does early in training, not what it can reach; the tuned comparison of the strongest is
-above. Values of `sf_diveq` and `scq` are not what their tokens decode to, so their bits are not what they transmit.
-"mean colour" replaces every picture by its own mean color. Rates differ where a preset has several index channels:
-compare within equal bits. Seconds per step are one thread's, two runs at once and other work beside them.
+No method is tuned individually: `benchmarks/quality/methods.yaml` gives codes learned by gradients ten times the
+encoder's learning rate, and the stochastic presets initial values chosen in short runs on held-out training images.
+So a row shows a method early in training, not what it can reach; the tuned comparison of the strongest is above. Values
+of `sf_diveq` and `scq` are not what their tokens decode to, so their bits are not what they transmit. "mean colour"
+replaces every picture by its own mean color. Rates differ for presets with several index channels: compare at equal
+bits. Seconds per step are those of one thread, with two runs at a time and other work on the machine.
 """
 
 METHOD_TABLES = {
     "main": "",
     "hierarchy": (
         "Two levels (4 x 4 and 8 x 8 tokens) against one (8 x 8) at equal bits per picture; parameters and codes "
-        "differ by 2 %. The remedies are a start from data and revival."
+        "differ by 2 %. The remedies are initialization from data and revival."
     ),
     "transport": "`vq_wae` solves its transport problem on 512 sampled latents per step.",
     "convex": (
-        "`scq` at K = 256. Its output carries K weights per vector and is no token, so its bits per token are not what "
+        "`scq` at K = 256. Its output has K weights per vector and is not a token, so its bits per token are not what "
         "it transmits."
     ),
 }
@@ -81,9 +81,9 @@ RECIPES = """
 
     python -m benchmarks.quality.recipes --data PATH-TO-CIFAR10
 
-`gritvq fit` on every file of `configs/methods` as it is, one seed: a check that each of them trains, whole, from the
-command line. Numbers are those that the command reports on its held-out images; "gain" is over the same images with
-every picture replaced by its mean color. Minutes were taken beside other work.
+`gritvq fit` with every file of `configs/methods`, one seed: a check that each of them trains from the command line.
+Numbers are those that the command reports on its held-out images; "gain" is relative to replacing every picture by its
+mean color. Minutes were measured with other work on the machine.
 """
 
 DRIFT = """
@@ -91,10 +91,10 @@ DRIFT = """
 
     python -m benchmarks.quality.drift
 
-A toy without an encoder: 128 codes cover a 2-D Gaussian cloud, all in use; over 600 steps the cloud translates by 10
-standard deviations, shrinks to a tenth, or grows tenfold. Usage and error (mean squared error over the variance per
-component) are those of 20,000 fresh latents afterwards, means over seeds, with the smallest and largest in brackets
-where seeds differ. Growing is a control: usage hardly tells methods apart there. Every method starts from the same
+An example without an encoder: 128 codes, all in use, cover a 2-D Gaussian cloud; over 600 steps the cloud translates by
+10 standard deviations, shrinks to a tenth, or grows tenfold. Usage and error (mean squared error over the variance per
+component) are those of 20,000 new latents afterwards, means over seeds, with the smallest and largest in brackets if
+seeds differ. Growing is a control: usage hardly differs between methods there. Every method starts from the same
 k-means codes. `table` is a free table under the codebook loss; `average` is a moving average with this decay; the maps
 named without a preset are under the codebook loss as well, with a trained base table. `grit_vq` maps with 4 D = 8
 hidden units unless another number is named. The file says how rates are chosen; `lr_scale` has no part in it.
@@ -102,7 +102,7 @@ hidden units unless another number is named. The file says how rates are chosen;
 
 
 def image_section() -> str:
-    """Tables and plots of every hardware there are results of."""
+    """Tables and plots of all hardware with results."""
     parts = [IMAGE]
     for path in sorted(RESULTS.glob("image_[!t]*.csv")):
         results, stamp = read_results(path), path.stem.removeprefix("image_")
@@ -155,7 +155,7 @@ def methods_section() -> str:
 
 
 def recipes_section() -> str:
-    """What every shipped configuration reports."""
+    """Metrics of all shipped configurations."""
     parts = [RECIPES]
     columns = ("K", "configuration", "PSNR (dB)", "gain (dB)", "usage", "perplexity", "bits/pixel", "minutes")
     for path in sorted(RESULTS.glob("recipes_*.csv")):
@@ -181,7 +181,7 @@ DRIFT_COLUMNS = ("method", "rates", *(f"{drift}: {what}" for drift in DRIFTS for
 
 
 def drift_rows(results: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
-    """Means over seeds, the best worse one of translation and shrinking first."""
+    """Means over seeds, sorted by the worse of translation and shrinking, best first."""
     groups: dict[tuple[str, str], dict[str, list[Mapping[str, Any]]]] = {}
     for result in results:
         drifts = groups.setdefault((result["method"], result["settings"]), {drift: [] for drift in DRIFTS})
@@ -206,7 +206,7 @@ def drift_rows(results: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
 
 
 def drift_section() -> str:
-    """Both tables of every hardware there are results of."""
+    """Both tables of all hardware with results."""
     parts = [DRIFT]
     identity = ("method", "drift", "settings", "codebook_size", "seed")
     for path in sorted(RESULTS.glob("drift_[!t]*.csv")):
@@ -221,7 +221,7 @@ def drift_section() -> str:
 
 
 def with_measured_rows(text: str) -> str:
-    """A page on methods with the rows between its marks made anew."""
+    """A page on methods with the rows between its marks regenerated."""
 
     def rows(mark: re.Match[str]) -> str:
         lines = [
@@ -248,7 +248,7 @@ def preset_row(name: str) -> tuple[str, ...]:
 
 
 def with_presets(text: str) -> str:
-    """The README with its table of presets made anew, in the order of the pages on methods."""
+    """The README with its table of presets regenerated, in the order of the pages on methods."""
     ordered = sorted(presets.__all__, key=lambda n: METHOD_PAGES.index(getattr(presets, n).__module__.split(".")[-1]))
     columns = ("preset", "what it is", "K", "PSNR (dB)", "usage", "bits/pixel")
     table = markdown_table(columns, [preset_row(name) for name in ordered])
@@ -261,7 +261,7 @@ def with_presets(text: str) -> str:
 
 
 def unmeasured_presets() -> list[str]:
-    """What the comparison of all presets lacks: three seeds of each, well above the mean color of every picture."""
+    """Faults of the comparison of all presets: each needs three seeds, well above the mean color of every picture."""
     found: dict[str, list[dict[str, Any]]] = {}
     tables: dict[str, dict[str, list[dict[str, Any]]]] = {}
     for _, table, results in method_results():
@@ -281,7 +281,7 @@ def unmeasured_presets() -> list[str]:
 
 
 def main() -> int:
-    """Write the pages, or compare them with what is there."""
+    """Write the pages, or compare them with the existing ones."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", nargs="?", const="all", choices=["all", "pages"], help="compare, and write nothing")
     check = parser.parse_args().check

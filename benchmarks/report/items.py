@@ -22,39 +22,39 @@ ABOUT = ("hardware", "versions", "commit")
 TOKENIZERS = """    python -m benchmarks.quality.items --data PATH-TO-AMAZON-BEAUTY
 
 12,101 items of Amazon Beauty, MiniLM embeddings of their titles (384 components), three levels of 256 codes, before
-any collision policy. "Unique" is the share of distinct ids, "in collision" the share of items that share theirs,
+any collision policy. "Unique" is the share of distinct ids, "in collision" the share of items that share their id,
 "error" the squared error of decoding over the variance, "neighbors" the share of an item's ten nearest embeddings
 among the ten items with the longest common prefix. Means over seeds, smallest and largest in brackets. Every RQ-VAE
-has the same networks, steps and rates; they were chosen with `grit_vq` units on seed 0 alone, by uniqueness and
-perplexity on the same items, which are all there is: tokenizers see no interactions. Minutes are processor time.
-Nothing was searched for the other units but the variances of the two stochastic ones (`gm_vq`, `rsq_vae`), on seed 0,
-without which they collapse. So a row says how a unit does under these settings, not which is best."""
+has the same networks, steps and rates. They were chosen with `grit_vq` units on seed 0 alone, by uniqueness and
+perplexity on the same items; tokenizers see no interactions. Minutes are processor time. For the other units only the
+variances of the two stochastic ones (`gm_vq`, `rsq_vae`) were tuned, on seed 0; without that they collapse. So a row
+shows a unit under these settings, not which unit is best."""
 
-FIRMNESS = """The same runs. "Effective codes" of a level are how many equally used codes without overlap would be
-confused as little when embeddings get noise of a tenth of their spread, "kept" the share of ids that this noise leaves
-as they are, "cohesion" the mean cosine of two items that share one, two or three codes;
+ROBUSTNESS = """The same runs. "Effective codes" of a level are the number of equally used codes without overlap that
+would be confused as little when embeddings get noise of a tenth of their spread. "Kept" is the share of ids that this
+noise does not change, "cohesion" the mean cosine of two items that share one, two or three codes.
 `gritvq.items.ids.metrics` has the formulas."""
 
 BASELINES = """    python -m benchmarks.quality.recommend --data PATH-TO-RECSYS
 
 Popularity counts training events. Co-occurrence is the row of the user's last item in a matrix of training pairs at
-most three apart. Text cosine ranks items by the embedding of the last item, which itself is removed. SASRec is trained
-with cross entropy over the whole catalogue, its settings chosen and its training stopped on validation. Ties take the
-mean rank; "half ranks rounded down" is popularity as the published reference has it."""
+most three apart. Text cosine ranks items by their similarity to the last item, which is excluded. SASRec is trained
+with cross-entropy over the whole catalogue; its settings and the end of training were chosen on validation data. Ties
+get the mean rank; "half ranks rounded down" is popularity as in the published reference."""
 
 NEXT_ITEM = """    python -m benchmarks.quality.next_item train --data PATH-TO-AMAZON-BEAUTY --run RUN
     python -m benchmarks.quality.next_item measure --data PATH-TO-AMAZON-BEAUTY --run RUN
 
 `configs/items/beauty-small.yaml`: less than two million parameters, ids of residual k-means with an appended token;
-means over the seeds of the model, smallest and largest in brackets. Test numbers along the way are of a fixed sample of
-users; the last table is of all users, each seed with the copy that had the best NDCG@10 of validation. "id" counts any
-item that shares the target's id. Minutes are processor time."""
+means over the seeds of the model, smallest and largest in brackets. Test numbers during training are of a fixed sample
+of users; the last table is of all users, for each seed with the copy of the best validation NDCG@10. "id" counts any
+item with the target's id. Minutes are processor time."""
 
 RECOMMENDERS = """    python -m benchmarks.quality.item_recommenders --data PATH-TO-AMAZON-BEAUTY
 
-The model of the table above on ids of different tokenizers (their settings: `benchmarks/quality/items.yaml`), each with
-an appended token for equal ids, and on random codes, which are as many and as distinct but say nothing about an item.
-Everything else is equal, and short: nothing tuned, no copy chosen, all test users ranked once. Means over seeds (of
+The model of the table above on ids of different tokenizers (settings in `benchmarks/quality/items.yaml`), each with an
+appended token for equal ids, and on random ids, which are distinct but independent of the items. Everything else is
+equal, and runs are short: nothing is tuned, no copy is selected, all test users are ranked once. Means over seeds (of
 tokenizer and recommender), smallest and largest in brackets. "Unique" is the share of distinct ids without the appended
 token."""
 
@@ -87,7 +87,7 @@ def _grouped(results: Sequence[Mapping[str, Any]], by: Sequence[str]) -> dict[tu
 
 
 def tokenizers(folder: Path) -> str:
-    """Every tokenizer, the most unique ids first: what the ids are like, then how firm and coherent they are."""
+    """All tokenizers, the most unique ids first: quality of the ids, then their robustness and cohesion."""
     parts = []
     columns = ("tokenizer", "settings", "unique", "in collision", "largest", "perplexity 1", "2", "3")
     columns += ("error", "neighbors", "minutes", "seeds")
@@ -112,12 +112,12 @@ def tokenizers(folder: Path) -> str:
             firm_row += [told("perturbed/kept_ids", ".3f"), *(told(f"depth{d}/cohesion", ".2f") for d in (1, 2, 3))]
             firm_lines.append(firm_row)
         parts += [circumstances(results, (*ABOUT, "comparison")), markdown_table(columns, lines)]
-        parts += [FIRMNESS, markdown_table(firm_columns, firm_lines)]
+        parts += [ROBUSTNESS, markdown_table(firm_columns, firm_lines)]
     return "\n\n".join([TOKENIZERS, *parts])
 
 
 def baselines(folder: Path) -> str:
-    """What needs no generative model, best first within a data set."""
+    """The baselines, best first within a data set."""
     parts = []
     columns = ("data", "method", "R@5", "N@5", "R@10", "N@10", "users", "seeds")
     for path in sorted(folder.glob("items_baselines_*.csv")):
@@ -138,7 +138,7 @@ def baselines(folder: Path) -> str:
 
 
 def next_item(folder: Path, images: Path) -> str:
-    """The curve against training time, then the selected copy on all users."""
+    """Metrics against training time, then the selected copy on all users."""
     parts = []
     for path in sorted(folder.glob("items_next_*.csv")):
         results = sorted(read_results(path, NEXT), key=lambda row: int(row["step"]))
@@ -175,7 +175,7 @@ def next_item(folder: Path, images: Path) -> str:
 
 
 def _baselines_of(folder: Path) -> dict[str, float]:
-    """Test R@10 on Amazon Beauty of what needs no training."""
+    """Test R@10 of the baselines on Amazon Beauty."""
     rows = [row for path in sorted(folder.glob("items_baselines_*.csv")) for row in read_results(path, RUN)]
     wanted = ("popularity", "text cosine", "co-occurrence")
     return {
@@ -204,7 +204,7 @@ def curve_plot(curve: Sequence[Mapping[str, Any]], baselines: Mapping[str, float
 
 
 def recommenders(folder: Path, images: Path) -> str:
-    """What the same recommender makes of different ids, best first."""
+    """The same recommender on different ids, best first."""
     parts = []
     columns = ("ids", "steps", "beam", "unique", "R@5", "N@5", "R@10", "N@10", "minutes", "seeds")
     for path in sorted(folder.glob("items_recommenders_*.csv")):
@@ -241,7 +241,7 @@ _SHOWN = (("validation", "recall@10"), ("validation", "ndcg@10"), ("test", "reca
 
 
 def masking(folder: Path) -> str:
-    """Seconds per token and in all."""
+    """Seconds per token and in total."""
     parts = []
     for path in sorted(folder.glob("items_trie_*.csv")):
         results = read_results(path, TRIE)
@@ -279,7 +279,7 @@ def encoding(folder: Path) -> str:
 
 
 def with_tables(text: str, folder: Path, images: Path) -> str:
-    """The page with what lies between its marks made anew, and its plots."""
+    """The page with the content between its marks regenerated, and its plots."""
     tables = {"tokenizers": tokenizers, "encoding": encoding, "baselines": baselines, "trie": masking}
     plotted = {"next": next_item, "recommenders": recommenders}
 

@@ -1,4 +1,4 @@
-"""Time and memory against the number of codes, on log axes, every line with its name beside it."""
+"""Time and memory against the number of codes, on log axes with labeled lines."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def look(place: int) -> dict[str, Any]:
 
 
 def spread(heights: list[float], gap: float) -> list[float]:
-    """Move labels apart in their order: upwards by as little as it takes, back to their mean, into the panel."""
+    """Move labels apart, keeping their order and their mean, and into the panel."""
     order = sorted(range(len(heights)), key=heights.__getitem__)
     placed = list(heights)
     for below, above in itertools.pairwise(order):

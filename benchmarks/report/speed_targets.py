@@ -1,4 +1,4 @@
-"""The numbers the library set out to reach; the limits are the only ones typed by hand."""
+"""Performance targets; only their limits are typed by hand."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Worst:
 
 @dataclass(frozen=True)
 class Target:
-    """A limit on the worst of what ``measure`` finds; None where nothing was measured."""
+    """A limit on the worst value that ``measure`` finds; None if nothing was measured."""
 
     text: str
     limit: float

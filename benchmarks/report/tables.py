@@ -1,4 +1,4 @@
-"""What every generated page is made of: Markdown tables and the circumstances of results."""
+"""Helpers of generated pages: Markdown tables, and hardware and versions of results."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns from the third on are numbers and aligned right."""
+    """A Markdown table; columns from the third on are numbers, aligned to the right."""
     rule = ["---" if number < 2 else "---:" for number in range(len(columns))]
     return "\n".join("| " + " | ".join(row) + " |" for row in (columns, rule, *rows))
 
@@ -16,6 +16,6 @@ def circumstances(
     results: Sequence[Mapping[str, Any]],
     names: Sequence[str] = ("data", "hardware", "versions", "commit", "comparison"),
 ) -> str:
-    """Where and with what the rows were made."""
+    """Hardware and versions of the rows."""
     told = {name: sorted({str(r[name]) for r in results}) for name in names}
     return "\n".join(f"- {name}: {', '.join(values)}" for name, values in told.items())
