@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import copy
+import hashlib
+import json
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+import torch
 from torch import Tensor
 
-from gritvq.component import Component, from_config
+from gritvq.component import Component, from_config, to_config
 from gritvq.quantizers.base import Quantizer, QuantizerOutput, check_quantizer
-from gritvq.saving import load_weights, local_folder, read_config, write_folder
+from gritvq.saving import load_weights, local_folder, read_config, tensors_of, write_folder
 
 __all__ = ["Autoencoder", "Tokenizer", "TokenizerOutput"]
 
@@ -46,6 +49,7 @@ class Tokenizer(Component, ABC):
     """
 
     trained: dict[str, Any] | None = None
+    _saved: dict[str, Any] | None = None  # the description that it was built from
 
     @abstractmethod
     def encode(self, batch: Any) -> Any:
@@ -56,9 +60,23 @@ class Tokenizer(Component, ABC):
         """What tokens stand for, in eval mode and without gradients."""
 
     def fold(self: _Self) -> _Self:
-        """A copy of the tokenizer with the codebooks' transforms baked in: for serving, not for training on."""
+        """A copy of the tokenizer with the codebooks' transforms baked in: for serving, not for training on.
+
+        It has another quantizer and thus another fingerprint.
+        """
         folded: dict[int, Any] = {id(part): part.fold() for part in self.children() if isinstance(part, Quantizer)}
-        return copy.deepcopy(self, folded).eval()
+        copied = copy.deepcopy(self, folded).eval()
+        copied._saved = None  # the parts are others
+        return copied
+
+    def fingerprint(self) -> str:
+        """SHA-256 of configuration and weights in hexadecimal; the same after saving and loading."""
+        config = json.dumps([self._saved or to_config(self), *self._settings().values()], sort_keys=True)
+        digest = hashlib.sha256(config.encode())
+        for name, tensor in sorted(tensors_of(self).items()):
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
 
     # --- saving and loading -------------------------------------------------------------------------------------------
 
@@ -100,7 +118,8 @@ class Tokenizer(Component, ABC):
         tokenizer = from_config(config[_KIND], trusted)
         if not isinstance(tokenizer, cls):
             raise ValueError(f"expected a saved {cls.__name__} in {folder}, got {type(tokenizer).__name__}")
-        tokenizer._restore(config[_KIND], config)
+        tokenizer._restore(config)
+        tokenizer._saved = config[_KIND]
         load_weights(tokenizer, folder, config)
         tokenizer.trained = training if isinstance(training := config.get("training"), dict) else None
         return tokenizer.eval()
@@ -109,11 +128,10 @@ class Tokenizer(Component, ABC):
         """Content of ``config.json`` besides the constructor's arguments."""
         return {}
 
-    def _restore(self, description: dict[str, Any], config: Mapping[str, Any]) -> None:
+    def _restore(self, config: Mapping[str, Any]) -> None:
         """Make a tokenizer that was built from its description ready for its weights.
 
         Args:
-            description: Class and arguments as they were saved, by whatever version.
             config: All of ``config.json``.
 
         Raises:

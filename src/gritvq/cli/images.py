@@ -255,7 +255,23 @@ def encode_arguments(parser: Any) -> None:
     parser.add_argument("--column", type=str, default="image", help="column of the pictures in tables")
     parser.add_argument("--label", type=str, default="label", help="column of labels there, stored with the tokens")
     _split_argument(parser, "all")
-    parser.add_argument("--out", type=str, default="tokens.npz", help="file to write: .npz or .parquet")
+    parser.add_argument(
+        "--out", type=str | None, default=None, help="file to write, .npz or .parquet; tokens.npz if not given"
+    )
+    parser.add_argument(
+        "--size", type=int | None, default=None, help="pixels per side of the square that is cut from each picture"
+    )
+    parser.add_argument(
+        "--ten_crops",
+        type=list[float] | None,
+        default=None,
+        help="in place of the center, corners, center and their mirror images of pictures whose shorter side is "
+        "resized to these multiples of size, such as [1.1,1.05]",
+    )
+    parser.add_argument("--flip", type=bool, default=False, help="encode mirror images too; ten crops have them")
+    parser.add_argument(
+        "--rows_per_file", type=int | None, default=None, help="write a folder of Parquet files with so many rows each"
+    )
     parser.add_argument("--strict", type=bool, default=False, help="whether a broken picture ends the run")
     _machine_arguments(parser)
     overwrite_argument(parser)
@@ -266,13 +282,15 @@ def encode(parser: Any, config: Any) -> None:
     from gritvq.images.files import open_pictures
     from gritvq.images.tokenizer import ImageTokenizer
     from gritvq.quantizers.metrics import CodebookUsage
-    from gritvq.tokens import TokenRow, write_tokens
-    from gritvq.tokens.files import check_token_path
+    from gritvq.tokens import TokenRow, write_shards, write_tokens
 
-    out = check_token_path(config.out)
-    check_places(out.parent, [out.name], config.overwrite)
+    out = _token_place(config)
+    if config.ten_crops is not None and (config.size is None or not config.ten_crops):
+        raise ValueError("expected --size and at least one scale for --ten_crops, got none; give both")
     device = _device(config.device)
-    tokenizer = ImageTokenizer.from_pretrained(config.tokenizer, config.trusted).fold().to(device)  # codes made once
+    tokenizer = ImageTokenizer.from_pretrained(config.tokenizer, config.trusted)
+    own = tokenizer.fingerprint()
+    tokenizer = tokenizer.fold().to(device)  # codes made once
     pictures = open_pictures(
         config.images,
         channels=tokenizer.channels,
@@ -285,27 +303,32 @@ def encode(parser: Any, config: Any) -> None:
 
     def rows() -> Iterator[TokenRow]:
         for group, images in _batches(pictures, config.batch_size, "encoding"):
-            if _fits(tokenizer, group, config.strict):
-                tokens = tokenizer.encode(images).cpu()
+            for views, values in _views(config, group, images):
+                if not _fits(tokenizer, views, config.strict):
+                    continue
+                tokens = tokenizer.encode(values).cpu()
                 used.update(tokens)
-                for picture, own in zip(group, tokens, strict=True):
-                    _, height, width = picture.pixels.shape
-                    seen.update(pictures=1, labels=picture.label is not None, pixels=height * width)
-                    columns = {"height": height, "width": width, "label": _plain(picture.label)}
-                    yield TokenRow(picture.name, own, columns)
+                for view, found in zip(views, tokens, strict=True):
+                    _, height, width = view.pixels.shape
+                    seen.update(samples=1, labels=view.label is not None, pixels=height * width)
+                    columns = {"height": height, "width": width, "label": _plain(view.label), "tokenizer": own}
+                    yield TokenRow(view.name, found, columns)
         if not seen:
             raise ValueError(
                 f"expected at least one readable picture in {config.images}, got none; nothing was written"
             )
 
-    write_tokens(out, rows())
+    if config.rows_per_file is None:
+        write_tokens(out, rows())
+    else:
+        write_shards(out, rows(), config.rows_per_file)
     _warn_of_tokens(tokenizer.quantizer)
     num_tokens, bits = used.num_tokens, used.bits_per_token()
     report(
         "encoded",
         [
             ("data", config.images),
-            ("pictures", f"{seen['pictures']:,} of {len(pictures):,}"),
+            ("pictures", f"{seen['samples']:,} of {len(pictures):,}"),
             ("labels", f"{seen['labels']:,}"),
             ("tokens", f"{num_tokens:,}"),
             ("bits per token", f"{bits:.2f}"),
@@ -313,6 +336,49 @@ def encode(parser: Any, config: Any) -> None:
         ],
         {"tokens": out},
     )
+
+
+def _token_place(config: Any) -> Path:
+    """Where encode may write: a file, or a folder for files.
+
+    Raises:
+        ValueError: If something is there, or the name does not fit.
+    """
+    from gritvq.tokens.files import check_token_path
+
+    if config.rows_per_file is None:
+        out = check_token_path(config.out or "tokens.npz")
+        check_places(out.parent, [out.name], config.overwrite)
+        return out
+    out = Path(config.out or "tokens")
+    if out.suffix in (".npz", ".parquet"):
+        raise ValueError(f"expected a folder for files of --rows_per_file, got {out}; leave one of them out")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"expected a new or empty folder for token files, got {out}; choose another --out")
+    return out
+
+
+def _views(config: Any, group: list[Picture], images: Tensor) -> Iterator[tuple[list[Picture], Tensor]]:
+    """What is encoded of pictures of one size, in batches: they themselves, or crops and mirror images."""
+    import torch
+
+    from gritvq.images.crops import center_crop, ten_crops
+
+    if config.size is None and not config.flip:
+        yield group, images
+        return
+    views: list[Picture] = []
+    for picture in group:
+        if config.ten_crops is not None:
+            pixels = torch.cat([ten_crops(picture.pixels, config.size, scale) for scale in config.ten_crops])
+        else:
+            whole = picture.pixels if config.size is None else center_crop(picture.pixels, config.size)
+            pixels = torch.stack([whole, whole.flip(-1)] if config.flip else [whole])
+        names = [picture.name] if len(pixels) == 1 else [f"{picture.name}#{number}" for number in range(len(pixels))]
+        views += [picture._replace(name=name, pixels=own) for name, own in zip(names, pixels, strict=True)]
+    for start in range(0, len(views), config.batch_size):
+        part = views[start : start + config.batch_size]
+        yield part, torch.stack([view.pixels for view in part]).float().div_(255)
 
 
 def _plain(label: Any) -> str | int | float | None:

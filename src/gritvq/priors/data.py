@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from gritvq.component import check_integer
-from gritvq.tokens import TokenRow, iter_tokens
+from gritvq.tokens import TokenRow, iter_tokens, token_files
 
 __all__ = ["TokenBatch", "TokenData"]
 
@@ -240,12 +240,7 @@ def _files(paths: Paths) -> list[Path]:
         ValueError: If a folder has none.
     """
     given = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
-    found: list[Path] = []
-    for path in map(Path, given):
-        inside = sorted(p for p in path.glob("*") if p.suffix in (".npz", ".parquet")) if path.is_dir() else [path]
-        if not inside:
-            raise ValueError(f"expected token files in {path}, got none; make them with 'gritvq encode'")
-        found += inside
+    found = [file for path in given for file in token_files(path)]
     if not found:
         raise ValueError("expected at least one token file, got none")
     return found

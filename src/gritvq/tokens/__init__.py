@@ -1,6 +1,6 @@
 """Token files, vocabularies and sequence layouts: the interface between tokenizers and sequence models."""
 
-from gritvq.tokens.files import TokenRow, iter_tokens, read_tokens, write_tokens
+from gritvq.tokens.files import TokenRow, iter_tokens, read_tokens, token_files, write_shards, write_tokens
 from gritvq.tokens.layout import TokenLayout
 from gritvq.tokens.vocabulary import BOS, EOS, PAD, Vocabulary
 
@@ -13,5 +13,7 @@ __all__ = [
     "Vocabulary",
     "iter_tokens",
     "read_tokens",
+    "token_files",
+    "write_shards",
     "write_tokens",
 ]

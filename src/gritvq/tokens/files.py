@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import zipfile
@@ -16,10 +17,10 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from gritvq.files import check_footer, replacing
+from gritvq.files import check_footer, replacing, replacing_files
 from gritvq.lazy import optional
 
-__all__ = ["TokenRow", "check_token_path", "iter_tokens", "read_tokens", "write_tokens"]
+__all__ = ["TokenRow", "check_token_path", "iter_tokens", "read_tokens", "token_files", "write_shards", "write_tokens"]
 
 Plain: TypeAlias = str | bool | int | float | None
 
@@ -79,6 +80,58 @@ def write_tokens(path: str | os.PathLike[str], rows: Iterable[TokenRow]) -> Path
     with replacing(path) as scratch:
         (_write_npz if path.suffix == ".npz" else _write_parquet)(scratch, _sealed(rows))
     return path
+
+
+def write_shards(folder: str | os.PathLike[str], rows: Iterable[TokenRow], rows_per_file: int = 10_000) -> list[Path]:
+    """Write tokens as they come into files ``tokens-00000.parquet``, ..., all of them or none.
+
+    Args:
+        folder: New, or one that holds no token files, which this would mix with its own.
+        rows: Any number, such as a generator that encodes.
+        rows_per_file: Rows of each file but the last.
+
+    Raises:
+        ValueError: As :func:`write_tokens`, or if the folder is a file or holds token files.
+
+    Example:
+        >>> import tempfile
+        >>> rows = (TokenRow(f"{n}", torch.full((2, 1), n)) for n in range(5))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     [path.name for path in write_shards(f"{folder}/tokens", rows, rows_per_file=3)]
+        ['tokens-00000.parquet', 'tokens-00001.parquet']
+    """
+    folder = Path(folder)
+    if rows_per_file < 1:
+        raise ValueError(f"expected rows_per_file >= 1, got {rows_per_file}")
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"expected a folder for the token files, got the file {folder}; choose another")
+    if folder.is_dir() and _inside(folder):
+        raise ValueError(f"expected a folder without token files, got {folder}; remove them, or choose another")
+    names, rest = list[str](), iter(rows)
+    with replacing_files(folder) as scratch:
+        while first := list(itertools.islice(rest, 1)):
+            names.append(f"tokens-{len(names):05}.parquet")
+            write_tokens(scratch / names[-1], itertools.chain(first, itertools.islice(rest, rows_per_file - 1)))
+        if not names:
+            raise ValueError("expected tokens of at least one sample, got none")
+    return [folder / name for name in names]
+
+
+def token_files(path: str | os.PathLike[str]) -> list[Path]:
+    """A token file, or those of a folder by name.
+
+    Raises:
+        ValueError: If a folder has none.
+    """
+    path = Path(path)
+    found = _inside(path) if path.is_dir() else [path]
+    if not found:
+        raise ValueError(f"expected token files in {path}, got none; make them with 'gritvq encode'")
+    return found
+
+
+def _inside(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.suffix in (".npz", ".parquet"))
 
 
 def iter_tokens(path: str | os.PathLike[str]) -> Iterator[TokenRow]:

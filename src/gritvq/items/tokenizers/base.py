@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
@@ -14,10 +12,9 @@ from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gritvq.component import eval_mode, to_config
+from gritvq.component import eval_mode
 from gritvq.items.ids.checks import checked_codes
 from gritvq.lazy import optional
-from gritvq.saving import tensors_of
 from gritvq.tokenizer import Tokenizer
 
 __all__ = ["Embeddings", "ItemTokenizer", "tracked"]
@@ -47,7 +44,6 @@ class ItemTokenizer(Tokenizer):
     def __init__(self) -> None:
         super().__init__()
         self._dim: int | None = None
-        self._saved: dict[str, Any] | None = None  # config.json as loaded, of any version
 
     @property
     def dim(self) -> int:
@@ -166,21 +162,12 @@ class ItemTokenizer(Tokenizer):
                     place.copy_(encode(rows + deviation * noise.to(rows.device)))
         return found
 
-    def fingerprint(self) -> str:
-        """SHA-256 of configuration and weights in hexadecimal; the same after saving and loading."""
-        config = json.dumps([self._saved or to_config(self), self.dim], sort_keys=True)
-        digest = hashlib.sha256(config.encode())
-        for name, tensor in sorted(tensors_of(self).items()):
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
-        return digest.hexdigest()
-
     def _settings(self) -> dict[str, Any]:
         """The size of an embedding, which :meth:`fit` determines."""
         return {"dim": self.dim}
 
-    def _restore(self, description: dict[str, Any], config: Mapping[str, Any]) -> None:
-        """Make the buffers, and keep the description for :meth:`fingerprint`."""
+    def _restore(self, config: Mapping[str, Any]) -> None:
+        """Make the buffers."""
         dim = config.get("dim")
         if not isinstance(dim, int) or dim < 1:
             raise ValueError(f"expected the size of an embedding as 'dim' in config.json, got {dim!r}; copy it again")
@@ -190,7 +177,7 @@ class ItemTokenizer(Tokenizer):
             raise ValueError(
                 f"expected sizes in config.json that fit into memory, got larger ones ({error}); copy it again"
             ) from error
-        self._dim, self._saved = dim, description
+        self._dim = dim
 
     # --- implemented by subclasses ------------------------------------------------------------------------------------
 

@@ -123,12 +123,6 @@ class RQVAE(ItemTokenizer):
                 f"expected an encoder of embeddings of size {dim}, got {self.encoder.input_dim}; set its input_dim"
             )
 
-    def fold(self) -> RQVAE:
-        """See :meth:`Tokenizer.fold`. The folded tokenizer has another quantizer and thus another fingerprint."""
-        folded = super().fold()
-        folded._saved = None
-        return folded
-
     # --- training -----------------------------------------------------------------------------------------------------
 
     def _fit(self, x: Float[Tensor, "n D"], progress: bool) -> None:
