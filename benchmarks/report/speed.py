@@ -58,7 +58,7 @@ ABOUT_SUITES = {
     "imports": ("Import", "Time of new interpreters from start to exit, alternating."),
     "fit": (
         "A step of training",
-        "The loop of `gritvq fit` with `configs/image/flat.yaml` on CIFAR-10 and other K, medians over steps. "
+        "The loop of `gritvq fit` with `configs/images/flat.yaml` on CIFAR-10 and other K, medians over steps. "
         "`quantizer` is its forward pass, its backward pass and `update_codebook()`; `data` is waiting for the next "
         "batch.",
     ),

@@ -180,7 +180,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--suite", nargs="+", choices=[*SUITES, *OTHER_SUITES], help="which; all but fit unless given")
     parser.add_argument("--rows", nargs="+", metavar="NxDxK", help="these rows instead of the suite's own")
     parser.add_argument("--data", help="folder of CIFAR-10 as Parquet, for the suite fit")
-    parser.add_argument("--config", type=Path, default=ROOT / "configs" / "image" / "flat.yaml", help="for fit")
+    parser.add_argument("--config", type=Path, default=ROOT / "configs" / "images" / "flat.yaml", help="for fit")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=["cpu", "cuda"])
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--seconds", type=float, default=60.0, help="for the rounds of a row, if 5 rounds take less")

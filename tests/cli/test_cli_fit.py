@@ -27,7 +27,7 @@ from gritvq.cli.output import tracked
 from program import wrong
 
 CONFIGS = sorted(
-    path for kind in ("methods", "image") for path in (Path(__file__).parents[2] / "configs" / kind).iterdir()
+    path for kind in ("methods", "images") for path in (Path(__file__).parents[2] / "configs" / kind).iterdir()
 )
 
 

@@ -97,7 +97,7 @@ def test_every_configuration_trains(
 
 def test_hierarchical_and_flat_have_equal_bits_and_parameters() -> None:
     two, one = (
-        configured(yaml.safe_load((ROOT / "configs" / "image" / f"{name}.yaml").read_text()))
+        configured(yaml.safe_load((ROOT / "configs" / "images" / f"{name}.yaml").read_text()))
         for name in ("hierarchical", "flat")
     )
     assert two.quantizer.bits((8, 8)) == 720

@@ -1,0 +1,130 @@
+"""The shipped configurations of images, large ones scaled down by arguments: two steps of each by the program."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from gritvq import Tokenizer
+from gritvq.cli import main
+from gritvq.images import ImageTokenizer
+
+CONFIGS = Path(__file__).parents[2] / "configs" / "images"
+LARGE = {
+    **{
+        f"tokenizer.{part}.{name}": value
+        for part in ("encoder", "decoder")
+        for name, value in {"dim": 8, "width": 8, "num_groups": 4, "hidden_dim": 16, "num_blocks": 1}.items()
+    },
+    "tokenizer.quantizer.dim": 8,
+    "tokenizer.quantizer.codebook_size": 64,
+    "data.num_workers": 0,
+    "plan.devices": 1,
+}
+SMALL = {
+    **{f"tokenizer.{part}.{name}": 8 for part in ("encoder", "decoder") for name in ("dim", "width")},
+    "tokenizer.quantizer.dim": 8,
+    "tokenizer.quantizer.codebook_size": 64,
+}
+GAN = {
+    "task.adversarial.start": 1,
+    "task.adversarial.discriminator.width": 8,
+    "task.adversarial.discriminator.num_layers": 1,
+    "task.perceptual.features.path": "vgg.h5",
+}
+SCALED = {
+    "perceptual": SMALL | GAN,
+    "vqgan-256-16384": LARGE | GAN,
+    "vqgan-256-262144": LARGE | GAN,
+    "staged": SMALL,
+    "vqrae-stage-1": {},
+    "vqrae-stage-2": {},
+}
+
+
+@pytest.fixture(autouse=True)
+def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.chdir(tmp_path)
+    with warnings.catch_warnings():
+        yield
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pictures")
+    for number in range(12):
+        corners = np.random.default_rng(number).integers(0, 256, (4, 4, 3), dtype=np.uint8)
+        Image.fromarray(corners).resize((32, 32), Image.Resampling.BICUBIC).save(folder / f"{number:02}.png")
+    return folder
+
+
+def narrow_vgg() -> None:
+    """VGG16 with four channels in each layer, as the real weights lie in their file."""
+    h5py = pytest.importorskip("h5py")
+    generator = np.random.default_rng(0)
+    with h5py.File("vgg.h5", "w") as file:
+        for block, number in enumerate((2, 2, 3, 3, 3), start=1):
+            for layer in range(number):
+                key = f"block{block}/layers/conv2d{f'_{layer}' if layer else ''}/vars"
+                shape = (3, 3, 3 if block == 1 and layer == 0 else 4, 4)
+                file[f"{key}/0"] = generator.normal(size=shape, scale=0.2).astype(np.float32)
+                file[f"{key}/1"] = np.zeros(4, np.float32)
+
+
+def test_every_configuration_is_tried_here_or_with_the_methods() -> None:
+    assert {path.stem for path in CONFIGS.iterdir()} == {*SCALED, "flat", "hierarchical", "photographs"}
+
+
+@pytest.mark.parametrize("name", SCALED)
+def test_two_steps(name: str, pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    if name.startswith("vqrae"):
+        pytest.importorskip("transformers")
+    else:
+        narrow_vgg()
+    arguments = {
+        **SCALED[name],
+        **{"data.path": pictures, "data.size": 32, "data.batch_size": 2, "data.num_validation": 2},
+        **{"plan.max_steps": 2, "plan.validate_every": 0, "plan.accelerator": "cpu", "out": "run"},
+    }
+    words = [word for key, value in arguments.items() for word in (f"--{key}", str(value))]
+    assert main(["fit", "images", "--config", str(CONFIGS / f"{name}.yaml"), *words]) == 0, capsys.readouterr().err
+    tokenizer = Tokenizer.from_pretrained("run/tokenizer")
+    assert isinstance(tokenizer, ImageTokenizer)
+    assert tokenizer.encode(torch.rand(1, 3, 32, 32)).shape[1] == 32 // tokenizer.factor
+    settings, began = (
+        yaml.safe_load(Path("run/config.yaml").read_text()),
+        yaml.safe_load((CONFIGS / f"{name}.yaml").read_text()),
+    )
+    assert settings["plan"]["precision"] == began["plan"].get("precision", "32-true")
+    checkpoint = torch.load("run/checkpoints/last.ckpt", weights_only=True)
+    assert checkpoint["step"] == 2 and len(checkpoint["optimizer_states"]) == 1 + (
+        "adversarial" in began.get("task", {})
+    )
+    averages = [each for key, each in checkpoint["callbacks"].items() if "WeightAverage" in key]
+    assert [each["num_updates"] for each in averages] == [2] * ("WeightAverage" in str(began.get("callbacks")))
+
+
+def test_the_large_ones_are_large() -> None:
+    """As they are, but for weights that nobody draws: the size of VQ-16, and the codes that their names say."""
+    from gritvq.component import from_config
+    from gritvq.quantizers.presets import grit_vq
+
+    for size in (16384, 262144):
+        settings = yaml.safe_load((CONFIGS / f"vqgan-256-{size}.yaml").read_text())
+        with torch.device("meta"):
+            encoder, decoder = (from_config(settings["tokenizer"][part]) for part in ("encoder", "decoder"))
+        quantizer = settings["tokenizer"]["quantizer"]
+        assert (
+            quantizer["class_path"] == f"gritvq.{grit_vq.__name__}" and quantizer["init_args"]["codebook_size"] == size
+        )
+        assert encoder.factor == decoder.factor == 16 and encoder.dim == decoder.dim == quantizer["init_args"]["dim"]
+        millions = sum(each.numel() for part in (encoder, decoder) for each in part.parameters()) / 1e6
+        assert 71 < millions < 73
+        assert settings["data"]["size"] == 256 and settings["plan"]["devices"] == 8
