@@ -235,7 +235,7 @@ def test_files_that_are_no_networks(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="which is no file"):
         FileFeatures(str(tmp_path / "none.pt"))
     (tmp_path / "bad.pt").write_bytes(b"no program")
-    with pytest.raises(ValueError, match=r"expected a TorchScript or torch.export \(.pt2\) program, got .*bad.pt"):
+    with pytest.raises(ValueError, match=r"expected a TorchScript, .*ONNX \(.onnx\) program, got .*bad.pt"):
         FileFeatures(str(tmp_path / "bad.pt"))
 
 

@@ -40,6 +40,7 @@ from gritvq import (
     vq_vae,
     vq_vae_ema,
 )
+from gritvq.images import FrechetDistance, PrecisionRecall
 from zoo import RULES
 
 DIM, SIZE = 4, 16
@@ -343,3 +344,18 @@ def test_batch_entropy_is_that_of_the_joined_batch(tmp_path: Path) -> None:
 def test_a_process_with_nothing_valid_hangs_nobody(tmp_path: Path) -> None:
     left, right = on_two(one_side_masked, tmp_path)
     assert torch.equal(left["codes"], right["codes"]) and bool(torch.isfinite(left["codes"]).all())
+
+
+def generation_measures(x: Tensor) -> dict[str, Tensor]:
+    """Of the first half of every process's rows against the others, moved."""
+    metric, manifold = FrechetDistance(DIM), PrecisionRecall(2)
+    for part, real in zip((x[::2], x[1::2] + 0.5), (True, False), strict=True):
+        metric.update(part, real=real), manifold.update(part, real=real)
+    numbers = {"distance": metric.compute(), **manifold.compute()}
+    return {name: torch.tensor(value, dtype=torch.float64) for name, value in numbers.items()}
+
+
+def test_measures_of_generated_pictures(tmp_path: Path) -> None:
+    expected = on_one(generation_measures)
+    for found in on_two(generation_measures, tmp_path, (0, 40, 120)):  # alone, each of them would find something else
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=0)

@@ -46,8 +46,10 @@ def tracked(parts: Sequence[Any], what: str) -> Iterator[Any]:
 
 def number_rows(numbers: Mapping[str, float]) -> list[tuple[str, str]]:
     """What evaluation found, as rows of a table."""
+    more = {"ssim": "SSIM", "perceptual_distance": "perceptual distance"}
     return [
         ("PSNR", f"{numbers['psnr']:.2f} dB ({numbers['psnr_per_image']:.2f} averaged over images)"),
+        *((word, f"{numbers[name]:.4f}") for name, word in more.items() if name in numbers),
         ("codes in use", f"{100 * numbers['usage']:.2f} % ({numbers['dead_codes']:.0f} dead)"),
         ("codes in use if drawn evenly", f"{100 * numbers['uniform_usage']:.2f} %"),
         ("perplexity", f"{numbers['perplexity']:.0f}"),

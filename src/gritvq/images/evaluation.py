@@ -13,7 +13,8 @@ from torch import Tensor
 from gritvq.component import eval_mode
 from gritvq.distributed import all_reduce_sum
 from gritvq.export import load_program
-from gritvq.images.metrics import ReconstructionError
+from gritvq.images.losses import PerceptualDistance
+from gritvq.images.metrics import ReconstructionError, StructuralSimilarity
 from gritvq.images.tokenizer import ImageTokenizer
 from gritvq.quantizers.base import Quantizer
 from gritvq.quantizers.functional import effective_rank
@@ -24,7 +25,11 @@ __all__ = ["compare_programs", "constant_tokens", "evaluate", "token_statistics"
 
 @torch.no_grad()
 def evaluate(
-    tokenizer: ImageTokenizer, batches: Iterable[Tensor], *, device: str | torch.device = "cpu"
+    tokenizer: ImageTokenizer,
+    batches: Iterable[Tensor],
+    *,
+    device: str | torch.device = "cpu",
+    perceptual: PerceptualDistance | None = None,
 ) -> tuple[dict[str, float], Tensor]:
     """Reconstruction error and code usage over a whole set, every token counted once.
 
@@ -32,15 +37,19 @@ def evaluate(
         tokenizer: Evaluated in eval mode; its mode is restored afterwards.
         batches: Images (B, C, H, W) in [0, 1]; with several processes, this one's share of them.
         device: Where to run.
+        perceptual: A distance to measure besides, such as ``PerceptualLoss(VGG16Features())``.
 
     Returns:
-        Numbers by name (``psnr``, ``mse``, ``psnr_per_image``, ``usage``, ``uniform_usage``, ``perplexity``,
+        Numbers by name (``psnr``, ``mse``, ``psnr_per_image``, ``ssim`` of pictures of at least 11 x 11 pixels,
+        ``perceptual_distance`` where asked for, ``usage``, ``uniform_usage``, ``perplexity``,
         ``dead_codes``, ``pictures``, ``tokens``, ``bits_per_token``, ``bits_per_pixel``) and the first channel's code
         counts (K,), sparse for large codebooks.
         Bits count existing tokens only, so a channel that is -1 at some positions counts less.
     """
     tokenizer = tokenizer.to(device)
     used, error = CodebookUsage(tokenizer.quantizer.codebook_sizes), ReconstructionError()
+    similarity, look = StructuralSimilarity(), torch.zeros((), dtype=torch.float64)
+    perceptual = None if perceptual is None else perceptual.to(device)
     pixels = pictures = 0
     with eval_mode(tokenizer):
         folded = ImageTokenizer(tokenizer.encoder, tokenizer.quantizer.fold(), tokenizer.decoder)  # the codes made once
@@ -48,13 +57,19 @@ def evaluate(
             images = images.to(device)
             output = folded(images)
             used.update(output.quantization.indices)
-            error.update(output.reconstruction.float(), images)
+            decoded = output.reconstruction.float()
+            error.update(decoded, images)
+            similarity.update(decoded, images)
+            if perceptual is not None:
+                look += len(images) * perceptual(decoded.clamp(0, 1), images).double().cpu()
             pictures += len(images)
             pixels += images.shape[0] * images.shape[-2] * images.shape[-1]
-    numbers = {**error.compute(), **used.compute()}
+    numbers = {**error.compute(), **similarity.compute(), **used.compute()}
     bits = used.bits_per_token()
     total, seen = all_reduce_sum(torch.tensor([pixels, pictures])).tolist()
     numbers |= {"pictures": float(seen), "bits_per_token": bits}
+    if perceptual is not None:
+        numbers["perceptual_distance"] = float(all_reduce_sum(look)) / seen if seen else math.nan
     numbers["bits_per_pixel"] = bits * numbers["tokens"] / total if total else math.nan
     return numbers, used.histograms()[0]
 

@@ -17,6 +17,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from gritvq.files import regular_file, replacing
+from gritvq.images.metrics import to_uint8
 from gritvq.images.sources import (
     Blocks,
     Source,
@@ -482,7 +483,7 @@ def check_channels(channels: int) -> None:
 
 def save_png(image: Float[Tensor, "C H W"], path: str | os.PathLike[str]) -> Path:
     """Writes an image with values in [0, 1] as an 8-bit PNG."""
-    pixels = (image.clamp(0, 1) * 255).round().to(torch.uint8).cpu().permute(1, 2, 0).numpy()
+    pixels = to_uint8(image).cpu().permute(1, 2, 0).numpy()
     with replacing(path) as scratch:
         Image.fromarray(pixels.squeeze(-1) if pixels.shape[2] == 1 else pixels).save(scratch, format="PNG")
     return Path(path)
