@@ -1,4 +1,4 @@
-"""The benchmark of sampling runs, and its memory is that of the tables and logits."""
+"""The benchmark of sampling measures every way to sample."""
 
 from __future__ import annotations
 

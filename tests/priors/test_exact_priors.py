@@ -140,7 +140,7 @@ def test_wrong_inputs_are_refused_with_a_sentence() -> None:
         (lambda: prior.loss(indices, torch.tensor([0, -1])), "got -1"),
         (lambda: prior.log_prob(indices - 1, classes), "whole samples"),
         (lambda: prior.log_prob(indices + 3, classes), "indices below"),
-        (lambda: prior.log_prob(indices[:, :1], classes), "a layout belongs to one size"),
+        (lambda: prior.log_prob(indices[:, :1], classes), "expected integers"),
         (lambda: prior.log_prob(indices[0], classes), r"expected indices \(B"),
         (lambda: unconditional.sample(2, guidance=2.0), "for an unconditional prior, got 2"),
         (lambda: unconditional.loss(indices, classes), "no classes for an unconditional"),

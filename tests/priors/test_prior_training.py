@@ -159,6 +159,20 @@ def test_batches_hold_every_row_once_per_epoch(tmp_path: Path) -> None:
     assert data.num_classes == 4 and data.classes == [0, 1, 2, 3] and data.shape == (2, 1)
 
 
+def test_processes_share_one_global_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = TokenData(token_file(tmp_path / "t.npz", torch.arange(13)[:, None, None]), batch_size=6, num_validation=1)
+    alone = [data.batch(step).indices.flatten().tolist() for step in range(2)]
+    data.batch_size = 3
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    for step in range(2):
+        parts = []
+        for rank in range(2):
+            monkeypatch.setattr(torch.distributed, "get_rank", lambda rank=rank: rank)
+            parts.append(data.batch(step).indices.flatten().tolist())
+        assert [each for pair in zip(*parts, strict=True) for each in pair] == alone[step]
+
+
 def test_files_of_no_use_are_refused(tmp_path: Path) -> None:
     some = chains(6, 0)
     plain = token_file(tmp_path / "plain.npz", some)

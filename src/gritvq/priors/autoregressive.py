@@ -1,4 +1,4 @@
-"""One position after the other."""
+"""Autoregressive priors: one position after another."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ PositionOrder: TypeAlias = Literal["raster", "random"]
 class AutoregressivePrior(Prior):
     """A causal transformer over the positions of a layout: ``p(x) = prod_t p(x_t | x_1 .. x_{t-1}, class)``.
 
-    The input at position t is the embedding of the token before it, plus that of position t, plus that of the class.
-    All channels of a position are the head's. Exact: :meth:`log_prob` is that of what :meth:`sample` draws at
+    The input at position t is the sum of the embeddings of the previous token, of position t, and of the class. The
+    head predicts all channels of a position. :meth:`log_prob` is exact: :meth:`sample` draws from this distribution at
     temperature 1 without guidance and filters.
 
     Args:
@@ -36,10 +36,10 @@ class AutoregressivePrior(Prior):
         dropout: See :class:`Prior`.
         class_dropout: See :class:`Prior`.
         head: See :class:`Prior`.
-        order: ``"raster"``: positions follow each other as in the layout. ``"random"`` (RAR): in training a share of
-            the samples is read in a random order of positions; the input has embeddings of the position that it comes
-            from and of the one to predict. Samples are drawn in the layout's order.
-        annealing: Shares of the training at which the share of random orders begins to fall from 1, and reaches 0.
+        order: ``"raster"``: the order of positions in the layout. ``"random"`` (RAR): in training, a fraction of the
+            samples has its positions in random order, and the input also has an embedding of the previous position;
+            samples are drawn in the order of the layout.
+        annealing: Fractions of the training between which the fraction of random orders falls linearly from 1 to 0.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -94,7 +94,7 @@ class AutoregressivePrior(Prior):
 
     @property
     def random_share(self) -> float:
-        """Share of samples that are read in a random order at this point of the training."""
+        """Fraction of samples in random order at this point of the training."""
         begin, end = self.annealing
         if self.order == "raster" or self.training_progress >= end:
             return 0.0
@@ -112,11 +112,11 @@ class AutoregressivePrior(Prior):
         Args:
             indices: See the base class.
             condition: See the base class.
-            order: Positions in the order in which they are read, for a prior of ``"random"`` order; the layout's if
-                None. Each order has a distribution of its own.
+            order: Order of the positions, for a prior of ``"random"`` order; that of the layout if None. Each order
+                defines another distribution.
 
         Raises:
-            ValueError: As in the base class, or if the order is no permutation, or not one that the prior was made for.
+            ValueError: As in the base class, or if the order is not a permutation, or the prior has ``"raster"`` order.
         """
         rows = self.rows_of(indices)
         if order is not None:
@@ -139,7 +139,7 @@ class AutoregressivePrior(Prior):
         return {"nats_per_token": -found.sum() / (len(rows) * self.num_tokens)}
 
     def _log_probs(self, rows: Tensor, classes: Tensor, order: Tensor | None = None) -> Tensor:
-        """(B, T) of each position given those before it, in the given order (B, T)."""
+        """Log-probabilities (B, T) of the positions given those before them, in the given order (B, T)."""
         if order is not None:
             rows = rows.gather(1, order[..., None].expand_as(rows))
         before = F.pad(self.head.embed(rows)[:, :-1], (0, 0, 1, 0))

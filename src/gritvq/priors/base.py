@@ -1,4 +1,4 @@
-"""What every prior is: a generative model of tokens."""
+"""The base class of priors: generative models of tokens."""
 
 from __future__ import annotations
 
@@ -28,24 +28,24 @@ Progress: TypeAlias = Callable[[int, int], object]
 class Prior(Component, ABC):
     """A generative model of the tokens of one layout, class-conditional or not.
 
-    Priors know tokens by their layout only, never which quantizer made them. Classes are numbers 0 .. num_classes - 1;
-    in training a class is forgotten with probability ``class_dropout``, so that one model is both: conditional c and
-    unconditional u. Guidance is ``u + s (c - u)`` on logits: s = 1 is none, s = 0 forgets the class.
+    A prior depends on the layout of the tokens, not on the quantizer that made them. Classes are numbers
+    0 .. num_classes - 1. In training a class is dropped with probability ``class_dropout``, so that one model gives
+    conditional logits c and unconditional logits u. Guidance is ``u + s (c - u)``: s = 1 is none, s = 0 ignores the
+    class.
 
     Args:
         layout: Positions and channels.
-        num_classes: Classes; unconditional where None.
-        width: Of the transformer's states, D.
-        depth: Layers.
-        num_heads: Attention heads.
-        dropout: On inputs and on what each part of a layer adds, in [0, 1).
-        class_dropout: Share of classes forgotten in training, in [0, 1); 0 makes guidance impossible.
-        head: What is predicted at a position, by name, see :func:`gritvq.priors.head_for`, or a head; by the layout
-            where None.
+        num_classes: Number of classes; None for an unconditional prior.
+        width: Width D of the transformer's states.
+        depth: Number of layers.
+        num_heads: Number of attention heads.
+        dropout: Dropout of the inputs and of the output of each attention and feed-forward block, in [0, 1).
+        class_dropout: Probability of dropping the class in training, in [0, 1); guidance needs more than 0.
+        head: Head, or its name (see :func:`gritvq.priors.head_for`); chosen by the layout if None.
 
     Attributes:
-        fingerprint: Of the tokenizer whose tokens it learned; None where nobody said it. Saved and loaded.
-        training_progress: Share of the training done, which a task sets; schedules of training read it.
+        fingerprint: Fingerprint of the tokenizer whose tokens the prior was trained on, or None; saved and loaded.
+        training_progress: Fraction of the training that is done, set by :class:`gritvq.priors.PriorTask`.
 
     Raises:
         ValueError: If a number is out of range, or the head does not fit.
@@ -95,14 +95,14 @@ class Prior(Component, ABC):
     # --- what a prior gives -------------------------------------------------------------------------------------------
 
     def loss(self, indices: Int[Tensor, "B *tokens Q"], condition: Int[Tensor, " B"] | None) -> dict[str, Tensor]:
-        """What training minimizes: the sum of these scalars.
+        """Training loss: the sum of the returned scalars.
 
         Args:
             indices: As a tokenizer's ``encode`` gives them.
             condition: Classes; None for an unconditional prior.
 
         Returns:
-            ``nats_per_token``: mean nats per index, under dropout and class dropout in training.
+            ``nats_per_token``: mean nats per index; in training with dropout and class dropout.
 
         Raises:
             ValueError: If the indices do not fit the layout, or the classes are missing, superfluous or out of range.
@@ -141,21 +141,21 @@ class Prior(Component, ABC):
         progress: Progress | None = None,
         cache: bool = True,
     ) -> Int[Tensor, "num *tokens Q"]:
-        """New samples.
+        """Draw samples.
 
-        Equal seeds give equal samples whatever the number of samples: each draws from a generator of its own.
+        Equal seeds give equal samples, whatever the batch size: each sample has its own random generator.
 
         Args:
-            num: How many.
-            condition: Class of each, or one for all; None for an unconditional prior.
+            num: Number of samples.
+            condition: Class of each sample, or one class for all; None for an unconditional prior.
             guidance: Scale s of ``u + s (c - u)``, or a schedule of it over positions; s = 1 is none.
-            temperature: Divides logits; 0 takes the most probable token, which makes samples all alike.
-            top_k: Draw from the k most probable only.
-            top_p: Draw from the fewest most probable that have this probability together.
-            generator: A seed of all samples; one seed for each, see :func:`gritvq.priors.sample_seeds`; or a generator
-                that the seed is drawn from, PyTorch's own where None.
-            progress: Called with the steps done and all steps, after each.
-            cache: Keep keys and values of earlier positions. Without it the samples are the same, later.
+            temperature: Divides the logits; 0 takes the most probable token.
+            top_k: Draw from the k most probable tokens.
+            top_p: Draw from the smallest set of most probable tokens whose probabilities sum to at least this.
+            generator: Seed of all samples, a seed for each sample (see :func:`gritvq.priors.sample_seeds`), or a
+                generator to draw the seed from; PyTorch's global generator if None.
+            progress: Called with the number of steps done and the total after each step.
+            cache: Whether to cache keys and values of earlier positions. The samples do not depend on it.
 
         Returns:
             Indices for a tokenizer's ``decode``.
@@ -183,13 +183,13 @@ class Prior(Component, ABC):
 
     @abstractmethod
     def _loss(self, rows: Int[Tensor, "B T Q"], classes: Float[Tensor, "B D"]) -> dict[str, Tensor]:
-        """The loss of rows under embedded classes."""
+        """Training loss of rows, given the embeddings of their classes."""
 
     @abstractmethod
     def _sample(
         self, classes: Float[Tensor, "streams B D"], sampler: Sampler, progress: Progress, cache: bool
     ) -> Int[Tensor, "B T Q"]:
-        """Rows of new samples."""
+        """Draw rows, given the embeddings of their classes: one stream, or two for guidance."""
 
     # --- tokens and classes -------------------------------------------------------------------------------------------
 
@@ -200,7 +200,7 @@ class Prior(Component, ABC):
             ValueError: If they do not fit the layout, or some are masked.
         """
         layout, channels = self.layout, self.layout.channel_ids
-        tokens = layout.to_sequence(indices)
+        tokens = layout.to_sequence(indices.to(self.present.device))
         if tokens.ndim != channels.ndim + 1:
             raise ValueError(f"expected indices (B, *{layout.shape}, Q), got {tuple(indices.shape)}")
         rows = layout.vocabulary.indices_of(tokens, channels.clamp(min=0)).masked_fill(channels < 0, -1)
@@ -231,7 +231,7 @@ class Prior(Component, ABC):
         return channels[:, None] == every if channels.ndim == 1 else channels >= 0
 
     def _classes_of(self, condition: Tensor | None, batch: int) -> Tensor:
-        """(B,) classes, -1 for none.
+        """Checked classes (B,); -1 for an unconditional prior.
 
         Raises:
             ValueError: If they are missing, superfluous or out of range.
@@ -287,8 +287,8 @@ class Prior(Component, ABC):
 
         Args:
             folder: What :meth:`save_pretrained` wrote.
-            layout: Of the tokens that it is to be used with; not compared where None.
-            fingerprint: Of the tokenizer that it is to be used with; not compared where None.
+            layout: Layout of the tokens to use it with; not compared if None.
+            fingerprint: Fingerprint of the tokenizer to use it with; not compared if None.
             trusted: Modules besides ``gritvq`` that its classes may come from.
 
         Raises:
@@ -297,6 +297,8 @@ class Prior(Component, ABC):
         folder = Path(folder)
         config = read_config(folder, _KIND)
         saved = config.get("fingerprint")
+        if not isinstance(saved, str | None):
+            raise ValueError(f"expected a fingerprint as text in {folder}, got {saved!r}; the file is damaged")
         if fingerprint is not None and saved is not None and fingerprint != saved:
             raise ValueError(
                 f"expected the tokenizer that the prior {folder} was trained with, fingerprint {saved[:12]}, got "
@@ -313,10 +315,10 @@ class Prior(Component, ABC):
 
 
 def _check_layout(own: TokenLayout, given: TokenLayout, folder: Path) -> None:
-    """Refuse tokens that stand elsewhere or mean something else.
+    """Check that a layout is that of the prior.
 
     Raises:
-        ValueError: Then.
+        ValueError: If a part differs; the message names it.
     """
     parts = (
         ("codebook sizes", list(own.vocabulary.codebook_sizes), list(given.vocabulary.codebook_sizes)),
@@ -333,4 +335,4 @@ def _check_layout(own: TokenLayout, given: TokenLayout, folder: Path) -> None:
 
 
 def _silent(done: int, total: int) -> None:
-    """No progress to show."""
+    """Default of ``progress``."""

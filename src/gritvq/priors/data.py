@@ -24,11 +24,11 @@ Paths: TypeAlias = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
 
 class TokenBatch(NamedTuple):
-    """Samples.
+    """A batch of samples.
 
     Attributes:
         indices: (B, *tokens, Q), int64.
-        condition: Classes (B,), int64; None where there are none.
+        condition: Classes (B,), int64; None if there are none.
     """
 
     indices: Int[Tensor, "B *tokens Q"]
@@ -38,25 +38,25 @@ class TokenBatch(NamedTuple):
 class TokenData:
     """Batches for a prior from token files, which ``gritvq encode`` and :func:`gritvq.tokens.write_tokens` write.
 
-    Files are read once, row by row, into a temporary file of 4 bytes per token, from which batches are read at random
-    places: memory holds one number per row. The training loader is endless, starts at the run's step, and holds every
-    row once per epoch in an order of its own; under several processes each takes its part of one global order.
+    The files are read once, row by row, into a memory-mapped temporary file of 4 bytes per token; memory holds a few
+    numbers per row. The training loader is endless, starts at the step of the run, and has every row once per epoch in
+    random order. With several processes each takes its part of one global order.
 
     Args:
-        train: File, files, or a folder of files to train on.
-        validation: The same to measure on. Where None, ``num_validation`` random rows are kept back; give files where
-            several rows come from one picture (crops, flips), which must not be on both sides.
+        train: Training files: a file, several, or a folder of files.
+        validation: Validation files. If None, ``num_validation`` random rows are held out; give files if several rows
+            come from one image (crops, flips), which must not be on both sides.
         batch_size: Samples B per step and process.
-        label: Column with the class, text or integers >= 0; None for no classes.
-        num_validation: Rows measured on, at most; the first ones of ``validation``.
-        seed: Of order and choice, >= 0.
+        label: Column of the class, text or integers >= 0; None for no classes.
+        num_validation: Most validation rows; the first ones of ``validation``.
+        seed: Seed of the order and of the held-out rows, >= 0.
 
     Attributes:
-        classes: Names of the classes 0, 1, ...; None where the first row has no label.
+        classes: Names of the classes 0, 1, ...; None if the first row has no label.
         shape: (*tokens, Q) of a sample.
 
     Raises:
-        ValueError: If a file is missing or damaged, samples differ in shape, labels are missing or of no use, or a
+        ValueError: If a file is missing or damaged, samples differ in shape, labels are missing or invalid, or a
             number is out of range.
 
     Example:
@@ -102,12 +102,12 @@ class TokenData:
 
     @property
     def num_rows(self) -> int:
-        """Training rows until each was seen once."""
+        """Number of training rows."""
         return len(self._rows)
 
     @property
     def num_classes(self) -> int | None:
-        """How many; None where there are none."""
+        """Number of classes; None if there are none."""
         return None if self.classes is None else len(self.classes)
 
     def train_dataloader(self, first_step: Callable[[], int] = int) -> DataLoader[TokenBatch]:
@@ -115,7 +115,7 @@ class TokenData:
         return DataLoader(_Stream(self.batch, first_step), batch_size=None, generator=torch.Generator())
 
     def val_dataloader(self) -> DataLoader[TokenBatch]:
-        """Batches to measure on, in a fixed order."""
+        """Validation batches, in a fixed order."""
         blocks = _Blocks(self._held, self._held_rows, self.batch_size)
         return DataLoader(blocks, batch_size=None, generator=torch.Generator())
 

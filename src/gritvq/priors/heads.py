@@ -1,6 +1,6 @@
-"""What a prior predicts at a position: the indices of all its channels, given the position's state.
+"""Heads: the probabilities of the indices of a position, given its state.
 
-A head is chosen by what the tokens are, never by which quantizer made them.
+The head depends on what the tokens are, not on the quantizer that made them.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ HeadName: TypeAlias = Literal["softmax", "depth", "bits", "parallel_bits"]
 
 
 class Head(Component, ABC):
-    """Probabilities of a position's indices, and what these are to the next position.
+    """Predicts the indices of a position from its state, and embeds them.
 
     Args:
-        codebook_sizes: Codes K of each channel, Q entries.
-        width: Of the states, D.
+        codebook_sizes: Number of codes K of each channel, Q entries.
+        width: Width D of the states.
     """
 
     def __init__(self, codebook_sizes: Sequence[int], width: int) -> None:
@@ -64,7 +64,7 @@ class Head(Component, ABC):
 
 
 class _TableHead(Head):
-    """A head with a row per index and channel, read and written."""
+    """A head with an input and an output embedding of every index."""
 
     def __init__(self, codebook_sizes: Sequence[int], width: int, output_width: int) -> None:
         super().__init__(codebook_sizes, width)
@@ -88,19 +88,20 @@ class _TableHead(Head):
         return F.linear(states, self.output.weight[self._ranges[channel]]).float()
 
     def _channel_log_prob(self, states: Tensor, indices: Tensor, channel: int) -> Tensor:
-        logits = self._logits(states, channel).movedim(-1, 1 if states.ndim > 1 else 0)
-        return -F.cross_entropy(logits, indices[..., channel], ignore_index=-1, reduction="none")
+        logits, wanted = self._logits(states, channel), indices[..., channel]
+        found = F.cross_entropy(logits.flatten(0, -2), wanted.flatten(), ignore_index=-1, reduction="none")
+        return -found.view(wanted.shape)
 
 
 class SoftmaxHead(_TableHead):
-    """A softmax over the codes of each channel, all channels at once: ``p(i_1 .. i_Q) = prod_q p(i_q | state)``.
+    """A softmax over the codes of each channel: ``p(i_1 .. i_Q) = prod_q p(i_q | state)``.
 
-    With several channels per position these are independent given the state; :class:`DepthHead` knows better, and
-    so do layouts that are ``"flat"`` or a ``"delay"``. Parameters: 2 D sum(K).
+    Several channels of a position are independent given the state; if they are not, use a :class:`DepthHead` or a
+    layout that is ``"flat"`` or ``"delay"``. It has 2 D sum(K) parameters.
 
     Args:
-        codebook_sizes: Codes of each channel.
-        width: Of the states.
+        codebook_sizes: Number of codes of each channel.
+        width: Width of the states.
 
     Example:
         >>> head = SoftmaxHead((4, 8), 16)

@@ -1,4 +1,4 @@
-"""All positions at once, the surest first."""
+"""Masked priors: all positions in a few steps, the most confident ones first."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ UnmaskingOrder = Literal["confidence", "halton"]
 class MaskedPrior(Prior):
     """MaskGIT: a bidirectional transformer predicts masked positions from the others.
 
-    In training a share ``arccos(u) / (pi / 2)`` of the positions, u uniform, is masked. A sample starts with all
-    positions masked; after step n of N a share ``arccos(n / N) / (pi / 2)`` of them still is. Each step draws tokens
-    for the masked positions and keeps some of them:
+    In training, a fraction ``arccos(u) / (pi / 2)`` of the positions is masked, with u uniform in [0, 1]. A sample
+    starts with all positions masked; after step n of N a fraction ``arccos(n / N) / (pi / 2)`` is still masked. Each
+    step draws tokens for the masked positions and keeps some of them:
 
-    - ``"confidence"``: those whose tokens are the most probable, after Gumbel noise on log-probabilities. The
-      temperature of tokens and the scale of this noise fall linearly to 0 at the last step. Without the noise samples
-      become uniform areas.
-    - ``"halton"``: the next of a Halton sequence over the grid, which spreads them evenly. The temperature is constant.
+    - ``"confidence"``: the tokens with the largest log-probability plus Gumbel noise. The temperature of the tokens and
+      the scale of this noise fall linearly to 0 at the last step. Without the noise, samples become uniform areas.
+    - ``"halton"``: the next positions of a Halton sequence over the grid, which are evenly spread. The temperature is
+      constant.
 
-    There is no cache to keep: every step sees other inputs at all positions.
+    ``cache`` of :meth:`sample` has no effect, since all positions are computed anew in each step.
 
     Args:
         layout: Positions and channels, ``"parallel"``.
@@ -45,13 +45,13 @@ class MaskedPrior(Prior):
         dropout: See :class:`Prior`.
         class_dropout: See :class:`Prior`.
         head: See :class:`Prior`.
-        num_steps: Steps N of sampling; at most one per position is used. This and what follows are attributes, and may
-            be changed before sampling.
-        order: See above.
+        num_steps: Number of sampling steps N; at most one per position is used. This and the next two arguments are
+            attributes that may be changed before sampling.
+        order: ``"confidence"`` or ``"halton"``, see above.
         confidence_noise: Scale of the noise on log-probabilities at the first step.
 
     Raises:
-        ValueError: If an argument is out of range, or a Halton order is wanted of several scales.
+        ValueError: If an argument is out of range, or the order is ``"halton"`` and the layout has several scales.
 
     Example:
         >>> prior = MaskedPrior(TokenLayout((16,), (4, 4)), width=16, depth=1, num_heads=2, num_steps=4)
@@ -115,14 +115,14 @@ class MaskedPrior(Prior):
 
         The bound is the mean over all orders of positions of ``sum_t log p(x_t | positions before it)``, which is
         ``E_k [T / k sum_{k masked} log p(x_t | unmasked)]`` with k uniform in 1 .. T and k random positions masked. It
-        belongs to a sample made one position at a time in random order; the few steps of :meth:`sample` have no
-        probability that could be computed.
+        holds for samples drawn one position at a time in random order. The probability of samples drawn in fewer steps
+        cannot be computed.
 
         Args:
             indices: See the base class.
             condition: See the base class.
-            num_draws: Values of k, spread evenly, and masks; each is one pass.
-            seed: Of the masks: equal seeds give equal estimates.
+            num_draws: Number of stratified draws of k and of masks, with one forward pass each.
+            seed: Seed of the masks.
         """
         rows = self.rows_of(indices)
         classes = self._embedded_classes(self._classes_of(condition, len(rows)))
@@ -147,7 +147,7 @@ class MaskedPrior(Prior):
         return {"nats_per_masked_token": -found.sum() / (self.present.sum(1) * masked).sum()}
 
     def _log_probs(self, rows: Tensor, masked: Tensor, classes: Tensor) -> Tensor:
-        """(B, T) of each position, given those that are not masked."""
+        """Log-probabilities (B, T) of the positions given those that are not masked."""
         return self.head.log_prob(self._states(rows, masked, classes), rows)
 
     def _states(self, rows: Tensor, masked: Tensor, classes: Tensor) -> Tensor:
@@ -186,16 +186,16 @@ class MaskedPrior(Prior):
         return rows
 
     def _ranks(self) -> Tensor:
-        """(T,) place of each position in the Halton sequence."""
+        """Rank (T,) of each position in the Halton sequence."""
         order = halton_order(self.layout.shape).to(self.present.device)
         return order.argsort()[self.layout.places].float()
 
 
 def halton_order(shape: tuple[int, ...]) -> Int[Tensor, " cells"]:
-    """Cells of a grid, numbered row by row, in the order in which a Halton sequence first meets them.
+    """Cells of a grid, numbered row by row, in the order in which a Halton sequence first reaches them.
 
     Args:
-        shape: Sides of the grid.
+        shape: Shape of the grid.
 
     Example:
         >>> halton_order((2, 2)).tolist()
@@ -214,7 +214,7 @@ def halton_order(shape: tuple[int, ...]) -> Int[Tensor, " cells"]:
 
 
 def _mirrored(numbers: np.ndarray, base: int, side: int) -> np.ndarray:
-    """Which of ``side`` equal parts of [0, 1) holds each number with its digits mirrored at the point; in integers."""
+    """Radical inverses of numbers in a base, as the index of one of ``side`` equal parts of [0, 1); exact."""
     mirrored, scale = np.zeros_like(numbers), 1
     while numbers.any():
         mirrored, numbers, scale = mirrored * base + numbers % base, numbers // base, scale * base

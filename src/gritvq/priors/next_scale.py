@@ -1,4 +1,4 @@
-"""One scale after the other, all positions of a scale at once."""
+"""Next-scale priors: one scale after another, all positions of a scale at once."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ _MODES = ("linear", "bilinear", "trilinear")
 class NextScalePrior(Prior):
     """Next-scale prediction (VAR): ``p(x) = prod_s p(scale s | scales before it, class)``.
 
-    The positions of a scale are independent of each other given the earlier scales. A transformer sees, at each
-    position, its own scale and the earlier ones. The input at a position of scale s is the sum over all earlier scales
+    The positions of a scale are independent of each other given the earlier scales. Attention is block-causal: each
+    position attends to its own scale and to the earlier ones. The input at scale s is the sum over all earlier scales
     of the embeddings of their tokens, resized to the grid of s by linear interpolation, plus the embeddings of the
-    position and the class. Exact: :meth:`log_prob` is that of what :meth:`sample` draws at temperature 1 without
-    guidance and filters.
+    position and of the class. :meth:`log_prob` is exact: :meth:`sample` draws from this distribution at temperature 1
+    without guidance and filters.
 
-    VAR's input is the value that the earlier scales decode to, resized. Here the embeddings are learned in its place:
-    a prior then needs tokens only, works for every quantizer with several scales (residual scales, hierarchies, binary
-    codes), and stays the same when the tokenizer's decoder changes. The sum of resized embeddings can become that value
-    where it helps, since a multi-scale quantizer itself sums what its scales decode to.
+    In VAR the input is the value that the earlier scales decode to, resized. Here learned embeddings take its place:
+    the prior then needs nothing but tokens and works for every quantizer with several scales (residual scales,
+    hierarchies, binary codes). A multi-scale quantizer itself sums the decoded scales, so the sum of resized embeddings
+    can represent that value up to the interpolation.
 
     Args:
         layout: Positions and channels of at least two scales, ``"parallel"`` and row by row.
@@ -101,18 +101,18 @@ class NextScalePrior(Prior):
         return {"nats_per_token": -self._log_probs(rows, classes).sum() / (len(rows) * self.num_tokens)}
 
     def _log_probs(self, rows: Tensor, classes: Tensor) -> Tensor:
-        """(B, T) of each position given the scales before its own."""
+        """Log-probabilities (B, T) of the positions given the earlier scales."""
         embedded = list(self.head.embed(rows).split(self._sizes, 1))
         inputs = [self._inputs(embedded[:number], classes) for number in range(len(embedded))]
         return self.head.log_prob(self.transformer(torch.cat(inputs, 1), self._mask(self.layout.length)), rows)
 
     def _mask(self, length: int) -> Tensor:
-        """(length, length): which positions each of the first ones sees."""
+        """Block-causal mask (length, length) of the first positions."""
         scales = self.layout.scale_ids[:length]
         return scales[:, None] >= scales
 
     def _inputs(self, embedded: list[Tensor], classes: Tensor) -> Tensor:
-        """(B, T_s, D) at the scale that follows those embedded."""
+        """Inputs (B, T_s, D) of the scale after those embedded."""
         number = len(embedded)
         first = sum(self._sizes[:number])
         own = self.places.weight[first : first + self._sizes[number]] + classes[:, None]

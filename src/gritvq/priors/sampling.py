@@ -1,4 +1,4 @@
-"""From logits to tokens: guidance, temperature, filters, and noise that belongs to each sample."""
+"""Sampling from logits: guidance, temperature, filters, and a random generator for each sample."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class ConstantGuidance(Guidance):
     """The same scale everywhere.
 
     Args:
-        scale: 1 is none, 0 forgets the class.
+        scale: 1 is none, 0 ignores the class.
     """
 
     def __init__(self, scale: float = 1.0) -> None:
@@ -81,11 +81,11 @@ class LinearGuidance(Guidance):
 
 
 class PowerCosineGuidance(Guidance):
-    """None at first, most at the end: ``1 + (scale - 1) (1 - cos(pi place^power)) / 2``.
+    """Guidance that grows from none: ``1 + (scale - 1) (1 - cos(pi place^power)) / 2``.
 
     Args:
         scale: At the last place.
-        power: The larger, the later it sets in.
+        power: The larger, the later it grows.
 
     Example:
         >>> schedule = PowerCosineGuidance(16.0, 2.75)
@@ -108,12 +108,12 @@ class PowerCosineGuidance(Guidance):
 
 
 def sample_seeds(seed: int, num: int, first: int = 0) -> list[int]:
-    """Seeds of samples by their number, for sampling in batches: sample n is the same whatever batch it is in.
+    """Seeds of single samples, for sampling in batches: sample n does not depend on the batch it is in.
 
     Args:
-        seed: Of all samples, >= 0.
-        num: Samples of this batch.
-        first: Number of the first one.
+        seed: Seed of all samples, >= 0.
+        num: Number of samples in this batch.
+        first: Number of the first sample in this batch.
 
     Example:
         >>> sample_seeds(0, 4)[2:] == sample_seeds(0, 2, first=2)
@@ -144,11 +144,11 @@ def seeds_of(seeds: Seeds, num: int) -> list[int]:
 
 
 class Noise:
-    """Random numbers of each sample from a generator of its own, made on the CPU: the same on every device.
+    """Random numbers from one generator per sample. They are drawn on the CPU and equal on every device.
 
     Args:
-        seeds: One per sample.
-        device: Where the numbers are wanted.
+        seeds: One seed per sample.
+        device: Device of the numbers.
 
     Example:
         >>> together, alone = Noise([3, 4]), Noise([4])

@@ -1,4 +1,4 @@
-"""How a prior learns."""
+"""Training of priors."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ __all__ = ["PriorTask"]
 
 
 class PriorTask(Task):
-    """Trains a prior with AdamW; measures nats per token and bits per element by the prior's ``log_prob``.
+    """Trains a prior with AdamW; validation logs nats per token and bits per element from ``log_prob``.
 
-    Batches are pairs (indices, condition), as :class:`gritvq.priors.TokenData` has them.
+    Batches are pairs (indices, condition), see :class:`gritvq.priors.TokenData`.
 
     Args:
-        prior: What to train.
+        prior: The prior to train.
         lr: Peak learning rate.
         warmup_steps: Steps of linear warm-up.
         schedule: After the warm-up, see :class:`gritvq.training.OptimizerSettings`.
         betas: AdamW's decay rates.
         weight_decay: For matrices; vectors and embeddings get none.
-        num_elements: Elements of a sample that bits are counted for, such as height x width x channels of a picture;
-            its tokens where None.
+        num_elements: Elements of a sample for ``bits_per_element``, such as height x width x channels of an image; the
+            number of its tokens if None.
 
     Raises:
         ValueError: If a number is out of range.
@@ -59,10 +59,10 @@ class PriorTask(Task):
         self.num_elements = prior.num_tokens if num_elements is None else check_integer("num_elements", num_elements)
 
     def check_data(self, data: TokenData) -> None:
-        """Say whether the tokens are those of the prior's layout, and the classes as many as it has.
+        """Check that the tokens fit the layout of the prior, and that it has as many classes.
 
         Raises:
-            ValueError: If they differ.
+            ValueError: If they do not.
         """
         expected = (*self.prior.layout.shape, len(self.prior.layout.vocabulary.codebook_sizes))
         if data.shape != expected:
@@ -75,7 +75,7 @@ class PriorTask(Task):
         self.prior.rows_of(data.batch(0).indices)
 
     def run_callbacks(self, run: RunFolder | None) -> list[Callback]:
-        """None."""
+        """No callbacks."""
         return []
 
     def finish(self, run: RunFolder, training: Mapping[str, Any]) -> None:
@@ -83,7 +83,7 @@ class PriorTask(Task):
         self.prior.save_pretrained(run.prior, training)
 
     def start_from(self, prior: Prior) -> None:
-        """Take the weights of a prior of the same architecture.
+        """Copy the weights of a prior of the same architecture.
 
         Raises:
             ValueError: If a part differs; the message names it.
@@ -91,15 +91,15 @@ class PriorTask(Task):
         copy_weights(self.prior, prior)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Note whose tokens the weights belong to."""
+        """Save also the fingerprint of the tokenizer."""
         super().on_save_checkpoint(checkpoint)
         checkpoint["fingerprint"] = self.prior.fingerprint
 
     def check_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse weights that were trained on another tokenizer's tokens.
+        """Check that the checkpoint was trained on tokens of the same tokenizer.
 
         Raises:
-            ValueError: Then.
+            ValueError: If it was not.
         """
         if checkpoint.get("fingerprint") != self.prior.fingerprint:
             raise ValueError(
@@ -109,7 +109,7 @@ class PriorTask(Task):
         super().check_checkpoint(checkpoint)
 
     def losses(self, batch: TokenBatch) -> list[Tensor]:
-        """One batch."""
+        """Loss of one batch."""
         total = self.trainer.max_steps
         self.prior.training_progress = min(1.0, self.step / total) if total > 0 else 0.0
         terms = self.prior.loss(*batch)
@@ -124,7 +124,7 @@ class PriorTask(Task):
         return [loss]
 
     def validation_step(self, batch: TokenBatch, batch_idx: int) -> None:
-        """Measure a batch."""
+        """Log metrics of one batch."""
         indices, condition = batch
         nats = -self.prior.log_prob(indices, condition).mean()
         numbers = {
