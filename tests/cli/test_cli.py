@@ -404,10 +404,10 @@ class TestMeasuring:
         plain.trained = None
         plain.save_pretrained("plain/tokenizer")
         arguments = ["validate", "plain/tokenizer", "--out", "second"]
-        assert "expected --data.path, since plain/tokenizer does not say" in wrong(arguments, capsys)
+        assert "expected --data.path, since plain/tokenizer has no record" in wrong(arguments, capsys)
         for strange in ("data: [[[", "[" * 100_000, "data: 3", "- data", "other: {}"):
             Path("plain/config.yaml").write_text(strange)
-            assert "expected --data.path, since plain/tokenizer does not say" in wrong(arguments, capsys)
+            assert "expected --data.path, since plain/tokenizer has no record" in wrong(arguments, capsys)
         shutil.copy(run / "config.yaml", "plain")
         assert main(arguments) == 0
         assert numbers_of("first") == numbers_of("second") == pytest.approx(numbers_of(run), rel=1e-5)
@@ -699,7 +699,7 @@ class TestWhatIsThereStays:
         assert "expected a folder back/deep to write into" in wrong([*tokens, "--overwrite", "true"], capsys)
 
 
-@pytest.mark.filterwarnings("default:left out:UserWarning")  # the program shows it
+@pytest.mark.filterwarnings("default:skipped:UserWarning")  # the program shows it
 def test_encode_leaves_out_sizes_that_a_layout_does_not_take(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

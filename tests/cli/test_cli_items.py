@@ -357,7 +357,7 @@ class TestWrongInput:
     def test_a_small_catalogue(self, capsys: pytest.CaptureFixture[str]) -> None:
         write_catalogue(Path("small"), 50)
         said = wrong(["semantic-ids", "fit", "--data", "small", "--out", "out"], capsys)
-        assert "50 items for 256 codes; take a smaller codebook_size, such as 12" in said and not Path("out").exists()
+        assert "50 items for 256 codes; use a smaller codebook_size, such as 12" in said and not Path("out").exists()
 
     def test_encode_from_nowhere_and_onto_its_own_input(
         self, run: Path, shop: Path, capsys: pytest.CaptureFixture[str]
@@ -433,7 +433,7 @@ class TestWrongInput:
         SemanticIds(ids.codes.flip(0), ids.codebook_sizes, ids.items, collisions="append").save("others")
         checkpoint = str(recommender / "checkpoints" / "step-6.ckpt")
         told = ["fit", "--config", str(recommender / "config.yaml"), "--ids", "others", "--out", "b"]
-        assert "other items" in wrong([*told, "--resume", checkpoint], capsys)
+        assert "other ids" in wrong([*told, "--resume", checkpoint], capsys)
         assert not Path("b").exists()
 
     def test_the_report_of_another_tokenizer(self, run: Path, shop: Path, capsys: pytest.CaptureFixture[str]) -> None:

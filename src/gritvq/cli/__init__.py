@@ -1,7 +1,7 @@
-"""The program ``gritvq``: one verb per job, arguments straight from the constructors.
+"""The program ``gritvq``: one verb per job, with arguments from the constructors.
 
-Every verb ends by printing a table of results and the paths of its files. Wrong input ends with one message and exit
-code 2, and existing files stay as they were.
+Each verb prints a table of results and the paths of its files. Wrong input ends with one message and exit code 2, and
+existing files are not changed.
 """
 
 from __future__ import annotations
@@ -35,21 +35,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = sys.argv[1:] if argv is None else list(argv)
     program = _named(words)
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
-    for name in ("huggingface_hub", "datasets"):  # their retries; what went wrong is in our message
+    for name in ("huggingface_hub", "datasets"):  # they log retries; our message has the error
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.showwarning = _show_warning
-    warnings.filterwarnings("ignore", category=FutureWarning)  # for those who write code
-    if isinstance(sys.stdout, io.TextIOWrapper):  # names of files need not be text
+    warnings.filterwarnings("ignore", category=FutureWarning)  # meant for developers
+    if isinstance(sys.stdout, io.TextIOWrapper):  # file names may be invalid UTF-8
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         _run(words)
         sys.stdout.flush()
-    except SystemExit as stop:  # help, version, what the parser says about wrong arguments
+    except SystemExit as stop:  # help, version, or wrong arguments
         return _flushed(stop.code if isinstance(stop.code, int) else int(stop.code is not None))
     except KeyboardInterrupt:
         print(f"{program}: interrupted", file=sys.stderr)
         return _flushed(130)
-    except BrokenPipeError:  # whoever read the output has seen enough, as `| head` does
+    except BrokenPipeError:  # the reader has closed the pipe, for example `| head`
         return _flushed(141)
     except Exception as error:
         said = errors.explained(error)
@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _named(words: Sequence[str]) -> str:
-    """The program, with the verb and the job or domain that are asked for, for messages."""
+    """Name of the program with the given verb and job or domain, for messages."""
     verb, job = [*words, "", ""][:2]
     jobs: Mapping[str, Mapping[str, Any]] = {"fit": fitting.DOMAINS, "semantic-ids": semantic.JOBS}
     known = verb in _VERBS, job in jobs.get(verb, {})
@@ -91,17 +91,17 @@ def completion(parser: Any, config: Any) -> None:
 
 
 def _flushed(code: int) -> int:
-    """The exit code, once what was printed is out, or given up where nobody takes it."""
+    """Flush stdout; returns the exit code, which changes if nobody reads the output."""
     try:
         sys.stdout.flush()
     except OSError as error:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter complains when it ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # avoids an error message at exit
         return 141 if isinstance(error, BrokenPipeError) else code or 2
     return code
 
 
 def _program(words: Sequence[str], whole: bool = False) -> tuple[Any, dict[str, tuple[Any, Verb]]]:
-    """The parser of all verbs, and each one's own parser and job; only the verb that is wanted gets its arguments."""
+    """The parser of all verbs, and each verb's parser and job; only the given verb gets its arguments."""
     ArgumentParser = parser_class()
     parser = ArgumentParser(prog="gritvq", description="Train, use and inspect tokenizers.", version=__version__)
     verbs = parser.add_subcommands(title="verbs", metavar="VERB", dest="verb")
@@ -110,13 +110,13 @@ def _program(words: Sequence[str], whole: bool = False) -> tuple[Any, dict[str, 
         own = ArgumentParser(description=job.__doc__)
         verbs.add_subcommand(name, own, help=(job.__doc__ or "").splitlines()[0])
         if whole or words[:1] == [name]:
-            describe_arguments(own)  # in this order, since it may add subcommands itself
+            describe_arguments(own)  # after add_subcommand, since it may add subcommands
         jobs[name] = own, job
     return parser, jobs
 
 
 def _show_warning(message: Any, category: Any, filename: str, lineno: int, file: Any = None, line: Any = None) -> None:
-    """Warnings as one line, without the source line that raised them."""
+    """Print a warning as one line, without its source line."""
     print(f"warning: {message}", file=sys.stderr)
 
 

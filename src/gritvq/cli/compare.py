@@ -35,12 +35,12 @@ def compare_arguments(parser: Any) -> None:
         "--methods",
         type=dict[str, dict[str, Any] | None],
         default={name: {} for name in presets.__all__},
-        help="settings by name; a name is a preset's unless the settings name one with 'preset'; 'codebook_size' in "
-        "them sets it for this method",
+        help="settings by method; a method is the preset of that name, or the one in its setting 'preset'; its setting "
+        "'codebook_size' replaces --codebook_sizes",
     )
     parser.add_argument("--codebook_sizes", type=list[int], default=[1024], help="codebook sizes to compare at")
     parser.add_argument("--seeds", type=list[int], default=[0], help="one run per seed")
-    parser.add_argument("--jobs", type=int, default=1, help="runs at once, each with one thread if more than one")
+    parser.add_argument("--jobs", type=int, default=1, help="number of parallel runs, each with one thread if > 1")
     parser.add_class_arguments(Comparison, "comparison")
     parser.add_class_arguments(ImageData, "data")
     parser.add_argument(
@@ -50,7 +50,7 @@ def compare_arguments(parser: Any) -> None:
 
 
 def compare(parser: Any, config: Any) -> None:
-    """Train several methods on the same data, budget and seeds: one table, one plot."""
+    """Train several methods with the same data, budget and seeds, and compare them in a table and a plot."""
     from rich.progress import track
 
     from gritvq.images import plots as pictures
@@ -98,10 +98,10 @@ def compare(parser: Any, config: Any) -> None:
 
 
 def comparison_entries(methods: Mapping[str, Any], sizes: Sequence[int], seeds: Sequence[int]) -> list[Any]:
-    """Every method at every size and seed, once; one whose settings name a ``codebook_size`` runs at that alone.
+    """Every method at every size and seed; one with the setting ``codebook_size`` runs at that size only.
 
     Raises:
-        ValueError: For an unknown preset or setting, or where nothing is left to run.
+        ValueError: If a preset or setting is unknown, or there is nothing to run.
     """
     from gritvq.images.comparison import Entry
 
@@ -128,7 +128,7 @@ def presets_arguments(parser: Any) -> None:
 
 
 def show_presets(parser: Any, config: Any) -> None:
-    """List the published recipes with their papers, or the arguments of one."""
+    """List the presets with their papers, or show the arguments of one."""
     if config.name is not None:
         preset = preset_named(config.name)
         print(f"{config.name}: {_first_line(preset)}\n{paper_of(preset)}\n")
@@ -148,11 +148,7 @@ def show_presets(parser: Any, config: Any) -> None:
 
 
 def preset_named(name: str) -> Callable[..., Quantizer]:
-    """The preset of this name.
-
-    Raises:
-        ValueError: If there is none.
-    """
+    """The preset of this name; raises a ValueError if there is none."""
     if name not in presets.__all__:
         close = difflib.get_close_matches(name, presets.__all__, 1)
         raise ValueError(
@@ -168,7 +164,7 @@ def _first_line(preset: Callable[..., Quantizer]) -> str:
 
 
 def _arguments(preset: Callable[..., Quantizer]) -> list[tuple[str, str, str]]:
-    """Name, type and default of what a preset takes."""
+    """Name, type and default of a preset's arguments."""
     empty = inspect.Parameter.empty
     return [
         (name, str(found.annotation), "" if found.default is empty else str(found.default))

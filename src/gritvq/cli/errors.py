@@ -1,4 +1,4 @@
-"""What the program says when something is wrong: one message, with the cause and the remedy where they are known."""
+"""Error messages of the program: one message with the cause and, if known, what to do."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from gritvq.quantizers import presets
 
 __all__ = ["explained", "parser_class"]
 
-_FULL = re.compile(  # what writers in C++ and Rust say
+_FULL = re.compile(  # messages of C++ and Rust libraries
     r"No space left|Disk quota|File too large|PytorchStreamWriter failed|iostream error|unexpected pos \d+ vs \d+"
 )
-_DEEPEST = 500  # brackets within brackets
+_DEEPEST = 500  # nested brackets
 _MEMORY = re.compile(r"out of memory|can't allocate memory|ALLOC_FAILED", re.IGNORECASE)  # PyTorch, on any device
 
 
 def explained(error: Exception) -> str | None:
-    """The message for an error that wrong input or the machine causes; None for a fault of the program.
+    """The message for an error caused by wrong input or by the machine; None for a bug.
 
     Example:
         >>> explained(OSError(28, "No space left on device", "runs/a"))[:52]
@@ -61,7 +61,7 @@ def parser_class() -> Any:
         checks = True
 
         def parse_given(self, words: Sequence[str]) -> Any:
-            """What the arguments say, without defaults; whether it is all there is checked when it is complete."""
+            """The given settings, without defaults and checks, which follow once they are complete."""
             self.checks = False
             try:
                 return guarded(super().parse_args, words, defaults=False)
@@ -84,8 +84,8 @@ def parser_class() -> Any:
             return self._complete(guarded(super().parse_args, *arguments, **more))
 
         def _complete(self, config: Any) -> Any:
-            """What jsonargparse lets pass."""
-            if self._subcommands_action is None:  # a verb or a job says itself what it does not take
+            """Additional checks to those of jsonargparse."""
+            if self._subcommands_action is None:  # subcommands check their own arguments
                 try:
                     self.validate(config, skip_required=True)
                 except (TypeError, KeyError) as error:
@@ -131,11 +131,7 @@ def parser_class() -> Any:
 
 
 def _check_depth(text: str) -> None:
-    """Refuse brackets within brackets without end, on which the parser of YAML in C crashes.
-
-    Raises:
-        RecursionError: Then.
-    """
+    """Raises a RecursionError for deeply nested brackets, on which the YAML parser in C crashes."""
     depth = 0
     for bracket in re.findall(r"[\[\]{}]", text):
         depth += 1 if bracket in "[{" else -1
@@ -144,16 +140,12 @@ def _check_depth(text: str) -> None:
 
 
 def _takes_null(action: Any) -> bool:
-    """Whether null may be given; jsonargparse takes it for "not given" and does not check it."""
+    """Whether null is allowed; jsonargparse does not check it."""
     return action.default is None or type(None) in get_args(getattr(action, "_typehint", action.type))
 
 
 def guarded(call: Any, *arguments: Any, **more: Any) -> Any:
-    """What a call gives that depends on arguments alone; whatever it raises, the arguments are wrong.
-
-    Raises:
-        ValueError: Then.
-    """
+    """Result of a call that depends only on arguments; any exception becomes a ValueError about them."""
     try:
         return call(*arguments, **more)
     except Exception as error:
@@ -174,7 +166,7 @@ _NOISE = re.compile(
 
 
 def _readable(message: str) -> str:
-    """What the parser says, without the names of its own concepts.
+    """The parser's message without its internal terms.
 
     Example:
         >>> _readable("Expected a <class 'str'>. Got value: 3")
@@ -188,7 +180,7 @@ def _readable(message: str) -> str:
 
 
 def _suggestion(message: str, known: Sequence[str]) -> str | None:
-    """What was meant by a word that a parser does not know, as far as another one is close.
+    """A known word close to the unknown one in the message, if there is one.
 
     Example:
         >>> _suggestion("unrecognized arguments: --plan.max_stepz 3", ["plan.seed", "plan.max_steps"])

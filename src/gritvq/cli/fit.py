@@ -1,4 +1,4 @@
-"""The verbs ``fit``, one word for each domain, and ``demo``: training."""
+"""The verbs ``fit``, with one subcommand per domain, and ``demo``."""
 
 from __future__ import annotations
 
@@ -22,20 +22,17 @@ _DEMO = "# made by gritvq demo\n"
 
 
 def fit_arguments(parser: Any) -> None:
-    """What can be trained."""
+    """The domains of fit."""
     domains = parser.add_subcommands(title="domains", metavar="DOMAIN", dest="domain", required=False)
     for name, module in DOMAINS.items():
         domains.add_subcommand(name, domain_parser(type(parser), name), help=_first_line(module))
 
 
 def domain_of(words: Sequence[str]) -> tuple[str | None, Sequence[str]]:
-    """The domain that the arguments of ``fit`` name, and those after its name.
+    """The domain of the arguments of ``fit``, and the arguments after its name.
 
-    Without a name the configuration file tells: its key ``backbone`` is of items, all others are of images. None if
-    help is wanted, or the first argument is no domain.
-
-    Raises:
-        ValueError: If a configuration is no regular file.
+    Without a name it is ``items`` if the configuration file has the key ``backbone``, else ``images``. It is None for
+    help, or if the first argument is not a domain.
     """
     if words and words[0] in DOMAINS:
         return words[0], words[1:]
@@ -45,17 +42,13 @@ def domain_of(words: Sequence[str]) -> tuple[str | None, Sequence[str]]:
 
 
 def _configured(words: Sequence[str]) -> dict[str, Any]:
-    """Content of the configuration file that arguments name; empty where there is none that can be read.
-
-    Raises:
-        ValueError: If it is no regular file.
-    """
+    """Content of the configuration file in the arguments; empty if there is no readable one."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--config", nargs="?")
     check_words(words)
     path = parser.parse_known_args(list(words))[0].config
     content: Any = None
-    with contextlib.suppress(OSError, yaml.YAMLError, UnicodeError):  # the parser says what is wrong
+    with contextlib.suppress(OSError, yaml.YAMLError, UnicodeError):  # the parser reports it
         content = None if path is None else yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     return content if isinstance(content, dict) else {}
 
@@ -71,10 +64,10 @@ def train(parser_class: Any, domain: str, words: Sequence[str]) -> None:
 
 
 def configuration(parser_class: Any, domain: str, words: Sequence[str]) -> tuple[Any, Any, dict[str, Any]]:
-    """The parser of a domain, the configuration that arguments make, and what of it was given."""
+    """The parser of a domain, the complete configuration, and the given settings."""
     parser, defaults = domain_parser(parser_class, domain), shipped(domain)
     if domain == "images" and (preset := _configured(words).get("preset")) in presets.__all__:
-        quantizer = {"class_path": f"gritvq.{preset}"}  # which arguments it takes is this preset's matter
+        quantizer = {"class_path": f"gritvq.{preset}"}  # without the default quantizer's arguments
         parser.set_defaults({"tokenizer.quantizer": quantizer})
         defaults = combined(defaults, {"tokenizer": {"quantizer": quantizer}})
     given = given_settings(parser, words)
@@ -92,7 +85,7 @@ def demo_arguments(parser: Any) -> None:
 
 
 def demo(parser: Any, config: Any) -> None:
-    """Train a small tokenizer on photographs and show what it does; no data needed."""
+    """Train a small tokenizer on bundled photographs and plot reconstructions; no data needed."""
     path = RunFolder(config.out).config
     if path.is_file() and not path.read_text(encoding="utf-8").startswith(_DEMO):
         raise ValueError(
@@ -107,7 +100,7 @@ def demo(parser: Any, config: Any) -> None:
 
 
 def domain_parser(parser_class: Any, domain: str) -> Any:
-    """The parser of a domain, whose help shows what is shipped as defaults."""
+    """The parser of a domain; its help shows the shipped defaults."""
     module = DOMAINS[domain]
     parser = parser_class(prog=f"gritvq fit {domain}", description=module.fit.__doc__)
     parser.add_argument("--config", action="config", help="YAML file with any of the arguments below")

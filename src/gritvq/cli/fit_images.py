@@ -26,7 +26,7 @@ __all__ = ["arguments", "fit", "spread"]
 
 _PARTS = ("encoder", "quantizer", "decoder")
 _SHORT = {
-    "codebook_size": "codes K of the quantizer",
+    "codebook_size": "number of codes K of the quantizer",
     "dim": "latent size D of encoder, quantizer and decoder",
     "factor": "pixels per token and side, of encoder and decoder",
     "channels": "color channels of data, encoder and decoder: 1 or 3",
@@ -43,13 +43,13 @@ class _Preset(argparse.Action):
 
 
 def arguments(parser: Any) -> None:
-    """Tokenizer, data, task and plan, straight from their constructors."""
+    """Arguments of tokenizer, data, task and plan, from their constructors."""
     from gritvq.images.data import ImageData
     from gritvq.images.task import TokenizerTask
     from gritvq.images.tokenizer import ImageTokenizer
     from gritvq.training import TrainingPlan
 
-    short = parser.add_argument_group("What people choose", "short for the same settings of the parts below")
+    short = parser.add_argument_group("Common settings", "they set the same arguments of the parts below")
     short.add_argument(
         "--preset",
         action=_Preset,
@@ -68,14 +68,14 @@ def arguments(parser: Any) -> None:
 
 
 def spread(config: Any, given: Mapping[str, Any]) -> None:
-    """Write the short settings where they belong: into every part that takes them.
+    """Copy the common settings to every part that has them.
 
     Args:
         config: The whole configuration.
-        given: The arguments that were given.
+        given: The given settings.
 
     Raises:
-        ValueError: If a preset or setting has no place, or another value stands there.
+        ValueError: If no part has a setting, or a part has another value.
     """
     parts = {name: config.tokenizer[name] for name in _PARTS}
     if config.preset is not None and parts["quantizer"].class_path != f"gritvq.{config.preset}":
@@ -105,7 +105,7 @@ def spread(config: Any, given: Mapping[str, Any]) -> None:
                 )
             own[name] = value
     for name in ("preset", *_SHORT):
-        config.pop(name)  # the parts say it now
+        config.pop(name)
 
 
 def _given_at(given: Mapping[str, Any], place: str, name: str) -> Any:
@@ -134,7 +134,7 @@ def fit(parser: Any, config: Any, given: Mapping[str, Any], note: str = "") -> N
         done = check_checkpoint(task, parts.plan, place.resume)
     elif config.init_from is not None:
         task.start_from(config.init_from)
-    task.check_data(parts.data)  # before an old run makes way
+    task.check_data(parts.data)  # before an old run is replaced
     open_run(parser, config, place, done, note=note)
     _fit_and_report(task, parts.data, parts.plan, place, done, extras_of(parser, config))
 
@@ -155,7 +155,7 @@ def _fit_and_report(
     trainer = run_training(task, data, plan, place, done, **(extras or {}))
     minutes = (time.perf_counter() - started) / 60
     share = itertools.islice(data.val_dataloader(), trainer.global_rank, None, trainer.world_size)
-    device = trainer.strategy.root_device  # Lightning has taken the model off it
+    device = trainer.strategy.root_device  # Lightning has moved the model to the CPU
     numbers, counts = evaluate(tokenizer.eval(), share, device=device)
     if not trainer.is_global_zero:
         return

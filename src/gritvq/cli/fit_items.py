@@ -24,7 +24,7 @@ __all__ = ["arguments", "fit", "read_data"]
 
 
 def arguments(parser: Any) -> None:
-    """Backbone, ids, data, task and plan."""
+    """Arguments of backbone, ids, data, task and plan."""
     from gritvq.items.catalogue import read_item_data
     from gritvq.items.recommenders import Backbone
     from gritvq.items.sequences import SequenceData
@@ -36,18 +36,18 @@ def arguments(parser: Any) -> None:
         "--ids",
         type=str | None,
         default=None,
-        help="folder written by semantic-ids fit, or ids themselves; made by the tokenizer if not given",
+        help="folder written by semantic-ids fit, or of ids; if not given, the tokenizer makes them",
     )
     tokenizer_arguments(parser)
     parser.add_function_arguments(read_item_data, "data")
     parser.add_argument(
-        "--k_core", type=int | None, default=None, help="leave out users and items with fewer events, repeatedly"
+        "--k_core", type=int | None, default=None, help="repeatedly remove users and items with fewer events"
     )
     parser.add_class_arguments(SequenceData, "batches", skip={"split", "every_prefix"}, instantiate=False)
     parser.add_class_arguments(RecommenderTask, "task", skip={"recommender"}, instantiate=False)
     parser.add_class_arguments(TrainingPlan, "plan")
-    parser.add_argument("--beam", type=int, default=50, help="prefixes kept when the test is made and later on")
-    parser.add_argument("--num_test", type=int | None, default=None, help="users of the test; all if not given")
+    parser.add_argument("--beam", type=int, default=50, help="beam size in the test, and of the saved recommender")
+    parser.add_argument("--num_test", type=int | None, default=None, help="number of test users; all if not given")
     run_arguments(parser, "recommender")
 
 
@@ -63,11 +63,11 @@ def fit(parser: Any, config: Any, given: Mapping[str, Any]) -> None:
 
     plan = TrainingPlan(**arguments_of(config.plan))
     place = place_of(config, Launch(plan))
-    folder = str(Path(config.data.folder).expanduser().resolve())  # where `recommend` looks for users
+    folder = str(Path(config.data.folder).expanduser().resolve())  # `recommend` reads users from it
     changes = {"data.folder": folder}
     check_settings(parser, config, place, changes)
     if config.num_test is not None and config.num_test < 1:
-        raise ValueError(f"expected num_test >= 1, got {config.num_test}")
+        raise ValueError(f"expected num_test >= 1, got {config.num_test}; leave it out for all users")
     found = None if config.ids is None else Path(config.ids).resolve()
     if place.fresh and found is not None and place.run.path.resolve() in (found, *found.parents):
         raise ValueError(
@@ -115,14 +115,14 @@ def fit(parser: Any, config: Any, given: Mapping[str, Any]) -> None:
 
 
 def _ids_for(folder: str, items: Sequence[Any]) -> Any:
-    """Ids, their rows in the order of the data's items."""
+    """Ids with rows in the order of the data's items."""
     from gritvq.items.ids import SemanticIds
 
     path = Path(folder)
     ids = SemanticIds.load(path / "ids" if (path / "ids").is_dir() else path)
     if ids.items == tuple(items):
         return ids
-    codes = ids.ids_of(items)  # says which item has none
+    codes = ids.ids_of(items)  # raises if an item has none
     return SemanticIds(codes, ids.codebook_sizes, items, collisions=ids.collisions, fingerprint=ids.fingerprint)
 
 
@@ -132,7 +132,7 @@ def _class(path: str) -> Any:
 
 
 def _tested(recommender: Any, split: Any, num_users: int | None) -> dict[str, float]:
-    """Item-level metrics of test targets, found by beam search."""
+    """Metrics of test targets in lists found by beam search."""
     import torch
 
     from gritvq.items.recommenders import rank_in_list, ranking_metrics
@@ -148,7 +148,7 @@ def _tested(recommender: Any, split: Any, num_users: int | None) -> dict[str, fl
 
 
 def read_data(settings: dict[str, Any], k_core: int | None) -> Any:
-    """Users and items, of a k-core where that is asked for."""
+    """Interactions and catalogue, restricted to the k-core if given."""
     from gritvq.items.catalogue import read_item_data
 
     items = read_item_data(**settings)

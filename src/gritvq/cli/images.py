@@ -1,4 +1,4 @@
-"""The verbs on pictures and their tokens: ``validate``, ``inspect``, ``encode``, ``decode``, ``export``."""
+"""The verbs for image tokenizers: ``validate``, ``inspect``, ``encode``, ``decode``, ``export``."""
 
 from __future__ import annotations
 
@@ -43,14 +43,14 @@ def measure_arguments(parser: Any, out: str) -> None:
         "--data.path",
         type=str | None,
         default=None,
-        help="picture, folder, Parquet file or folder, Hub data set or 'photographs'; if not given, the "
-        "held-out pictures of the tokenizer's own run",
+        help="picture, folder, Parquet file or folder, Hub data set or 'photographs'; default: the held-out pictures "
+        "of the tokenizer's run",
     )
     parser.add_argument("--data.column", type=str, default="image", help="column of the pictures in tables")
-    parser.add_argument("--data.strict", type=bool, default=False, help="whether a broken picture ends the run")
+    parser.add_argument("--data.strict", type=bool, default=False, help="whether an unreadable picture is an error")
     _split_argument(parser, "held_out")
     _machine_arguments(parser)
-    parser.add_argument("--out", type=str, default=out, help="folder for pictures and numbers")
+    parser.add_argument("--out", type=str, default=out, help="folder for plots and metrics")
     overwrite_argument(parser)
 
 
@@ -59,13 +59,13 @@ def _split_argument(parser: Any, default: str) -> None:
         "--split",
         default=default,
         choices=["held_out", "validation", "test", "train", "all"],
-        help="split, if names define one; held_out is validation, else test",
+        help="split, if names determine one; held_out is validation, or test if there is none",
     )
 
 
 def _machine_arguments(parser: Any) -> None:
     """Batch size and device."""
-    parser.add_argument("--batch_size", type=int, default=64, help="pictures of equal size per batch, at most")
+    parser.add_argument("--batch_size", type=int, default=64, help="largest number of pictures of equal size per batch")
     _device_argument(parser)
     trusted_argument(parser)
 
@@ -77,17 +77,13 @@ def _device_argument(parser: Any) -> None:
 
 
 def _device(name: str) -> Any:
-    """The device with this name.
-
-    Raises:
-        ValueError: If this machine has none.
-    """
+    """The device of this name; raises a ValueError if this machine has none."""
     import torch
 
     try:
         device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
         torch.zeros(1, device=device).item()
-    except Exception as error:  # every kind of device has its own
+    except Exception as error:  # depends on the type of device
         raise ValueError(
             f"expected a device that this machine has, got {name!r} ({str(error).splitlines()[0]}); try --device auto"
         ) from error
@@ -95,11 +91,11 @@ def _device(name: str) -> Any:
 
 
 def _batches(pictures: Pictures, batch_size: int, doing: str) -> Iterator[tuple[list[Picture], Tensor]]:
-    """Batches of whole pictures, with a bar on the error stream."""
+    """Batches of whole pictures, with a progress bar on stderr."""
     from rich.progress import Progress
 
     if batch_size < 1:
-        raise ValueError(f"expected batch_size >= 1, got {batch_size}")
+        raise ValueError(f"expected batch_size >= 1, got {batch_size}; give a larger one")
     with Progress(console=console(), transient=True) as progress:
         bar = progress.add_task(doing, total=len(pictures))
         for group, images in pictures.batches(batch_size):
@@ -108,14 +104,14 @@ def _batches(pictures: Pictures, batch_size: int, doing: str) -> Iterator[tuple[
 
 
 def _fits(tokenizer: ImageTokenizer, group: Sequence[Picture], strict: bool) -> bool:
-    """Whether pictures of one size fit the quantizer's layout; those that do not are named, or an error if strict."""
+    """Whether pictures of one size fit the quantizer's layout; if not, warns about each, or raises if strict."""
     try:
         tokenizer.check_size(*group[0].pixels.shape[1:])
     except ValueError as error:
         if strict:
             raise
         for picture in group:
-            warnings.warn(f"left out {picture.name}: {error}", stacklevel=1)
+            warnings.warn(f"skipped {picture.name}: {error}", stacklevel=1)
         return False
     return True
 
@@ -124,7 +120,7 @@ _SHOWN = 16
 
 
 def _measure(config: Any, *more: str) -> tuple[ImageTokenizer, Tensor, list[tuple[str, str]], RunFolder]:
-    """A tokenizer in numbers and plots: itself, the counts of its codes, rows for a table, and where they are."""
+    """Evaluate a tokenizer: the tokenizer, counts of its codes, rows for a table, and the folder of the plots."""
     import torch
 
     from gritvq.files import write_json
@@ -159,7 +155,7 @@ def _measure(config: Any, *more: str) -> tuple[ImageTokenizer, Tensor, list[tupl
 
 
 def _pictures_to_measure(config: Any, tokenizer: ImageTokenizer) -> tuple[Pictures, dict[str, str]]:
-    """Whole pictures, and which these are: ``data`` and ``split``."""
+    """Whole pictures, and their ``data`` and ``split`` for the report."""
     from gritvq.images.data import ImageData
     from gritvq.images.files import open_pictures
 
@@ -173,7 +169,7 @@ def _pictures_to_measure(config: Any, tokenizer: ImageTokenizer) -> tuple[Pictur
     settings = _own_data(tokenizer, config.tokenizer)
     if settings is None:
         raise ValueError(
-            f"expected --data.path, since {config.tokenizer} does not say on which pictures it was trained, got none"
+            f"expected --data.path, since {config.tokenizer} has no record of its training pictures, got none; give it"
         )
     split = "validation" if config.split == "held_out" else config.split
     known = settings.pop("splits", None)
@@ -184,23 +180,20 @@ def _pictures_to_measure(config: Any, tokenizer: ImageTokenizer) -> tuple[Pictur
             raise ValueError(f"other pictures than in training: {data.summary()}")
     except (TypeError, ValueError) as error:
         raise ValueError(
-            f"expected {split} pictures of the data that {config.tokenizer} was trained on, got none ({error}); name "
+            f"expected {split} pictures of the data that {config.tokenizer} was trained on, got none ({error}); give "
             "others with --data.path"
         ) from error
     return pictures, {"data": data.path, "split": f"{split} ({said[split]['from']}) of the tokenizer's own run"}
 
 
 def _own_data(tokenizer: ImageTokenizer, source: str) -> dict[str, Any] | None:
-    """Settings of the data of a tokenizer's run, as the tokenizer or the ``config.yaml`` of the run has them.
-
-    The former also has the splits that were found, as :meth:`gritvq.images.ImageData.describe` gives them.
-    """
+    """Data settings of a tokenizer's run, from the tokenizer (with its splits) or from the run's ``config.yaml``."""
     import yaml
 
     folder = Path(source).resolve()
     found = (tokenizer.trained or {}).get("data")
     settings = RunFolder(folder.parent).config
-    if found is None and folder.is_dir() and settings.is_file():  # tokenizers of early versions do not say it
+    if found is None and folder.is_dir() and settings.is_file():  # tokenizers of early versions
         try:
             found = yaml.safe_load(settings.read_text(encoding="utf-8"))["data"]
         except (OSError, ValueError, TypeError, KeyError, RecursionError, yaml.YAMLError):
@@ -248,12 +241,12 @@ def encode_arguments(parser: Any) -> None:
     parser.add_argument(
         "images",
         type=str,
-        help="picture, folder, Parquet file or folder, Hub data set or 'photographs'; of any sizes, unless the "
-        "tokenizer needs one",
+        help="picture, folder, Parquet file or folder, Hub data set or 'photographs'; of any size, unless the "
+        "tokenizer has a layout",
     )
     parser.add_argument("--tokenizer", type=str, required=True, help="tokenizer folder or Hub name")
     parser.add_argument("--column", type=str, default="image", help="column of the pictures in tables")
-    parser.add_argument("--label", type=str, default="label", help="column of labels there, stored with the tokens")
+    parser.add_argument("--label", type=str, default="label", help="column of the labels, stored with the tokens")
     _split_argument(parser, "all")
     parser.add_argument(
         "--out", type=str | None, default=None, help="file to write, .npz or .parquet; tokens.npz if not given"
@@ -272,13 +265,13 @@ def encode_arguments(parser: Any) -> None:
     parser.add_argument(
         "--rows_per_file", type=int | None, default=None, help="write a folder of Parquet files with so many rows each"
     )
-    parser.add_argument("--strict", type=bool, default=False, help="whether a broken picture ends the run")
+    parser.add_argument("--strict", type=bool, default=False, help="whether an unreadable picture is an error")
     _machine_arguments(parser)
     overwrite_argument(parser)
 
 
 def encode(parser: Any, config: Any) -> None:
-    """Turn pictures into tokens."""
+    """Encode pictures as tokens."""
     from gritvq.images.files import open_pictures
     from gritvq.images.tokenizer import ImageTokenizer
     from gritvq.quantizers.metrics import CodebookUsage
@@ -404,7 +397,7 @@ def decode_arguments(parser: Any) -> None:
 
 
 def decode(parser: Any, config: Any) -> None:
-    """Turn tokens back into pictures."""
+    """Decode tokens to pictures."""
     from rich.progress import track
 
     from gritvq.images.files import picture_paths, save_png
@@ -414,7 +407,7 @@ def decode(parser: Any, config: Any) -> None:
     device = _device(config.device)
     tokenizer = ImageTokenizer.from_pretrained(config.tokenizer, config.trusted).fold().to(device)  # codes made once
     names = []
-    for row in iter_tokens(config.tokens):  # nothing is written before all of it is known to fit
+    for row in iter_tokens(config.tokens):  # check all tokens before anything is written
         _check_tokens(tokenizer, row, device)
         names.append(row.name)
     out = Path(config.out)
@@ -427,12 +420,12 @@ def decode(parser: Any, config: Any) -> None:
 
 
 def _size(row: TokenRow) -> tuple[int, int]:
-    """Height and width in pixels of the picture that tokens are of."""
+    """Height and width in pixels of the encoded picture."""
     sides = [side for side in map(row.columns.get, ("height", "width")) if isinstance(side, int) and side > 0]
     if len(sides) != 2:
         raise ValueError(
-            f"expected the height and width of {row.name} in pixels among the columns, got {dict(row.columns)}; were "
-            "these tokens made of pictures?"
+            f"expected the height and width of {row.name} in pixels among the columns, got {dict(row.columns)}; use "
+            "tokens of pictures"
         )
     return sides[0], sides[1]
 
@@ -447,8 +440,8 @@ def _check_tokens(tokenizer: ImageTokenizer, row: TokenRow, device: torch.device
     expected = tuple(-(-side // tokenizer.factor) for side in size)
     if grid != expected:
         raise ValueError(
-            f"expected tokens of a grid {expected} for {row.name}, of {size[0]} x {size[1]} pixels, got {grid}; were "
-            "they made with another tokenizer?"
+            f"expected tokens of a grid {expected} for {row.name}, of {size[0]} x {size[1]} pixels, got {grid}; use "
+            "the tokenizer that made them"
         )
 
 
@@ -458,12 +451,12 @@ def export_arguments(parser: Any) -> None:
     parser.add_argument("--out", type=str, default="exported", help="folder for the two files")
     overwrite_argument(parser)
     parser.add_argument("--format", default="onnx", choices=["onnx", "torch"], help=".onnx or .pt2 files")
-    parser.add_argument("--size", type=tuple[int, int], default=None, help="[H,W] of all images; any if not given")
+    parser.add_argument("--size", type=tuple[int, int], default=None, help="[H,W] of all images; default: any size")
     trusted_argument(parser)
 
 
 def export(parser: Any, config: Any) -> None:
-    """Write encoder and decoder as programs that run without gritvq, and check them."""
+    """Export encoder and decoder as programs that run without gritvq, and check them."""
     from gritvq.images.evaluation import compare_programs
     from gritvq.images.tokenizer import ImageTokenizer
 

@@ -1,4 +1,4 @@
-"""What every verb shows: tables, the files it wrote, progress on the other stream."""
+"""Output of all verbs: tables and files on stdout, progress on stderr."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ def arguments_of(namespace: Any) -> dict[str, Any]:
 
 
 def trusted_argument(parser: Any) -> None:
-    """For verbs that load what somebody may have made with classes of their own."""
+    """``--trusted`` of verbs that load models with classes outside gritvq."""
     parser.add_argument(
-        "--trusted", type=list[str], default=[], help="modules besides gritvq whose classes may be built, [NAME,...]"
+        "--trusted", type=list[str], default=[], help="modules besides gritvq whose classes may be loaded: [NAME,...]"
     )
 
 
 def console() -> Any:
-    """For progress: the error stream, so that results can be piped."""
+    """A console on stderr for progress, so that results can be piped."""
     from rich.console import Console
 
     return Console(stderr=True)
 
 
 def tracked(parts: Sequence[Any], what: str) -> Iterator[Any]:
-    """Go through parts with a bar on the error stream, or a line at every tenth where that is no terminal."""
+    """Iterate with a progress bar on stderr, or a line after every tenth if it is not a terminal."""
     from rich.progress import track
 
     shown = console()
@@ -45,7 +45,7 @@ def tracked(parts: Sequence[Any], what: str) -> Iterator[Any]:
 
 
 def number_rows(numbers: Mapping[str, float]) -> list[tuple[str, str]]:
-    """What evaluation found, as rows of a table."""
+    """Metrics of an evaluation as rows of a table."""
     more = {"ssim": "SSIM", "perceptual_distance": "perceptual distance"}
     return [
         ("PSNR", f"{numbers['psnr']:.2f} dB ({numbers['psnr_per_image']:.2f} averaged over images)"),
@@ -69,9 +69,8 @@ def report(title: str, rows: Sequence[tuple[str, str]], files: Mapping[str, Path
 def table(title: str, columns: Sequence[str] | None, rows: Sequence[Sequence[str]]) -> None:
     """Print rows; columns of numbers are aligned to the right.
 
-    Texts are shown as they are, never read as markup, and nothing is cut. In a terminal long texts go on in the next
-    line; where names and numbers do not fit beside each other, rows are shown one below the other. In a file or a pipe
-    a row is one line, however long.
+    Text is never interpreted as markup or truncated. In a terminal long text wraps; if names and numbers do not fit
+    side by side, the cells of a row are printed below each other. In a file or a pipe each row is one line.
     """
     from rich.console import Console
     from rich.table import Table
@@ -113,7 +112,7 @@ def table(title: str, columns: Sequence[str] | None, rows: Sequence[Sequence[str
 
 
 def _plain(text: str) -> Any:
-    """Text without markup; characters that move the cursor become blanks."""
+    """Text without markup; control characters become blanks."""
     from rich.text import Text
 
     return Text(re.sub(r"[\x00-\x1f\x7f-\x9f]", " ", text))

@@ -13,32 +13,29 @@ from gritvq.training.run_folder import RunFolder
 __all__ = ["recommend", "recommend_arguments"]
 
 
-# --- recommend --------------------------------------------------------------------------------------------------------
-
-
 def recommend_arguments(parser: Any) -> None:
-    """A recommender, and whom it is to recommend to."""
-    parser.add_argument("run", type=str, help="folder of a run of 'fit items', or the recommender itself")
-    parser.add_argument("--user", type=str | None, default=None, help="key of a user of the run's data")
+    """Arguments of recommend."""
+    parser.add_argument("run", type=str, help="folder of a run of 'fit items', or of a recommender")
+    parser.add_argument("--user", type=str | None, default=None, help="key of a user in the data")
     parser.add_argument(
-        "--history", type=str | None, default=None, help='[KEY,KEY,...]: items, oldest first; "quoted" with a comma'
+        "--history", type=str | None, default=None, help='items, oldest first: [KEY,KEY,...]; "quote" keys with a comma'
     )
     parser.add_argument("--data", type=str | None, default=None, help="data folder; the run's own if not given")
-    parser.add_argument("--k", type=int, default=10, help="items to recommend")
-    parser.add_argument("--beam", type=int | None, default=None, help="prefixes kept; the recommender's if not given")
-    parser.add_argument("--exact", type=bool, default=False, help="score the whole catalogue instead of searching")
+    parser.add_argument("--k", type=int, default=10, help="number of items to recommend")
+    parser.add_argument("--beam", type=int | None, default=None, help="beam size; the recommender's if not given")
+    parser.add_argument("--exact", type=bool, default=False, help="score the whole catalogue instead of beam search")
     parser.add_argument("--column", type=str, default="title", help="column of the catalogue to show")
     trusted_argument(parser)
 
 
 def recommend(parser: Any, config: Any) -> None:
-    """Recommend items to a user, or after a history."""
+    """Recommend items to a user, or for a history of items."""
     from gritvq.items.recommenders import GenerativeRecommender, top_items
 
     if (config.user is None) == (config.history is None):
-        raise ValueError("expected either --user or --history, got both or neither")
+        raise ValueError("expected either --user or --history, got both or neither; give one")
     if config.k < 1:
-        raise ValueError(f"expected k >= 1, got {config.k}")
+        raise ValueError(f"expected k >= 1, got {config.k}; give a larger one")
     run = RunFolder(config.run)
     folder = run.recommender if run.recommender.is_dir() else run.path
     recommender = GenerativeRecommender.from_pretrained(folder, trusted=config.trusted)
@@ -47,7 +44,7 @@ def recommend(parser: Any, config: Any) -> None:
     if config.history is not None:
         history = ids.rows_of(_keys(_listed(config.history), ids.items))
         if not len(history):
-            raise ValueError("expected at least one item in --history, got none")
+            raise ValueError("expected at least one item in --history, got none; give [KEY,...]")
     else:
         if items is None:
             raise ValueError("expected --data with the user's events, got none, and the run names none")
@@ -86,7 +83,7 @@ def recommend(parser: Any, config: Any) -> None:
 
 
 def _items_of(run: RunFolder, data: str | None, needed: bool) -> Any:
-    """The data named, or that of the run; None where there is none and it is only for show."""
+    """The given data or the run's; None if there is none and it is not needed."""
     import yaml
 
     try:
@@ -105,7 +102,7 @@ def _items_of(run: RunFolder, data: str | None, needed: bool) -> Any:
 
 
 def _listed(text: str) -> list[str]:
-    """Keys as they were typed: [a, 007, "b, c"]."""
+    """Keys as typed: [a, 007, "b, c"]."""
     inside = text.strip()
     if inside.startswith("[") and inside.endswith("]"):
         inside = inside[1:-1].strip()
@@ -114,13 +111,13 @@ def _listed(text: str) -> list[str]:
 
 
 def _keys(given: Sequence[int | str], known: Sequence[Any]) -> list[Any]:
-    """Keys of the command line as the type that keys have."""
+    """Keys of the command line, with the type of the data's keys."""
     if not isinstance(known[0], int):
         return [str(key) for key in given]
     try:
         return [int(key) for key in given]
     except ValueError as error:
-        raise ValueError(f"expected whole numbers as keys, as the data has, got {list(given)}") from error
+        raise ValueError(f"expected whole numbers as keys, as in the data, got {list(given)}; correct them") from error
 
 
 def _shown(items: Any, column: str) -> dict[Any, str]:
@@ -128,7 +125,7 @@ def _shown(items: Any, column: str) -> dict[Any, str]:
         return {}
     columns = items.catalogue.columns
     if column not in columns:
-        if column == "title":  # nobody asked for it
+        if column == "title":  # the default
             return {}
-        raise ValueError(f"expected a column of {', '.join(columns) or 'none'}, got {column!r}")
+        raise ValueError(f"expected a column of {', '.join(columns) or 'none'}, got {column!r}; choose one")
     return {key: str(text)[:60] for key, text in zip(items.catalogue.keys, columns[column], strict=True)}

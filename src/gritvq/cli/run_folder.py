@@ -1,4 +1,4 @@
-"""Folders of runs: where one may be written, what it goes on from, the configuration that repeats it."""
+"""Folders of runs: checks before training, resuming, and the configuration that repeats a run."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ __all__ = [
 
 
 class Place(NamedTuple):
-    """Where a training run goes.
+    """Folder and checkpoint of a training run.
 
     Attributes:
-        run: Its folder.
-        resume: Checkpoint that it goes on from.
+        run: Folder of the run.
+        resume: Checkpoint to resume from, or None.
         launch: The run's processes.
-        goes_on: Whether the checkpoint is one of the folder's own.
+        goes_on: Whether the checkpoint is in this folder.
     """
 
     run: RunFolder
@@ -48,13 +48,13 @@ class Place(NamedTuple):
 
     @property
     def fresh(self) -> bool:
-        """Whether this process has to make the folder."""
+        """Whether this process makes the folder."""
         return self.launch.first and not self.goes_on
 
 
-_INSTEAD = "go on with --resume last, "
+_INSTEAD = "continue with --resume last, "
 
-# What may change when a run goes on: where it goes and runs, how long, how often it saves, and what it is tested on.
+# Settings that a resumed run may change.
 _MAY_CHANGE = {
     *("out", "ids", "num_test", "callbacks", "loggers", "data.num_workers"),
     *("plan.max_steps", "plan.accelerator", "plan.checkpoint_every"),
@@ -62,10 +62,10 @@ _MAY_CHANGE = {
 
 
 def place_of(config: Any, launch: Launch) -> Place:
-    """What ``--out``, ``--resume`` and ``--overwrite`` say; wrong ones are refused before any work, in all processes.
+    """The place given by ``--out``, ``--resume`` and ``--overwrite``, checked before any work in all processes.
 
     Raises:
-        ValueError: If the checkpoint is no file, or the folder is taken.
+        ValueError: If the checkpoint is not a file, or the folder contains files.
     """
     run, resume = RunFolder(config.out), config.resume
     if resume == "last":
@@ -75,7 +75,7 @@ def place_of(config: Any, launch: Launch) -> Place:
     def check() -> None:
         if resume is not None and not Path(resume).is_file():
             raise ValueError(
-                f"expected a checkpoint to resume from, got {resume}, which is no file; see the run's checkpoints/"
+                f"expected a checkpoint to resume from, got {resume}, which is not a file; see the run's checkpoints/"
             )
         if not goes_on:
             run.check(config.overwrite, _INSTEAD)
@@ -85,13 +85,12 @@ def place_of(config: Any, launch: Launch) -> Place:
 
 
 def check_settings(parser: Any, config: Any, place: Place, changes: Mapping[str, str] | None = None) -> None:
-    """Refuse settings that differ from those of the run that a checkpoint belongs to: resuming is the same run.
+    """Check that a resumed run has the settings in the ``config.yaml`` of the checkpoint's run.
 
-    The settings are in the ``config.yaml`` of that run, in the folder around the checkpoint's; without one only what
-    the checkpoint itself holds is compared, see :func:`gritvq.training.run.check_checkpoint`.
+    Without that file only the checkpoint is checked, see :func:`gritvq.training.run.check_checkpoint`.
 
     Raises:
-        ValueError: If one differs that may not; the message names it.
+        ValueError: If a setting differs that must not change.
     """
     if place.resume is None:
         return
@@ -101,17 +100,13 @@ def check_settings(parser: Any, config: Any, place: Place, changes: Mapping[str,
     if differing:
         each = ", ".join(f"--{name} {began[name]} (got {now.get(name, 'another form')})" for name in differing[:5])
         raise ValueError(
-            f"expected the settings as the run began with, since resuming is the same run: {each}"
-            f"{' ...' if len(differing) > 5 else ''}; give its config.yaml with --config, or start another run "
-            "from its weights with --init_from"
+            f"expected the settings of the resumed run: {each}{' ...' if len(differing) > 5 else ''}; give its "
+            "config.yaml with --config, or start a new run from its weights with --init_from"
         )
 
 
 def _differs(name: str, began: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
-    """Whether a setting is another one now; one that versions before or after do not have is none.
-
-    Where it was a value and is a class with settings of its own, or the other way round, its name is gone.
-    """
+    """Whether a setting has changed, also from a value to a class or back; settings of other versions are ignored."""
     if name in now:
         return bool(began[name] != now[name])
     outer = itertools.accumulate(name.split(".")[:-1], "{}.{}".format)
@@ -119,14 +114,14 @@ def _differs(name: str, began: Mapping[str, Any], now: Mapping[str, Any]) -> boo
 
 
 def _began(checkpoint: str) -> dict[str, Any]:
-    """The settings of the run that a checkpoint belongs to, by their dotted names."""
+    """Settings of the checkpoint's run, by their dotted names."""
     path = RunFolder.of_checkpoint(checkpoint).config
     try:
         return _flat(yaml.safe_load(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, yaml.YAMLError) as error:
-        raise ValueError(f"expected the readable configuration of a run, got {path} ({error})") from error
+        raise ValueError(f"expected the configuration of a run, got {path} ({error}); repair or remove it") from error
 
 
 def _flat(settings: Any, prefix: str = "") -> dict[str, Any]:
@@ -156,17 +151,17 @@ def open_run(
     changes: Mapping[str, str] | None = None,
     note: str = "",
 ) -> None:
-    """Make the folder and write the configuration that repeats the run; the first process does, for all.
+    """Make the folder and write the configuration that repeats the run, in the first process.
 
-    A run that goes on for longer than it was planned does not repeat itself from the last plan alone, since the
-    schedule spans it. So the configuration says in a comment where which plan ended.
+    The schedule depends on ``max_steps``, so if a resumed run changes it, a comment in the configuration says how many
+    steps were done with which value.
 
     Args:
-        parser: Knows how to write its configurations.
-        config: As it was parsed.
-        place: Of the run.
+        parser: Parser of the configuration.
+        config: The configuration.
+        place: Folder and checkpoint of the run.
         done: Steps that the checkpoint has done.
-        changes: Settings to write instead, by their dotted names.
+        changes: Other values to write, by their dotted names.
         note: Comment at the top of the configuration.
     """
 
@@ -174,12 +169,12 @@ def open_run(
         notes, path = note, place.run.config
         if place.resume is not None:
             planned = _began(place.resume).get("plan.max_steps", config.plan.max_steps)
-            notes = "".join(line for line in _lines(RunFolder.of_checkpoint(place.resume).config))
+            notes = "".join(_lines(RunFolder.of_checkpoint(place.resume).config))
             if planned != config.plan.max_steps:
                 notes += f"# the first {done} steps were done with plan.max_steps {planned}\n"
         with replacing(path) as scratch:
             scratch.write_text(notes + _dumped(parser, config, changes), encoding="utf-8")
-            if not place.goes_on:  # an old run stays where there is no room for a new one's first file
+            if not place.goes_on:  # only now, so that an old run is kept if the disk is full
                 place.run.replace(config.overwrite, _INSTEAD)
 
     place.launch.agree(make)
@@ -194,16 +189,16 @@ def _lines(path: Path) -> list[str]:
 
 
 def run_arguments(parser: Any, model: str) -> None:
-    """Where a run goes and what it goes on from; Lightning's callbacks and loggers, by class and arguments.
+    """Arguments of the run's folder, of resuming, and of Lightning's callbacks and loggers.
 
     Args:
-        parser: Of a domain of ``fit``.
-        model: What a new run may start from, in words.
+        parser: Parser of a domain of ``fit``.
+        model: What ``--init_from`` takes, for its help.
     """
     extra_arguments(parser)
     parser.add_argument("--out", type=str, help="folder of the run")
     parser.add_argument(
-        "--resume", type=str | None, default=None, help="checkpoint to go on from, or 'last' for the run's own"
+        "--resume", type=str | None, default=None, help="checkpoint to resume from, or 'last' for the newest in --out"
     )
     parser.add_argument(
         "--init_from", type=str | None, default=None, help=f"{model} whose weights a new run starts from"
@@ -216,14 +211,14 @@ def extra_arguments(parser: Any) -> None:
     from lightning import Callback
     from lightning.pytorch.loggers import Logger
 
-    parser.add_argument("--callbacks", type=list[Callback] | None, default=None, help="more callbacks of Lightning")
+    parser.add_argument("--callbacks", type=list[Callback] | None, default=None, help="additional Lightning callbacks")
     parser.add_argument(
-        "--loggers", type=list[Logger] | None, default=None, help="loggers of Lightning besides TensorBoard and CSV"
+        "--loggers", type=list[Logger] | None, default=None, help="Lightning loggers besides TensorBoard and CSV"
     )
 
 
 def extras_of(parser: Any, config: Any) -> dict[str, Any]:
-    """The callbacks and loggers that are asked for, made without drawing random numbers of the run's."""
+    """The given callbacks and loggers, made without changing the run's random state."""
     import torch
 
     asked = {name: config[name] for name in ("callbacks", "loggers") if config[name]}
@@ -237,18 +232,14 @@ def extras_of(parser: Any, config: Any) -> dict[str, Any]:
 
 
 def parts_of_run(parser: Any, config: Any) -> Any:
-    """What a configuration describes, made; but for callbacks and loggers, see :func:`extras_of`."""
+    """The objects that a configuration describes, without callbacks and loggers (:func:`extras_of`)."""
     bare = config.clone()
     bare.callbacks = bare.loggers = None
     return parser.instantiate(bare)
 
 
 def run_training(task: Any, data: Any, plan: Any, place: Place, done: int = 0, **more: Any) -> Any:
-    """Train, say what begins, and end the program where it was told to stop.
-
-    Returns:
-        The trainer.
-    """
+    """Announce and run the training; exit the program if it is interrupted. Returns the trainer."""
     from gritvq.images.networks import num_parameters
     from gritvq.training import train
     from gritvq.training.interruption import Interrupted
@@ -256,7 +247,7 @@ def run_training(task: Any, data: Any, plan: Any, place: Place, done: int = 0, *
     if place.launch.first:
         steps = f"for {plan.max_steps:,} steps" if not done else f"from step {done:,} to {plan.max_steps:,}"
         if done == plan.max_steps:
-            steps = f"no further: all {done:,} steps are done"
+            steps = f"for no more steps: all {done:,} are done"
         print(f"training {num_parameters(task):,} parameters {steps}", file=sys.stderr)
     try:
         return train(task, data, plan, folder=place.run.path, resume=place.resume, **more)
@@ -272,11 +263,11 @@ def overwrite_argument(parser: Any) -> None:
 
 
 def check_places(out: Path, paths: Iterable[str | Path], overwrite: bool) -> None:
-    """Say before any work that files cannot be written below a folder.
+    """Check before any work that files can be written below a folder.
 
     Raises:
-        ValueError: If the folder is a file, one of them is there and may not be replaced or is no file, or the way to
-            it is no folder or leads through a link out of ``out``.
+        ValueError: If the folder is a file, a path exists and must not be replaced or is a folder, or one of its
+            parents is not a folder or is a link to outside of ``out``.
     """
     if out.exists() and not out.is_dir():
         raise ValueError(f"expected a folder, got the file {out}; choose another --out")

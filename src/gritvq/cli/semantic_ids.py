@@ -1,4 +1,4 @@
-"""The verb ``semantic-ids``: a catalogue's items into tuples of codes, and metrics of these ids."""
+"""The verb ``semantic-ids``: makes semantic ids of a catalogue's items, and evaluates them."""
 
 from __future__ import annotations
 
@@ -53,13 +53,13 @@ def _catalogue_arguments(parser: Any, required: bool = True) -> None:
         "--embeddings",
         type=str | None,
         default=None,
-        help=".npy file (n, D), row i of item i; item_embeddings.npy next to the catalogue by default",
+        help=".npy file (n, D), one row per item; by default item_embeddings.npy next to the catalogue",
     )
     parser.add_argument(
         "--text_model",
         type=str | None,
         default=None,
-        help="compute embeddings with this model of sentence-transformers",
+        help="compute embeddings with this sentence-transformers model",
     )
     parser.add_argument("--fields", type=list[str], default=["title"], help="columns that make up an item's text")
 
@@ -73,7 +73,7 @@ def _read(config: Any) -> Any:
     if path.is_dir():
         found = [path / name for name in ("items.parquet", "items.csv") if (path / name).is_file()]
         if not found:
-            raise ValueError(f"expected items.parquet or items.csv in {path}, found neither; name the file itself")
+            raise ValueError(f"expected items.parquet or items.csv in {path}, got neither; name the file")
         path = found[0]
     vectors = Path(config.embeddings) if config.embeddings else folder / "item_embeddings.npy"
     given = config.text_model is None and (config.embeddings is not None or vectors.is_file())
@@ -81,7 +81,7 @@ def _read(config: Any) -> Any:
 
 
 def _vectors(catalogue: Any, config: Any) -> Any:
-    """Embeddings of all items, read or made of their texts."""
+    """Embeddings of all items, read from a file or computed from texts."""
     from gritvq.items.catalogue import embed_texts
 
     if config.text_model is not None:
@@ -95,7 +95,7 @@ def _vectors(catalogue: Any, config: Any) -> Any:
 
 
 def _last_level(tokenizer: Any, vectors: Any, collisions: str) -> dict[str, Any]:
-    """What a policy needs that moves items to other codes of the last level."""
+    """Arguments of policies that move items to other codes of the last level."""
     if collisions not in ("sinkhorn", "nearest_free"):
         return {}
     rows, table = tokenizer.last_level(vectors)
@@ -108,21 +108,21 @@ def _categories(catalogue: Any, column: str | None) -> Sequence[Any] | None:
     if column is None:
         return None
     if column not in catalogue.columns:
-        raise ValueError(f"expected a column of {', '.join(catalogue.columns) or 'none'}, got {column!r}")
+        raise ValueError(f"expected a column of {', '.join(catalogue.columns) or 'none'}, got {column!r}; choose one")
     categories = catalogue.columns[column]
-    category_numbers(categories, len(categories))  # says what is no category before anything is made
+    category_numbers(categories, len(categories))  # checks them before anything is made
     return categories
 
 
 def _judge(ids: Any, categories: Sequence[Any] | None, vectors: Any, tokenizer: Any, out: Path) -> None:
-    """Report and plots into a folder; prints the main numbers."""
+    """Write metrics and plots to a folder, and print the main numbers."""
     from gritvq.files import write_json
     from gritvq.items.ids.plots import collisions_plot, level_usage_plot, tree_plot
 
     decoded = noisy = None
     if vectors is not None and tokenizer is not None:
         decoded = tokenizer.decode(ids.codes[:, : len(tokenizer.codebook_sizes)])
-        # ids whose codes a policy chose are not what the tokenizer gives, with noise or without
+        # the other policies replace codes, so ids are not the tokenizer's, with or without noise
         noisy = tokenizer.perturbed_codes(vectors) if ids.collisions in ("append", "keep") else None
     numbers = ids.report(categories, vectors, reconstructions=decoded, perturbed=noisy)
     run = RunFolder(out)
@@ -178,12 +178,12 @@ def tokenizer_arguments(parser: Any) -> None:
         "--collisions",
         default="append",
         choices=["append", "nearest_free", "sinkhorn", "keep"],
-        help="what to do with items of equal codes",
+        help="how to resolve collisions of items with equal indices",
     )
 
 
 def _fit(config: Any, parts: Callable[[], Any]) -> None:
-    """Fit a tokenizer to item embeddings and give every item its id."""
+    """Fit a tokenizer to item embeddings and assign ids to all items."""
     RunFolder(config.out).check(config.overwrite)
     catalogue = _read(config)
     categories = _categories(catalogue, config.categories)
@@ -191,7 +191,7 @@ def _fit(config: Any, parts: Callable[[], Any]) -> None:
     vectors = _vectors(catalogue, config)
     ids = make_ids(tokenizer, vectors, catalogue.keys, config.collisions, _encoder(config, vectors))
     run = RunFolder(config.out)
-    with replacing_files(run.path) as scratch:  # an old run stays where the disk is full
+    with replacing_files(run.path) as scratch:  # keeps an old run if the disk is full
         write_ids(scratch, tokenizer, ids)
     run.clear(but=(run.tokenizer, run.ids))
     _judge(ids, categories, vectors, tokenizer, run.path)
@@ -200,7 +200,7 @@ def _fit(config: Any, parts: Callable[[], Any]) -> None:
 def make_ids(
     tokenizer: Any, vectors: Any, keys: Sequence[Any], collisions: Any, encoder: Mapping[str, str] | None = None
 ) -> Any:
-    """Fit a tokenizer and give every item its id; ``encoder`` says where the vectors come from."""
+    """Fit a tokenizer and assign ids to all items; ``encoder`` describes the origin of the vectors."""
     from gritvq.items.ids import SemanticIds
 
     tokenizer.fit(vectors, progress=True)
@@ -215,7 +215,7 @@ def make_ids(
 
 
 def write_ids(out: Path, tokenizer: Any, ids: Any) -> None:
-    """Both into a folder, as the other jobs expect them."""
+    """Write tokenizer and ids to a folder."""
     run = RunFolder(out)
     tokenizer.save_pretrained(run.tokenizer)
     ids.save(run.ids)
@@ -226,34 +226,34 @@ def _given(vectors: Any) -> dict[str, str]:
 
 
 def _encoder(config: Any, vectors: Any) -> dict[str, str]:
-    """Where the vectors come from: what must be the same whenever items get ids."""
+    """Origin of the vectors, which must be the same for all items with ids."""
     if config.text_model is None:
         return _given(vectors)
     return {"encoder": config.text_model, "fields": ", ".join(config.fields)}
 
 
 def _check_encoder(config: Any, vectors: Any, ids: Any) -> None:
-    """Raise if vectors are known to come from another source than those of the ids."""
+    """Raises a ValueError if the vectors have another origin than those of the ids."""
     made, found = ids.fingerprint, _encoder(config, vectors)
     differing = [name for name, value in found.items() if made.get(name, value) != value]
     if differing:
         raise ValueError(
             f"expected vectors of {', '.join(f'{name} {made[name]!r}' for name in differing)}, which the ids were made "
             f"of, got {', '.join(repr(found[name]) for name in differing)}; give the same --text_model, --fields or "
-            "--embeddings as then"
+            "--embeddings"
         )
 
 
 def _encode_arguments(parser: Any) -> None:
     parser.add_argument("run", type=str, help="folder written by semantic-ids fit")
     trusted_argument(parser)
-    parser.add_argument("--embeddings", type=str, required=True, help=".npy file (n, D); read piece by piece")
+    parser.add_argument("--embeddings", type=str, required=True, help=".npy file (n, D), read in chunks")
     parser.add_argument("--out", type=str, default="codes.npy", help="file to write: .npy, (n, L)")
     overwrite_argument(parser)
 
 
 def _encode(config: Any, parts: Callable[[], Any]) -> None:
-    """Codes of any number of embeddings, by a fitted tokenizer; no collision policy."""
+    """Encode any number of embeddings with a fitted tokenizer, without a collision policy."""
     import time
 
     import numpy as np
@@ -263,7 +263,7 @@ def _encode(config: Any, parts: Callable[[], Any]) -> None:
 
     out = Path(config.out)
     if out.suffix != ".npy":
-        raise ValueError(f"expected a .npy file to write, got {out}")
+        raise ValueError(f"expected a .npy file to write, got {out}; choose another --out")
     if out.resolve() == Path(config.embeddings).resolve():
         raise ValueError(
             f"expected another file to write than the embeddings {config.embeddings}; choose another --out"
@@ -284,11 +284,11 @@ def _encode(config: Any, parts: Callable[[], Any]) -> None:
 
 
 def _report_arguments(parser: Any) -> None:
-    parser.add_argument("run", type=str, help="folder written by semantic-ids fit, or the ids themselves")
+    parser.add_argument("run", type=str, help="folder written by semantic-ids fit, or of ids")
     trusted_argument(parser)
     _catalogue_arguments(parser, required=False)
     parser.add_argument("--categories", type=str | None, default=None, help="column of categories")
-    parser.add_argument("--out", type=str | None, default=None, help="folder for numbers and plots; the run if None")
+    parser.add_argument("--out", type=str | None, default=None, help="folder for metrics and plots; default: the run")
 
 
 def _report(config: Any, parts: Callable[[], Any]) -> None:
@@ -300,8 +300,8 @@ def _report(config: Any, parts: Callable[[], Any]) -> None:
     tokenizer = _tokenizer(config) if run.tokenizer.is_dir() else None
     if tokenizer is not None and ids.fingerprint.get("quantizer") != tokenizer.fingerprint():
         raise ValueError(
-            f"expected the tokenizer that made the ids in {run.tokenizer}, got another; name the ids themselves, "
-            f"{run.ids}, to judge them alone"
+            f"expected the tokenizer that made the ids in {run.tokenizer}, got another; give {run.ids} to evaluate the "
+            "ids alone"
         )
     categories = vectors = None
     if config.data is not None:
@@ -314,7 +314,7 @@ def _report(config: Any, parts: Callable[[], Any]) -> None:
             if tokenizer is not None:
                 _check_encoder(config, vectors, ids)
     elif config.categories is not None:
-        raise ValueError("expected --data with the column of categories, got none")
+        raise ValueError("expected --data with the column of categories, got none; give the catalogue")
     _judge(ids, categories, vectors, tokenizer, Path(config.out or (run.path if tokenizer else "runs/report")))
 
 
@@ -327,7 +327,7 @@ def _rows_in(keys: Sequence[Any], ids: Any) -> Any:
     if missing:
         raise ValueError(
             f"expected a catalogue with all {len(ids):,} items that have an id, got one without {missing[0]!r}"
-            f"{f' and {len(missing) - 1:,} more' if missing[1:] else ''}"
+            f"{f' and {len(missing) - 1:,} more' if missing[1:] else ''}; give the catalogue of these ids"
         )
     return torch.tensor([place[key] for key in ids.items])
 
@@ -336,11 +336,11 @@ def _add_arguments(parser: Any) -> None:
     parser.add_argument("run", type=str, help="folder written by semantic-ids fit")
     trusted_argument(parser)
     _catalogue_arguments(parser)
-    parser.add_argument("--out", type=str | None, default=None, help="folder for the larger ids; the run's own if None")
+    parser.add_argument("--out", type=str | None, default=None, help="folder for the extended ids; default: the run's")
 
 
 def _add(config: Any, parts: Callable[[], Any]) -> None:
-    """Give ids to the catalogue's new items; existing ids stay."""
+    """Assign ids to the catalogue's new items; existing ids do not change."""
     import torch
 
     from gritvq.items.ids import SemanticIds
@@ -376,7 +376,8 @@ def _tokenizer(config: Any) -> Any:
     folder = RunFolder(config.run).tokenizer
     if not folder.is_dir():
         raise ValueError(
-            f"expected a folder written by semantic-ids fit, got {config.run}, which has no {folder.name} in it"
+            f"expected a folder written by semantic-ids fit, got {config.run}, which has no {folder.name} in it; "
+            "choose another one"
         )
     return ItemTokenizer.from_pretrained(folder, config.trusted)
 

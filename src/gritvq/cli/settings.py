@@ -1,4 +1,4 @@
-"""Settings of a run: what was given, completed by a shipped configuration."""
+"""Settings of a run: the given ones, completed by a shipped configuration."""
 
 from __future__ import annotations
 
@@ -17,17 +17,13 @@ __all__ = ["check_words", "combined", "given_settings", "parts_of", "shipped", "
 
 
 def shipped(domain: str) -> dict[str, Any]:
-    """The configuration that ``gritvq fit`` completes a domain's settings with."""
+    """The default configuration of a domain."""
     path = Path(__file__).parent / "defaults" / f"{domain}.yaml"
     return dict(yaml.safe_load(path.read_text(encoding="utf-8")))
 
 
 def given_settings(parser: Any, words: Sequence[str]) -> dict[str, Any]:
-    """What arguments and the files that they name say, as plain values by name.
-
-    Raises:
-        ValueError: If a file is a pipe or a device.
-    """
+    """Settings in the arguments and their configuration files, as plain values by name."""
     check_words(words)
     given = _plain(parser.parse_given(words).as_dict())
     given.pop("config", None)
@@ -35,24 +31,21 @@ def given_settings(parser: Any, words: Sequence[str]) -> dict[str, Any]:
 
 
 def whole(parser: Any, settings: dict[str, Any], defaults: Mapping[str, Any]) -> Any:
-    """A configuration of these settings, the parser's own defaults for the rest; checked.
+    """A checked configuration of these settings and the parser's defaults.
 
     Args:
-        parser: Of a domain.
-        settings: By name.
+        parser: Parser of a domain.
+        settings: Settings by name.
         defaults: The domain's shipped configuration, which names its parts.
-
-    Raises:
-        ValueError: If settings do not fit.
     """
     given, parts = parts_of(settings), parts_of(defaults)
-    # Else the parser hands the arguments of its default classes on to others.
+    # Otherwise the parser passes the arguments of its default classes to other classes.
     guarded(parser.set_defaults, {name: given.get(name, part) for name, part in parts.items()})
     return parser.parse_settings(settings)
 
 
 def parts_of(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """The parts of settings that are classes with arguments, by their dotted names."""
+    """Settings that are classes with arguments, by their dotted names."""
     found: dict[str, Any] = {}
     for name, value in settings.items():
         if isinstance(value, dict) and "class_path" in value:
@@ -63,36 +56,32 @@ def parts_of(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def check_words(words: Sequence[str]) -> None:
-    """Refuse pipes and devices where files are named: a configuration may be read twice.
-
-    Raises:
-        ValueError: If one of the arguments is such.
-    """
+    """Raises a ValueError if an argument is a pipe or a device: a configuration may be read twice."""
     for word in words:
         path = Path(word.partition("=")[2] or word)
         try:
             special = path.exists() and not (path.is_file() or path.is_dir())
-        except (OSError, ValueError):  # no name of a file at all
+        except (OSError, ValueError):  # not a file name
             continue
         if special:
             regular_file(path, "a file or folder")
 
 
 def _plain(value: Any) -> Any:
-    """Without the names of the files that settings came from."""
+    """Settings without the names of their files."""
     if isinstance(value, dict):
         return {name: _plain(each) for name, each in value.items() if name != "__path__"}
     return value
 
 
 def combined(default: Any, given: Any, name: str = "") -> Any:
-    """Settings by name: those given, and the defaults of what was not.
+    """The given settings, completed by defaults.
 
-    A part of another class than the default's gets that class's own defaults; of these defaults it takes only what it
-    cannot do without, such as its ``dim``.
+    A part of another class than the default's has that class's defaults; only its required arguments, such as ``dim``,
+    are taken from ``default``.
 
     Raises:
-        ValueError: If a part is given as null.
+        ValueError: If a part is null.
     """
     if given is None and isinstance(default, dict):
         raise ValueError(f"expected a value for {name}, got null; leave it out for its default, or give one")
@@ -114,7 +103,7 @@ def combined(default: Any, given: Any, name: str = "") -> Any:
 
 
 def _find(path: Any) -> Any:
-    """A class or function by its path; None if there is none, which the parser says."""
+    """A class or function by its path; None if there is none, which the parser reports."""
     module, _, name = str(path).rpartition(".")
     try:
         return getattr(importlib.import_module(module), name)
@@ -123,7 +112,7 @@ def _find(path: Any) -> Any:
 
 
 def _required(found: Any) -> set[str]:
-    """Names of the arguments that have no default."""
+    """Names of the arguments without a default."""
     try:
         parameters = inspect.signature(found).parameters.items()
     except (TypeError, ValueError):  # None, or nothing that can be called
