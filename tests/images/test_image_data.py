@@ -494,8 +494,8 @@ class TestPhotographs:
         assert min(batch.min().item() for batch in data.val_dataloader()) == 1
 
     def test_every_allowed_place_and_no_other_is_used(self) -> None:
-        picture = torch.zeros(3, 170, 200, dtype=torch.uint8)
-        corners = {tuple(corner) for corner in module._training_corners(picture, (5, 30), 8).tolist()}
+        assert module.HELD_OUT_SIZE == 160
+        corners = {tuple(corner) for corner in module.free_corners(170, 200, 8, (5, 30, 160)).tolist()}
         places = itertools.product(range(170 - 8 + 1), range(200 - 8 + 1))
         apart = {(t, c) for t, c in places if t + 8 <= 5 or t >= 5 + 160 or c + 8 <= 30 or c >= 30 + 160}
         assert corners == apart and corners

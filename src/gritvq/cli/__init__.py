@@ -19,6 +19,7 @@ from gritvq import __version__
 from gritvq.cli import compare as comparing
 from gritvq.cli import errors, images
 from gritvq.cli import fit as fitting
+from gritvq.cli import generate as generating
 from gritvq.cli import recommend as recommending
 from gritvq.cli import semantic_ids as semantic
 from gritvq.cli.compare import comparison_entries, paper_of
@@ -127,6 +128,7 @@ _VERBS: dict[str, tuple[Callable[[Any], None], Verb]] = {
     "inspect": (functools.partial(images.measure_arguments, out="runs/inspect"), images.inspect),
     "encode": (images.encode_arguments, images.encode),
     "decode": (images.decode_arguments, images.decode),
+    "generate": (generating.generate_arguments, generating.generate),
     "export": (images.export_arguments, images.export),
     "compare": (comparing.compare_arguments, comparing.compare),
     "presets": (comparing.presets_arguments, comparing.show_presets),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from gritvq.cli.run_folder import (
     run_training,
 )
 from gritvq.cli.semantic_ids import make_ids, tokenizer_arguments, write_ids
+from gritvq.cli.settings import class_of
 
 __all__ = ["arguments", "fit", "read_data"]
 
@@ -83,7 +83,7 @@ def fit(parser: Any, config: Any, given: Mapping[str, Any]) -> None:
         ids = _ids_for(config.ids or str(place.run.semantic_ids), items.interactions.item_keys)
     split = items.interactions.split()
     popularity = Popularity(split.train, split.num_items).counts
-    backbone = _class(config.backbone.class_path)(ids.codebook_sizes, **arguments_of(config.backbone.init_args))
+    backbone = class_of(config.backbone.class_path)(ids.codebook_sizes, **arguments_of(config.backbone.init_args))
     settings = arguments_of(config.batches)
     data = SequenceData(split, every_prefix=backbone.every_prefix, **settings)
     recommender = GenerativeRecommender(
@@ -124,11 +124,6 @@ def _ids_for(folder: str, items: Sequence[Any]) -> Any:
         return ids
     codes = ids.ids_of(items)  # raises if an item has none
     return SemanticIds(codes, ids.codebook_sizes, items, collisions=ids.collisions, fingerprint=ids.fingerprint)
-
-
-def _class(path: str) -> Any:
-    module, name = path.rsplit(".", 1)
-    return getattr(importlib.import_module(module), name)
 
 
 def _tested(recommender: Any, split: Any, num_users: int | None) -> dict[str, float]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import warnings
+import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from gritvq.cli.output import console, number_rows, report, trusted_argument
@@ -25,12 +26,15 @@ if TYPE_CHECKING:
 __all__ = [
     "decode",
     "decode_arguments",
+    "device_argument",
+    "device_named",
     "encode",
     "encode_arguments",
     "export",
     "export_arguments",
     "inspect",
     "measure_arguments",
+    "size_of",
     "validate",
 ]
 
@@ -66,17 +70,18 @@ def _split_argument(parser: Any, default: str) -> None:
 def _machine_arguments(parser: Any) -> None:
     """Batch size and device."""
     parser.add_argument("--batch_size", type=int, default=64, help="largest number of pictures of equal size per batch")
-    _device_argument(parser)
+    device_argument(parser)
     trusted_argument(parser)
 
 
-def _device_argument(parser: Any) -> None:
+def device_argument(parser: Any) -> None:
+    """``--device``, for :func:`device_named`."""
     parser.add_argument(
         "--device", type=str, default="auto", help="such as cpu or cuda:1; auto uses a GPU if there is one"
     )
 
 
-def _device(name: str) -> Any:
+def device_named(name: str) -> Any:
     """The device of this name; raises a ValueError if this machine has none."""
     import torch
 
@@ -131,7 +136,7 @@ def _measure(config: Any, *more: str) -> tuple[ImageTokenizer, Tensor, list[tupl
     run = RunFolder(config.out)
     files = [path.name for path in (run.metrics, run.reconstructions, run.usage)]
     check_places(run.path, [*files, *more], config.overwrite)
-    device = _device(config.device)
+    device = device_named(config.device)
     tokenizer = ImageTokenizer.from_pretrained(config.tokenizer, config.trusted).to(device)
     measured, about = _pictures_to_measure(config, tokenizer)
     shown: list[Tensor] = []
@@ -247,6 +252,12 @@ def encode_arguments(parser: Any) -> None:
     parser.add_argument("--tokenizer", type=str, required=True, help="tokenizer folder or Hub name")
     parser.add_argument("--column", type=str, default="image", help="column of the pictures in tables")
     parser.add_argument("--label", type=str, default="label", help="column of the labels, stored with the tokens")
+    parser.add_argument(
+        "--classes_from",
+        default="labels",
+        choices=["labels", "folders", "names"],
+        help="what is stored as label: the label, the name of the picture's folder, or its own name",
+    )
     _split_argument(parser, "all")
     parser.add_argument(
         "--out", type=str | None, default=None, help="file to write, .npz or .parquet; tokens.npz if not given"
@@ -261,6 +272,14 @@ def encode_arguments(parser: Any) -> None:
         help="in place of the center, corners, center and their mirror images of pictures whose shorter side is "
         "resized to these multiples of size, such as [1.1,1.05]",
     )
+    parser.add_argument(
+        "--random_crops",
+        type=int | None,
+        default=None,
+        help="in place of the center, so many squares at random places of each picture; of the photographs' training "
+        "split outside of the held-out squares",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the random places")
     parser.add_argument("--flip", type=bool, default=False, help="encode mirror images too; ten crops have them")
     parser.add_argument(
         "--rows_per_file", type=int | None, default=None, help="write a folder of Parquet files with so many rows each"
@@ -278,16 +297,20 @@ def encode(parser: Any, config: Any) -> None:
     from gritvq.tokens import TokenRow, write_shards, write_tokens
 
     out = _token_place(config)
-    if config.ten_crops is not None and (config.size is None or not config.ten_crops):
-        raise ValueError("expected --size and at least one scale for --ten_crops, got none; give both")
-    device = _device(config.device)
+    if config.ten_crops == [] or (config.size is None and (config.ten_crops or config.random_crops)):
+        raise ValueError("expected --size, and a scale for --ten_crops, got none; give both")
+    if config.ten_crops and config.random_crops:
+        raise ValueError("expected --ten_crops or --random_crops, got both; leave one of them out")
+    device = device_named(config.device)
     tokenizer = ImageTokenizer.from_pretrained(config.tokenizer, config.trusted)
     own = tokenizer.fingerprint()
     tokenizer = tokenizer.fold().to(device)  # codes made once
+    photographs = config.images == "photographs" and config.split == "train" and config.random_crops is not None
+    whole = photographs or config.split == "all"  # their training crops come from what is not held out
     pictures = open_pictures(
         config.images,
         channels=tokenizer.channels,
-        split=None if config.split == "all" else config.split,
+        split=None if whole else config.split,
         column=config.column,
         label=config.label,
         strict=config.strict,
@@ -296,6 +319,7 @@ def encode(parser: Any, config: Any) -> None:
 
     def rows() -> Iterator[TokenRow]:
         for group, images in _batches(pictures, config.batch_size, "encoding"):
+            group = [picture._replace(label=_class_of(picture, config.classes_from)) for picture in group]
             for views, values in _views(config, group, images):
                 if not _fits(tokenizer, views, config.strict):
                     continue
@@ -317,11 +341,12 @@ def encode(parser: Any, config: Any) -> None:
         write_shards(out, rows(), config.rows_per_file)
     _warn_of_tokens(tokenizer.quantizer)
     num_tokens, bits = used.num_tokens, used.bits_per_token()
+    what = "samples" if config.size or config.flip else "pictures"
     report(
         "encoded",
         [
             ("data", config.images),
-            ("pictures", f"{seen['samples']:,} of {len(pictures):,}"),
+            (what, f"{seen['samples']:,} of {len(pictures):,}{'' if what == 'pictures' else ' pictures'}"),
             ("labels", f"{seen['labels']:,}"),
             ("tokens", f"{num_tokens:,}"),
             ("bits per token", f"{bits:.2f}"),
@@ -351,11 +376,20 @@ def _token_place(config: Any) -> Path:
     return out
 
 
+def _class_of(picture: Picture, source: str) -> Any:
+    """What is stored as a picture's label."""
+    path = PurePosixPath(picture.name)
+    if source == "labels":
+        return picture.label
+    return path.stem if source == "names" else path.parent.name or None
+
+
 def _views(config: Any, group: list[Picture], images: Tensor) -> Iterator[tuple[list[Picture], Tensor]]:
     """What is encoded of pictures of one size, in batches: they themselves, or crops and mirror images."""
     import torch
 
-    from gritvq.images.crops import center_crop, ten_crops
+    from gritvq.images.crops import center_crop, random_crops, ten_crops
+    from gritvq.images.files import HELD_OUT_SIZE, PHOTOGRAPHS
 
     if config.size is None and not config.flip:
         yield group, images
@@ -364,6 +398,12 @@ def _views(config: Any, group: list[Picture], images: Tensor) -> Iterator[tuple[
     for picture in group:
         if config.ten_crops is not None:
             pixels = torch.cat([ten_crops(picture.pixels, config.size, scale) for scale in config.ten_crops])
+        elif config.random_crops is not None:
+            without, seed = None, [config.seed, zlib.crc32(picture.name.encode(errors="surrogatepass"))]
+            if config.images == "photographs" and config.split == "train":
+                without = (*PHOTOGRAPHS[picture.name], HELD_OUT_SIZE)
+            pixels = random_crops(picture.pixels, config.size, config.random_crops, seed, without)
+            pixels = torch.cat([pixels, pixels.flip(-1)]) if config.flip else pixels
         else:
             whole = picture.pixels if config.size is None else center_crop(picture.pixels, config.size)
             pixels = torch.stack([whole, whole.flip(-1)] if config.flip else [whole])
@@ -391,7 +431,7 @@ def decode_arguments(parser: Any) -> None:
     parser.add_argument("tokens", type=str, help="file written by encode: .npz or .parquet")
     parser.add_argument("--tokenizer", type=str, required=True, help="tokenizer folder or Hub name")
     parser.add_argument("--out", type=str, default="decoded", help="folder for the PNG files")
-    _device_argument(parser)
+    device_argument(parser)
     trusted_argument(parser)
     overwrite_argument(parser)
 
@@ -404,7 +444,7 @@ def decode(parser: Any, config: Any) -> None:
     from gritvq.images.tokenizer import ImageTokenizer
     from gritvq.tokens import iter_tokens
 
-    device = _device(config.device)
+    device = device_named(config.device)
     tokenizer = ImageTokenizer.from_pretrained(config.tokenizer, config.trusted).fold().to(device)  # codes made once
     names = []
     for row in iter_tokens(config.tokens):  # check all tokens before anything is written
@@ -415,11 +455,11 @@ def decode(parser: Any, config: Any) -> None:
     check_places(out, paths, config.overwrite)
     rows = track(iter_tokens(config.tokens), "decoding", len(paths), console=console(), transient=True)
     for row, path in zip(rows, paths, strict=True):
-        save_png(tokenizer.decode(row.tokens, _size(row)), out / path)
+        save_png(tokenizer.decode(row.tokens, size_of(row)), out / path)
     report("decoded", [("pictures", f"{len(paths):,}")], {"pictures": out})
 
 
-def _size(row: TokenRow) -> tuple[int, int]:
+def size_of(row: TokenRow) -> tuple[int, int]:
     """Height and width in pixels of the encoded picture."""
     sides = [side for side in map(row.columns.get, ("height", "width")) if isinstance(side, int) and side > 0]
     if len(sides) != 2:
@@ -434,7 +474,7 @@ def _check_tokens(tokenizer: ImageTokenizer, row: TokenRow, device: torch.device
     """Check tokens before any picture is written."""
     import torch
 
-    size = _size(row)
+    size = size_of(row)
     with torch.no_grad():
         grid = tuple(tokenizer.quantizer.decode(row.tokens[None].to(device)).shape[1:-1])
     expected = tuple(-(-side // tokenizer.factor) for side in size)

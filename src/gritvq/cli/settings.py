@@ -13,7 +13,7 @@ import yaml
 from gritvq.cli.errors import guarded
 from gritvq.files import regular_file
 
-__all__ = ["check_words", "combined", "given_settings", "parts_of", "shipped", "whole"]
+__all__ = ["check_words", "class_of", "combined", "given_settings", "parts_of", "shipped", "whole"]
 
 
 def shipped(domain: str) -> dict[str, Any]:
@@ -100,6 +100,12 @@ def combined(default: Any, given: Any, name: str = "") -> Any:
         **default,
         **{key: combined(default.get(key), value, f"{name}.{key}".strip(".")) for key, value in given.items()},
     }
+
+
+def class_of(path: str) -> Any:
+    """A class or function by its path, which the parser has checked."""
+    module, _, name = path.rpartition(".")
+    return getattr(importlib.import_module(module), name)
 
 
 def _find(path: Any) -> Any:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import UInt8
 from torch import Tensor
 
-__all__ = ["center_crop", "ten_crops"]
+__all__ = ["center_crop", "free_corners", "random_crops", "ten_crops"]
 
 
 def center_crop(picture: UInt8[Tensor, "C H W"], size: int, scale: float = 1.0) -> UInt8[Tensor, "C size size"]:
@@ -52,6 +55,57 @@ def ten_crops(picture: UInt8[Tensor, "C H W"], size: int, scale: float = 1.1) ->
     corners = [(0, 0), (0, right), (down, 0), (down, right), (down // 2, right // 2)]
     crops = torch.stack([resized[:, top : top + size, left : left + size] for top, left in corners])
     return torch.cat([crops, crops.flip(-1)])
+
+
+def random_crops(
+    picture: UInt8[Tensor, "C H W"],
+    size: int,
+    num: int,
+    seed: Sequence[int],
+    without: tuple[int, int, int] | None = None,
+) -> UInt8[Tensor, "num C size size"]:
+    """Squares at random places of a picture, which is enlarged first where it is smaller.
+
+    Args:
+        picture: Of any size.
+        size: Height and width of the crops.
+        num: How many.
+        seed: Numbers that determine the places.
+        without: Top, left and side of a square that no crop may touch.
+
+    Raises:
+        ValueError: If the size or number is smaller than 1, or there is no room.
+
+    Example:
+        >>> random_crops(torch.zeros(3, 40, 60, dtype=torch.uint8), 32, 5, [0]).shape
+        torch.Size([5, 3, 32, 32])
+    """
+    if num < 1:
+        raise ValueError(f"expected at least one random crop, got {num}")
+    if min(picture.shape[1:]) < size:
+        picture = _resized(picture, size, 1.0)
+    corners = free_corners(picture.shape[1], picture.shape[2], size, without)
+    if not len(corners):
+        raise ValueError(f"expected room for squares of {size} pixels outside of the one held out, got none")
+    chosen = corners[np.random.default_rng(seed).integers(len(corners), size=num)]
+    return torch.stack([picture[:, top : top + size, left : left + size] for top, left in chosen])
+
+
+def free_corners(height: int, width: int, size: int, without: tuple[int, int, int] | None = None) -> np.ndarray:
+    """Top left corners (n, 2) of all squares of this size that do not touch a square.
+
+    Args:
+        height: Of the picture.
+        width: Of the picture.
+        size: Of the squares.
+        without: Top, left and side of the square to keep free.
+    """
+    free = np.ones((height - size + 1, width - size + 1), dtype=bool)
+    if without is not None:
+        *corner, side = without
+        rows, columns = (slice(max(0, place - size + 1), place + side) for place in corner)
+        free[rows, columns] = False
+    return np.argwhere(free)
 
 
 def _resized(picture: Tensor, size: int, scale: float) -> Tensor:

@@ -22,6 +22,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
+from gritvq.images.crops import free_corners
 from gritvq.images.files import (
     ALL,
     HELD_OUT_SIZE,
@@ -279,7 +280,10 @@ class ImageData:
                 f"expected a size of at most {HELD_OUT_SIZE} for 'photographs', got {size}; give a smaller one."
             )
         pictures, corners = _read_photographs(self.channels), list(PHOTOGRAPHS.values())
-        allowed = [_training_corners(picture, corner, size) for picture, corner in zip(pictures, corners, strict=True)]
+        allowed = [
+            free_corners(picture.shape[1], picture.shape[2], size, (*corner, HELD_OUT_SIZE))
+            for picture, corner in zip(pictures, corners, strict=True)
+        ]
         offsets = range(0, HELD_OUT_SIZE - size + 1, max(1, size // 4))
         fixed = [
             (index, top + down, left + right)
@@ -455,15 +459,6 @@ def _probes(pictures: Pictures) -> Sequence[int]:
 
 def _read_photographs(channels: int) -> list[Tensor]:
     return [picture.pixels for picture in open_photographs(channels)]
-
-
-def _training_corners(picture: Tensor, held_out: tuple[int, int], size: int) -> np.ndarray:
-    """Top left corners (n, 2) of all crops that do not overlap the held-out square."""
-    _, height, width = picture.shape
-    free = np.ones((height - size + 1, width - size + 1), dtype=bool)
-    rows, columns = (slice(max(0, corner - size + 1), corner + HELD_OUT_SIZE) for corner in held_out)
-    free[rows, columns] = False
-    return np.argwhere(free)
 
 
 def _hash(name: str) -> bytes:

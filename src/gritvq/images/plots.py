@@ -8,15 +8,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from gritvq.images.evaluation import constant_tokens
+from gritvq.images.files import save_png
 from gritvq.images.tokenizer import ImageTokenizer
 from gritvq.plotting import new_figure, save_figure
 from gritvq.quantizers.functional import perplexity
 
-__all__ = ["codebook_picture", "comparison_plot", "reconstruction_grid", "usage_plot"]
+__all__ = ["codebook_picture", "comparison_plot", "picture_grid", "reconstruction_grid", "usage_plot"]
 
 
 def reconstruction_grid(
@@ -53,6 +55,24 @@ def reconstruction_grid(
         axes[2 * band + 1, 0].set_ylabel("decoded", fontsize=9)
     figure.tight_layout(pad=0.4)
     return save_figure(figure, path)
+
+
+def picture_grid(pictures: Iterable[Float[Tensor, "C H W"]], path: str | Path, columns: int = 8) -> Path:
+    """Pictures of one size beside each other, row by row, each pixel a square of pixels where they are small.
+
+    Args:
+        pictures: Values in [0, 1].
+        path: PNG to write.
+        columns: Pictures in a row.
+    """
+    values = torch.stack([picture.detach().float().cpu() for picture in pictures])
+    values = values.repeat_interleave(max(1, 96 // values.shape[-1]), -1)
+    values = values.repeat_interleave(max(1, 96 // values.shape[-2]), -2)
+    missing = -len(values) % columns if len(values) > columns else 0
+    cells = F.pad(values, (2, 2, 2, 2, 0, 0, 0, missing), value=1.0)
+    columns = min(columns, len(cells))
+    grid = cells.unflatten(0, (-1, columns)).permute(2, 0, 3, 1, 4).flatten(3).flatten(1, 2)
+    return save_png(grid, path)
 
 
 def usage_plot(counts: Int[Tensor, " K"], path: str | Path) -> Path:

@@ -45,6 +45,7 @@ class Prior(Component, ABC):
 
     Attributes:
         fingerprint: Fingerprint of the tokenizer whose tokens the prior was trained on, or None; saved and loaded.
+        trained: What a loaded prior says of its training and data, plain values by name.
         training_progress: Fraction of the training that is done, set by :class:`gritvq.priors.PriorTask`.
 
     Raises:
@@ -75,6 +76,7 @@ class Prior(Component, ABC):
             check_integer("num_classes", num_classes, hint="None makes the prior unconditional")
         self.dropout, self.class_dropout = dropout, class_dropout
         self.fingerprint: str | None = None
+        self.trained: dict[str, Any] = {}
         self.training_progress = 0.0
         sizes = layout.vocabulary.codebook_sizes
         present = self._present()
@@ -266,12 +268,12 @@ class Prior(Component, ABC):
 
         Args:
             folder: New, empty, or one that holds a prior, which is replaced.
-            training: Plain values about the run, for ``config.json``.
+            training: Plain values about the run, for ``config.json``; ``trained`` where None.
 
         Raises:
             ValueError: If the path is a file, or a folder that holds something else.
         """
-        extra = {"fingerprint": self.fingerprint, "training": dict(training or {})}
+        extra = {"fingerprint": self.fingerprint, "training": dict(self.trained if training is None else training)}
         return write_folder(folder, _KIND, self, extra)
 
     @classmethod
@@ -310,7 +312,7 @@ class Prior(Component, ABC):
         if layout is not None:
             _check_layout(prior.layout, layout, folder)
         load_weights(prior, folder, config)
-        prior.fingerprint = saved
+        prior.fingerprint, prior.trained = saved, config.get("training") or {}
         return prior.eval()
 
 

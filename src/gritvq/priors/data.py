@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import tempfile
+from array import array
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
@@ -44,11 +46,12 @@ class TokenData:
 
     Args:
         train: Training files: a file, several, or a folder of files.
-        validation: Validation files. If None, ``num_validation`` random rows are held out; give files if several rows
-            come from one image (crops, flips), which must not be on both sides.
+        validation: Validation files. If None, random rows are held out. Rows whose names are equal up to ``#`` stay
+            together: they are views of one sample (crops, flips), which must not be on both sides.
         batch_size: Samples B per step and process.
         label: Column of the class, text or integers >= 0; None for no classes.
-        num_validation: Most validation rows; the first ones of ``validation``.
+        num_validation: Most validation rows, the first ones of ``validation``; or the number of random ones, besides
+            those that stay with them.
         seed: Seed of the order and of the held-out rows, >= 0.
 
     Attributes:
@@ -90,13 +93,16 @@ class TokenData:
             rows.number(self.classes)
         self._held = held
         if validation is None:
-            if num_validation >= len(held):
+            _, samples, sizes = np.unique(held.samples, return_inverse=True, return_counts=True)
+            order = np.random.default_rng([seed, 1]).permutation(len(sizes))
+            before = np.cumsum(sizes[order]) - sizes[order]
+            is_held = np.isin(samples, order[before < num_validation])
+            if is_held.all():
                 raise ValueError(
-                    f"expected more than the {num_validation} rows kept back for validation, got {len(held)}; lower "
-                    "num_validation, or give validation files"
+                    f"expected more than the {num_validation} rows held out for validation and the other views of "
+                    f"their samples, got {len(held)}; lower num_validation, or give validation files"
                 )
-            order = np.random.default_rng([seed, 1]).permutation(len(held))
-            self._held_rows, self._rows = np.sort(order[:num_validation]), np.sort(order[num_validation:])
+            self._held_rows, self._rows = np.flatnonzero(is_held), np.flatnonzero(~is_held)
         else:
             self._held_rows, self._rows = np.arange(min(num_validation, len(held))), np.arange(len(self._train))
 
@@ -144,15 +150,18 @@ class _Rows:
         files = _files(paths)
         self.shape: tuple[int, ...] = ()
         self.labels: list[str | int] | None = None
-        count = 0
+        count, samples = 0, array("Q")
         with tempfile.TemporaryFile() as scratch:  # the memory map keeps it until nothing reads it any more
             for file in files:
                 for row in iter_tokens(file):
                     self._check(row, file, label, count == 0)
                     scratch.write(row.tokens.numpy().astype(np.int32).tobytes())
+                    digest = hashlib.blake2b(row.name.partition("#")[0].encode(errors="surrogatepass"), digest_size=8)
+                    samples.append(int.from_bytes(digest.digest(), "little"))
                     count += 1
             scratch.flush()
             self._tokens = np.memmap(scratch, np.int32, "r", shape=(count, *self.shape))
+        self.samples = np.array(samples, dtype=np.uint64)  # which sample each row is a view of
         self._numbers: np.ndarray | None = None
 
     def __len__(self) -> int:

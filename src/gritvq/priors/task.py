@@ -35,6 +35,9 @@ class PriorTask(Task):
         num_elements: Elements of a sample for ``bits_per_element``, such as height x width x channels of an image; the
             number of its tokens if None.
 
+    Attributes:
+        about: What the saved prior is to say of its data, plain values by name.
+
     Raises:
         ValueError: If a number is out of range.
     """
@@ -56,6 +59,7 @@ class PriorTask(Task):
             )
         )
         self.prior = prior
+        self.about: dict[str, Any] = {}
         self.num_elements = prior.num_tokens if num_elements is None else check_integer("num_elements", num_elements)
 
     def check_data(self, data: TokenData) -> None:
@@ -80,7 +84,7 @@ class PriorTask(Task):
 
     def finish(self, run: RunFolder, training: Mapping[str, Any]) -> None:
         """Write ``prior/``."""
-        self.prior.save_pretrained(run.prior, training)
+        self.prior.save_pretrained(run.prior, {**training, **self.about})
 
     def start_from(self, prior: Prior) -> None:
         """Copy the weights of a prior of the same architecture.

@@ -37,6 +37,7 @@ class RunFolder:
         reconstructions: Plot of originals above their reconstructions.
         usage: Plot of how often each code is used.
         codebook: Plot of the codes.
+        samples: Pictures that a prior generated.
 
     Example:
         >>> run = RunFolder("runs/fit")
@@ -59,7 +60,7 @@ class RunFolder:
         self.report, self.tree = self.path / "report.json", self.path / "tree.png"
         self.collisions = self.path / "collisions.png"
         self.reconstructions, self.usage = self.path / "reconstructions.png", self.path / "usage.png"
-        self.codebook = self.path / "codebook.png"
+        self.codebook, self.samples = self.path / "codebook.png", self.path / "samples.png"
 
     @classmethod
     def of_checkpoint(cls, checkpoint: str | Path) -> RunFolder:
@@ -103,6 +104,6 @@ class RunFolder:
         for part in folders:
             if part not in but:
                 shutil.rmtree(part, ignore_errors=True)
-        plots = self.reconstructions, self.usage, self.codebook, self.collisions, self.tree
+        plots = self.reconstructions, self.usage, self.codebook, self.samples, self.collisions, self.tree
         for part in (self.data, self.metrics, self.report, *plots):
             part.unlink(missing_ok=True)

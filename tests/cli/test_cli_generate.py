@@ -1,0 +1,136 @@
+"""``encode`` for a prior, ``fit prior`` and ``generate`` on small pictures."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from gritvq import vq_vae
+from gritvq.cli import main
+from gritvq.images import ImageDecoder, ImageEncoder, ImageTokenizer
+from gritvq.images.crops import ten_crops
+from gritvq.images.files import read_images
+from gritvq.tokens import read_tokens, token_files
+from program import wrong
+
+
+@pytest.fixture(autouse=True)
+def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
+    with warnings.catch_warnings():
+        yield
+
+
+def new_tokenizer(seed: int) -> ImageTokenizer:
+    torch.manual_seed(seed)
+    return ImageTokenizer(ImageEncoder(4, width=8), vq_vae(4, 16), ImageDecoder(4, width=8)).eval()
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tokenizer, 2 x 6 pictures in folders of their classes, tokens, and a run of a prior."""
+    folder = tmp_path_factory.mktemp("made")
+    new_tokenizer(0).save_pretrained(folder / "tokenizer")
+    new_tokenizer(1).save_pretrained(folder / "other")
+    random = np.random.default_rng(0)
+    for number in range(12):
+        path = folder / "pictures" / ("dark", "light")[number % 2]
+        path.mkdir(parents=True, exist_ok=True)
+        pixels = random.integers(0, 100, (20, 24, 3)) + 150 * (number % 2)
+        Image.fromarray(pixels.astype(np.uint8)).save(path / f"{number:02}.png")
+    words = [str(folder / "pictures"), "--tokenizer", str(folder / "tokenizer"), "--classes_from", "folders"]
+    words += ["--size", "16", "--ten_crops", "[1.1,1.25]", "--rows_per_file", "100", "--out", str(folder / "tokens")]
+    assert main(["encode", *words]) == 0
+    words = ["--tokenizer", str(folder / "tokenizer"), "--data.train", str(folder / "tokens"), "--plan.max_steps", "3"]
+    words += ["--data.num_validation", "20", "--data.batch_size", "4", "--plan.accelerator", "cpu"]
+    words += ["--prior.width", "16", "--prior.depth", "1", "--prior.num_heads", "2", "--out", str(folder / "run")]
+    assert main(["fit", "prior", *words]) == 0
+    return folder
+
+
+def test_tokens_of_crops_in_shards(made: Path) -> None:
+    files = token_files(made / "tokens")
+    rows = [row for file in files for row in read_tokens(file)]
+    assert [path.name for path in files] == [f"tokens-0000{n}.parquet" for n in range(3)] and len(rows) == 12 * 20
+    tokenizer = ImageTokenizer.from_pretrained(made / "tokenizer")
+    name = rows[40].name.partition("#")[0]
+    _, picture = next(read_images(made / "pictures" / name))
+    crops = torch.cat([ten_crops(picture, 16, scale) for scale in (1.1, 1.25)])
+    expected = tokenizer.fold().encode(crops.float() / 255)
+    own = [row for row in rows if row.name.startswith(f"{name}#")]
+    assert torch.equal(torch.stack([row.tokens for row in own]), expected)
+    assert {row.columns["label"] for row in rows} == {"dark", "light"}
+    assert {row.columns["tokenizer"] for row in rows} == {tokenizer.fingerprint()}
+    assert {(row.columns["height"], row.columns["width"]) for row in rows} == {(16, 16)}
+
+
+def test_mirror_images_and_random_squares() -> None:
+    new_tokenizer(0).save_pretrained("tokenizer")
+    flipped = ["photographs", "--tokenizer", "tokenizer", "--split", "validation", "--flip", "true", "--size", "16"]
+    assert main(["encode", *flipped, "--out", "a.npz"]) == 0
+    rows = read_tokens("a.npz")
+    assert len(rows) == 14 and [row.name.partition("#")[2] for row in rows[:2]] == ["0", "1"]
+    words = ["photographs", "--tokenizer", "tokenizer", "--split", "train", "--size", "16", "--random_crops", "3"]
+    assert main(["encode", *words, "--classes_from", "names", "--out", "b.npz"]) == 0
+    rows = read_tokens("b.npz")
+    assert len(rows) == 21 and len({row.columns["label"] for row in rows}) == 7
+
+
+def test_equal_seeds_give_equal_pictures_whatever_the_batch_size(
+    made: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = str(made / "run")
+    assert main(["generate", run, "--num", "5", "--out", "a"]) == 0
+    assert main(["generate", run, "--num", "4", "--batch_size", "3", "--out", "b"]) == 0
+    names = sorted(path.name for path in Path("a/pictures").iterdir())
+    assert names == [f"0000{n}-{('dark', 'light')[n % 2]}.png" for n in range(5)]
+    for name in names[:4]:
+        assert Path("a/pictures", name).read_bytes() == Path("b/pictures", name).read_bytes()
+    shapes = [next(read_images(path))[1].shape for path in ("a/grid.png", f"a/pictures/{names[0]}")]
+    assert shapes == [(3, 100, 5 * 100), (3, 16, 16)]  # each pixel six times as wide, and a frame of 2
+    assert main(["generate", run, "--num", "2", "--classes", "[light]", "--seed", "1", "--out", "c"]) == 0
+    assert [path.name for path in sorted(Path("c/pictures").iterdir())] == ["00000-light.png", "00001-light.png"]
+    guided = ["--guidance", "30", "--guidance_schedule", "linear"]
+    assert main(["generate", run, "--num", "5", *guided, "--out", "d"]) == 0
+    assert any(Path("a/pictures", name).read_bytes() != Path("d/pictures", name).read_bytes() for name in names)
+
+
+def test_a_run_that_goes_on_is_the_same_run(made: Path) -> None:
+    words = ["fit", "prior", "--config", str(made / "run" / "config.yaml"), "--out", "whole", "--plan.max_steps", "4"]
+    assert main([*words, "--plan.checkpoint_every", "2", "--plan.validate_every", "0"]) == 0
+    resumed = ["--resume", "whole/checkpoints/step-2.ckpt", "--out", "again"]
+    assert main(["fit", "prior", "--config", "whole/config.yaml", *resumed]) == 0
+    weights = [Path(run, "prior", "model.safetensors").read_bytes() for run in ("whole", "again")]
+    assert weights[0] == weights[1]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["generate", "{run}", "--classes", "[cat]"], "expected classes among dark, light"),
+        (["generate", "{run}", "--classes", "[7]"], "numbers below 2, got 7"),
+        (["generate", "{run}", "--classes", "[]"], "at least one class"),
+        (["generate", "{run}", "--num", "0"], "num >= 1"),
+        (["generate", "{run}", "--top_p", "2"], "top_p"),
+        (["generate", "{made}/tokenizer"], "which has no prior"),
+        (["fit", "prior", "--tokenizer", "{made}/other", "--data.train", "{made}/tokens"], "got {made}/tokens/tokens"),
+        (["fit", "prior", "--tokenizer", "{made}/tokenizer", "--data.train", "nowhere.npz"], "expected a token file"),
+        (["encode", "{made}/pictures", "--tokenizer", "{made}/tokenizer", "--ten_crops", "[1.1]"], "expected --size"),
+        (
+            ["encode", "{made}/pictures", "--tokenizer", "{made}/tokenizer", "--rows_per_file", "5", "--out", "a.npz"],
+            "expected a folder for files",
+        ),
+    ],
+)
+def test_wrong_input(words: list[str], message: str, made: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names = {"made": str(made), "run": str(made / "run")}
+    said = wrong([word.format(**names) for word in words], capsys)
+    assert message.format(**names) in said.replace("\n", " ")
+    assert not any(Path().iterdir())
