@@ -96,6 +96,7 @@ CONFIGURED = {
     "fit items": ("--data.folder", "./nowhere"),
     "validate": ("nowhere",),
     "inspect": ("nowhere",),
+    "evaluate": ("nowhere", "nowhere", "--features", "torch.nn.Identity"),
     "compare": FIT,
     "semantic-ids fit": ("--data", "nowhere"),
 }

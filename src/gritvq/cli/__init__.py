@@ -18,6 +18,7 @@ from typing import Any
 from gritvq import __version__
 from gritvq.cli import compare as comparing
 from gritvq.cli import errors, images
+from gritvq.cli import evaluate as evaluating
 from gritvq.cli import fit as fitting
 from gritvq.cli import generate as generating
 from gritvq.cli import recommend as recommending
@@ -125,6 +126,7 @@ _VERBS: dict[str, tuple[Callable[[Any], None], Verb]] = {
     "demo": (fitting.demo_arguments, fitting.demo),
     "fit": (fitting.fit_arguments, fitting.fit),
     "validate": (functools.partial(images.measure_arguments, out="runs/validate"), images.validate),
+    "evaluate": (evaluating.evaluate_arguments, evaluating.evaluate),
     "inspect": (functools.partial(images.measure_arguments, out="runs/inspect"), images.inspect),
     "encode": (images.encode_arguments, images.encode),
     "decode": (images.decode_arguments, images.decode),

@@ -8,6 +8,7 @@ are known to mislead.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterable, Iterator
 from typing import Any, Literal, NamedTuple
 
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from gritvq.component import check_integer
 from gritvq.distributed import all_gather_rows, all_reduce_sum
 from gritvq.images.features import FeatureVectors
-from gritvq.images.files import Pictures
+from gritvq.images.files import Picture, Pictures
 from gritvq.images.metrics import to_uint8
 from gritvq.lazy import optional
 
@@ -195,12 +196,14 @@ class PictureSet(NamedTuple):
         kind: ``"real"``; ``"reconstructed"``: decoded from the tokens of real pictures; ``"generated"``.
         name: What they are, such as "CIFAR-10, test split" or "samples with guidance 2".
         preparation: Crop and resizing before.
+        num: Number of pictures where it is known: unequal ones are then refused before any work.
     """
 
     batches: Iterable[Tensor | tuple[Tensor, Tensor]]
     kind: Kind
     name: str
     preparation: str = "none"
+    num: int | None = None
 
     @classmethod
     def of(
@@ -217,7 +220,9 @@ class PictureSet(NamedTuple):
         """A set from files or tables.
 
         Args:
-            pictures: From :func:`gritvq.images.open_pictures`.
+            pictures: From :func:`gritvq.images.open_pictures`. Labels are those of a table where they are integers;
+                for generated pictures also the numbers at the end of the files' names, as ``gritvq generate`` writes
+                them: 3 for ``00042-3.png``.
             kind: See the class.
             name: See the class.
             size: Side in pixels. Pictures are cropped to the largest square in the middle and resized (bilinear,
@@ -235,24 +240,28 @@ class PictureSet(NamedTuple):
             order = torch.randperm(len(pictures), generator=torch.Generator().manual_seed(seed))[:num]
             pictures = pictures.part([pictures.numbers[place] for place in order.sort().values.tolist()])
         said = "none" if size is None else f"square in the middle, resized to {size} x {size} (bilinear, antialiased)"
-        return cls(_Batches(pictures, size, batch_size), kind, name, said)
+        check_integer("batch_size", batch_size)
+        batches = _Batches(pictures, size, batch_size, kind == "generated")
+        return cls(batches, kind, name, said, len(pictures))
 
 
 class _Batches:
-    """Batches of pictures as uint8 with their labels where they are integers; may be gone through again."""
+    """Batches of pictures as uint8 with their labels where they have some; may be gone through again."""
 
-    def __init__(self, pictures: Pictures, size: int | None, batch_size: int) -> None:
-        self.pictures, self.size, self.batch_size = pictures, size, check_integer("batch_size", batch_size)
-
-    def __len__(self) -> int:
-        """Number of pictures."""
-        return len(self.pictures)
+    def __init__(self, pictures: Pictures, size: int | None, batch_size: int, named: bool) -> None:
+        self.pictures, self.size, self.batch_size, self.named = pictures, size, batch_size, named
 
     def __iter__(self) -> Iterator[Tensor | tuple[Tensor, Tensor]]:
         for group, whole in self.pictures.batches(self.batch_size):
             images = to_uint8(whole if self.size is None else _square(whole, self.size))
-            labels = [picture.label for picture in group]
-            yield (images, torch.tensor(labels)) if all(isinstance(label, int) for label in labels) else images
+            labels = [self._label(picture) for picture in group]
+            yield images if None in labels else (images, torch.tensor(labels))
+
+    def _label(self, picture: Picture) -> int | None:
+        if isinstance(picture.label, int) or not self.named:
+            return picture.label if isinstance(picture.label, int) else None
+        found = re.search(r"-(\d{1,9})\.\w+$", picture.name)
+        return int(found[1]) if found else None
 
 
 def _square(images: Tensor, size: int) -> Tensor:
@@ -422,6 +431,7 @@ def compare_pictures(
         >>> found.metric, found.values["frechet_distance"] > 10 * found.floor["frechet_distance"]
         ('gFD, Conv2d features', True)
     """
+    check_integer("neighbors", neighbors)
     vectors = FeatureVectors(network).to(device)
     metric = _name_of(samples.kind, reference.kind, vectors, name)
     if floor is not None and floor.kind != reference.kind:
@@ -429,8 +439,7 @@ def compare_pictures(
             f"expected a floor of the reference's kind, {reference.kind}, got {floor.kind} pictures ({floor.name})"
         )
     sets = {"samples": samples, "reference": reference, **({"floor": floor} if floor is not None else {})}
-    known = {side: len(each.batches) for side, each in sets.items() if isinstance(each.batches, _Batches)}
-    _check_numbers(known, unequal)  # before hours of work, where it can be known
+    _check_numbers({side: each.num for side, each in sets.items() if each.num is not None}, unequal)
     measured = {side: _Measured(each, vectors, device) for side, each in sets.items()}
     _check_numbers({side: each.num for side, each in measured.items()}, unequal)
     for side, each in measured.items():
