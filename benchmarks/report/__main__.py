@@ -17,6 +17,7 @@ from typing import Any
 
 from benchmarks.report import speed as performance_page
 from benchmarks.report.items import with_tables
+from benchmarks.report.priors import with_sampling
 from benchmarks.report.tables import circumstances, markdown_table
 
 from gritvq.cli import paper_of
@@ -293,6 +294,8 @@ def main() -> int:
     pages[ROOT / "README.md"] = with_presets((ROOT / "README.md").read_text())
     items = DOCS / "semantic-ids.md"
     pages[items] = with_tables(items.read_text(), RESULTS, DOCS / "images")
+    generation = DOCS / "generation.md"
+    pages[generation] = with_sampling(generation.read_text(), RESULTS)
     differing = [path for path, page in pages.items() if not path.exists() or path.read_text() != page]
     for path in differing:
         if not check:

@@ -112,7 +112,7 @@ def main() -> None:
     rows = [
         {
             "method": name,
-            "settings": f"{settings} threads={options.threads}",
+            "settings": settings,
             "codebook_size": CODES,
             **common,
             **numbers,

@@ -304,7 +304,16 @@ def head_for(
     if name == "depth":
         return DepthHead(codebook_sizes, width, dropout=dropout)
     if name in ("bits", "parallel_bits"):
-        return BitHead(codebook_sizes, width, autoregressive=name == "bits", dropout=dropout)
+        levels = [_factors(size) for size in codebook_sizes]  # given, so that a saved head does not depend on a default
+        chain = name == "bits"
+        return BitHead(
+            codebook_sizes,
+            width,
+            levels=levels,
+            autoregressive=chain,
+            depth_width=min(width, 128),
+            dropout=dropout,
+        )
     raise ValueError(f"expected head {', '.join(map(repr, get_args(HeadName)))}, got {name!r}")
 
 
