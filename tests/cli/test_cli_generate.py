@@ -5,10 +5,12 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 
 from gritvq import vq_vae
@@ -134,3 +136,52 @@ def test_wrong_input(words: list[str], message: str, made: Path, capsys: pytest.
     said = wrong([word.format(**names) for word in words], capsys)
     assert message.format(**names) in said.replace("\n", " ")
     assert not any(Path().iterdir())
+
+
+class TestImagesFrom:
+    SETTINGS: ClassVar[dict[str, Any]] = {
+        "tokenizer": {
+            "tokenizer": {
+                "encoder": {"class_path": "gritvq.images.ImageEncoder", "init_args": {"width": 8, "num_blocks": 1}},
+                "quantizer": {"class_path": "gritvq.vq_vae", "init_args": {"codebook_size": 16}},
+                "decoder": {"class_path": "gritvq.images.ImageDecoder", "init_args": {"width": 8, "num_blocks": 1}},
+            },
+            "data": {"batch_size": 4},
+            "plan": {"max_steps": 2, "accelerator": "cpu"},
+        },
+        "prior": {
+            "prior": {"init_args": {"width": 16, "depth": 1, "num_heads": 2}},
+            "data": {"num_validation": 4},
+            "plan": {"max_steps": 2, "accelerator": "cpu"},
+        },
+        "samples": {"num": 3},
+    }
+
+    def command(self, made: Path, *more: str) -> list[str]:
+        Path("settings.yaml").write_text(yaml.safe_dump(self.SETTINGS))
+        words = ["images-from", str(made / "pictures"), "--classes_from", "folders", "--size", "16", "--out", "all"]
+        return [*words, "--config", "settings.yaml", *more]
+
+    def test_all_stages_once(self, made: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        assert main(self.command(made)) == 0
+        said = capsys.readouterr().out
+        assert "bits per pixel under the prior" in said and "samples: all/samples/grid.png" in said
+        assert sorted(path.name for path in Path("all/samples/pictures").iterdir()) == [
+            f"0000{n}-{name}.png" for n, name in enumerate(("dark", "light", "dark"))
+        ]
+        rows = [row for file in token_files("all/tokens") for row in read_tokens(file)]
+        assert len(rows) == 12 * 2  # mirror images
+        times = {path: path.stat().st_mtime_ns for path in Path("all").rglob("*") if path.is_file()}
+        assert main(self.command(made)) == 0
+        assert times == {path: path.stat().st_mtime_ns for path in Path("all").rglob("*") if path.is_file()}
+
+    def test_wrong_input(self, made: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        Path("bad.yaml").write_text("tokeniser: {}")
+        assert "settings by name among size" in wrong(
+            ["images-from", str(made / "pictures"), "--config", "bad.yaml"], capsys
+        )
+        assert "expected a YAML file" in wrong(["images-from", str(made / "pictures"), "--config", "none.yaml"], capsys)
+        Path("taken").mkdir()
+        Path("taken/notes.txt").touch()
+        assert "new or empty folder" in wrong(self.command(made, "--out", "taken"), capsys)
+        assert "nowhere" in wrong(["images-from", "./nowhere"], capsys)

@@ -21,6 +21,7 @@ from gritvq.cli import errors, images
 from gritvq.cli import evaluate as evaluating
 from gritvq.cli import fit as fitting
 from gritvq.cli import generate as generating
+from gritvq.cli import images_from as chaining
 from gritvq.cli import recommend as recommending
 from gritvq.cli import semantic_ids as semantic
 from gritvq.cli.compare import comparison_entries, paper_of
@@ -130,6 +131,7 @@ _VERBS: dict[str, tuple[Callable[[Any], None], Verb]] = {
     "inspect": (functools.partial(images.measure_arguments, out="runs/inspect"), images.inspect),
     "encode": (images.encode_arguments, images.encode),
     "decode": (images.decode_arguments, images.decode),
+    "images-from": (chaining.images_from_arguments, chaining.images_from),
     "generate": (generating.generate_arguments, generating.generate),
     "export": (images.export_arguments, images.export),
     "compare": (comparing.compare_arguments, comparing.compare),

@@ -15,7 +15,17 @@ from gritvq.cli.settings import check_words, combined, given_settings, parts_of,
 from gritvq.quantizers import presets
 from gritvq.training.run_folder import RunFolder
 
-__all__ = ["DOMAINS", "configuration", "demo", "demo_arguments", "domain_of", "fit", "fit_arguments", "train"]
+__all__ = [
+    "DOMAINS",
+    "configuration",
+    "demo",
+    "demo_arguments",
+    "domain_of",
+    "fit",
+    "fit_arguments",
+    "train",
+    "train_with",
+]
 
 DOMAINS = {"images": fit_images, "items": fit_items, "prior": fit_prior}
 _DEMO = "# made by gritvq demo\n"
@@ -95,10 +105,14 @@ def demo(parser: Any, config: Any) -> None:
         )
     plan = {"max_steps": config.steps, "seed": config.seed}
     chosen: dict[str, Any] = {"plan": plan, "codebook_size": config.codebook_size}
-    own = domain_parser(type(parser), "images")
     chosen |= {"data": {"seed": config.seed}, "out": config.out, "overwrite": path.is_file()}
-    settings = combined(combined(shipped("images"), shipped("demo")), chosen)
-    fit_images.fit(own, whole(own, settings, shipped("images")), {}, note=_DEMO)
+    train_with(type(parser), "images", combined(shipped("demo"), chosen), note=_DEMO)
+
+
+def train_with(parser_class: Any, domain: str, settings: dict[str, Any], **more: Any) -> None:
+    """Train a model of a domain with these settings, completed by the shipped ones."""
+    own, defaults = domain_parser(parser_class, domain), shipped(domain)
+    DOMAINS[domain].fit(own, whole(own, combined(defaults, settings), defaults), {}, **more)
 
 
 def domain_parser(parser_class: Any, domain: str) -> Any:

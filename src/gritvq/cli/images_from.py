@@ -1,0 +1,170 @@
+"""The verb ``images-from``: from a folder of pictures to tokenizer, tokens, prior and samples."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from gritvq.cli.errors import parser_class
+from gritvq.cli.fit import train_with
+from gritvq.cli.generate import generate, generate_arguments
+from gritvq.cli.images import encode, encode_arguments
+from gritvq.cli.output import report
+from gritvq.cli.settings import combined, shipped
+from gritvq.training.run_folder import RunFolder
+
+__all__ = ["images_from", "images_from_arguments"]
+
+_STAGES = ("tokenizer", "tokens", "prior", "samples")
+_CROPS = 300  # random squares of each photograph
+
+
+def images_from_arguments(parser: Any) -> None:
+    """Arguments of images-from."""
+    parser.add_argument(
+        "images", type=str, help="folder of pictures, Parquet file or folder, Hub data set, or 'photographs'"
+    )
+    parser.add_argument(
+        "--config",
+        type=str | None,
+        default=None,
+        help="YAML file with settings of the stages: tokenizer (of fit images), tokens (of encode), prior (of fit "
+        "prior) and samples (of generate)",
+    )
+    parser.add_argument("--size", type=int | None, default=None, help="height and width of the pictures, in pixels")
+    parser.add_argument(
+        "--classes_from",
+        type=str | None,
+        default=None,
+        choices=["labels", "folders", "names"],
+        help="classes of the pictures, see encode; 'labels' if not given, of the photographs 'names'",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of everything random")
+    parser.add_argument("--out", type=str, default="runs/images-from", help="folder of all results")
+
+
+def images_from(parser: Any, config: Any) -> None:
+    """Train a tokenizer and a prior on pictures, and generate new ones.
+
+    If it is interrupted, the same command continues it: finished stages are not repeated.
+    """
+    out, settings = Path(config.out), _settings(config)
+    _begin(out, settings)
+    tokenizer, prior = RunFolder(out / "tokenizer"), RunFolder(out / "prior")
+    _fit("images", tokenizer, settings["tokenizer"])
+    held_out = _encode(config.images, tokenizer, out, settings["tokens"])
+    data = {"train": str(out / "tokens"), "validation": held_out}
+    _fit("prior", prior, combined({"tokenizer": str(tokenizer.tokenizer), "data": data}, settings["prior"]))
+    samples = out / "samples"
+    if not (samples / "grid.png").is_file():
+        _run(generate_arguments, generate, [str(prior.path)], {**settings["samples"], "out": str(samples)})
+    numbers = {name: json.loads(run.metrics.read_text()) for name, run in (("tokenizer", tokenizer), ("prior", prior))}
+    report(
+        "from pictures to pictures",
+        [
+            ("PSNR of reconstructions", f"{numbers['tokenizer']['psnr']:.2f} dB"),
+            ("codes in use", f"{100 * numbers['tokenizer']['usage']:.1f} %"),
+            ("bits per pixel at fixed length", f"{numbers['tokenizer']['bits_per_pixel']:.3f}"),
+            ("bits per pixel under the prior", f"{numbers['prior']['bits_per_pixel']:.3f}"),
+        ],
+        {
+            "tokenizer": tokenizer.path,
+            "tokens": out / "tokens",
+            "prior": prior.path,
+            "reconstructions": tokenizer.reconstructions,
+            "samples": samples / "grid.png",
+        },
+    )
+
+
+def _settings(config: Any) -> dict[str, Any]:
+    """Settings of all stages: those of the file and the arguments, completed by the shipped ones.
+
+    Raises:
+        ValueError: If the file is not readable or has other keys.
+    """
+    given: Any = {}
+    if config.config is not None:
+        try:
+            given = yaml.safe_load(Path(config.config).read_text(encoding="utf-8"))
+        except (OSError, ValueError, yaml.YAMLError) as error:
+            raise ValueError(f"expected a YAML file, got {config.config} ({error}); give another") from error
+    default = shipped("images_from")
+    if not isinstance(given, dict) or not set(given) <= set(default):
+        raise ValueError(f"expected settings by name among {', '.join(default)}, got others in {config.config}")
+    settings = combined(default, given)
+    size = settings.pop("size") if config.size is None else config.size
+    photographs = config.images == "photographs"
+    classes_from = config.classes_from or ("names" if photographs else "labels")
+    where = {"path": config.images, "size": size, "seed": config.seed}
+    plan = {"seed": config.seed}
+    settings["tokenizer"] = combined({"data": where, "plan": plan}, settings["tokenizer"])
+    crops = {"random_crops": _CROPS, "seed": config.seed} if photographs else {}
+    settings["tokens"] = {"size": size, "classes_from": classes_from, **crops, **settings["tokens"]}
+    settings["prior"] = combined({"data": {"seed": config.seed}, "plan": plan}, settings["prior"])
+    settings["samples"] = {"seed": config.seed, **settings["samples"]}
+    return {stage: settings[stage] for stage in _STAGES}
+
+
+def _begin(out: Path, settings: Mapping[str, Any]) -> None:
+    """Make the folder, or check that it was begun with these settings.
+
+    Raises:
+        ValueError: If it holds something else.
+    """
+    from gritvq.files import holds_files, replacing
+
+    kept = out / "images-from.yaml"
+    if kept.is_file():
+        if yaml.safe_load(kept.read_text(encoding="utf-8")) != settings:
+            raise ValueError(f"expected the settings that {kept} has, got others; choose another --out")
+        return
+    if out.exists() and (not out.is_dir() or holds_files(out)):
+        raise ValueError(f"expected a new or empty folder, got {out}; choose another --out")
+    with replacing(kept) as scratch:
+        scratch.write_text(yaml.safe_dump(dict(settings), sort_keys=False), encoding="utf-8")
+
+
+def _fit(domain: str, run: RunFolder, settings: dict[str, Any]) -> None:
+    """Train, or continue, unless it is done."""
+    if run.metrics.is_file():
+        return
+    run.path.mkdir(parents=True, exist_ok=True)
+    given = {**settings, "out": str(run.path)}
+    given |= {"resume": "last"} if run.last_checkpoint.is_file() else {"overwrite": True}
+    train_with(parser_class(), domain, given)
+
+
+def _encode(images: str, tokenizer: RunFolder, out: Path, settings: Mapping[str, Any]) -> str | None:
+    """Write the tokens of the training pictures, and of held-out ones where names or squares determine them.
+
+    Returns:
+        The folder of the latter.
+    """
+    from gritvq.images.files import find_splits
+
+    splits = ["train", "validation"] if images == "photographs" else find_splits(images).names
+    parts = (
+        {"tokens": "train", "tokens-held-out": "held_out"} if "train" in splits and splits[1:] else {"tokens": "all"}
+    )
+    for folder, split in parts.items():
+        if not (out / folder).is_dir():
+            where = {"tokenizer": str(tokenizer.tokenizer), "split": split, "out": str(out / folder)}
+            _run(encode_arguments, encode, [images], {"rows_per_file": 10_000, **settings, **where})
+    return str(out / "tokens-held-out") if len(parts) > 1 else None
+
+
+def _run(arguments: Callable[[Any], None], job: Callable[[Any, Any], None], words: Sequence[str], given: Any) -> None:
+    """A verb with these settings."""
+    own = parser_class()()
+    arguments(own)
+    words = [*words, *(f"--{name}={_word(value)}" for name, value in given.items())]
+    job(own, own.parse_args(words))
+
+
+def _word(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
