@@ -140,6 +140,7 @@ def test_stage_2_moves_the_encoder_and_never_its_teacher(pictures: str, tmp_path
     task.train()
     assert not any(part.training for part in task.distillation.teacher.modules())
     assert tokenizer.encoder.model.training
+    assert not any(weight.requires_grad for weight in task.distillation.teacher.parameters())
     saved = Tokenizer.from_pretrained(tmp_path / "run" / "tokenizer")
     assert same(state(saved), state(tokenizer))  # without the teacher
 

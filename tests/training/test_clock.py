@@ -192,6 +192,41 @@ def test_a_scale_that_changes_at_every_step_changes_no_weight() -> None:
     assert scaler.get_scale() == 2.0 ** (1 + PLAN.max_steps)
 
 
+@pytest.mark.parametrize("scaled", [False, True])
+def test_an_optimizer_whose_loss_needs_no_parameter_does_not_step(scaled: bool) -> None:
+    """No weight decay, no step counted; a scaler, which refuses an optimizer without gradients, is not asked."""
+
+    class Late(Copy):
+        def losses(self, batch: Tensor) -> Iterator[Tensor]:
+            found = super().losses(batch)
+            yield next(found)
+            yield next(found) if self.step >= 2 else torch.zeros((), requires_grad=True)
+
+        def configure_optimizers(self) -> Any:
+            assert self.critic is not None
+            optimizers, schedules = super().configure_optimizers()
+            return [optimizers[0], torch.optim.AdamW(self.critic.parameters(), weight_decay=0.5)], schedules[:1]
+
+    for steps in (2, 3):
+        task = Late(critic=True, pleases=0.0)
+        assert task.critic is not None
+        before = [weight.clone() for weight in task.critic.parameters()]
+        scaler = torch.amp.GradScaler("cpu", init_scale=2.0)
+        trainer = Trainer(
+            max_steps=steps,
+            accelerator="cpu",
+            plugins=[MixedPrecision("16-mixed", "cpu", scaler)] if scaled else [],
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            limit_val_batches=0,
+        )
+        trainer.fit(task, datamodule=DataModule(Data()))
+        assert all(map(torch.equal, before, task.critic.parameters())) == (steps == 2)
+        assert (trainer.optimizers[1].state_dict()["state"] == {}) == (steps == 2) and task.step == steps
+
+
 def test_a_checkpoint_without_a_clock_still_resumes(tmp_path: Path) -> None:
     """Earlier versions left stepping to Lightning, which counted the steps in another place."""
     whole, first, second = (Copy(critic=False) for _ in range(3))

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from gritvq.component import Component
 from gritvq.images.metrics import to_uint8
+from gritvq.images.onnx_network import OnnxNetwork
 from gritvq.lazy import optional
 from gritvq.quantizers.base import keeping_precision
 
@@ -382,7 +383,8 @@ def _vgg_convolutions(path: Path, number: int) -> list[nn.Conv2d]:
 class FileFeatures(Component):
     """Features of a network in a file: a TorchScript program, one of ``torch.export`` (``.pt2``), or ONNX (``.onnx``).
 
-    An ONNX program runs in onnxruntime on the CPU and gives no gradient: it can evaluate, but is no loss.
+    An ONNX program runs in onnxruntime on the CPU; as a loss, with PyTorch's operators
+    (:class:`~gritvq.images.onnx_network.OnnxNetwork`).
 
     Args:
         path: The file; it is trusted code, as every program is.
@@ -461,7 +463,9 @@ def _unreadable(path: Path, error: Exception) -> ValueError:
 
 
 class _ONNXProgram(nn.Module):
-    """A tensor of an ONNX program, on the CPU."""
+    """A tensor of an ONNX program, on the CPU until a gradient is asked for."""
+
+    network: OnnxNetwork | None
 
     def __init__(self, path: Path, output: str | None) -> None:
         super().__init__()
@@ -480,11 +484,11 @@ class _ONNXProgram(nn.Module):
         except Exception as error:  # either library has many errors of its own
             raise _unreadable(path, error) from error
         self.session, self.output, self.input = session, output or known[0], session.get_inputs()[0].name
+        self.path, self.network = path, None
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.requires_grad:
-            raise ValueError(
-                "expected pictures without gradients for an ONNX program, got a loss; take a TorchScript or "
-                "torch.export program of the network"
-            )
+        if x.requires_grad and self.network is None:
+            self.network = OnnxNetwork(self.path, [self.output]).to(x.device)
+        if self.network is not None:
+            return self.network(x)[0]
         return torch.from_numpy(self.session.run([self.output], {self.input: x.cpu().numpy()})[0]).to(x.device)

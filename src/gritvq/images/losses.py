@@ -99,9 +99,9 @@ class PerceptualLoss(PerceptualDistance):
 
     def forward(self, reconstruction: Float[Tensor, "B C H W"], images: Float[Tensor, "B C H W"]) -> Float[Tensor, ""]:
         """The distance, see the class."""
+        found = self.frozen(reconstruction)
         with torch.no_grad():
             wanted = self.frozen(images)
-        found = self.frozen(reconstruction)
         weights = (1.0,) * len(found) if self.layer_weights is None else self.layer_weights
         if len(weights) != len(found):
             raise ValueError(f"expected {len(found)} layer_weights, one per feature map, got {len(weights)}")
