@@ -16,8 +16,17 @@ import torch.nn.functional as F
 import yaml
 from torch import Tensor, nn
 
+from gritvq import vq_vae
 from gritvq.cli import main
-from gritvq.images import PictureSet, compare_pictures, open_pictures
+from gritvq.images import (
+    ImageDecoder,
+    ImageEncoder,
+    ImageTokenizer,
+    PerceptualLoss,
+    PictureSet,
+    compare_pictures,
+    open_pictures,
+)
 from gritvq.images.files import save_png
 from program import wrong
 
@@ -165,3 +174,22 @@ def test_an_existing_file_stays(data: Path, capsys: pytest.CaptureFixture[str]) 
     Path("evaluation.json").write_text("mine")
     said = wrong(["evaluate", str(data / "samples"), str(data / "real"), "--features", f"{__name__}.Colors"], capsys)
     assert "--overwrite true" in said and Path("evaluation.json").read_text() == "mine"
+
+
+def test_a_tokenizer_is_validated_with_a_perceptual_distance(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shape: dict[str, Any] = dict(width=8, num_blocks=1)
+    tokenizer = ImageTokenizer(ImageEncoder(4, **shape), vq_vae(4, 16), ImageDecoder(4, **shape)).eval()
+    tokenizer.save_pretrained("tokenizer")
+    words = ["validate", "tokenizer", "--data.path", str(data / "samples"), "--device", "cpu"]
+    network = ["--perceptual", "PerceptualLoss", "--perceptual.features", f"{__name__}.Colors"]
+    assert main([*words, *network, "--out", "numbers"]) == 0
+    assert "perceptual distance" in capsys.readouterr().out
+    (_, images), *_ = open_pictures(data / "samples").batches()
+    expected = float(PerceptualLoss(Colors())(tokenizer(images).reconstruction.clamp(0, 1), images))
+    found = json.loads(Path("numbers/metrics.json").read_text())
+    assert found["perceptual_distance"] == pytest.approx(expected, rel=1e-4)
+    assert main([*words, "--out", "plain"]) == 0
+    assert "perceptual_distance" not in json.loads(Path("plain/metrics.json").read_text())
+    small = ["--perceptual.features.least_size", "9", "--out", "small"]
+    assert "pictures of at least 9 x 9 pixels for Colors" in wrong([*words, *network, *small], capsys)
+    assert not Path("small").exists()

@@ -41,6 +41,9 @@ __all__ = [
 
 def measure_arguments(parser: Any, out: str) -> None:
     """Arguments of validate and inspect: a tokenizer and pictures."""
+    from gritvq.images import features  # noqa: F401  (its classes can be named without the module)
+    from gritvq.images.losses import PerceptualDistance
+
     parser.add_argument("tokenizer", type=str, help="tokenizer folder or Hub name")
     parser.add_argument("--config", action="config", help="YAML file with any of the arguments below")
     parser.add_argument(
@@ -53,6 +56,12 @@ def measure_arguments(parser: Any, out: str) -> None:
     parser.add_argument("--data.column", type=str, default="image", help="column of the pictures in tables")
     parser.add_argument("--data.strict", type=bool, default=False, help="whether an unreadable picture is an error")
     _split_argument(parser, "held_out")
+    parser.add_argument(
+        "--perceptual",
+        type=PerceptualDistance | None,
+        default=None,
+        help="distance to measure as well: LPIPSLoss, or PerceptualLoss with --perceptual.features VGG16Features",
+    )
     _machine_arguments(parser)
     parser.add_argument("--out", type=str, default=out, help="folder for plots and metrics")
     overwrite_argument(parser)
@@ -124,7 +133,7 @@ def _fits(tokenizer: ImageTokenizer, group: Sequence[Picture], strict: bool) -> 
 _SHOWN = 16
 
 
-def _measure(config: Any, *more: str) -> tuple[ImageTokenizer, Tensor, list[tuple[str, str]], RunFolder]:
+def _measure(parser: Any, config: Any, *more: str) -> tuple[ImageTokenizer, Tensor, list[tuple[str, str]], RunFolder]:
     """Evaluate a tokenizer: the tokenizer, counts of its codes, rows for a table, and the folder of the plots."""
     import torch
 
@@ -138,6 +147,7 @@ def _measure(config: Any, *more: str) -> tuple[ImageTokenizer, Tensor, list[tupl
     check_places(run.path, [*files, *more], config.overwrite)
     device = device_named(config.device)
     tokenizer = ImageTokenizer.from_pretrained(config.tokenizer, config.trusted).to(device)
+    perceptual = parser.instantiate(config).perceptual
     measured, about = _pictures_to_measure(config, tokenizer)
     shown: list[Tensor] = []
 
@@ -147,7 +157,7 @@ def _measure(config: Any, *more: str) -> tuple[ImageTokenizer, Tensor, list[tupl
                 shown.extend(image.clone() for image in images[: _SHOWN - len(shown)])
                 yield images
 
-    numbers, counts = evaluate(tokenizer, fitting(), device=device)
+    numbers, counts = evaluate(tokenizer, fitting(), device=device, perceptual=perceptual)
     if not shown:
         raise ValueError(f"expected at least one readable picture in {about['data']}, got none; nothing was written")
     folded = tokenizer.fold()
@@ -208,7 +218,7 @@ def _own_data(tokenizer: ImageTokenizer, source: str) -> dict[str, Any] | None:
 
 def validate(parser: Any, config: Any) -> None:
     """Evaluate a tokenizer on whole pictures: PSNR, usage, perplexity."""
-    _, _, rows, run = _measure(config)
+    _, _, rows, run = _measure(parser, config)
     report(
         config.tokenizer,
         rows,
@@ -225,7 +235,7 @@ def inspect(parser: Any, config: Any) -> None:
     from gritvq.images import plots as pictures
     from gritvq.images.evaluation import token_statistics
 
-    tokenizer, counts, rows, run = _measure(config, RunFolder(config.out).codebook.name)
+    tokenizer, counts, rows, run = _measure(parser, config, RunFolder(config.out).codebook.name)
     pictures.codebook_picture(tokenizer, run.codebook, counts)
     own = token_statistics(tokenizer.cpu())
     report(
