@@ -7,6 +7,7 @@ import inspect
 import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -52,9 +53,9 @@ def check_integer(name: str, value: int, least: int = 1, hint: str = "") -> int:
         >>> check_integer("dim", 4)
         4
     """
-    if not isinstance(value, int) or value < least:
+    if not isinstance(value, Integral) or value < least:
         raise ValueError(f"expected {name} >= {least}, got {value!r}{hint and '; ' + hint}")
-    return value
+    return int(value)
 
 
 def check_number(

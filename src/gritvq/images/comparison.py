@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gritvq.component import Component
+from gritvq.component import Component, check_integer
 from gritvq.images.evaluation import evaluate
 from gritvq.images.metrics import ReconstructionError
 from gritvq.images.networks import ImageDecoder, ImageEncoder, num_parameters
@@ -212,8 +212,7 @@ def run_comparison(
     Raises:
         FailedRuns: At the end, if runs failed.
     """
-    if jobs < 1:
-        raise ValueError(f"expected jobs >= 1, got {jobs}")
+    check_integer("jobs", jobs)
     failed: list[str] = []
     for entry, outcome in _outcomes(comparison, entries, make_data, jobs):
         try:

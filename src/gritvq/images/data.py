@@ -22,6 +22,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
+from gritvq.component import check_integer
 from gritvq.images.crops import free_corners
 from gritvq.images.files import (
     ALL,
@@ -116,8 +117,7 @@ class ImageData:
             ("seed", seed, 0),
             ("num_workers", num_workers, 0),
         ):
-            if value < least:
-                raise ValueError(f"expected {name} >= {least}, got {value}; give a larger {name}.")
+            check_integer(name, value, least, f"give a larger {name}")
         check_channels(channels)
         self.path, self.size, self.batch_size, self.channels = str(path), size, batch_size, channels
         self.column, self.num_validation, self.seed, self.strict = column, num_validation, seed, strict

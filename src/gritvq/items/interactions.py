@@ -12,6 +12,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from gritvq.component import check_integer
+
 __all__ = ["Histories", "Interactions", "Key", "Split", "check_items", "check_split"]
 
 Key = int | str
@@ -309,8 +311,7 @@ class Interactions:
         Raises:
             ValueError: If k < 1 or nothing is left.
         """
-        if k < 1:
-            raise ValueError(f"expected k >= 1, got {k}; 5 is usual.")
+        check_integer("k", k, hint="5 is usual")
         items = self.histories.items
         users = torch.arange(self.num_users).repeat_interleave(self.histories.lengths)
         while True:

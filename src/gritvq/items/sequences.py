@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
+from gritvq.component import check_integer
 from gritvq.items.interactions import Histories, Split
 
 __all__ = ["SequenceData"]
@@ -57,10 +58,8 @@ class SequenceData:
         seed: int = 0,
     ) -> None:
         for name, got in (("batch_size", batch_size), ("max_history", max_history), ("num_validation", num_validation)):
-            if got < 1:
-                raise ValueError(f"expected {name} >= 1, got {got}; give a larger {name}")
-        if seed < 0:
-            raise ValueError(f"expected a seed >= 0, got {seed}; give another one")
+            check_integer(name, got, hint=f"give a larger {name}")
+        check_integer("seed", seed, 0, "give another one")
         self.split, self.every_prefix, self.batch_size, self.seed = split, every_prefix, batch_size, seed
         self.max_history, self.num_validation = max_history, num_validation
         lengths = split.train.lengths

@@ -19,6 +19,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
 import gritvq
+from gritvq.component import check_integer
 from gritvq.files import check_archive
 from gritvq.training.callbacks import RandomState, StepProgress
 from gritvq.training.checkpoints import CheckpointFiles
@@ -64,16 +65,16 @@ class TrainingPlan:
     num_nodes: int = 1
 
     def __post_init__(self) -> None:
-        for name, least in (
-            ("max_steps", 1),
-            ("accumulate", 1),
-            ("devices", 1),
-            ("num_nodes", 1),
-            ("validate_every", 0),
-            ("checkpoint_every", 0),
-        ):
-            if getattr(self, name) < least:
-                raise ValueError(f"expected {name} >= {least}, got {getattr(self, name)}; give a larger {name}")
+        least = {
+            "max_steps": 1,
+            "accumulate": 1,
+            "devices": 1,
+            "num_nodes": 1,
+            "validate_every": 0,
+            "checkpoint_every": 0,
+        }
+        for name, smallest in least.items():
+            check_integer(name, getattr(self, name), smallest, f"give a larger {name}")
 
 
 @contextmanager

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from gritvq.component import check_integer
 from gritvq.items.interactions import Histories, check_items
 
 __all__ = ["CoOccurrence", "Popularity", "TextCosine"]
@@ -65,8 +66,7 @@ class CoOccurrence:
     """
 
     def __init__(self, train: Histories, num_items: int, *, distance: int = 3) -> None:
-        if distance < 1:
-            raise ValueError(f"expected distance >= 1, got {distance}; 3 is usual.")
+        check_integer("distance", distance, hint="3 is usual")
         check_items(train.items, num_items)
         self.num_items = num_items
         counts = torch.bincount(train.items, minlength=num_items).double()

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from gritvq.component import eval_mode
+from gritvq.component import check_integer, eval_mode
 from gritvq.items.interactions import Histories, Split, check_items
 from gritvq.items.recommenders.ranking import ranking_metrics, ranks_by_scores
 from gritvq.training.optimizer import OptimizerSettings, take_steps
@@ -143,8 +143,7 @@ class SASRec(nn.Module):
             ValueError: If ``max_epochs`` is below 1, the split has another number of items, no user has two training
                 events, or the loss is not finite.
         """
-        if max_epochs < 1:
-            raise ValueError(f"expected max_epochs >= 1, got {max_epochs}; 40 is usual.")
+        check_integer("max_epochs", max_epochs, hint="40 is usual")
         if split.num_items != self.num_items:
             raise ValueError(
                 f"expected a split with {self.num_items} items, got {split.num_items}; set num_items to that."

@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gritvq.component import eval_mode
+from gritvq.component import check_integer, eval_mode
 from gritvq.items.ids.checks import checked_codes
 from gritvq.lazy import optional
 from gritvq.tokenizer import Tokenizer
@@ -208,8 +208,7 @@ class ItemTokenizer(Tokenizer):
 
     def _chunks(self, x: Embeddings, batch_size: int) -> Iterator[Tensor]:
         _check_array(x, self.dim)
-        if batch_size < 1:
-            raise ValueError(f"expected batch_size >= 1, got {batch_size}; give a larger one")
+        check_integer("batch_size", batch_size, hint="give a larger one")
         return (self._rows(x, start, min(start + batch_size, len(x))) for start in range(0, len(x), batch_size))
 
     def _rows(self, x: Embeddings, start: int, stop: int) -> Float[Tensor, "m D"]:

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from gritvq.component import check_integer
 from gritvq.items.tokenizers.base import ItemTokenizer, tracked
 from gritvq.items.tokenizers.kmeans import kmeans, plus_plus
 from gritvq.items.tokenizers.search import CodeTable
@@ -59,8 +60,7 @@ class ProductKMeans(ItemTokenizer):
     ) -> None:
         super().__init__()
         for name, value in (("codebook_size", codebook_size), ("num_parts", num_parts), ("iterations", iterations)):
-            if value < 1:
-                raise ValueError(f"expected {name} >= 1, got {value}; give a larger {name}")
+            check_integer(name, value, hint=f"give a larger {name}")
         self.codebook_sizes = (codebook_size,) * num_parts
         self.rotate, self.iterations, self.seed = rotate, iterations, seed
 

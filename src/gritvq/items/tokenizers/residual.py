@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from gritvq.component import check_integer
 from gritvq.items.tokenizers.base import ItemTokenizer, tracked
 from gritvq.items.tokenizers.kmeans import balanced_kmeans, kmeans, plus_plus
 from gritvq.items.tokenizers.search import CodeTable, lengths
@@ -73,8 +74,7 @@ class ResidualKMeans(ItemTokenizer):
     ) -> None:
         super().__init__()
         for name, value in (("codebook_size", codebook_size), ("num_levels", num_levels), ("iterations", iterations)):
-            if value < 1:
-                raise ValueError(f"expected {name} >= 1, got {value}; give a larger {name}")
+            check_integer(name, value, hint=f"give a larger {name}")
         self.codebook_sizes = (codebook_size,) * num_levels
         self.normalize_residuals, self.balanced = normalize_residuals, balanced
         self.iterations, self.seed = iterations, seed
