@@ -89,6 +89,7 @@ def test_what_does_not_fit_or_is_missing_is_skipped_with_a_reason(monkeypatch: p
     assert "no such instruction" in found["broken"]["skipped"] and "seconds" in found["fine"]
 
 
+@pytest.mark.soak  # two interpreters load everything; the command below starts such ones too
 def test_memory_is_that_of_the_scores_and_of_nothing_else() -> None:
     row = Row(2048, 16, 8192)  # 64 MB of scores
     options = argparse.Namespace(quick=True, threads=1, device="cpu")

@@ -166,26 +166,21 @@ def test_settings_of_none_are_written_down(capsys: pytest.CaptureFixture[str]) -
     assert Path("run", name).read_bytes() == Path("again", name).read_bytes()
 
 
-@pytest.mark.parametrize(
-    ("words", "expected"),
-    [
+def test_a_run_stays_where_the_next_cannot_be(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(small()) == 0
+    before = {path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file()}
+    capsys.readouterr()
+    for words, expected in (
         (["--data.channels", "1"], "expected data.channels=3 as the tokenizer's encoder has, got 1; make them equal"),
         (["--tokenizer.decoder.factor", "2"], "expected the decoder to have factor=4 as the encoder has, got 2"),
         (["--data.size", "18", "--tokenizer.quantizer", "gritvq.msvq"], "18"),
         (["--plan.accelerator", "nonsense"], "nonsense"),
         (["--plan.accelerator", "tpu"], "tpu"),
-    ],
-)
-def test_a_run_stays_where_the_next_cannot_be(
-    words: list[str], expected: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(small()) == 0
-    before = {path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file()}
-    capsys.readouterr()
-    assert expected in wrong(small("--overwrite", "true", *words), capsys)
-    assert {path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file()} == before
-    wrong(small(*words, out="other"), capsys)
-    assert not Path("other").exists()
+    ):
+        assert expected in wrong(small("--overwrite", "true", *words), capsys)
+        assert {path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file()} == before
+        wrong(small(*words, out="other"), capsys)
+        assert not Path("other").exists()
 
 
 @pytest.mark.parametrize("words", [["--config", "pipe.yaml"], ["--config=pipe.yaml"], ["--tokenizer", "pipe.yaml"]])

@@ -46,7 +46,9 @@ SCALED = {
     "staged": SMALL,
     "vqrae-stage-1": {},
     "vqrae-stage-2": {},
+    **dict.fromkeys(("photographs", "flat", "hierarchical"), SMALL),
 }
+SLOW = {"flat", "hierarchical"}  # what they have is in configurations of methods, which test_methods.py trains
 
 
 @pytest.fixture(autouse=True)
@@ -82,7 +84,13 @@ def test_every_configuration_is_tried_here_or_with_the_methods() -> None:
     assert {path.stem for path in CONFIGS.iterdir()} == {*SCALED, "flat", "hierarchical", "photographs"}
 
 
-@pytest.mark.parametrize("name", SCALED)
+def test_none_is_forgotten() -> None:
+    assert {path.stem for path in CONFIGS.glob("*.yaml")} == SCALED.keys()
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.soak if name in SLOW else ()) for name in SCALED]
+)
 def test_two_steps(name: str, pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
     if name.startswith("vqrae"):
         pytest.importorskip("transformers")
@@ -97,7 +105,8 @@ def test_two_steps(name: str, pictures: Path, capsys: pytest.CaptureFixture[str]
     assert main(["fit", "images", "--config", str(CONFIGS / f"{name}.yaml"), *words]) == 0, capsys.readouterr().err
     tokenizer = Tokenizer.from_pretrained("run/tokenizer")
     assert isinstance(tokenizer, ImageTokenizer)
-    assert tokenizer.encode(torch.rand(1, 3, 32, 32)).shape[1] == 32 // tokenizer.factor
+    side = 32 // tokenizer.factor
+    assert tokenizer.encode(torch.rand(1, 3, 32, 32)).shape[:-1] == tokenizer.quantizer.token_shape((1, side, side))
     settings, began = (
         yaml.safe_load(Path("run/config.yaml").read_text()),
         yaml.safe_load((CONFIGS / f"{name}.yaml").read_text()),

@@ -61,7 +61,7 @@ def check(x: Tensor, codes: Tensor, found: Tensor, bits: int = 24) -> None:
 @pytest.mark.parametrize(
     ("n", "k", "d"), [(1, 1, 1), (1, 300, 5), (70, 1, 16), (3, 129, 33), (65, 140, 30), (9, 130, 200), (2, 40, 1030)]
 )
-@pytest.mark.parametrize("mean", [0.0, 1000.0])
+@pytest.mark.parametrize("mean", [pytest.param(0.0, marks=pytest.mark.soak), 1000.0])  # the interpreter is slow
 def test_equals_brute_force_on_odd_shapes(n: int, k: int, d: int, mean: float, programs: int) -> None:
     x, codes = randn(n, d) + mean, randn(k, d) + mean
     check(x, codes, G.nearest_code(x, codes))
@@ -83,7 +83,7 @@ def test_products_keep_all_bits_of_float32() -> None:
 
 
 @pytest.mark.parametrize(("precision", "bits"), [("tf32", 10), ("bf16", 8)])
-@pytest.mark.parametrize("d", [24, 150, 270])
+@pytest.mark.parametrize("d", [24, pytest.param(150, marks=pytest.mark.soak), 270])
 def test_lower_precisions_are_as_good_as_their_bits(precision: Any, bits: int, d: int, programs: int) -> None:
     x, codes = randn(20, d) + 1000, randn(140, d) + 1000
     check(x, codes, G.nearest_code(x, codes, precision=precision), bits)
@@ -106,8 +106,11 @@ def test_splits_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(torch.equal(result, results[0]) for result in results)
 
 
-@pytest.mark.parametrize("d", [3, 300])
-@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+@pytest.mark.parametrize(
+    ("d", "value"),
+    [(3, float("nan")), (300, float("-inf"))]
+    + [pytest.param(d, value, marks=pytest.mark.soak) for d, value in ((300, float("nan")), (3, float("-inf")))],
+)
 @pytest.mark.parametrize("precision", ["float32", "bf16"])
 @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # of the interpreter
 def test_rows_that_are_not_finite_get_index_0(d: int, value: float, precision: Any, programs: int) -> None:
