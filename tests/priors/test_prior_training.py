@@ -191,7 +191,7 @@ def test_files_of_no_use_are_refused(tmp_path: Path) -> None:
         ((mixed,), "in all rows or in none"),
         ((numbers,), "integers >= 0 in the column"),
         (([labelled, longer],), "one shape"),
-        ((labelled, longer), "of a sample to measure on"),
+        ((labelled, longer), "validation samples"),
         ((labelled, unknown), r"got \['z'\] too"),
         ((masked,), "leave out masked samples"),
         ((plain,), "more than the 2000 rows"),

@@ -27,6 +27,7 @@ __all__ = [
     "train_with",
 ]
 
+# What fit trains, each in a module of its own. A prior is trained on the tokens of images.
 DOMAINS = {"images": fit_images, "items": fit_items, "prior": fit_prior}
 _DEMO = "# made by gritvq demo\n"
 

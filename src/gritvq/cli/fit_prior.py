@@ -1,4 +1,4 @@
-"""``gritvq fit prior``: training of generative models of a tokenizer's tokens."""
+"""``gritvq fit prior``: training of generative models of an image tokenizer's tokens."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def arguments(parser: Any) -> None:
 
 
 def fit(parser: Any, config: Any, given: Mapping[str, Any]) -> None:
-    """Train a prior: a generative model of a tokenizer's tokens."""
+    """Train a prior: a generative model of an image tokenizer's tokens."""
     from gritvq.files import write_json
     from gritvq.images.tokenizer import ImageTokenizer
     from gritvq.priors import Prior, PriorTask, TokenData

@@ -52,6 +52,7 @@ class Place(NamedTuple):
         return self.launch.first and not self.goes_on
 
 
+# What to do about an existing run, for the message of RunFolder.check.
 _INSTEAD = "continue with --resume last, "
 
 # Settings that a resumed run may change.
@@ -94,26 +95,26 @@ def check_settings(parser: Any, config: Any, place: Place, changes: Mapping[str,
     """
     if place.resume is None:
         return
-    began = _began(place.resume)
+    earlier = _earlier_settings(place.resume)
     now = _flat(yaml.safe_load(_dumped(parser, config, changes)))
-    differing = [name for name in began if name not in _MAY_CHANGE and _differs(name, began, now)]
+    differing = [name for name in earlier if name not in _MAY_CHANGE and _differs(name, earlier, now)]
     if differing:
-        each = ", ".join(f"--{name} {began[name]} (got {now.get(name, 'another form')})" for name in differing[:5])
+        each = ", ".join(f"--{name} {earlier[name]} (got {now.get(name, 'another form')})" for name in differing[:5])
         raise ValueError(
             f"expected the settings of the resumed run: {each}{' ...' if len(differing) > 5 else ''}; give its "
             "config.yaml with --config, or start a new run from its weights with --init_from"
         )
 
 
-def _differs(name: str, began: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+def _differs(name: str, earlier: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
     """Whether a setting has changed, also from a value to a class or back; settings of other versions are ignored."""
     if name in now:
-        return bool(began[name] != now[name])
+        return bool(earlier[name] != now[name])
     outer = itertools.accumulate(name.split(".")[:-1], "{}.{}".format)
     return any(each in now for each in outer) or any(each.startswith(f"{name}.") for each in now)
 
 
-def _began(checkpoint: str) -> dict[str, Any]:
+def _earlier_settings(checkpoint: str) -> dict[str, Any]:
     """Settings of the checkpoint's run, by their dotted names."""
     path = RunFolder.of_checkpoint(checkpoint).config
     try:
@@ -168,8 +169,8 @@ def open_run(
     def make() -> None:
         notes, path = note, place.run.config
         if place.resume is not None:
-            planned = _began(place.resume).get("plan.max_steps", config.plan.max_steps)
-            notes = "".join(_lines(RunFolder.of_checkpoint(place.resume).config))
+            planned = _earlier_settings(place.resume).get("plan.max_steps", config.plan.max_steps)
+            notes = "".join(_leading_comments(RunFolder.of_checkpoint(place.resume).config))
             if planned != config.plan.max_steps:
                 notes += f"# the first {done} steps were done with plan.max_steps {planned}\n"
         with replacing(path) as scratch:
@@ -180,7 +181,7 @@ def open_run(
     place.launch.agree(make)
 
 
-def _lines(path: Path) -> list[str]:
+def _leading_comments(path: Path) -> list[str]:
     """The comments at the top of a run's configuration."""
     if not path.is_file():
         return []

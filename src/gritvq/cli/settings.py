@@ -17,7 +17,7 @@ __all__ = ["check_words", "class_of", "combined", "given_settings", "parts_of", 
 
 
 def shipped(domain: str) -> dict[str, Any]:
-    """The default configuration of a domain."""
+    """The default configuration of a domain of ``fit``, or of ``demo``."""
     path = Path(__file__).parent / "defaults" / f"{domain}.yaml"
     return dict(yaml.safe_load(path.read_text(encoding="utf-8")))
 

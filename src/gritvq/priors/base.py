@@ -150,7 +150,7 @@ class Prior(Component, ABC):
         Args:
             num: Number of samples.
             condition: Class of each sample, or one class for all; None for an unconditional prior.
-            guidance: Scale s of ``u + s (c - u)``, or a schedule of it over positions; s = 1 is none.
+            guidance: Scale s of ``u + s (c - u)``, or a schedule of it over positions, scales or steps; s = 1 is none.
             temperature: Divides the logits; 0 takes the most probable token.
             top_k: Draw from the k most probable tokens.
             top_p: Draw from the smallest set of most probable tokens whose probabilities sum to at least this.
@@ -223,7 +223,7 @@ class Prior(Component, ABC):
 
     @property
     def num_tokens(self) -> int:
-        """Indices of a sample: positions times channels."""
+        """Number of indices of a sample: of the channels that each position has."""
         return int(self.present.sum())
 
     def _present(self) -> Tensor:
@@ -308,7 +308,7 @@ class Prior(Component, ABC):
             )
         prior = from_config(config[_KIND], trusted)
         if not isinstance(prior, cls):
-            raise ValueError(f"expected a {cls.__name__} in {folder}, got {type(prior).__name__}")
+            raise ValueError(f"expected a {cls.__name__} in {folder}, got {type(prior).__name__}; load it with Prior")
         if layout is not None:
             _check_layout(prior.layout, layout, folder)
         load_weights(prior, folder, config)

@@ -87,7 +87,9 @@ class TokenData:
         self.shape = self._train.shape
         held = self._train if validation is None else _Rows(validation, label)
         if held.shape != self.shape:
-            raise ValueError(f"expected tokens {self.shape} of a sample to measure on, got {held.shape}")
+            raise ValueError(
+                f"expected validation samples {self.shape} as in training, got {held.shape}; encode both alike"
+            )
         self.classes = _classes_of(self._train, held)
         for rows in (self._train, held):
             rows.number(self.classes)
@@ -251,7 +253,7 @@ def _files(paths: Paths) -> list[Path]:
     given = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
     found = [file for path in given for file in token_files(path)]
     if not found:
-        raise ValueError("expected at least one token file, got none")
+        raise ValueError("expected at least one token file, got none; give a file or a folder of files")
     return found
 
 

@@ -247,7 +247,7 @@ class BitHead(Head):
         if tuple(math.prod(each) for each in self.levels) != self.codebook_sizes:
             raise ValueError(
                 f"expected levels of each channel whose product is its codebook size {list(self.codebook_sizes)}, got "
-                f"{[list(each) for each in self.levels]}"
+                f"{[list(each) for each in self.levels]}; leave them out for the prime factors"
             )
         flat = [level for each in self.levels for level in each]
         self.digits: Head = SoftmaxHead(flat, width)

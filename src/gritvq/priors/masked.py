@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal, get_args
+from typing import Literal, TypeAlias, get_args
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from gritvq.tokens import TokenLayout
 
 __all__ = ["MaskedPrior", "UnmaskingOrder", "halton_order"]
 
-UnmaskingOrder = Literal["confidence", "halton"]
+UnmaskingOrder: TypeAlias = Literal["confidence", "halton"]
 
 
 class MaskedPrior(Prior):
@@ -196,6 +196,9 @@ def halton_order(shape: tuple[int, ...]) -> Int[Tensor, " cells"]:
 
     Args:
         shape: Shape of the grid.
+
+    Raises:
+        ValueError: If the grid has more than 6 axes.
 
     Example:
         >>> halton_order((2, 2)).tolist()

@@ -225,12 +225,12 @@ class Sampler:
         self.top_k = None if top_k is None else check_integer("top_k", top_k)
         self.top_p = None if top_p is None else check_number("top_p", top_p, most=1.0)
 
-    def at(self, place: float, warmth: float = 1.0, scores: list[Tensor] | None = None) -> Draw:
+    def at(self, place: float, temperature_factor: float = 1.0, scores: list[Tensor] | None = None) -> Draw:
         """How to draw at a place.
 
         Args:
             place: In [0, 1], see :class:`Guidance`.
-            warmth: Factor of the temperature.
+            temperature_factor: Multiplies the temperature.
             scores: Where the log-probabilities (*batch) of what is drawn go, one tensor per draw; at temperature 1,
                 before filters, 0 where absent.
 
@@ -242,7 +242,7 @@ class Sampler:
         def draw(logits: Tensor, present: Tensor) -> Tensor:
             logits = logits.float()
             mixed = logits[0] if len(logits) == 1 else logits[1] + scale * (logits[0] - logits[1])
-            temperature = self.temperature * warmth
+            temperature = self.temperature * temperature_factor
             if temperature == 0:
                 chosen = mixed.argmax(-1)
             else:

@@ -70,7 +70,10 @@ class PriorTask(Task):
         """
         expected = (*self.prior.layout.shape, len(self.prior.layout.vocabulary.codebook_sizes))
         if data.shape != expected:
-            raise ValueError(f"expected tokens {expected} of a sample as in the prior's layout, got {data.shape}")
+            raise ValueError(
+                f"expected tokens {expected} of a sample as in the prior's layout, got {data.shape}; "
+                "make a layout for the tokens of these files"
+            )
         if data.num_classes != self.prior.num_classes:
             raise ValueError(
                 f"expected num_classes={data.num_classes} of the prior as in the data, got {self.prior.num_classes}; "

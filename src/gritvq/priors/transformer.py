@@ -1,4 +1,4 @@
-"""The transformers of priors: of the library transformers, from scratch, over given embeddings."""
+"""Transformers of priors and recommenders: untrained ones of the package transformers, over given embeddings."""
 
 from __future__ import annotations
 
@@ -65,8 +65,8 @@ class Transformer(nn.Module):
 
         Args:
             inputs: Embeddings.
-            mask: Which of all S positions, those in the cache first, each of the T sees; those before it and itself
-                where None.
+            mask: Row t says which of all S positions (those in the cache, then the T inputs) input t attends to;
+                causal attention if None.
             cache: What :meth:`new_cache` made; it grows by T.
         """
         seen = None if mask is None else mask.expand(len(inputs), 1, *mask.shape)

@@ -102,7 +102,7 @@ def write_shards(folder: str | os.PathLike[str], rows: Iterable[TokenRow], rows_
     """
     folder = Path(folder)
     if rows_per_file < 1:
-        raise ValueError(f"expected rows_per_file >= 1, got {rows_per_file}")
+        raise ValueError(f"expected rows_per_file >= 1, got {rows_per_file}; give a larger one")
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"expected a folder for the token files, got the file {folder}; choose another")
     if folder.is_dir() and _inside(folder):
@@ -113,7 +113,7 @@ def write_shards(folder: str | os.PathLike[str], rows: Iterable[TokenRow], rows_
             names.append(f"tokens-{len(names):05}.parquet")
             write_tokens(scratch / names[-1], itertools.chain(first, itertools.islice(rest, rows_per_file - 1)))
         if not names:
-            raise ValueError("expected tokens of at least one sample, got none")
+            raise ValueError("expected tokens of at least one sample, got none; pass some rows")
     return [folder / name for name in names]
 
 
@@ -277,9 +277,9 @@ def _npz_rows(path: Path) -> Iterator[TokenRow]:
             yield from _verified((n, file[f"tokens/{n}"], said["columns"], said["checksum"]) for n, said in texts)
         else:
             labels = {name: file[f"label/{name}"].tolist() for name in names if f"label/{name}" in keys}
-            told = str(file["sha256"]) if "sha256" in keys else None
+            checksum_of_all = str(file["sha256"]) if "sha256" in keys else None
             yield from _old_rows(
-                ((n, file[f"tokens/{n}"], file[f"size/{n}"].tolist(), labels.get(n)) for n in names), told
+                ((n, file[f"tokens/{n}"], file[f"size/{n}"].tolist(), labels.get(n)) for n in names), checksum_of_all
             )
 
 
@@ -292,13 +292,13 @@ def _parquet_rows(path: Path) -> Iterator[TokenRow]:
                 (r.pop("name"), flat.reshape(r.pop("shape")), r, r.pop("checksum")) for r, flat in rows
             )
         else:
-            told = (file.schema_arrow.metadata or {}).get(b"sha256")
+            checksum_of_all = (file.schema_arrow.metadata or {}).get(b"sha256")
             old = ((r, [r[side] for side in ("token_height", "token_width") if side in r], flat) for r, flat in rows)
             parts = (
                 (r["name"], flat.reshape(*sides, r["channels"]), (r["height"], r["width"]), r.get("label"))
                 for r, sides, flat in old
             )
-            yield from _old_rows(parts, None if told is None else told.decode())
+            yield from _old_rows(parts, None if checksum_of_all is None else checksum_of_all.decode())
 
 
 def _parquet_values(file: Any) -> Iterator[tuple[dict[str, Any], np.ndarray]]:
@@ -324,7 +324,7 @@ def _verified(rows: Iterable[tuple[Any, Any, Any, Any]]) -> Iterator[TokenRow]:
         raise ValueError("the last rows are missing")
 
 
-def _old_rows(rows: Iterable[tuple[Any, Any, Any, Any]], told: str | None) -> Iterator[TokenRow]:
+def _old_rows(rows: Iterable[tuple[Any, Any, Any, Any]], checksum_of_all: str | None) -> Iterator[TokenRow]:
     """Rows of version 0.1.0: names, tokens, sizes and labels of pictures, and at most one checksum of all of them."""
     digest = hashlib.sha256()
     for name, tokens, size, label in rows:
@@ -337,7 +337,7 @@ def _old_rows(rows: Iterable[tuple[Any, Any, Any, Any]], told: str | None) -> It
         row = _row(name, tokens, dict(zip(("height", "width", "label"), (*sides, *labels), strict=False)))
         digest.update(repr((name, *sides, *tokens.shape, *labels)).encode() + row.tokens.numpy().tobytes())
         yield row
-    if told not in (None, digest.hexdigest()):
+    if checksum_of_all not in (None, digest.hexdigest()):
         raise ValueError("the checksum differs")
 
 

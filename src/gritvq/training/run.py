@@ -104,8 +104,8 @@ def train(
         task: The model and its losses.
         data: Training and validation data.
         plan: Length of the run, precision and hardware.
-        folder: Where ``logs/``, ``checkpoints/`` and the task's files are written (plots and ``tokenizer/``, or
-            ``recommender/``); None writes nothing and skips validation.
+        folder: Where ``logs/``, ``checkpoints/`` and the task's files are written (plots and ``tokenizer/``,
+            ``recommender/``, or ``prior/``); None writes nothing and skips validation.
         resume: Checkpoint to resume from; the loss curve continues bitwise on the same machine.
         progress: Whether to show a progress bar, or progress lines if stderr is not a terminal.
         callbacks: Additional Lightning callbacks; they run after the task's own.

@@ -99,7 +99,7 @@ class RunFolder:
         self.path.mkdir(parents=True, exist_ok=True)
 
     def clear(self, but: Sequence[Path] = ()) -> None:
-        """Remove the files of a run, except the folders in ``but``."""
+        """Remove the files of a run, except ``config.yaml`` and the folders in ``but``."""
         folders = self.logs, self.checkpoints, self.tokenizer, self.recommender, self.prior, self.semantic_ids, self.ids
         for part in folders:
             if part not in but:

@@ -105,8 +105,11 @@ class Task(LightningModule, ABC):
             if scaler is not None:
                 scaler.unscale_(other)
             self.on_before_optimizer_step(other)
-            moves = any(p.grad is not None for group in other.param_groups for p in group["params"])
-            scaler.step(other) if scaler is not None and moves else other.step()  # a scaler refuses one without any
+            has_gradients = any(p.grad is not None for group in other.param_groups for p in group["params"])
+            if scaler is not None and has_gradients:  # it refuses an optimizer without any
+                scaler.step(other)
+            else:
+                other.step()
         optimizers[0].step()
         for config in self.trainer.lr_scheduler_configs:
             self.lr_scheduler_step(config.scheduler, None)
