@@ -71,8 +71,8 @@ VQRAE = """
 
 A vision transformer of width 64, trained to classify CIFAR-10, is the encoder; stage 1 freezes it, stage 2 trains it
 against a frozen copy with the weight `distill`. "Probe" is the test accuracy of a linear classifier on the encoder's
-features, before and after the stage; mean over seeds. Without distillation the features lose accuracy, with it they keep
-it at the cost of some tenths of a dB. The paper's effect of the code width on usage does not show at this size.
+features, before and after the stage; mean over seeds. Without distillation the features lose accuracy, with it they
+keep it at the cost of some tenths of a dB. The paper's effect of the code width on usage does not show at this size.
 """
 
 FRECHET = """
@@ -82,8 +82,8 @@ FRECHET = """
 
 What the metrics of generated images say of real ones that were damaged: training pictures against as many test
 pictures. The undamaged ones are the floor, which a generator cannot be expected to beat. Features of a CIFAR-10
-classifier react steeply to blur, so a tokenizer's distance by them is mostly its sharpness; missing classes lower recall,
-not precision.
+classifier react steeply to blur, so a tokenizer's distance by them is mostly its sharpness; missing classes lower
+recall, not precision.
 """
 
 METHOD_TABLES = {

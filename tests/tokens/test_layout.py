@@ -180,3 +180,9 @@ def test_other_tokens_than_the_layouts() -> None:
             layout.to_sequence(torch.full((2, 3, 2), index))
     with pytest.raises(ValueError, match=r"expected integers \(\*batch, 6, 2\)"):
         layout.from_sequence(torch.zeros(1, 12).long())
+
+
+def test_places_are_those_of_the_first_channel_that_a_position_has() -> None:
+    layout = TokenLayout((4, 4), (2, 3), interleaving="delay", order="snake")
+    assert layout.places.tolist() == [0, 1, 2, 5, 4, 3, 3]  # the last position has channel 1 of the one before
+    assert TokenLayout((4, 4), (2, 2), interleaving="flat").places.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]

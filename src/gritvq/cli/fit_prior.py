@@ -70,7 +70,10 @@ def fit(parser: Any, config: Any, given: Mapping[str, Any]) -> None:
     if place.resume is not None:
         done = check_checkpoint(task, plan, place.resume)
     elif config.init_from is not None:
-        task.start_from(Prior.from_pretrained(config.init_from, layout=layout, fingerprint=fingerprint))
+        trusted = config.trusted
+        task.start_from(
+            Prior.from_pretrained(config.init_from, layout=layout, fingerprint=fingerprint, trusted=trusted)
+        )
     open_run(parser, config, place, done)
     if place.launch.first:
         tokenizer.save_pretrained(run.tokenizer)

@@ -146,8 +146,10 @@ class TokenLayout(Component):
 
     @property
     def places(self) -> Int[Tensor, " T"]:
-        """(T,) place of each position's channel 0, or its only one, among the tokens of ``shape``, row by row."""
-        source = self._source if self._source.ndim == 1 else self._source.amax(1)
+        """(T,) place of each position's first channel among the tokens of ``shape``, row by row."""
+        source = self._source
+        if source.ndim > 1:
+            source = source.gather(1, (source >= 0).int().argmax(1, keepdim=True))[:, 0]
         return source // len(self.vocabulary.codebook_sizes)
 
     def to_sequence(self, indices: Int[Tensor, "*batch tokens Q"]) -> Int[Tensor, "*batch T C"]:

@@ -69,8 +69,9 @@ class RunFolder:
 
     @property
     def is_run(self) -> bool:
-        """Whether the folder contains a run: its settings, its tokenizer or its prior."""
-        return self.config.is_file() or any((model / CONFIG).is_file() for model in (self.tokenizer, self.prior))
+        """Whether the folder contains a run: its settings or its model."""
+        models = self.tokenizer, self.recommender, self.prior
+        return self.config.is_file() or any((model / CONFIG).is_file() for model in models)
 
     def check(self, overwrite: bool, instead: str = "") -> None:
         """Check that a new run can be written here.
