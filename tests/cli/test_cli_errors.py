@@ -105,7 +105,7 @@ OTHERS = {
     "demo": ("--steps", "-1"),
     "encode": ("nowhere", "--tokenizer", "nowhere"),
     "decode": ("nowhere", "--tokenizer", "nowhere"),
-    "images-from": ("nowhere",),
+    "images-from": ("./nowhere",),
     "generate": ("nowhere",),
     "export": ("nowhere",),
     "presets": ("nothing",),

@@ -184,4 +184,4 @@ class TestImagesFrom:
         Path("taken").mkdir()
         Path("taken/notes.txt").touch()
         assert "new or empty folder" in wrong(self.command(made, "--out", "taken"), capsys)
-        assert "nowhere" in wrong(["images-from", "./nowhere"], capsys)
+        assert "nowhere" in wrong(["images-from", "./nowhere"], capsys) and not Path("runs").exists()

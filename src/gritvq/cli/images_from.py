@@ -38,7 +38,6 @@ def images_from_arguments(parser: Any) -> None:
     parser.add_argument("--size", type=int | None, default=None, help="height and width of the pictures, in pixels")
     parser.add_argument(
         "--classes_from",
-        type=str | None,
         default=None,
         choices=["labels", "folders", "names"],
         help="classes of the pictures, see encode; 'labels' if not given, of the photographs 'names'",
@@ -52,11 +51,11 @@ def images_from(parser: Any, config: Any) -> None:
 
     If it is interrupted, the same command continues it: finished stages are not repeated.
     """
-    out, settings = Path(config.out), _settings(config)
+    out, settings, splits = Path(config.out), _settings(config), _splits(config.images)
     _begin(out, settings)
     tokenizer, prior = RunFolder(out / "tokenizer"), RunFolder(out / "prior")
     _fit("images", tokenizer, settings["tokenizer"])
-    held_out = _encode(config.images, tokenizer, out, settings["tokens"])
+    held_out = _encode(config.images, splits, tokenizer, out, settings["tokens"])
     data = {"train": str(out / "tokens"), "validation": held_out}
     _fit("prior", prior, combined({"tokenizer": str(tokenizer.tokenizer), "data": data}, settings["prior"]))
     samples = out / "samples"
@@ -139,15 +138,25 @@ def _fit(domain: str, run: RunFolder, settings: dict[str, Any]) -> None:
     train_with(parser_class(), domain, given)
 
 
-def _encode(images: str, tokenizer: RunFolder, out: Path, settings: Mapping[str, Any]) -> str | None:
+def _splits(images: str) -> list[str]:
+    """Names of the splits of pictures.
+
+    Raises:
+        ValueError: If there are no pictures.
+    """
+    from gritvq.images.files import find_splits
+
+    return ["train", "validation"] if images == "photographs" else list(find_splits(images).names)
+
+
+def _encode(
+    images: str, splits: Sequence[str], tokenizer: RunFolder, out: Path, settings: Mapping[str, Any]
+) -> str | None:
     """Write the tokens of the training pictures, and of held-out ones where names or squares determine them.
 
     Returns:
         The folder of the latter.
     """
-    from gritvq.images.files import find_splits
-
-    splits = ["train", "validation"] if images == "photographs" else find_splits(images).names
     parts = (
         {"tokens": "train", "tokens-held-out": "held_out"} if "train" in splits and splits[1:] else {"tokens": "all"}
     )

@@ -134,7 +134,9 @@ class AutoregressivePrior(Prior):
         if self.training and self.random_share:
             shuffled = torch.rand(len(rows), 1, device=rows.device) < self.random_share
             keys = torch.rand(rows.shape[:2], device=rows.device)
-            order = torch.where(shuffled, keys.argsort(1), torch.arange(rows.shape[1], device=rows.device))
+            order = torch.where(
+                shuffled, keys.argsort(dim=1, stable=True), torch.arange(rows.shape[1], device=rows.device)
+            )
         found = self._log_probs(rows, classes, order)
         return {"nats_per_token": -found.sum() / (len(rows) * self.num_tokens)}
 

@@ -131,7 +131,7 @@ class MaskedPrior(Prior):
         for draw in range(check_integer("num_draws", num_draws)):
             uniform = (draw + torch.rand(len(rows), generator=generator)) / num_draws
             count = 1 + (uniform * length).long().clamp(max=length - 1)
-            ranks = torch.rand(len(rows), length, generator=generator).argsort(1).argsort(1)
+            ranks = _ranks_of(torch.rand(len(rows), length, generator=generator))
             masked = (ranks < count[:, None]).to(rows.device)
             weights = (length / count).to(total)
             total += weights * (self._log_probs(rows, masked, classes) * masked).sum(1)
@@ -142,7 +142,7 @@ class MaskedPrior(Prior):
         batch, length, device = len(rows), self.layout.length, rows.device
         share = torch.rand(batch, device=device).arccos() / (math.pi / 2)
         count = (share * length).round().clamp(min=1)
-        masked = torch.rand(batch, length, device=device).argsort(1).argsort(1) < count[:, None]
+        masked = _ranks_of(torch.rand(batch, length, device=device)) < count[:, None]
         found = self._log_probs(rows, masked, classes) * masked
         return {"nats_per_masked_token": -found.sum() / (self.present.sum(1) * masked).sum()}
 
@@ -178,7 +178,7 @@ class MaskedPrior(Prior):
                 order = torch.stack(scores).sum(0) + noise * sampler.noise.gumbel(length)
             else:
                 order = -ranks.expand(batch, -1)
-            chosen = order.masked_fill(~masked, -math.inf).topk(kept, 1).indices
+            chosen = order.masked_fill(~masked, -math.inf).argsort(dim=1, descending=True, stable=True)[:, :kept]
             new = torch.zeros_like(masked).scatter_(1, chosen, True)
             rows = torch.where(new[..., None], drawn, rows)
             masked = masked & ~new
@@ -188,7 +188,7 @@ class MaskedPrior(Prior):
     def _ranks(self) -> Tensor:
         """Rank (T,) of each position in the Halton sequence."""
         order = halton_order(self.layout.shape).to(self.present.device)
-        return order.argsort()[self.layout.places].float()
+        return order.argsort(stable=True)[self.layout.places].float()
 
 
 def halton_order(shape: tuple[int, ...]) -> Int[Tensor, " cells"]:
@@ -222,3 +222,8 @@ def _mirrored(numbers: np.ndarray, base: int, side: int) -> np.ndarray:
     while numbers.any():
         mirrored, numbers, scale = mirrored * base + numbers % base, numbers // base, scale * base
     return mirrored * side // scale
+
+
+def _ranks_of(keys: Tensor) -> Tensor:
+    """Rank 0, 1, ... of each value of a row; among equal ones the first place first."""
+    return keys.argsort(dim=1, stable=True).argsort(dim=1, stable=True)
