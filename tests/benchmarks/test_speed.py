@@ -101,6 +101,7 @@ def test_memory_is_that_of_the_scores_and_of_nothing_else() -> None:
     assert peaks["bound"] < 0.3 * row.scores
 
 
+@pytest.mark.soak
 def test_the_command_writes_results_and_goes_on_where_it_stopped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

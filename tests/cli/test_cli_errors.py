@@ -161,7 +161,7 @@ class TestNull:
 
     @pytest.mark.parametrize("verb", sorted(CONFIGURED.keys() - {"fit items", "fit prior"}))
     def test_some_in_a_file(self, verb: str, capsys: pytest.CaptureFixture[str]) -> None:
-        self.check_file(verb, 3, capsys)
+        self.check_file(verb, 9, capsys)
 
     @pytest.mark.soak
     @pytest.mark.parametrize("verb", CONFIGURED)
