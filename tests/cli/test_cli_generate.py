@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ from gritvq.cli import main
 from gritvq.images import ImageDecoder, ImageEncoder, ImageTokenizer
 from gritvq.images.crops import ten_crops
 from gritvq.images.files import read_images
+from gritvq.priors import Prior
 from gritvq.tokens import read_tokens, token_files
 from program import wrong
 
@@ -113,6 +115,16 @@ def test_a_run_that_goes_on_is_the_same_run(made: Path) -> None:
     assert weights[0] == weights[1]
 
 
+def test_a_prior_that_does_not_know_its_pictures(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(made / "run" / "tokenizer", "run/tokenizer")
+    prior = Prior.from_pretrained(made / "run" / "prior")
+    prior.save_pretrained("run/prior", {"height": 16, "width": 16})
+    assert main(["generate", "run", "--num", "2", "--classes", "[1]", "--out", "a"]) == 0
+    assert [path.name for path in sorted(Path("a/pictures").iterdir())] == ["00000-1.png", "00001-1.png"]
+    prior.save_pretrained("run/prior", {})
+    assert "how large its pictures are" in wrong(["generate", "run", "--out", "b"], capsys) and not Path("b").exists()
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -151,7 +163,6 @@ class TestImagesFrom:
         },
         "prior": {
             "prior": {"init_args": {"width": 16, "depth": 1, "num_heads": 2}},
-            "data": {"num_validation": 4},
             "plan": {"max_steps": 2, "accelerator": "cpu"},
         },
         "samples": {"num": 3},
@@ -174,6 +185,10 @@ class TestImagesFrom:
         times = {path: path.stat().st_mtime_ns for path in Path("all").rglob("*") if path.is_file()}
         assert main(self.command(made)) == 0
         assert times == {path: path.stat().st_mtime_ns for path in Path("all").rglob("*") if path.is_file()}
+        grid = Path("all/samples/grid.png")
+        whole = grid.read_bytes()
+        grid.unlink()  # as if interrupted while generating
+        assert main(self.command(made)) == 0 and grid.read_bytes() == whole
 
     def test_wrong_input(self, made: Path, capsys: pytest.CaptureFixture[str]) -> None:
         Path("bad.yaml").write_text("tokeniser: {}")

@@ -36,7 +36,7 @@ from gritvq.images import (
     VGG16Features,
     image_losses,
 )
-from gritvq.images.losses import Seen, augmented
+from gritvq.images.losses import DiscriminatorBatch, augmented
 from gritvq.training import TrainingPlan, train
 from gritvq.training.objectives import ReconstructionObjective
 from gritvq.training.run import seed_everything
@@ -294,7 +294,7 @@ def test_lecam_by_hand() -> None:
     for step in range(3):
         batches = torch.randn(2, 2, 4, generator=generator)  # two batches of real and fake scores
         for real, fake in batches:
-            found = regularizer(Seen(nn.Identity(), torch.empty(0), real, fake, step))
+            found = regularizer(DiscriminatorBatch(nn.Identity(), torch.empty(0), real, fake, step))
             expected = 0.0
             if averages:
                 lower = [max(0, float(s) - averages[1]) ** 2 for s in real]
@@ -311,13 +311,17 @@ def test_r1_of_a_linear_discriminator() -> None:
     """The slope of the mean of the scores is the mean of the rows, whatever the picture."""
     judge, penalty = Linear(3), R1(0.7, interval=4)
     images, scores = torch.rand(5, 3, 4, 4), torch.zeros(5, 3)
-    found = penalty(Seen(judge, images, scores, scores, 8))
+    found = penalty(DiscriminatorBatch(judge, images, scores, scores, 8))
     assert found is not None
     expected = 0.5 * 0.7 * 4 * judge.weight.mean(0).square().sum()
     torch.testing.assert_close(found, expected)
     (gradient,) = torch.autograd.grad(found, judge.weight)
     torch.testing.assert_close(gradient, 0.7 * 4 * judge.weight.mean(0).expand(3, -1) / 3)
-    assert [penalty(Seen(judge, images, scores, scores, step)) is None for step in (1, 4, 6)] == [True, False, True]
+    assert [penalty(DiscriminatorBatch(judge, images, scores, scores, step)) is None for step in (1, 4, 6)] == [
+        True,
+        False,
+        True,
+    ]
 
 
 def test_augmentations() -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from gritvq.cli.images import device_argument, device_named
 from gritvq.cli.output import console, report, trusted_argument
 from gritvq.cli.run_folder import check_places, overwrite_argument
+from gritvq.component import check_integer
 from gritvq.training.run_folder import RunFolder
 
 if TYPE_CHECKING:
@@ -65,15 +66,21 @@ def generate(parser: Any, config: Any) -> None:
     from gritvq.priors import Prior, sample_seeds
 
     run, out = RunFolder(config.run), Path(config.out)
-    if config.num < 1 or config.batch_size < 1:
-        raise ValueError(f"expected num >= 1 and batch_size >= 1, got {config.num} and {config.batch_size}")
+    check_integer("num", config.num, hint="give a larger one")
+    check_integer("batch_size", config.batch_size, hint="give a larger one")
     if not run.prior.is_dir():
-        raise ValueError(f"expected a run of 'gritvq fit prior', got {run.path}, which has no prior/")
+        raise ValueError(f"expected a run of 'gritvq fit prior', got {run.path}, which has no prior/; give its folder")
     device = device_named(config.device)
     tokenizer = ImageTokenizer.from_pretrained(run.tokenizer, config.trusted)
     prior = Prior.from_pretrained(run.prior, fingerprint=tokenizer.fingerprint(), trusted=config.trusted).to(device)
-    known = prior.trained.get("classes") or []
-    size = (prior.trained["height"], prior.trained["width"])
+    known = prior.trained.get("classes") or range(prior.num_classes or 0)
+    sides = [side for side in map(prior.trained.get, ("height", "width")) if isinstance(side, int)]
+    if len(sides) != 2:
+        raise ValueError(
+            f"expected a prior of 'gritvq fit prior', got {run.prior}, which does not say how large its pictures are; "
+            "sample and decode it from Python"
+        )
+    size = (sides[0], sides[1])
     condition = _condition(prior, known, config.classes, config.num)
     names = [f"{number:05}" for number in range(config.num)]
     if condition is not None:

@@ -60,7 +60,8 @@ def images_from(parser: Any, config: Any) -> None:
     _fit("prior", prior, combined({"tokenizer": str(tokenizer.tokenizer), "data": data}, settings["prior"]))
     samples = out / "samples"
     if not (samples / "grid.png").is_file():
-        _run(generate_arguments, generate, [str(prior.path)], {**settings["samples"], "out": str(samples)})
+        given = {**settings["samples"], "out": str(samples), "overwrite": True}  # of those that were interrupted
+        _run(generate_arguments, generate, [str(prior.path)], given)
     numbers = {name: json.loads(run.metrics.read_text()) for name, run in (("tokenizer", tokenizer), ("prior", prior))}
     report(
         "from pictures to pictures",

@@ -149,7 +149,7 @@ class LPIPSLoss(PerceptualDistance):
                 f"expected torchvision's weights for LPIPS in {path}, got no file; put it there, or take "
                 "PerceptualLoss(VGG16Features())"
             )
-        self.frozen = Frozen(_Distance(optional("lpips", "perceptual").LPIPS(net=network, verbose=False)))
+        self.frozen = Frozen(_PairDistance(optional("lpips", "perceptual").LPIPS(net=network, verbose=False)))
 
     def forward(self, reconstruction: Float[Tensor, "B C H W"], images: Float[Tensor, "B C H W"]) -> Float[Tensor, ""]:
         """The distance, see the class."""
@@ -163,7 +163,7 @@ class LPIPSLoss(PerceptualDistance):
         return self.frozen(both)[0].mean()
 
 
-class _Distance(nn.Module):
+class _PairDistance(nn.Module):
     """The distance of the first half of a batch to the second, (B, 1, 1, 1)."""
 
     def __init__(self, distance: nn.Module) -> None:
@@ -175,8 +175,8 @@ class _Distance(nn.Module):
         return self.distance(one, other, normalize=True)
 
 
-class Seen(NamedTuple):
-    """What a regularizer is told of one batch.
+class DiscriminatorBatch(NamedTuple):
+    """What a regularizer of the discriminator gets of one batch.
 
     Attributes:
         discriminator: The network.
@@ -197,7 +197,7 @@ class DiscriminatorRegularizer(Component, ABC):
     """A loss of the discriminator besides telling pictures apart."""
 
     @abstractmethod
-    def forward(self, seen: Seen) -> Float[Tensor, ""] | None:
+    def forward(self, batch: DiscriminatorBatch) -> Float[Tensor, ""] | None:
         """The weighted loss of one batch; None where there is none at this step."""
 
     def after_step(self) -> None:
@@ -229,9 +229,9 @@ class LeCam(DiscriminatorRegularizer):
         self.register_buffer("begun", torch.zeros(()))
         self._sums: Tensor | None = None  # of this step: real and fake scores, and how many of each
 
-    def forward(self, seen: Seen) -> Float[Tensor, ""]:
+    def forward(self, batch: DiscriminatorBatch) -> Float[Tensor, ""]:
         """The loss, see the class."""
-        real, fake = seen.real, seen.fake
+        real, fake = batch.real, batch.fake
         now = torch.stack([real.detach().sum(), fake.detach().sum(), real.new_tensor(real.numel())]).float()
         self._sums = now if self._sums is None else self._sums + now
         away = F.relu(real - self.averages[1]).square().mean() + F.relu(self.averages[0] - fake).square().mean()
@@ -270,13 +270,13 @@ class R1(DiscriminatorRegularizer):
         super().__init__()
         self.weight, self.interval = check_number("weight", weight), check_integer("interval", interval)
 
-    def forward(self, seen: Seen) -> Float[Tensor, ""] | None:
+    def forward(self, batch: DiscriminatorBatch) -> Float[Tensor, ""] | None:
         """The loss, see the class; float32, outside autocast."""
-        if seen.step % self.interval:
+        if batch.step % self.interval:
             return None
-        with torch.autocast(seen.images.device.type, enabled=False):
-            images = seen.images.detach().float().requires_grad_()
-            scores = seen.discriminator(images).mean(1)
+        with torch.autocast(batch.images.device.type, enabled=False):
+            images = batch.images.detach().float().requires_grad_()
+            scores = batch.discriminator(images).mean(1)
             (slope,) = torch.autograd.grad(scores.sum(), images, create_graph=True)
         return 0.5 * self.weight * self.interval * slope.square().flatten(1).sum(1).mean()
 
@@ -379,12 +379,12 @@ class AdversarialLoss(Component):
         fakes = augmented(reconstruction.detach().float(), self.augmentations)
         real, fake = self._scores(torch.cat([images, fakes])).chunk(2)
         if self.kind == "hinge":
-            told = (F.relu(1 - real).mean() + F.relu(1 + fake).mean()) / 2
+            loss = (F.relu(1 - real).mean() + F.relu(1 + fake).mean()) / 2
         else:
-            told = (F.softplus(-real).mean() + F.softplus(fake).mean()) / 2
-        losses = {"discriminator": told}
+            loss = (F.softplus(-real).mean() + F.softplus(fake).mean()) / 2
+        losses = {"discriminator": loss}
         for regularizer in self.regularizers:
-            loss = regularizer(Seen(self.discriminator, images, real, fake, step))
+            loss = regularizer(DiscriminatorBatch(self.discriminator, images, real, fake, step))
             if loss is not None:
                 losses[type(regularizer).__name__.lower()] = loss
         return losses, {"score_real": real.detach().mean(), "score_fake": fake.detach().mean()}

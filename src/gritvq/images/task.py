@@ -185,11 +185,12 @@ class TokenizerTask(Task):
         self.log_dict({f"train/{name}": value.detach() for name, value in losses.items()})
         self.log("train/loss", loss.detach())
         if self.measures_now:
-            advice = f"at step {self.step}; lower the learning rate, clip gradients, or look for pictures with NaN"
-            if not torch.isfinite(loss):
-                raise ValueError(f"expected a finite loss, got {float(loss.detach())} {advice}")
+            advice = "lower the learning rate, clip gradients, or look for pictures with NaN"
+            self.check_finite(loss, advice)
             if lost := int((~torch.isfinite(output.latents)).any(-1).sum()):
-                raise ValueError(f"expected finite latents, got {lost} vectors that are not finite {advice}")
+                raise ValueError(
+                    f"expected finite latents, got {lost} vectors that are not finite at step {self.step}; {advice}"
+                )
             error = (output.reconstruction.detach().float().clamp(0, 1) - images).square().mean()
             counts = self.window_usage.compute()
             self.log("train/psnr", -10 * error.clamp_min(1e-10).log10())
@@ -201,9 +202,9 @@ class TokenizerTask(Task):
         if adversarial is None:  # not yet: no parameter gets a gradient, so none moves
             yield torch.zeros((), device=self.device, requires_grad=True)
             return
-        told, scores = adversarial.judge(images, output.reconstruction, self.step)
-        self.log_dict({f"train/{name}": value.detach() for name, value in {**told, **scores}.items()})
-        yield torch.stack(list(told.values())).sum()
+        terms, scores = adversarial.judge(images, output.reconstruction, self.step)
+        self.log_dict({f"train/{name}": value.detach() for name, value in {**terms, **scores}.items()})
+        yield torch.stack(list(terms.values())).sum()
         if self._batches == self.accumulate:
             adversarial.after_step()
 

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
-import torch
 from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
@@ -107,11 +106,7 @@ class RecommenderTask(Task):
         """Loss of one batch, in nats per item."""
         loss = self.recommender(histories)
         if self.measures_now:
-            if not torch.isfinite(loss):
-                raise ValueError(
-                    f"expected a finite loss, got {float(loss.detach())} at step {self.step}; lower the "
-                    "learning rate, or clip gradients"
-                )
+            self.check_finite(loss)
             self.log("train/nats_per_item", loss.detach())
         return [loss]
 

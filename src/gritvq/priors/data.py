@@ -50,8 +50,8 @@ class TokenData:
             together: they are views of one sample (crops, flips), which must not be on both sides.
         batch_size: Samples B per step and process.
         label: Column of the class, text or integers >= 0; None for no classes.
-        num_validation: Most validation rows, the first ones of ``validation``; or the number of random ones, besides
-            those that stay with them.
+        num_validation: Most validation rows, the first ones of ``validation``; or the number of random ones, at most a
+            tenth of all, besides those that stay with them.
         seed: Seed of the order and of the held-out rows, >= 0.
 
     Attributes:
@@ -98,11 +98,11 @@ class TokenData:
             _, samples, sizes = np.unique(held.samples, return_inverse=True, return_counts=True)
             order = np.random.default_rng([seed, 1]).permutation(len(sizes))
             before = np.cumsum(sizes[order]) - sizes[order]
-            is_held = np.isin(samples, order[before < num_validation])
+            is_held = np.isin(samples, order[before < min(num_validation, max(1, len(held) // 10))])
             if is_held.all():
                 raise ValueError(
-                    f"expected more than the {num_validation} rows held out for validation and the other views of "
-                    f"their samples, got {len(held)}; lower num_validation, or give validation files"
+                    f"expected tokens of at least two samples, one of them to hold out for validation, got {len(held)} "
+                    "rows of one; give validation files, or more samples"
                 )
             self._held_rows, self._rows = np.flatnonzero(is_held), np.flatnonzero(~is_held)
         else:

@@ -122,11 +122,7 @@ class PriorTask(Task):
         terms = self.prior.loss(*batch)
         loss = torch.stack(list(terms.values())).sum()
         if self.measures_now:
-            if not torch.isfinite(loss):
-                raise ValueError(
-                    f"expected a finite loss, got {float(loss.detach())} at step {self.step}; lower the learning rate, "
-                    "or clip gradients"
-                )
+            self.check_finite(loss)
             self.log_dict({f"train/{name}": term.detach() for name, term in terms.items()})
         return [loss]
 

@@ -146,6 +146,15 @@ class Task(LightningModule, ABC):
         """Whether to compute expensive metrics in this step: the first step and those that are logged."""
         return self.step == 0 or (self.step + 1) % LOG_EVERY == 0
 
+    def check_finite(self, loss: Tensor, advice: str = "lower the learning rate, or clip gradients") -> None:
+        """Stop a training that has failed.
+
+        Raises:
+            ValueError: If the loss is not finite; the message ends with the advice.
+        """
+        if not torch.isfinite(loss):
+            raise ValueError(f"expected a finite loss, got {float(loss.detach())} at step {self.step}; {advice}")
+
     @property
     def settings(self) -> dict[str, Any]:
         """Settings that a resumed run must not change; saved in checkpoints as plain values."""
