@@ -15,6 +15,7 @@ from gritvq.cli.generate import generate, generate_arguments
 from gritvq.cli.images import encode, encode_arguments
 from gritvq.cli.output import report
 from gritvq.cli.settings import combined, shipped
+from gritvq.lazy import optional
 from gritvq.training.run_folder import RunFolder
 
 __all__ = ["images_from", "images_from_arguments"]
@@ -51,6 +52,7 @@ def images_from(parser: Any, config: Any) -> None:
 
     If it is interrupted, the same command continues it: finished stages are not repeated.
     """
+    optional("transformers", "priors")  # before hours of training a tokenizer
     out, settings, splits = Path(config.out), _settings(config), _splits(config.images)
     _begin(out, settings)
     tokenizer, prior = RunFolder(out / "tokenizer"), RunFolder(out / "prior")
