@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from gritvq.cli.images import device_argument, device_named
 from gritvq.cli.output import console, report, trusted_argument
 from gritvq.cli.run_folder import check_places, overwrite_argument
-from gritvq.component import check_integer
+from gritvq.cli.settings import check_positive
 from gritvq.training.run_folder import RunFolder
 
 if TYPE_CHECKING:
@@ -66,8 +66,7 @@ def generate(parser: Any, config: Any) -> None:
     from gritvq.priors import Prior, sample_seeds
 
     run, out = RunFolder(config.run), Path(config.out)
-    check_integer("num", config.num, hint="give a larger one")
-    check_integer("batch_size", config.batch_size, hint="give a larger one")
+    check_positive(num=config.num, batch_size=config.batch_size)
     if not run.prior.is_dir():
         raise ValueError(f"expected a run of 'gritvq fit prior', got {run.path}, which has no prior/; give its folder")
     device = device_named(config.device)

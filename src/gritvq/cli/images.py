@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from gritvq.cli.output import console, number_rows, report, trusted_argument
 from gritvq.cli.run_folder import check_places, overwrite_argument
+from gritvq.cli.settings import check_positive
 from gritvq.quantizers.base import Quantizer
 from gritvq.training.run_folder import RunFolder
 
@@ -108,8 +109,7 @@ def _batches(pictures: Pictures, batch_size: int, doing: str) -> Iterator[tuple[
     """Batches of whole pictures, with a progress bar on stderr."""
     from rich.progress import Progress
 
-    if batch_size < 1:
-        raise ValueError(f"expected batch_size >= 1, got {batch_size}; give a larger one")
+    check_positive(batch_size=batch_size)
     with Progress(console=console(), transient=True) as progress:
         bar = progress.add_task(doing, total=len(pictures))
         for group, images in pictures.batches(batch_size):

@@ -8,6 +8,7 @@ from typing import Any
 
 from gritvq.cli.fit_items import read_data
 from gritvq.cli.output import table, trusted_argument
+from gritvq.cli.settings import check_positive
 from gritvq.training.run_folder import RunFolder
 
 __all__ = ["recommend", "recommend_arguments"]
@@ -34,8 +35,7 @@ def recommend(parser: Any, config: Any) -> None:
 
     if (config.user is None) == (config.history is None):
         raise ValueError("expected either --user or --history, got both or neither; give one")
-    if config.k < 1:
-        raise ValueError(f"expected k >= 1, got {config.k}; give a larger one")
+    check_positive(k=config.k)
     run = RunFolder(config.run)
     folder = run.recommender if run.recommender.is_dir() else run.path
     recommender = GenerativeRecommender.from_pretrained(folder, trusted=config.trusted)

@@ -13,7 +13,7 @@ import yaml
 from gritvq.cli.errors import guarded
 from gritvq.files import regular_file
 
-__all__ = ["check_words", "class_of", "combined", "given_settings", "parts_of", "shipped", "whole"]
+__all__ = ["check_positive", "check_words", "class_of", "combined", "given_settings", "parts_of", "shipped", "whole"]
 
 
 def shipped(domain: str) -> dict[str, Any]:
@@ -53,6 +53,13 @@ def parts_of(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         elif isinstance(value, dict):
             found |= parts_of(value, f"{prefix}{name}.")
     return found
+
+
+def check_positive(**settings: int) -> None:
+    """Raises a ValueError if one of these settings is below 1."""
+    for name, value in settings.items():
+        if value < 1:
+            raise ValueError(f"expected {name} >= 1, got {value}; give a larger one")
 
 
 def check_words(words: Sequence[str]) -> None:
