@@ -9,17 +9,19 @@ from typing import Any
 __all__ = ["lazy_names", "optional"]
 
 
-def lazy_names(package: str, modules: Mapping[str, Iterable[str]]) -> Callable[[str], Any]:
-    """A ``__getattr__`` for a package that imports each public name, and its modules, when first asked for.
+def lazy_names(
+    package: str, modules: Mapping[str, Iterable[str]]
+) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:
+    """``__getattr__``, ``__dir__`` and ``__all__`` of a package whose names are imported when first asked for.
 
     Args:
         package: The package's ``__name__``.
         modules: Names by the module below the package that defines them.
 
     Example:
-        >>> find = lazy_names("gritvq", {"files": ["write_json"]})
-        >>> find("write_json").__name__
-        'write_json'
+        >>> find, names, public = lazy_names("gritvq", {"files": ["write_json"]})
+        >>> find("write_json").__name__, names(), public
+        ('write_json', ['files', 'write_json'], ['write_json'])
     """
     places = {name: module for module, names in modules.items() for name in names}
 
@@ -30,7 +32,7 @@ def lazy_names(package: str, modules: Mapping[str, Iterable[str]]) -> Callable[[
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         return getattr(importlib.import_module(f"{package}.{places[name]}"), name)
 
-    return find
+    return find, lambda: sorted({*modules, *places}), sorted(places)
 
 
 def optional(module: str, extra: str, purpose: str = "") -> Any:

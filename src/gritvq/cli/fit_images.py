@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import sys
-import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,6 +18,7 @@ from gritvq.cli.run_folder import (
     place_of,
     run_arguments,
     run_training,
+    steps_done,
 )
 from gritvq.quantizers import presets
 
@@ -119,7 +119,7 @@ def fit(parser: Any, config: Any, given: Mapping[str, Any], note: str = "") -> N
     from gritvq.images.task import TokenizerTask
     from gritvq.training import TrainingPlan
     from gritvq.training.launch import Launch
-    from gritvq.training.run import check_checkpoint, seed_everything
+    from gritvq.training.run import seed_everything
 
     spread(config, given)
     launch = Launch(TrainingPlan(**arguments_of(config.plan)))
@@ -129,19 +129,13 @@ def fit(parser: Any, config: Any, given: Mapping[str, Any], note: str = "") -> N
     parts = parts_of_run(parser, config)
     parts.data.setup("fit")
     task = TokenizerTask(parts.tokenizer, **arguments_of(parts.task))
-    done = 0
-    if place.resume is not None:
-        done = check_checkpoint(task, parts.plan, place.resume)
-    elif config.init_from is not None:
-        task.start_from(config.init_from)
+    done = steps_done(task, parts.plan, config, place)
     task.check_data(parts.data)  # before an old run is replaced
     open_run(parser, config, place, done, note=note)
     _fit_and_report(task, parts.data, parts.plan, place, done, extras_of(parser, config))
 
 
-def _fit_and_report(
-    task: Any, data: Any, plan: Any, place: Place, done: int = 0, extras: Mapping[str, Any] | None = None
-) -> None:
+def _fit_and_report(task: Any, data: Any, plan: Any, place: Place, done: int, extras: Mapping[str, Any]) -> None:
     from gritvq.files import write_json
     from gritvq.images import plots as pictures
     from gritvq.images.evaluation import evaluate
@@ -151,9 +145,7 @@ def _fit_and_report(
     if place.launch.first:
         console().print(f"data: {data.summary()}", markup=False, highlight=False, soft_wrap=True)
         write_json(run.data, data.describe())
-    started = time.perf_counter()
-    trainer = run_training(task, data, plan, place, done, **(extras or {}))
-    minutes = (time.perf_counter() - started) / 60
+    trainer, taken = run_training(task, data, plan, place, done, **extras)
     share = itertools.islice(data.val_dataloader(), trainer.global_rank, None, trainer.world_size)
     device = trainer.strategy.root_device  # Lightning has moved the model to the CPU
     numbers, counts = evaluate(tokenizer.eval(), share, device=device)
@@ -166,7 +158,7 @@ def _fit_and_report(
     write_json(run.metrics, numbers)
     report(
         "held-out images",
-        [*number_rows(numbers), ("training time", f"{minutes:.1f} minutes")],
+        [*number_rows(numbers), ("training time", taken)],
         {
             "tokenizer": run.tokenizer,
             "originals and reconstructions": run.reconstructions,

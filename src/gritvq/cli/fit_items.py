@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from gritvq.cli.run_folder import (
     place_of,
     run_arguments,
     run_training,
+    steps_done,
 )
 from gritvq.cli.semantic_ids import make_ids, tokenizer_arguments, write_ids
 from gritvq.cli.settings import class_of
@@ -59,7 +59,7 @@ def fit(parser: Any, config: Any, given: Mapping[str, Any]) -> None:
     from gritvq.items.task import RecommenderTask
     from gritvq.training import TrainingPlan
     from gritvq.training.launch import Launch
-    from gritvq.training.run import check_checkpoint, seed_everything
+    from gritvq.training.run import seed_everything
 
     plan = TrainingPlan(**arguments_of(config.plan))
     place = place_of(config, Launch(plan))
@@ -90,25 +90,17 @@ def fit(parser: Any, config: Any, given: Mapping[str, Any]) -> None:
         backbone, ids, max_history=settings["max_history"], beam=config.beam, priority=popularity
     )
     task = RecommenderTask(recommender, **arguments_of(config.task))
-    done = 0
-    if place.resume is not None:
-        done = check_checkpoint(task, plan, place.resume)
-    elif config.init_from is not None:
-        task.start_from(task.load(config.init_from))
+    done = steps_done(task, plan, config, place, task.load)
     open_run(parser, config, place, done, changes)
     if tokenizer is not None:
         write_ids(place.run.semantic_ids, tokenizer, ids)
-    started = time.perf_counter()
-    extras = extras_of(parser, config)
-    trainer = run_training(task, data, plan, place, done, **extras)
-    minutes = (time.perf_counter() - started) / 60
+    trainer, taken = run_training(task, data, plan, place, done, **extras_of(parser, config))
     if not trainer.is_global_zero:
         return
     chosen = task.load(place.run.recommender)
     numbers = _tested(chosen.to(trainer.strategy.root_device), split, config.num_test)
     write_json(place.run.metrics, numbers)
-    rows = [(name, f"{value:.4f}") for name, value in numbers.items()]
-    rows.append(("training time", f"{minutes:.1f} minutes"))
+    rows = [*((name, f"{value:.4f}") for name, value in numbers.items()), ("training time", taken)]
     files = {"recommender": place.run.recommender, "numbers": place.run.metrics, "logs": place.run.logs}
     users = min(config.num_test or len(split.users), len(split.users))
     report(f"test, {users:,} users, whole catalogue", rows, files)

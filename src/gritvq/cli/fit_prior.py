@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 import math
-import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from gritvq.cli.output import arguments_of, report, tracked, trusted_argument
-from gritvq.cli.run_folder import check_settings, extras_of, open_run, place_of, run_arguments, run_training
+from gritvq.cli.run_folder import (
+    check_settings,
+    extras_of,
+    open_run,
+    place_of,
+    run_arguments,
+    run_training,
+    steps_done,
+)
 from gritvq.cli.settings import class_of
 
 if TYPE_CHECKING:
@@ -47,7 +55,7 @@ def fit(parser: Any, config: Any, given: Mapping[str, Any]) -> None:
     from gritvq.tokens import TokenLayout
     from gritvq.training import TrainingPlan
     from gritvq.training.launch import Launch
-    from gritvq.training.run import check_checkpoint, seed_everything
+    from gritvq.training.run import seed_everything
 
     plan = TrainingPlan(**arguments_of(config.plan))
     place = place_of(config, Launch(plan))
@@ -66,21 +74,13 @@ def fit(parser: Any, config: Any, given: Mapping[str, Any]) -> None:
     task = PriorTask(prior, num_elements=height * width, **arguments_of(config.task))
     task.about = {"classes": data.classes, "height": height, "width": width}
     task.check_data(data)
-    done = 0
-    if place.resume is not None:
-        done = check_checkpoint(task, plan, place.resume)
-    elif config.init_from is not None:
-        trusted = config.trusted
-        task.start_from(
-            Prior.from_pretrained(config.init_from, layout=layout, fingerprint=fingerprint, trusted=trusted)
-        )
+    load = functools.partial(Prior.from_pretrained, layout=layout, fingerprint=fingerprint, trusted=config.trusted)
+    done = steps_done(task, plan, config, place, load)
     open_run(parser, config, place, done)
     if place.launch.first:
         tokenizer.save_pretrained(run.tokenizer)
         write_json(run.data, {**task.about, "rows": data.num_rows})
-    started = time.perf_counter()
-    trainer = run_training(task, data, plan, place, done, **extras_of(parser, config))
-    minutes = (time.perf_counter() - started) / 60
+    trainer, taken = run_training(task, data, plan, place, done, **extras_of(parser, config))
     if not trainer.is_global_zero:
         return
     prior = prior.to(trainer.strategy.root_device).eval()
@@ -94,7 +94,7 @@ def fit(parser: Any, config: Any, given: Mapping[str, Any]) -> None:
             ("nats per token", f"{numbers['nats_per_token']:.3f}"),
             ("bits per pixel", f"{numbers['bits_per_pixel']:.4f}"),
             ("classes", "none" if data.classes is None else f"{len(data.classes):,}"),
-            ("training time", f"{minutes:.1f} minutes"),
+            ("training time", taken),
         ],
         {"prior": run.prior, "tokenizer": run.tokenizer, "samples": run.samples, "logs": run.logs},
     )

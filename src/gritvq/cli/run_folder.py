@@ -5,7 +5,8 @@ from __future__ import annotations
 import itertools
 import os
 import sys
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -28,6 +29,7 @@ __all__ = [
     "place_of",
     "run_arguments",
     "run_training",
+    "steps_done",
 ]
 
 
@@ -239,8 +241,30 @@ def parts_of_run(parser: Any, config: Any) -> Any:
     return parser.instantiate(bare)
 
 
-def run_training(task: Any, data: Any, plan: Any, place: Place, done: int = 0, **more: Any) -> Any:
-    """Announce and run the training; exit the program if it is interrupted. Returns the trainer."""
+def steps_done(task: Any, plan: Any, config: Any, place: Place, load: Callable[[str], Any] = str) -> int:
+    """Check the checkpoint to resume from, or start from the weights of ``--init_from``.
+
+    Args:
+        task: The task.
+        plan: Plan of the training.
+        config: The configuration.
+        place: Folder and checkpoint of the run.
+        load: Reads what ``task.start_from`` takes from ``--init_from``.
+
+    Returns:
+        Steps that the checkpoint has done; 0 for a new run.
+    """
+    from gritvq.training.run import check_checkpoint
+
+    if place.resume is not None:
+        return check_checkpoint(task, plan, place.resume)
+    if config.init_from is not None:
+        task.start_from(load(config.init_from))
+    return 0
+
+
+def run_training(task: Any, data: Any, plan: Any, place: Place, done: int = 0, **more: Any) -> tuple[Any, str]:
+    """Announce and run the training; exit the program if it is interrupted. Returns the trainer and the time taken."""
     from gritvq.images.networks import num_parameters
     from gritvq.training import train
     from gritvq.training.interruption import Interrupted
@@ -250,12 +274,14 @@ def run_training(task: Any, data: Any, plan: Any, place: Place, done: int = 0, *
         if done == plan.max_steps:
             steps = f"for no more steps: all {done:,} are done"
         print(f"training {num_parameters(task):,} parameters {steps}", file=sys.stderr)
+    started = time.perf_counter()
     try:
-        return train(task, data, plan, folder=place.run.path, resume=place.resume, **more)
+        trainer = train(task, data, plan, folder=place.run.path, resume=place.resume, **more)
     except Interrupted as stop:
         if str(stop):
             print(f"gritvq: interrupted: {stop}", file=sys.stderr)
         raise SystemExit(stop.exit_code) from None
+    return trainer, f"{(time.perf_counter() - started) / 60:.1f} minutes"
 
 
 def overwrite_argument(parser: Any) -> None:

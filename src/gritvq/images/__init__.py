@@ -10,92 +10,21 @@ from typing import TYPE_CHECKING
 from gritvq.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from gritvq.images.data import ImageData
-    from gritvq.images.discriminators import FeatureDiscriminator, PatchDiscriminator
-    from gritvq.images.evaluation import evaluate, token_statistics
-    from gritvq.images.features import (
-        CIFARResNet,
-        FeatureVectors,
-        FileFeatures,
-        Frozen,
-        InceptionFeatures,
-        VGG16Features,
-    )
-    from gritvq.images.files import Picture, Pictures, find_images, open_pictures, read_images, to_tensor
-    from gritvq.images.foundation import FoundationEncoder, SelfDistillation, pretrained_encoder, vqrae_quantizer
-    from gritvq.images.generation_metrics import (
-        ClassAccuracy,
-        Evaluation,
-        FrechetDistance,
-        PictureSet,
-        PrecisionRecall,
-        compare_pictures,
-    )
-    from gritvq.images.losses import R1, AdversarialLoss, LeCam, LPIPSLoss, PerceptualLoss
-    from gritvq.images.metrics import ReconstructionError, StructuralSimilarity, prior_bits_per_pixel, to_uint8
-    from gritvq.images.networks import (
-        ImageDecoder,
-        ImageEncoder,
-        ViTDecoder,
-        ViTEncoder,
-        VQGANDecoder,
-        VQGANEncoder,
-        num_parameters,
-    )
-    from gritvq.images.objectives import image_losses
-    from gritvq.images.task import TokenizerTask
-    from gritvq.images.tokenizer import ImageTokenizer
+    from gritvq.images.data import *
+    from gritvq.images.discriminators import *
+    from gritvq.images.evaluation import *
+    from gritvq.images.features import *
+    from gritvq.images.files import *
+    from gritvq.images.foundation import *
+    from gritvq.images.generation_metrics import *
+    from gritvq.images.losses import *
+    from gritvq.images.metrics import *
+    from gritvq.images.networks import *
+    from gritvq.images.objectives import *
+    from gritvq.images.task import *
+    from gritvq.images.tokenizer import *
 
-__all__ = [
-    "R1",
-    "AdversarialLoss",
-    "CIFARResNet",
-    "ClassAccuracy",
-    "Evaluation",
-    "FeatureDiscriminator",
-    "FeatureVectors",
-    "FileFeatures",
-    "FoundationEncoder",
-    "FrechetDistance",
-    "Frozen",
-    "ImageData",
-    "ImageDecoder",
-    "ImageEncoder",
-    "ImageTokenizer",
-    "InceptionFeatures",
-    "LPIPSLoss",
-    "LeCam",
-    "PatchDiscriminator",
-    "PerceptualLoss",
-    "Picture",
-    "PictureSet",
-    "Pictures",
-    "PrecisionRecall",
-    "ReconstructionError",
-    "SelfDistillation",
-    "StructuralSimilarity",
-    "TokenizerTask",
-    "VGG16Features",
-    "VQGANDecoder",
-    "VQGANEncoder",
-    "ViTDecoder",
-    "ViTEncoder",
-    "compare_pictures",
-    "evaluate",
-    "find_images",
-    "image_losses",
-    "num_parameters",
-    "open_pictures",
-    "pretrained_encoder",
-    "prior_bits_per_pixel",
-    "read_images",
-    "to_tensor",
-    "to_uint8",
-    "token_statistics",
-    "vqrae_quantizer",
-]
-
-__getattr__ = lazy_names(
+__getattr__, __dir__, __all__ = lazy_names(
     __name__,
     {
         "data": ["ImageData"],

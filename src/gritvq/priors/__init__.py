@@ -10,42 +10,16 @@ from typing import TYPE_CHECKING
 from gritvq.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from gritvq.priors.autoregressive import AutoregressivePrior
-    from gritvq.priors.base import Prior
-    from gritvq.priors.data import TokenData
-    from gritvq.priors.heads import BitHead, DepthHead, Head, SoftmaxHead, head_for
-    from gritvq.priors.masked import MaskedPrior, halton_order
-    from gritvq.priors.next_scale import NextScalePrior
-    from gritvq.priors.sampling import (
-        ConstantGuidance,
-        Guidance,
-        LinearGuidance,
-        PowerCosineGuidance,
-        sample_seeds,
-    )
-    from gritvq.priors.task import PriorTask
+    from gritvq.priors.autoregressive import *
+    from gritvq.priors.base import *
+    from gritvq.priors.data import *
+    from gritvq.priors.heads import *
+    from gritvq.priors.masked import *
+    from gritvq.priors.next_scale import *
+    from gritvq.priors.sampling import *
+    from gritvq.priors.task import *
 
-__all__ = [
-    "AutoregressivePrior",
-    "BitHead",
-    "ConstantGuidance",
-    "DepthHead",
-    "Guidance",
-    "Head",
-    "LinearGuidance",
-    "MaskedPrior",
-    "NextScalePrior",
-    "PowerCosineGuidance",
-    "Prior",
-    "PriorTask",
-    "SoftmaxHead",
-    "TokenData",
-    "halton_order",
-    "head_for",
-    "sample_seeds",
-]
-
-__getattr__ = lazy_names(
+__getattr__, __dir__, __all__ = lazy_names(
     __name__,
     {
         "autoregressive": ["AutoregressivePrior"],

@@ -10,52 +10,15 @@ from typing import TYPE_CHECKING
 from gritvq.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from gritvq.training.callbacks import (
-        CodebookInitialization,
-        CodebookUpdate,
-        CollapseWarning,
-        FrozenStage,
-        RandomState,
-        StepProgress,
-        WeightAverage,
-    )
-    from gritvq.training.data import DataModule, TrainingData
-    from gritvq.training.objectives import (
-        ElboObjective,
-        Objective,
-        ReconstructionObjective,
-        TwoPathObjective,
-        objective_for,
-    )
-    from gritvq.training.optimizer import OptimizerSettings
-    from gritvq.training.run import TrainingPlan, seed_everything, train
-    from gritvq.training.run_folder import RunFolder
-    from gritvq.training.task import Task
+    from gritvq.training.callbacks import *
+    from gritvq.training.data import *
+    from gritvq.training.objectives import *
+    from gritvq.training.optimizer import *
+    from gritvq.training.run import *
+    from gritvq.training.run_folder import *
+    from gritvq.training.task import *
 
-__all__ = [
-    "CodebookInitialization",
-    "CodebookUpdate",
-    "CollapseWarning",
-    "DataModule",
-    "ElboObjective",
-    "FrozenStage",
-    "Objective",
-    "OptimizerSettings",
-    "RandomState",
-    "ReconstructionObjective",
-    "RunFolder",
-    "StepProgress",
-    "Task",
-    "TrainingData",
-    "TrainingPlan",
-    "TwoPathObjective",
-    "WeightAverage",
-    "objective_for",
-    "seed_everything",
-    "train",
-]
-
-__getattr__ = lazy_names(
+__getattr__, __dir__, __all__ = lazy_names(
     __name__,
     {
         "callbacks": [
