@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,11 @@ from torch import Tensor
 # compiler of PyTorch does). Compilation for the CPU is not affected.
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+# PyTorch keeps compiled programs between processes, also when ATEN_CPU_CAPABILITY says that vectors are narrower: with
+# those of wider vectors it then reads beyond the end of a buffer.
+capability = torch.backends.cpu.get_cpu_capability().replace(" ", "-").lower()
+os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", f"{tempfile.gettempdir()}/torchinductor-{os.getuid()}-{capability}")
 
 THREADS = int(os.environ.get("TEST_THREADS", "1"))  # 2 in `make capabilities`
 torch.set_num_threads(THREADS)  # for fixtures of whole modules, which come before those of a test
