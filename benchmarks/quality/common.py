@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import os
 import platform
 import subprocess
 from pathlib import Path
 
+import numpy as np
+import pyarrow.parquet as parquet
 import torch
+from PIL import Image
+from torch import Tensor
 
 from gritvq import __version__
 
@@ -34,3 +39,18 @@ def circumstances(comparison: str, data: str) -> dict[str, str]:
         "commit": commit or "none",
         "versions": f"gritvq {__version__}, torch {torch.__version__}, python {platform.python_version()}",
     }
+
+
+def labelled(folder: str | Path, split: str, number: int | None = None) -> tuple[Tensor, Tensor]:
+    """The first pictures (n, C, H, W) of a split, bytes, and their classes."""
+    images: list[np.ndarray] = []
+    labels: list[int] = []
+    for path in sorted(Path(folder).glob(f"{split}*.parquet")):
+        table = parquet.read_table(path, columns=["image", "label"])
+        for image, label in zip(table["image"].to_pylist(), table["label"].to_pylist(), strict=True):
+            if number is not None and len(labels) == number:
+                break
+            pixels = np.asarray(Image.open(io.BytesIO(image["bytes"])))
+            images.append(pixels if pixels.ndim == 3 else pixels[..., None])
+            labels.append(label)
+    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous(), torch.tensor(labels)

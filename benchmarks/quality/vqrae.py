@@ -15,18 +15,14 @@ from __future__ import annotations
 
 import argparse
 import copy
-import io
 from collections.abc import Iterator
 from datetime import date
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow.parquet as parquet
 import torch
 import torch.nn.functional as F
-from benchmarks.quality.common import RESULTS, circumstances, hardware
-from PIL import Image
+from benchmarks.quality.common import RESULTS, circumstances, hardware, labelled
 from torch import Tensor, nn
 
 from gritvq.images import (
@@ -47,20 +43,6 @@ WIDTH, CODES, NUM_PROBED = 64, 1024, 5000
 CODE_WIDTHS, WEIGHTS = (8, 32, 64, 96), (0.0, 1.0, 10.0)
 MODEL = dict(hidden_size=WIDTH, num_hidden_layers=3, num_attention_heads=4, image_size=32, patch_size=8)
 STEPS = {"classifier": 1500, "stage 1": 400, "stage 2": 400}
-
-
-def labelled(folder: Path, split: str, number: int | None = None) -> tuple[Tensor, Tensor]:
-    """The first pictures (n, 3, 32, 32) of a split, bytes, and their classes."""
-    images: list[np.ndarray] = []
-    labels: list[int] = []
-    for path in sorted(folder.glob(f"{split}*.parquet")):
-        table = parquet.read_table(path, columns=["image", "label"])
-        for image, label in zip(table["image"].to_pylist(), table["label"].to_pylist(), strict=True):
-            if number is not None and len(labels) == number:
-                break
-            images.append(np.asarray(Image.open(io.BytesIO(image["bytes"])).convert("RGB")))
-            labels.append(label)
-    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous(), torch.tensor(labels)
 
 
 def classifier(pictures: tuple[Tensor, Tensor], seed: int, steps: int) -> FoundationEncoder:

@@ -17,7 +17,7 @@ from typing import Any
 
 from benchmarks.report import speed as performance_page
 from benchmarks.report.items import with_tables
-from benchmarks.report.priors import with_sampling
+from benchmarks.report.priors import generation_section, with_sampling
 from benchmarks.report.tables import circumstances, markdown_table
 
 from gritvq.cli import paper_of
@@ -337,6 +337,7 @@ def main() -> int:
         + image_section()
         + methods_section()
         + recipes_section()
+        + generation_section(RESULTS, DOCS / "images")
         + vqrae_section()
         + frechet_section()
         + drift_section()

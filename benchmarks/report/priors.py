@@ -1,4 +1,4 @@
-"""The table of sampling in the page about generation."""
+"""The table of sampling in the page about generation, and the section about tokens of several quantizers."""
 
 from __future__ import annotations
 
@@ -11,6 +11,33 @@ from benchmarks.report.tables import circumstances, markdown_table
 
 from gritvq.results import read_results
 
+GENERATION = """
+## Image generation
+
+    python -m benchmarks.quality.generation --data PATH-TO-CIFAR10 --network PATH-TO-CIFAR10-RESNET56
+    python -m benchmarks.quality.generation --data PATH-TO-FASHION-MNIST
+
+The same class-conditional autoregressive prior on the tokens of several quantizers;
+`benchmarks/quality/generation.yaml` has the settings. rFD compares decoded test pictures with the test pictures, gFD
+as many samples, 10,000, with training pictures; the features are a classifier's, so none of them is an FID. The floor
+is the distance of test pictures from training pictures. "Recognized" is the share of pictures in which the classifier
+sees the class they are of: decoded test pictures, then samples. Guidance is `u + s (c - u)`. Nats and bits under the
+prior are those of test pictures; bits are per position, all color channels together. Means over seeds, in brackets
+the smallest and largest.
+"""
+_COLUMNS = {
+    "psnr": ("PSNR (dB)", ".2f"),
+    "usage": ("usage", ".3f"),
+    "rfd": ("rFD", ".2f"),
+    "accuracy_decoded": ("decoded recognized", ".3f"),
+    "nats_per_token": ("nats per token", ".3f"),
+    "bits_per_pixel": ("bits per pixel", ".4f"),
+    "gfd": ("gFD", ".2f"),
+    "accuracy": ("samples recognized", ".3f"),
+    "gfd_guided": ("gFD, guided", ".2f"),
+    "accuracy_guided": ("guided recognized", ".3f"),
+}
+_IDENTITY = ("study", "method", "settings", "codebook_size", "seed")
 MARK = re.compile(r"<!-- table sampling -->.*?<!-- end -->", re.DOTALL)
 
 
@@ -40,3 +67,39 @@ def _times(rows: Sequence[Mapping[str, Any]], row: Mapping[str, Any], metric: st
 def with_sampling(text: str, folder: Path) -> str:
     """The page with the table between its marks made again."""
     return MARK.sub(lambda _: f"<!-- table sampling -->\n\n{sampling(folder)}\n\n<!-- end -->", text)
+
+
+def generation_section(folder: Path, images: Path) -> str:
+    """Tokenizers and priors of every data set, best bits per pixel first."""
+    parts = [GENERATION]
+    for path in sorted(folder.glob("generation_*.csv")):
+        runs = read_results(path, _IDENTITY)
+        for data in sorted({run["data"] for run in runs}):
+            own = [run for run in runs if run["data"] == data]
+            floor, real = (sum(run[name] for run in own) / len(own) for name in ("fd_floor", "accuracy_real"))
+            said = f"Floor {floor:.2f}; of the test pictures themselves {100 * real:.1f} % are recognized."
+            parts += [f"### {path.stem.removeprefix('generation_')}, {data}", circumstances(own), said, _table(own)]
+            plot = images / f"generation_{data}_{own[0]['hardware']}.png"
+            if plot.exists():
+                parts.append(f"![Samples with guidance, one of every class](images/{plot.name})")
+    return "\n\n".join(parts) + "\n"
+
+
+def _table(runs: Sequence[Mapping[str, Any]]) -> str:
+    groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for run in runs:
+        groups.setdefault((run["method"], run["settings"]), []).append(run)
+    rows = []
+    for (method, settings), own in sorted(groups.items(), key=lambda item: _mean(item[1], "bits_per_pixel")):
+        figures = [_figure(own, name, style) for name, (_, style) in _COLUMNS.items()]
+        rows.append([method, settings, str(own[0]["codebook_size"]), *figures, str(len(own))])
+    return markdown_table(("method", "settings", "K", *(word for word, _ in _COLUMNS.values()), "seeds"), rows)
+
+
+def _mean(runs: Sequence[Mapping[str, Any]], name: str) -> float:
+    return float(sum(run[name] for run in runs) / len(runs))
+
+
+def _figure(runs: Sequence[Mapping[str, Any]], name: str, style: str) -> str:
+    least, largest = (f"{end(run[name] for run in runs):{style}}" for end in (min, max))
+    return f"{_mean(runs, name):{style}}" + (f" ({least}-{largest})" if least != largest else "")

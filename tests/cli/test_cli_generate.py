@@ -19,8 +19,8 @@ from gritvq.cli import main
 from gritvq.images import ImageDecoder, ImageEncoder, ImageTokenizer
 from gritvq.images.crops import ten_crops
 from gritvq.images.files import read_images
-from gritvq.priors import Prior
-from gritvq.tokens import read_tokens, token_files
+from gritvq.priors import AutoregressivePrior, Prior
+from gritvq.tokens import TokenLayout, read_tokens, token_files
 from program import wrong
 
 
@@ -200,3 +200,30 @@ class TestImagesFrom:
         Path("taken/notes.txt").touch()
         assert "new or empty folder" in wrong(self.command(made, "--out", "taken"), capsys)
         assert "nowhere" in wrong(["images-from", "./nowhere"], capsys) and not Path("runs").exists()
+
+
+class TestLargePrior:
+    """The shipped configuration of a prior for 256 pixels."""
+
+    config = Path(__file__).parents[2] / "configs" / "priors" / "raster-256-16384.yaml"
+
+    def test_two_steps_of_a_small_one(self, made: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        small = {
+            **{"tokenizer": made / "tokenizer", "data.train": made / "tokens", "data.batch_size": 2},
+            **{"prior.width": 16, "prior.depth": 1, "prior.num_heads": 2, "data.num_validation": 20},
+            **{"plan.max_steps": 2, "plan.validate_every": 0, "plan.accelerator": "cpu", "plan.devices": 1},
+        }
+        words = [word for key, value in small.items() for word in (f"--{key}", str(value))]
+        assert main(["fit", "prior", "--config", str(self.config), *words, "--out", "run"]) == 0, (
+            capsys.readouterr().err
+        )
+        settings = yaml.safe_load(Path("run/config.yaml").read_text())
+        assert settings["plan"]["precision"] == "bf16-mixed" and settings["task"]["schedule"] == "constant"
+        assert torch.load("run/checkpoints/last.ckpt", weights_only=True)["step"] == 2
+
+    def test_its_size_is_that_of_llamagen_b(self) -> None:
+        settings = yaml.safe_load(self.config.read_text())
+        assert settings["prior"]["class_path"] == "gritvq.priors.AutoregressivePrior"
+        layout = TokenLayout((16384,), (16, 16))
+        prior = AutoregressivePrior(layout, num_classes=1000, **settings["prior"]["init_args"])
+        assert 110e6 < sum(each.numel() for each in prior.parameters()) < 113e6

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from gritvq.priors import MaskedPrior, halton_order, sample_seeds
 from gritvq.tokens import TokenLayout
+from gritvq.training.optimizer import OptimizerSettings, take_steps
 from priors_common import LAYOUTS, all_samples, frequencies_fit, prior_of, same_class
 
 
@@ -27,13 +28,13 @@ def test_a_deterministic_distribution_is_recovered(order: str) -> None:
     layout = TokenLayout((5, 3), (2, 2))
     samples = torch.stack([torch.randint(3, (2, 2, 2)) + torch.tensor([n, 0]) for n in range(2)])
     prior = MaskedPrior(layout, num_classes=2, width=32, depth=1, num_heads=2, dropout=0.0, num_steps=3, order=order)
-    optimizer = torch.optim.Adam(prior.parameters(), lr=1e-2)
+    groups = [{"params": [each for each in prior.parameters() if each.requires_grad]}]
+    optimizer, schedule = OptimizerSettings(lr=5e-3, warmup_steps=10).optimizer(groups, 160)
     classes = torch.arange(2).repeat(16)
-    for _ in range(80):
-        loss = prior.loss(samples.repeat(16, 1, 1, 1), classes)["nats_per_masked_token"]
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+    losses = (prior.loss(samples.repeat(16, 1, 1, 1), classes)["nats_per_masked_token"] for _ in range(160))
+    for _ in take_steps(losses, optimizer, schedule, gradient_clip=1.0):
+        pass
+    # .956 at the least with 16 seeds; at a constant rate of .01 some of them never get there
     assert float(prior.eval().log_prob(samples, torch.arange(2)).detach().exp().min()) > 0.9
     for guidance in (1.0, 2.0):
         drawn = prior.sample(32, classes, generator=0, guidance=guidance)

@@ -25,6 +25,7 @@ def grit_vq(
     lr_scale: float | tuple[float, float] = 10.0,
     initialization: Initialization = "normal",
     revival_interval: int | None = None,
+    commitment_weight: float = 0.0,
 ) -> VectorQuantizer:
     """GRIT-VQ: a radial surrogate and one shared residual transform of the codebook. The default of `gritvq fit`.
 
@@ -41,6 +42,7 @@ def grit_vq(
         lr_scale: Codebook learning rate over the encoder's; two numbers give transform and base table their own.
         initialization: Start of the codes.
         revival_interval: Updates between two revivals of dead codes; None for none.
+        commitment_weight: Weight of a loss that draws vectors to their codes, which the surrogate does not need.
 
     Example:
         >>> grit_vq(16, 1024).codebook_sizes
@@ -53,7 +55,10 @@ def grit_vq(
     codebook = MLPCodebook(
         dim, codebook_size, hidden_dim=hidden_dim, base=base, lr_scale=lr_scale, initialization=initialization
     )
-    return VectorQuantizer(codebook, surrogate=RadialSurrogate(radius), learning=revival(revival_interval))
+    learning = revival(revival_interval)
+    if commitment_weight:
+        learning.append(CommitmentLoss(commitment_weight))
+    return VectorQuantizer(codebook, surrogate=RadialSurrogate(radius), learning=learning)
 
 
 def simvq(

@@ -1,0 +1,425 @@
+"""Image generation: priors on the tokens of several tokenizers. Whose are easier to predict?
+
+    python -m benchmarks.quality.generation --data PATH-TO-CIFAR10 --network PATH-TO-CIFAR10-RESNET56
+    python -m benchmarks.quality.generation --data PATH-TO-FASHION-MNIST
+
+For each contender of a study (``generation.yaml``; ``--study`` names another one than "tokenizers") and each seed: a
+tokenizer is trained, all training pictures and their mirror images become tokens, a class-conditional prior learns
+them, and draws 1,000 pictures of each class, without guidance and with it. Everything is measured on all 10,000 test
+pictures and as many samples:
+
+- rFD: decoded test pictures against the test pictures. gFD: samples against 10,000 training pictures. The floor is that
+  of the test pictures against those training pictures. Features are those of a classifier, so no distance is an FID.
+- class accuracy: of test pictures that the classifier recognizes: decoded ones, and samples.
+- nats per token of the test pictures under the prior, and bits per pixel (per position, all color channels together);
+  of a masked prior an estimated bound.
+
+The classifier of Fashion-MNIST is in ``benchmarks/networks``; ``--train-network`` trains it again. Writes
+``benchmarks/results/generation_*.csv`` and pictures of samples into ``docs/images``. A run that is in the results
+already is not repeated, and stages that are done lie in ``--work``: an interrupted benchmark goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from datetime import date
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import yaml
+from benchmarks.quality.common import HERE, RESULTS, circumstances, hardware, labelled
+from rich.progress import track
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, IterableDataset
+
+from gritvq import from_config, priors
+from gritvq.images import (
+    CIFARResNet,
+    ClassAccuracy,
+    FeatureVectors,
+    FrechetDistance,
+    ImageData,
+    ImageDecoder,
+    ImageEncoder,
+    ImageTokenizer,
+    TokenizerTask,
+    evaluate,
+    num_parameters,
+    to_uint8,
+)
+from gritvq.plotting import new_figure, save_figure
+from gritvq.priors import Prior, PriorTask, sample_seeds
+from gritvq.quantizers import presets
+from gritvq.results import read_results, write_results
+from gritvq.tokens import TokenLayout
+from gritvq.training import TrainingPlan, seed_everything, train
+from gritvq.training.optimizer import OptimizerSettings, take_steps
+
+NUM, CLASSES, BATCH = 10_000, 10, 250
+FASHION = HERE.parent / "networks" / "fashion-mnist.safetensors"
+DOCS = HERE.parents[1] / "docs" / "images"
+IDENTITY = ("study", "method", "settings", "codebook_size", "seed")
+
+
+class FashionClassifier(nn.Module):
+    """Five convolutions and a linear layer for 28 x 28 gray pictures; features (B, 96, 7, 7)."""
+
+    name, least_size = "Fashion-MNIST CNN", 28
+
+    def __init__(self) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for before, width, stride in ((1, 32, 1), (32, 64, 2), (64, 64, 1), (64, 96, 2), (96, 96, 1)):
+            layers += [nn.Conv2d(before, width, 3, stride, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
+        self.layers, self.head = nn.Sequential(*layers), nn.Linear(96, CLASSES)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """The last feature maps of pictures in [0, 1]."""
+        return self.layers((images - 0.2860) / 0.3530)
+
+
+def train_classifier(data: str, steps: int = 2000) -> None:
+    """Train the classifier on shifted and mirrored pictures, and save it."""
+    seed_everything(0)
+    images, labels = labelled(data, "train")
+    network = FashionClassifier()
+    optimizer, schedule = OptimizerSettings(lr=2e-3, warmup_steps=100, weight_decay=0.05).optimizer(
+        [{"params": list(network.parameters())}], steps
+    )
+
+    def losses() -> Iterator[Tensor]:
+        for _ in range(steps):
+            rows = torch.randint(len(labels), (256,))
+            x = F.pad(images[rows].float() / 255, (2,) * 4)
+            top, left = torch.randint(5, (2,)).tolist()
+            x = x[..., top : top + 28, left : left + 28]
+            x = torch.where(torch.rand(len(x), 1, 1, 1) < 0.5, x, x.flip(3))
+            yield F.cross_entropy(network.head(network(x).mean((2, 3))), labels[rows])
+
+    for _ in track(take_steps(losses(), optimizer, schedule, gradient_clip=1.0), "classifier", total=steps):
+        pass
+    FASHION.parent.mkdir(exist_ok=True)
+    save_file({name: t.half() if t.is_floating_point() else t for name, t in network.state_dict().items()}, FASHION)
+
+
+class Ruler(NamedTuple):
+    """What pictures are measured with.
+
+    Attributes:
+        network: Features and scores.
+        test: Features of the test pictures.
+        known: Features of as many training pictures, drawn at random.
+        labels: Classes of the test pictures.
+    """
+
+    network: FeatureVectors
+    test: Tensor
+    known: Tensor
+    labels: Tensor
+
+    def features(self, images: Tensor) -> Tensor:
+        """Of pictures in 8 bits."""
+        return torch.cat([self.network(part) for part in images.split(BATCH)])
+
+    def distance(self, features: Tensor, reference: Tensor) -> float:
+        """Frechet distance."""
+        metric = FrechetDistance(features.shape[1])
+        metric.update(features, real=False)
+        metric.update(reference, real=True)
+        return metric.compute()
+
+    def accuracy(self, features: Tensor, labels: Tensor) -> float:
+        """Share of pictures that are recognized."""
+        metric, scores = ClassAccuracy(), self.network.scores(features)
+        assert scores is not None
+        metric.update(scores, labels)
+        return metric.compute() or 0.0
+
+
+def ruler_for(data: str, network: str | None) -> Ruler:
+    """The classifier of a data set, and features of its pictures."""
+    if network is None:
+        classifier: nn.Module = FashionClassifier()
+        classifier.load_state_dict({name: t.float() for name, t in load_file(FASHION).items()})
+    else:
+        classifier = CIFARResNet(network)
+    vectors = FeatureVectors(classifier.to(memory_format=torch.channels_last))
+    train_images, _ = labelled(data, "train")
+    test, labels = labelled(data, "test")
+    rows = torch.randperm(len(train_images), generator=torch.Generator().manual_seed(0))[:NUM]
+    bare = Ruler(vectors, test, test, labels)
+    return bare._replace(test=bare.features(test), known=bare.features(train_images[rows]))
+
+
+class Tokens(IterableDataset[tuple[Tensor, Tensor]]):
+    """Endless batches of tokens and classes, a function of (seed, step)."""
+
+    def __init__(self, indices: Tensor, labels: Tensor, batch_size: int, seed: int) -> None:
+        self.indices, self.labels, self.batch_size, self.seed = indices, labels, batch_size, seed
+        self.first_step: Callable[[], int] = int
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        step = self.first_step()
+        while True:
+            rows = torch.randint(
+                len(self.labels),
+                (self.batch_size,),
+                generator=torch.Generator().manual_seed(self.seed * 10**9 + step),
+            )
+            yield self.indices[rows].long(), self.labels[rows]
+            step += 1
+
+    def train_dataloader(self, first_step: Callable[[], int] = int) -> DataLoader[Any]:
+        """Batches from a step on."""
+        self.first_step = first_step
+        return DataLoader(self, batch_size=None)
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        """Nothing: the test comes after the training."""
+        return DataLoader(self, batch_size=None)
+
+
+class Job(NamedTuple):
+    """One run.
+
+    Attributes:
+        data: Folder of the pictures.
+        network: Folder of the classifier; None for that of Fashion-MNIST.
+        plan: What all runs share: ``channels`` by data set, ``tokenizer``, ``prior``, ``guidance``.
+        study: Name of the study.
+        method: Name of the contender.
+        settings: The contender's: ``preset`` and ``codebook_size`` if they differ, ``task`` of its tokenizer,
+            ``prior`` with its own class or arguments; all others are the preset's.
+        seed: Seed.
+        work: Folder of all runs.
+    """
+
+    data: str
+    network: str | None
+    plan: dict[str, Any]
+    study: str
+    method: str
+    settings: dict[str, Any]
+    seed: int
+    work: Path
+
+    @property
+    def quantizer(self) -> dict[str, Any]:
+        """Arguments of the preset besides its size."""
+        return {k: v for k, v in self.settings.items() if k not in ("preset", "codebook_size", "task", "prior")}
+
+    @property
+    def words(self) -> str:
+        """The contender's settings as text."""
+        own = self.quantizer | self.settings.get("prior", {}) | dict.fromkeys(self.settings.get("task", {}), "yes")
+        return " ".join(f"{k}={v}" for k, v in own.items()) or "-"
+
+    @property
+    def folders(self) -> tuple[Path, Path]:
+        """Where the tokenizer and the prior lie; runs whose tokenizers are made alike share them."""
+        preset = self.settings.get("preset", self.method)
+        size = self.settings.get("codebook_size", self.plan["codebook_size"])
+        made = [preset, size, self.quantizer, self.settings.get("task"), self.plan["tokenizer"], self.seed]
+        begin = f"{Path(self.data).name}-{preset}-{size}-{self.seed}"
+        folder = self.work / f"{begin}-{_digest(made)}"
+        return folder, folder / f"prior-{_digest([self.plan['prior'], self.settings.get('prior')])}"
+
+
+def _digest(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def tokenizer_of(job: Job) -> ImageTokenizer:
+    """The trained tokenizer."""
+    folder, own = job.folders[0] / "tokenizer", job.plan["tokenizer"]
+    if folder.is_dir():
+        return ImageTokenizer.from_pretrained(folder)
+    seed_everything(job.seed)
+    images = ImageData(job.data, channels=job.plan["channels"][Path(job.data).name], **own["data"])
+    preset = getattr(presets, job.settings.get("preset", job.method))
+    quantizer = preset(own["dim"], job.settings.get("codebook_size", job.plan["codebook_size"]), **job.quantizer)
+    encoder = ImageEncoder(quantizer.input_dim, channels=images.channels, **own["network"])
+    decoder = ImageDecoder(quantizer.dim, channels=images.channels, **own["network"])
+    tokenizer = ImageTokenizer(encoder, quantizer, decoder)
+    losses = {name: from_config(part) for name, part in job.settings.get("task", {}).items()}
+    plan = TrainingPlan(max_steps=own["max_steps"], validate_every=0, accelerator="cpu", seed=job.seed)
+    train(TokenizerTask(tokenizer, **own["task"], **losses), images, plan, progress=False)
+    tokenizer.eval().save_pretrained(folder)
+    return tokenizer
+
+
+def prior_of(job: Job, layout: TokenLayout, indices: Tensor, labels: Tensor) -> Prior:
+    """The trained prior."""
+    run, own = job.folders[1], job.plan["prior"]
+    if (run / "prior").is_dir():
+        return Prior.from_pretrained(run / "prior", layout=layout)
+    seed_everything(job.seed)
+    settings = own["network"] | job.settings.get("prior", {})
+    kind = getattr(priors, settings.pop("kind", "AutoregressivePrior"))
+    prior = kind(layout, num_classes=CLASSES, **settings)
+    plan = TrainingPlan(
+        max_steps=own["max_steps"],
+        validate_every=0,
+        checkpoint_every=1000,
+        accelerator="cpu",
+        precision=own.get("precision", "32-true"),
+        seed=job.seed,
+    )
+    data, last = Tokens(indices, labels, own["batch_size"], job.seed), run / "checkpoints" / "last.ckpt"
+    resume = last if last.is_file() else None
+    train(PriorTask(prior, **own["task"]), data, plan, folder=run, resume=resume, progress=False)
+    return prior.eval()
+
+
+@torch.no_grad()
+def encoded(tokenizer: ImageTokenizer, images: Tensor) -> Tensor:
+    """Indices of pictures in 8 bits."""
+    return torch.cat([tokenizer.encode(part.float() / 255).int() for part in images.split(BATCH)])
+
+
+@torch.no_grad()
+def decoded(tokenizer: ImageTokenizer, indices: Tensor) -> Tensor:
+    """Pictures in 8 bits."""
+    return torch.cat([to_uint8(tokenizer.decode(part.long())) for part in indices.split(BATCH)])
+
+
+@torch.no_grad()
+def nats_per_sample(prior: Prior, indices: Tensor, labels: Tensor) -> float:
+    """Mean negative log-probability."""
+    total = 0.0
+    for part, classes in zip(indices.split(BATCH), labels.split(BATCH), strict=True):
+        total -= float(prior.log_prob(part.long(), classes).double().sum())
+    return total / len(indices)
+
+
+def samples(prior: Prior, guidance: float) -> tuple[Tensor, Tensor]:
+    """Indices of as many samples of every class, and the classes."""
+    classes = torch.arange(NUM) % CLASSES
+    parts = [
+        prior.sample(len(part), part, guidance=guidance, generator=sample_seeds(0, len(part), first=number * BATCH))
+        for number, part in enumerate(classes.split(BATCH))
+    ]
+    return torch.cat(parts), classes
+
+
+def run(job: Job) -> dict[str, Any]:
+    """Train and measure, with one thread."""
+    torch.set_num_threads(1)
+    tokenizer = tokenizer_of(job)
+    images, labels = labelled(job.data, "train")
+    test, test_labels = labelled(job.data, "test")
+    numbers, _ = evaluate(tokenizer, (part.float() / 255 for part in test.split(BATCH)))
+    started = time.perf_counter()
+    indices = torch.cat([encoded(tokenizer, part) for part in (images, images.flip(3))])
+    speed = len(indices) / (time.perf_counter() - started)
+    test_indices = encoded(tokenizer, test)
+    side = test.shape[-1] // tokenizer.factor
+    prior = prior_of(job, TokenLayout.of(tokenizer.quantizer, (side, side)), indices, labels.repeat(2))
+    ruler = ruler_for(job.data, job.network)
+    found = ruler.features(decoded(tokenizer, test_indices))
+    nats = nats_per_sample(prior, test_indices, test_labels)
+    result = {
+        "study": job.study,
+        "method": job.method,
+        "settings": job.words,
+        "codebook_size": max(tokenizer.quantizer.codebook_sizes),
+        "seed": job.seed,
+        "psnr": numbers["psnr"],
+        "usage": numbers["usage"],
+        "perplexity": numbers["perplexity"],
+        "fixed_bits_per_pixel": numbers["bits_per_pixel"],
+        "fd_floor": ruler.distance(ruler.test, ruler.known),
+        "rfd": ruler.distance(found, ruler.test),
+        "accuracy_real": ruler.accuracy(ruler.test, ruler.labels),
+        "accuracy_decoded": ruler.accuracy(found, ruler.labels),
+        "nats_per_token": nats / prior.num_tokens,
+        "bits_per_pixel": nats / (math.log(2) * test.shape[-1] * test.shape[-2]),
+        "prior_parameters": num_parameters(prior),
+        "encoded_per_second": speed,
+    }
+    for name, guidance in (("", 1.0), ("_guided", job.plan["guidance"])):
+        drawn, classes = samples(prior, guidance)
+        pictures = decoded(tokenizer, drawn)
+        np.save(job.folders[1] / f"samples{name}.npy", pictures[:80].numpy())
+        found = ruler.features(pictures)
+        result |= {
+            f"gfd{name}": ruler.distance(found, ruler.known),
+            f"accuracy{name}": ruler.accuracy(found, classes),
+        }
+    return result
+
+
+def draw(rows: dict[str, np.ndarray], path: Path) -> None:
+    """One row of pictures, one of every class, of each name."""
+    figure, axes = new_figure(9, 0.85 * len(rows), len(rows), CLASSES, squeeze=False)
+    for line, (name, pictures) in zip(axes, rows.items(), strict=True):
+        line[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=9)
+        for axis, picture in zip(line, pictures, strict=True):
+            axis.imshow(np.repeat(picture, 3 // len(picture), 0).transpose(1, 2, 0), interpolation="nearest")
+            axis.set(xticks=[], yticks=[], frame_on=False)
+    figure.tight_layout(pad=0.3)
+    save_figure(figure, path)
+
+
+def main() -> None:
+    """Run what is missing."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True, help="folder of CIFAR-10 or Fashion-MNIST as Parquet")
+    parser.add_argument("--network", help="folder of the CIFAR-10 classifier")
+    parser.add_argument("--plan", type=Path, default=HERE / "generation.yaml", help="studies and budget")
+    parser.add_argument("--study", default="tokenizers", help="study of the plan")
+    parser.add_argument("--methods", nargs="*", help="only these")
+    parser.add_argument("--seeds", nargs="*", type=int, help="instead of the study's")
+    parser.add_argument("--work", type=Path, default=Path("runs/generation"), help="folder for models and samples")
+    parser.add_argument("--jobs", type=int, default=max(1, os.cpu_count() or 1), help="runs at once, one thread each")
+    parser.add_argument("--train-network", action="store_true", help="train the classifier of Fashion-MNIST and stop")
+    words = parser.parse_args()
+    if words.train_network:
+        train_classifier(words.data)
+        ruler = ruler_for(words.data, None)
+        print(f"{FASHION}: accuracy {ruler.accuracy(ruler.test, ruler.labels):.4f}")
+        return
+    plan = yaml.safe_load(words.plan.read_text())
+    study, name = plan.pop("studies")[words.study], Path(words.data).name
+    ruler_name = FashionClassifier.name if words.network is None else "CIFAR-10 ResNet-56"
+    about = circumstances(f"python -m benchmarks.quality.generation, {ruler_name} features", name)
+    path = RESULTS / f"generation_{hardware()}_{date.today():%Y%m}.csv"
+    done = {(r["data"], r["study"], r["method"], r["seed"]) for r in _read(path)}
+    jobs = [
+        Job(words.data, words.network, plan, words.study, method, settings, seed, words.work)
+        for seed in (study["seeds"] if words.seeds is None else words.seeds)
+        for method, settings in study["methods"].items()
+        if words.methods is None or method in words.methods
+    ]
+    missing = [job for job in jobs if (name, job.study, job.method, job.seed) not in done]
+    with ProcessPoolExecutor(words.jobs, mp_context=get_context("spawn")) as pool:
+        futures = [pool.submit(run, job) for job in missing]
+        for future in track(as_completed(futures), "runs", total=len(futures)):
+            write_results(path, [*_read(path), {**future.result(), **about}], about, IDENTITY)
+    test, labels = labelled(words.data, "test", 200)
+    rows = {"test pictures": test[[labels.tolist().index(n) for n in range(CLASSES)]].numpy()}
+    for job in jobs:
+        kept = job.folders[1] / "samples_guided.npy"
+        if job.method not in rows and kept.is_file():
+            rows[job.method] = np.load(kept)[:CLASSES]
+    draw(rows, DOCS / f"generation_{words.study}_{name}_{hardware()}.png")
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    return read_results(path, IDENTITY) if path.exists() else []
+
+
+if __name__ == "__main__":
+    main()

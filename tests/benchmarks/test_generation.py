@@ -1,0 +1,78 @@
+"""The benchmark of generation, on a few made pictures."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as parquet
+import pytest
+import torch
+from benchmarks.quality import generation
+from PIL import Image
+
+
+@pytest.fixture
+def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> generation.Job:
+    """A run of a few steps on 200 gray pictures whose classes are brightnesses."""
+    monkeypatch.setattr(generation, "NUM", 160)
+    monkeypatch.setattr(generation, "BATCH", 80)
+    random = np.random.default_rng(0)
+    for split, number in (("train", 200), ("test", 160)):
+        rows = []
+        for row in range(number):
+            file = io.BytesIO()
+            pixels = np.clip(20 * (row % 10) + random.integers(0, 60, (28, 28)), 0, 255)
+            Image.fromarray(pixels.astype(np.uint8)).save(file, "PNG")
+            rows.append({"bytes": file.getvalue(), "path": None})
+        table = pa.table({"image": rows, "label": [row % 10 for row in range(number)]})
+        parquet.write_table(table, tmp_path / f"{split}.parquet")
+    plan: dict[str, Any] = {
+        "codebook_size": 8,
+        "channels": {tmp_path.name: 1},
+        "tokenizer": {
+            "dim": 4,
+            "network": {"factor": 4, "width": 8, "num_blocks": 1},
+            "data": {"num_validation": 20, "batch_size": 8},
+            "task": {},
+            "max_steps": 2,
+        },
+        "prior": {"network": {"width": 16, "depth": 1, "num_heads": 2}, "task": {}, "batch_size": 8, "max_steps": 2},
+        "guidance": 2.0,
+    }
+    return generation.Job(str(tmp_path), None, plan, "study", "vq_vae_ema", {"decay": 0.9}, 0, tmp_path / "work")
+
+
+def test_a_run_measures_what_it_made_and_goes_on_from_it(job: generation.Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = generation.run(job)
+    assert found["settings"] == "decay=0.9" and found["codebook_size"] == 8
+    assert 0 < found["fd_floor"] < found["rfd"] and found["gfd"] > found["fd_floor"]
+    assert all(0 <= found[f"accuracy{name}"] <= 1 for name in ("", "_guided", "_decoded", "_real"))
+    assert 0.5 < found["nats_per_token"] < 4  # ln 8 = 2.08 of equal probabilities
+    assert found["bits_per_pixel"] == pytest.approx(found["nats_per_token"] / np.log(2) / 16)
+    assert found["fixed_bits_per_pixel"] == 3 / 16
+    assert {path.name for path in job.folders[1].glob("*.npy")} == {"samples.npy", "samples_guided.npy"}
+    monkeypatch.setattr(generation, "train", lambda *_, **__: pytest.fail("trained again"))
+    again = generation.run(job)
+    timed = [name for name in found if name.endswith("per_second")]
+    assert {k: v for k, v in again.items() if k not in timed} == {k: v for k, v in found.items() if k not in timed}
+
+
+def test_batches_are_a_function_of_seed_and_step() -> None:
+    indices, labels = torch.arange(40).view(10, 2, 2, 1), torch.arange(10)
+    data = generation.Tokens(indices, labels, 4, seed=1)
+    whole = [batch for batch, _ in zip(data.train_dataloader(), range(5), strict=False)]
+    later = next(iter(data.train_dataloader(lambda: 3)))
+    assert torch.equal(later[0], whole[3][0]) and not torch.equal(whole[0][1], whole[1][1])
+    assert torch.equal(later[0][:, 0, 0, 0], 4 * later[1])
+
+
+def test_the_classifier_of_the_repository_is_the_one_that_is_described() -> None:
+    network = generation.FashionClassifier()
+    weights = generation.load_file(generation.FASHION)
+    network.load_state_dict({name: t.float() for name, t in weights.items()})
+    images = torch.zeros(2, 1, 28, 28)
+    assert network.eval()(images).shape == (2, 96, 7, 7) and generation.FASHION.stat().st_size < 500_000
