@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import warnings
 from collections.abc import Iterator
@@ -22,6 +23,13 @@ from gritvq.images.files import read_images
 from gritvq.priors import AutoregressivePrior, Prior
 from gritvq.tokens import TokenLayout, read_tokens, token_files
 from program import wrong
+
+
+class MeanColors(torch.nn.Module):
+    """Features of a picture: its mean color."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return images.mean((2, 3))
 
 
 @pytest.fixture(autouse=True)
@@ -189,6 +197,19 @@ class TestImagesFrom:
         whole = grid.read_bytes()
         grid.unlink()  # as if interrupted while generating
         assert main(self.command(made)) == 0 and grid.read_bytes() == whole
+
+    def test_samples_are_evaluated_where_asked(self, made: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        judged = {"features": {"class_path": f"{__name__}.MeanColors"}, "split": "all", "floor": "none"}
+        settings = {**self.SETTINGS, "samples": {"num": 12}, "evaluation": {**judged, "size": 16, "num": 12}}
+        Path("judged.yaml").write_text(yaml.safe_dump(settings))
+        words = [*self.command(made)[:-1], "judged.yaml"]
+        assert main(words) == 0
+        assert "gFD, MeanColors features" in capsys.readouterr().out
+        found = json.loads(Path("all/evaluation.json").read_text())
+        assert found["num_samples"] == found["num_reference"] == 12 and found["values"]["frechet_distance"] > 0
+        settings["evaluation"] = {"num": 12}  # without a network: found out before anything is trained
+        Path("judged.yaml").write_text(yaml.safe_dump(settings))
+        assert "features" in wrong([*words[:-3], "other", *words[-2:]], capsys) and not Path("other").exists()
 
     def test_wrong_input(self, made: Path, capsys: pytest.CaptureFixture[str]) -> None:
         Path("bad.yaml").write_text("tokeniser: {}")

@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from gritvq.cli.errors import parser_class
+from gritvq.cli.evaluate import evaluate, evaluate_arguments
 from gritvq.cli.fit import train_with
 from gritvq.cli.generate import generate, generate_arguments
 from gritvq.cli.images import encode, encode_arguments
@@ -20,7 +21,7 @@ from gritvq.training.run_folder import RunFolder
 
 __all__ = ["images_from", "images_from_arguments"]
 
-_STAGES = ("tokenizer", "tokens", "prior", "samples")
+_STAGES = ("tokenizer", "tokens", "prior", "samples", "evaluation")
 _CROPS = 300  # random squares of each photograph
 
 
@@ -34,7 +35,7 @@ def images_from_arguments(parser: Any) -> None:
         type=str | None,
         default=None,
         help="YAML file with settings of the stages: tokenizer (of fit images), tokens (of encode), prior (of fit "
-        "prior) and samples (of generate)",
+        "prior), samples (of generate) and evaluation (of evaluate)",
     )
     parser.add_argument("--size", type=int | None, default=None, help="height and width of the pictures, in pixels")
     parser.add_argument(
@@ -54,16 +55,22 @@ def images_from(parser: Any, config: Any) -> None:
     """
     optional("transformers", "priors")  # before hours of training a tokenizer
     out, settings, splits = Path(config.out), _settings(config), _splits(config.images)
+    samples, evaluation = out / "samples", out / "evaluation.json"
+    judged = {**(settings["evaluation"] or {}), "out": str(evaluation)}
+    words = [str(samples / "pictures"), config.images]
+    if settings["evaluation"]:
+        _parsed(evaluate_arguments, words, judged)  # before hours of training
     _begin(out, settings)
     tokenizer, prior = RunFolder(out / "tokenizer"), RunFolder(out / "prior")
     _fit("images", tokenizer, settings["tokenizer"])
     held_out = _encode(config.images, splits, tokenizer, out, settings["tokens"])
     data = {"train": str(out / "tokens"), "validation": held_out}
     _fit("prior", prior, combined({"tokenizer": str(tokenizer.tokenizer), "data": data}, settings["prior"]))
-    samples = out / "samples"
     if not (samples / "grid.png").is_file():
         given = {**settings["samples"], "out": str(samples), "overwrite": True}  # of those that were interrupted
         _run(generate_arguments, generate, [str(prior.path)], given)
+    if settings["evaluation"] and not evaluation.is_file():
+        _run(evaluate_arguments, evaluate, words, judged)
     numbers = {name: json.loads(run.metrics.read_text()) for name, run in (("tokenizer", tokenizer), ("prior", prior))}
     report(
         "from pictures to pictures",
@@ -172,10 +179,14 @@ def _encode(
 
 def _run(arguments: Callable[[Any], None], job: Callable[[Any, Any], None], words: Sequence[str], given: Any) -> None:
     """A verb with these settings."""
+    job(*_parsed(arguments, words, given))
+
+
+def _parsed(arguments: Callable[[Any], None], words: Sequence[str], given: Any) -> tuple[Any, Any]:
+    """The parser of a verb, and these settings of it."""
     own = parser_class()()
     arguments(own)
-    words = [*words, *(f"--{name}={_word(value)}" for name, value in given.items())]
-    job(own, own.parse_args(words))
+    return own, own.parse_args([*words, *(f"--{name}={_word(value)}" for name, value in given.items())])
 
 
 def _word(value: Any) -> str:
