@@ -1,0 +1,26 @@
+"""Text: data, segment-wise variational transformers, the text tokenizer, and their training. Needs the extra ``text``.
+
+Names are imported when they are first used.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from gritvq.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from gritvq.text.corpus import *
+    from gritvq.text.data import *
+    from gritvq.text.segments import *
+    from gritvq.text.subwords import *
+
+__getattr__, __dir__, __all__ = lazy_names(
+    __name__,
+    {
+        "corpus": ["DOCSTRINGS", "Corpus", "Reading"],
+        "data": ["TextData"],
+        "segments": ["Segmentation", "TextBatch", "TextFormat"],
+        "subwords": ["Subwords"],
+    },
+)
