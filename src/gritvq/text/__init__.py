@@ -12,6 +12,8 @@ from gritvq.lazy import lazy_names
 if TYPE_CHECKING:
     from gritvq.text.corpus import *
     from gritvq.text.data import *
+    from gritvq.text.generation import *
+    from gritvq.text.networks import *
     from gritvq.text.segments import *
     from gritvq.text.subwords import *
 
@@ -20,6 +22,19 @@ __getattr__, __dir__, __all__ = lazy_names(
     {
         "corpus": ["DOCSTRINGS", "Corpus", "Reading"],
         "data": ["TextData"],
+        "generation": ["Writing"],
+        "networks": [
+            "GaussianLatents",
+            "IdempotentRecurrence",
+            "SegmentDecoder",
+            "SegmentEncoder",
+            "TextTransformer",
+            "TraceModel",
+            "TraceOutput",
+            "gaussian_vae",
+            "language_model",
+            "trace",
+        ],
         "segments": ["Segmentation", "TextBatch", "TextFormat"],
         "subwords": ["Subwords"],
     },
