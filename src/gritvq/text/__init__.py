@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from gritvq.text.networks import *
     from gritvq.text.segments import *
     from gritvq.text.subwords import *
+    from gritvq.text.task import *
 
 __getattr__, __dir__, __all__ = lazy_names(
     __name__,
@@ -37,5 +38,6 @@ __getattr__, __dir__, __all__ = lazy_names(
         ],
         "segments": ["Segmentation", "TextBatch", "TextFormat"],
         "subwords": ["Subwords"],
+        "task": ["CyclicSchedule", "TextTask"],
     },
 )

@@ -29,6 +29,7 @@ class RunFolder:
         tokenizer: The trained tokenizer.
         recommender: The trained recommender.
         prior: The trained prior.
+        text_model: The trained model of text.
         semantic_ids: The semantic ids that a recommender was trained on.
         ids: Semantic ids written by ``gritvq semantic-ids fit``.
         report: Metrics of these ids (JSON).
@@ -38,6 +39,7 @@ class RunFolder:
         usage: Plot of how often each code is used.
         codebook: Plot of the codes.
         samples: Pictures that a prior generated.
+        texts: Texts that a model wrote, with reconstructions (Markdown).
 
     Example:
         >>> run = RunFolder("runs/fit")
@@ -55,12 +57,13 @@ class RunFolder:
         self.logs, self.checkpoints = self.path / "logs", self.path / "checkpoints"
         self.last_checkpoint = self.checkpoints / "last.ckpt"
         self.tokenizer, self.recommender = self.path / "tokenizer", self.path / "recommender"
-        self.prior = self.path / "prior"
+        self.prior, self.text_model = self.path / "prior", self.path / "text-model"
         self.semantic_ids, self.ids = self.path / "semantic-ids", self.path / "ids"
         self.report, self.tree = self.path / "report.json", self.path / "tree.png"
         self.collisions = self.path / "collisions.png"
         self.reconstructions, self.usage = self.path / "reconstructions.png", self.path / "usage.png"
         self.codebook, self.samples = self.path / "codebook.png", self.path / "samples.png"
+        self.texts = self.path / "texts.md"
 
     @classmethod
     def of_checkpoint(cls, checkpoint: str | Path) -> RunFolder:
@@ -70,7 +73,7 @@ class RunFolder:
     @property
     def is_run(self) -> bool:
         """Whether the folder contains a run: its settings or its model."""
-        models = self.tokenizer, self.recommender, self.prior
+        models = self.tokenizer, self.recommender, self.prior, self.text_model
         return self.config.is_file() or any((model / CONFIG).is_file() for model in models)
 
     def check(self, overwrite: bool, instead: str = "") -> None:
@@ -101,10 +104,10 @@ class RunFolder:
 
     def clear(self, but: Sequence[Path] = ()) -> None:
         """Remove the files of a run, except ``config.yaml`` and the folders in ``but``."""
-        folders = self.logs, self.checkpoints, self.tokenizer, self.recommender, self.prior, self.semantic_ids, self.ids
-        for part in folders:
+        models = self.tokenizer, self.recommender, self.prior, self.text_model
+        for part in (self.logs, self.checkpoints, *models, self.semantic_ids, self.ids):
             if part not in but:
                 shutil.rmtree(part, ignore_errors=True)
         plots = self.reconstructions, self.usage, self.codebook, self.samples, self.collisions, self.tree
-        for part in (self.data, self.metrics, self.report, *plots):
+        for part in (self.data, self.metrics, self.report, self.texts, *plots):
             part.unlink(missing_ok=True)

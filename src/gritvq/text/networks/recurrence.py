@@ -55,18 +55,25 @@ class IdempotentRecurrence(Component):
         basis = self._basis()
         return (basis @ basis.T).float()
 
-    def forward(self, u: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
-        """All of z, by one cumulative sum and one product."""
+    def forward(self, u: Float[Tensor, "B T D"], matrix: Float[Tensor, "D D"] | None = None) -> Float[Tensor, "B T D"]:
+        """All of z, by one cumulative sum and one product.
+
+        Args:
+            u: What is new in each step.
+            matrix: W, if :meth:`matrix` was called already.
+        """
         if not self.rank or u.shape[1] < 2:
             return u
         with torch.autocast(u.device.type, enabled=False):
-            sums = u[:, :-1].float().cumsum(1)
-            return torch.cat([u[:, :1].float(), u[:, 1:] + sums @ self.matrix()], 1)  # W is symmetric
+            u = u.float()
+            matrix = self.matrix() if matrix is None else matrix
+            before = (u.cumsum(1) - u).flatten(0, 1)
+            return torch.addmm(u.flatten(0, 1), before, matrix).view_as(u)  # W is symmetric
 
-    def scan(self, u: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
+    def scan(self, u: Float[Tensor, "B T D"], matrix: Float[Tensor, "D D"] | None = None) -> Float[Tensor, "B T D"]:
         """The same step by step."""
-        states, matrix = [], self.matrix()
-        before = torch.zeros_like(u[:, 0])
+        states, before = [], torch.zeros_like(u[:, 0])
+        matrix = self.matrix() if matrix is None else matrix
         for step in u.unbind(1):
             before = before @ matrix + step
             states.append(before)
