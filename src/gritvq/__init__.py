@@ -73,5 +73,13 @@ __all__ += surrogates.__all__
 
 # Wings with needs of their own, and names that they keep here.
 __getattr__ = lazy_names(
-    __name__, {"images": ["ReconstructionError"], "items": ["SemanticIds"], "priors": [], "tokens": [], "training": []}
+    __name__,
+    {
+        "images": ["ReconstructionError"],
+        "items": ["SemanticIds"],
+        "priors": [],
+        "text": [],
+        "tokens": [],
+        "training": [],
+    },
 )[0]

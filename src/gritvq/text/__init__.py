@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from gritvq.text.segments import *
     from gritvq.text.subwords import *
     from gritvq.text.task import *
+    from gritvq.text.tokenizer import *
 
 __getattr__, __dir__, __all__ = lazy_names(
     __name__,
@@ -38,6 +39,7 @@ __getattr__, __dir__, __all__ = lazy_names(
         ],
         "segments": ["Segmentation", "TextBatch", "TextFormat"],
         "subwords": ["Subwords"],
-        "task": ["CyclicSchedule", "TextTask"],
+        "task": ["CyclicSchedule", "TextTask", "TextTokenizerTask"],
+        "tokenizer": ["TextTokenizer", "segment_tokenizer"],
     },
 )

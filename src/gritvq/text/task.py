@@ -12,14 +12,19 @@ from torch import Tensor, nn
 
 from gritvq.component import check_integer, check_number, packages_of
 from gritvq.quantizers.base.schedules import Schedule
+from gritvq.quantizers.metrics import CodebookUsage
 from gritvq.text.data import TextData
 from gritvq.text.networks.model import TraceModel
 from gritvq.text.segments import TextBatch
+from gritvq.text.tokenizer import TextTokenizer
+from gritvq.training.callbacks import CodebookInitialization, CodebookUpdate, CollapseWarning
 from gritvq.training.optimizer import OptimizerSettings, RateSchedule
 from gritvq.training.run_folder import RunFolder
 from gritvq.training.task import Task, copy_weights
 
-__all__ = ["CyclicSchedule", "TextTask"]
+__all__ = ["CyclicSchedule", "TextTask", "TextTokenizerTask"]
+
+_WINDOW = 100  # steps over which the codes in use are counted
 
 
 class CyclicSchedule(Schedule):
@@ -217,6 +222,154 @@ class TextTask(Task):
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Matrices, and without weight decay vectors, embeddings and the recurrence."""
         return groups_of(self)
+
+
+class TextTokenizerTask(Task):
+    """Trains a text tokenizer with AdamW; logs nats per token, usage and perplexity.
+
+    The loss is the mean negative log-probability of the tokens given the quantized latents, in nats per token, plus the
+    quantizer's losses. Those of a quantizer whose losses are a bound (``objective`` ``"arelbo"`` or ``"albo"``) are in
+    nats per segment and count once per segment.
+
+    Args:
+        tokenizer: The tokenizer.
+        lr: Peak learning rate of encoder and decoder; the quantizer sets those of its own parameters.
+        warmup_steps: Steps of linear warm-up.
+        schedule: After the warm-up, see :class:`gritvq.training.OptimizerSettings`.
+        betas: AdamW's decay rates.
+        weight_decay: For matrices; vectors, embeddings and codebooks get none.
+
+    Raises:
+        ValueError: If a number is out of range, or the quantizer needs an objective of its own that text does not have.
+
+    Example:
+        >>> from gritvq import grit_vq
+        >>> from gritvq.text import segment_tokenizer
+        >>> task = TextTokenizerTask(segment_tokenizer(300, grit_vq(8, 64), width=16, depth=1, num_heads=2))
+        >>> task.tokenizer.quantizer.codebook_sizes
+        (64,)
+    """
+
+    def __init__(
+        self,
+        tokenizer: TextTokenizer,
+        *,
+        lr: float = 1e-3,
+        warmup_steps: int = 100,
+        schedule: RateSchedule = "cosine",
+        betas: tuple[float, float] = (0.9, 0.98),
+        weight_decay: float = 0.01,
+    ) -> None:
+        super().__init__(
+            OptimizerSettings(
+                lr=lr, warmup_steps=warmup_steps, schedule=schedule, betas=betas, weight_decay=weight_decay
+            )
+        )
+        if tokenizer.quantizer.objective not in ("reconstruction", "arelbo", "albo"):
+            raise ValueError(
+                f"expected a quantizer with the objective 'reconstruction', 'arelbo' or 'albo', got "
+                f"{tokenizer.quantizer.objective!r} from {type(tokenizer.quantizer).__name__}; its loss needs errors "
+                "of numbers, not of text"
+            )
+        self.tokenizer = tokenizer
+        sizes = tokenizer.quantizer.codebook_sizes
+        self.codebook_usage, self.window_usage = CodebookUsage(sizes), CodebookUsage(sizes)
+        self._keeps_codes, self._window = False, 0
+
+    def check_data(self, data: TextData) -> None:
+        """Check that the tokenizer takes the documents, and give it their vocabulary and segmentation.
+
+        Raises:
+            ValueError: If it does not.
+        """
+        self.tokenizer.use(data.format)
+
+    def run_callbacks(self, run: RunFolder | None) -> list[Callback]:
+        """Codebook initialization and updates; with a folder also a collapse warning."""
+        fitting: list[Callback] = [] if self._keeps_codes else [CodebookInitialization()]
+        needed: list[Callback] = [*fitting, CodebookUpdate()]
+        return needed if run is None else [*needed, CollapseWarning()]
+
+    def finish(self, run: RunFolder, training: Mapping[str, Any]) -> None:
+        """Write ``tokenizer/``."""
+        self.tokenizer.save_pretrained(run.tokenizer, training)
+
+    def load(self, source: str) -> TextTokenizer:
+        """Load a tokenizer, trusting the packages that this one's classes come from."""
+        return TextTokenizer.from_pretrained(source, trusted=packages_of(self.tokenizer))
+
+    def start_from(self, tokenizer: TextTokenizer) -> None:
+        """Copy the weights of a tokenizer of the same architecture and vocabulary; its codes are kept.
+
+        Raises:
+            ValueError: If a part or the vocabulary differs.
+        """
+        check_vocabulary(fingerprint_of(tokenizer), fingerprint_of(self.tokenizer), "tokenizer")
+        copy_weights(self.tokenizer, tokenizer)
+        self._keeps_codes = True
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Save also the fingerprint of the vocabulary, and the counts of the window whose usage is logged."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["vocabulary"] = fingerprint_of(self.tokenizer)
+        checkpoint["window_usage"] = {"window": self._window, **self.window_usage.state()}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Also restore the counts."""
+        super().on_load_checkpoint(checkpoint)
+        self._window = checkpoint["window_usage"]["window"]
+        self.window_usage.restore(checkpoint["window_usage"])
+
+    def check_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Check that the checkpoint was trained with the same vocabulary.
+
+        Raises:
+            ValueError: If it was not, or a setting differs.
+        """
+        check_vocabulary(checkpoint.get("vocabulary"), fingerprint_of(self.tokenizer), "checkpoint")
+        super().check_checkpoint(checkpoint)
+
+    def losses(self, batch: TextBatch) -> list[Tensor]:
+        """Loss of one batch."""
+        output = self.tokenizer(batch)
+        count = batch.valid.sum()
+        bounded = self.tokenizer.quantizer.objective != "reconstruction"
+        share = batch.present.sum() / count if bounded else 1.0
+        terms = {"reconstruction": -output.reconstruction.sum() / count}
+        terms |= {name: share * loss for name, loss in output.quantization.losses.items()}
+        loss = torch.stack(list(terms.values())).sum()
+        if self._window != self.step // _WINDOW:
+            self._window = self.step // _WINDOW
+            self.window_usage.reset()
+        self.window_usage.update(output.quantization.indices)
+        if self.measures_now:
+            self.check_finite(loss)
+            self.log_dict({f"train/{name}": term.detach() for name, term in terms.items()})
+            counts = self.window_usage.compute()
+            self.log("train/usage", counts["usage"])
+            self.log("train/perplexity", counts["perplexity"])
+        return [loss]
+
+    def on_validation_epoch_start(self) -> None:
+        """Reset the counts."""
+        self.codebook_usage.reset()
+
+    def validation_step(self, batch: TextBatch, batch_idx: int) -> None:
+        """Log nats per token, and count codes."""
+        output, count = self.tokenizer(batch), int(batch.valid.sum())
+        self.codebook_usage.update(output.quantization.indices)
+        nats = -output.reconstruction.sum() / count
+        self.log("val/nats_per_token", nats, batch_size=count, sync_dist=True)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log usage and perplexity of the codes."""
+        self.log_dict({f"val/{name}": value for name, value in self.codebook_usage.compute().items()})
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Encoder and decoder as for :class:`TextTask`, and the quantizer's own groups."""
+        quantizer, lr = self.tokenizer.quantizer, self.optimizer_settings.lr
+        own = groups_of(self, set(quantizer.parameters()))
+        return [*own, *({"weight_decay": 0.0, **group} for group in quantizer.parameter_groups(lr))]
 
 
 def groups_of(module: nn.Module, skip: Set[Tensor] = frozenset()) -> list[dict[str, Any]]:

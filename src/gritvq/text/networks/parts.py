@@ -45,14 +45,26 @@ class SegmentEncoder(Component):
         self.norm = nn.LayerNorm(width)
         self.output = nn.Linear(width, self.dim)
 
-    def forward(self, batch: TextBatch, cache: Any = None) -> Float[Tensor, "B T D"]:
-        """Vectors of the segments; those that a document does not have are zero. A new cache is filled if given."""
+    def forward(
+        self, batch: TextBatch, cache: Any = None, *, num_segments: int | None = None
+    ) -> Float[Tensor, "B T D"]:
+        """Vectors of the segments; those that a document does not have are zero.
+
+        Args:
+            batch: Documents.
+            cache: A new cache, which is filled.
+            num_segments: T; the most segments of a document if None.
+
+        Raises:
+            ValueError: If a document is longer than the transformer takes.
+        """
         segments, valid = batch.segments, batch.valid
         self.transformer.check_length(segments.shape[1])
         seen = (segments[:, None] <= segments[:, :, None]) & valid[:, None]
         seen = seen | torch.eye(segments.shape[1], dtype=torch.bool, device=segments.device)
         states = self.transformer(self.transformer.embed(batch.tokens), positions_of(valid), seen, cache)
-        numbers = torch.arange(batch.present.shape[1], device=segments.device)
+        most = batch.present.shape[1] if num_segments is None else num_segments
+        numbers = torch.arange(most, device=segments.device)
         return self.pooled(states, segments[:, None] == numbers[:, None])
 
     def pooled(self, states: Float[Tensor, "B L W"], members: Tensor) -> Float[Tensor, "B T D"]:
