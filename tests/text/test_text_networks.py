@@ -124,13 +124,45 @@ class TestDivergences:
         assert latents.least_kl == 0 and float(latents(torch.randn(2, 3, 12)).kl.abs().max()) == 0
 
     def test_samples_have_the_mean_and_the_deviation_of_the_posterior(self) -> None:
-        latents, context = GaussianLatents(4, 6, rank=0), torch.randn(1, 1, 6)
+        latents, context = GaussianLatents(4, 6, rank=0).eval(), torch.randn(1, 1, 6)
         with torch.no_grad():
             before = latents.before(context)
             posterior, _ = latents.posterior(context, before, latents.prior(before))
             drawn = latents(context.expand(20000, -1, -1)).latents[:, 0]
         torch.testing.assert_close(drawn.mean(0), posterior.mean[0, 0], rtol=0, atol=0.05)
         torch.testing.assert_close(drawn.std(0).log(), posterior.log_scale[0, 0], rtol=0, atol=0.03)
+
+    def test_what_is_normalized_is_standardized_over_the_segments_that_there_are(self) -> None:
+        """In training as PyTorch's batch normalization of them alone; in eval mode by the running values."""
+        latents, x = GaussianLatents(5, 6), torch.randn(4, 3, 5) * 3 + 7
+        present = torch.tensor([[1, 1, 1], [1, 0, 0], [1, 1, 0], [1, 1, 1]]).bool()
+        reference = torch.nn.BatchNorm1d(5, eps=1e-8, affine=False)
+        for _ in range(3):
+            found, wanted = latents._standardize(x, present), reference(x[present])
+            torch.testing.assert_close(found[present], wanted, rtol=1e-4, atol=1e-5)
+            x[~present] *= -5  # what is not there has no influence
+        torch.testing.assert_close(latents.running_mean, reference.running_mean)
+        latents.eval()
+        running = (x - latents.running_mean) / latents.running_variance.sqrt()
+        torch.testing.assert_close(latents._standardize(x, present), running)
+        before = latents.train().running_variance.clone()
+        assert torch.isfinite(latents._standardize(x[:1, :1], None)).all()
+        assert torch.equal(before, latents.running_variance)  # one segment has no variance
+
+    def test_standardizing_makes_the_posterior_differ_between_texts_from_the_start(self) -> None:
+        """Vectors that are almost the same, as those of an encoder that has not learned: share of delta that varies."""
+        context = torch.randn(6) + 1e-3 * torch.randn(64, 1, 6)
+        shares = []
+        for standardized in (True, False):
+            torch.manual_seed(0)
+            latents = GaussianLatents(8, 6, rank=0, standardized=standardized)
+            before = latents.before(context)
+            prior = latents.prior(before)
+            posterior, kl = latents.posterior(context, before, prior)
+            delta = (posterior.mean - prior.mean) / prior.log_scale.exp()
+            shares.append(float(delta.var((0, 1)).sum()) / 8)
+            assert bool((kl.sum(-1) >= 4 * (1 - 1e-5)).all())
+        assert shares[0] > 0.9 and shares[1] < 0.01
 
     def test_wrong_settings(self) -> None:
         with pytest.raises(ValueError, match="expected posterior 'residual' or 'gaussian', got 'free'"):

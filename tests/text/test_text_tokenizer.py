@@ -34,7 +34,7 @@ TEXTS = ["One. Two! And three? Four. Five.", "", "a long line without any end of
 def made(quantizer: Any = None, form: Any = FORM, **more: Any) -> TextTokenizer:
     torch.manual_seed(0)
     quantizer = vq_vae(4, 16) if quantizer is None else quantizer
-    tokenizer = segment_tokenizer(form.vocab_size, quantizer, **{**SIZES, **more}).eval()
+    tokenizer = segment_tokenizer(quantizer, form.vocab_size, **{**SIZES, **more}).eval()
     return tokenizer.use(form)
 
 
@@ -106,7 +106,7 @@ def test_what_does_not_fit() -> None:
         (lambda: tokenizer.encode([3]), "expected text, got int"),  # type: ignore[list-item]
         (lambda: tokenizer.decode(torch.zeros(3, 2).long()), r"expected indices \(T, 1\) of a text, got \(3, 2\)"),
         (lambda: tokenizer.decode(torch.full((3, 1), 16)), "16"),
-        (lambda: segment_tokenizer(20, vq_vae(4, 8), **SIZES).encode("a"), "expected a tokenizer with a vocabulary"),
+        (lambda: segment_tokenizer(vq_vae(4, 8), 20, **SIZES).encode("a"), "expected a tokenizer with a vocabulary"),
         (lambda: tokenizer.use(toy_format(max_segments=9)), "expected documents of at most 64 tokens"),
         (lambda: TextTokenizerTask(made(vaevq_paper(4, 8))), "a quantizer with the objective .* got 'two_path'"),
     ):

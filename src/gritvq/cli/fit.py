@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from gritvq.cli import fit_images, fit_items, fit_prior
+from gritvq.cli import fit_images, fit_items, fit_prior, fit_text
 from gritvq.cli.settings import check_words, combined, given_settings, parts_of, shipped, whole
 from gritvq.quantizers import presets
 from gritvq.training.run_folder import RunFolder
@@ -28,7 +28,7 @@ __all__ = [
 ]
 
 # What fit trains, each in a module of its own. A prior is trained on the tokens of images.
-DOMAINS = {"images": fit_images, "items": fit_items, "prior": fit_prior}
+DOMAINS = {"images": fit_images, "items": fit_items, "text": fit_text, "prior": fit_prior}
 _DEMO = "# made by gritvq demo\n"
 
 
@@ -42,14 +42,14 @@ def fit_arguments(parser: Any) -> None:
 def domain_of(words: Sequence[str]) -> tuple[str | None, Sequence[str]]:
     """The domain of the arguments of ``fit``, and the arguments after its name.
 
-    Without a name it is ``items`` if the configuration file has the key ``backbone``, ``prior`` if it has the key
-    ``prior``, else ``images``. It is None for help, or if the first argument is not a domain.
+    Without a name it is ``items`` if the configuration file has the key ``backbone``, ``text`` for ``model``, ``prior``
+    for ``prior``, else ``images``. It is None for help, or if the first argument is not a domain.
     """
     if words and words[0] in DOMAINS:
         return words[0], words[1:]
     if not words or not words[0].startswith("-") or words[0] in ("-h", "--help"):
         return None, words
-    keys = {"backbone": "items", "prior": "prior"}
+    keys = {"backbone": "items", "model": "text", "prior": "prior"}
     found = [domain for key, domain in keys.items() if key in _configured(words)]
     return found[0] if found else "images", words
 
@@ -67,7 +67,7 @@ def _configured(words: Sequence[str]) -> dict[str, Any]:
 
 
 def fit(parser: Any, config: Any) -> None:
-    """Train a model: a tokenizer of images, a recommender of items, or a prior of tokens."""
+    """Train a model: a tokenizer of images, a recommender of items, a model of text, or a prior of tokens."""
     raise ValueError(f"expected what to train, got nothing; say 'gritvq fit {' or '.join(DOMAINS)}'")
 
 

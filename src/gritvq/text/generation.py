@@ -14,11 +14,11 @@ from torch import Tensor
 from gritvq.component import check_integer, check_number
 from gritvq.priors.sampling import Seeds, filtered, seeds_of
 from gritvq.quantizers.canonical import ranked
-from gritvq.text.networks.parts import SegmentDecoder, SegmentEncoder
 from gritvq.text.segments import TextBatch
 
 if TYPE_CHECKING:
     from gritvq.text.networks.latents import GaussianLatents
+    from gritvq.text.networks.parts import SegmentDecoder, SegmentEncoder
 
 __all__ = ["Writing", "write_documents"]
 

@@ -245,7 +245,7 @@ class TextTokenizerTask(Task):
     Example:
         >>> from gritvq import grit_vq
         >>> from gritvq.text import segment_tokenizer
-        >>> task = TextTokenizerTask(segment_tokenizer(300, grit_vq(8, 64), width=16, depth=1, num_heads=2))
+        >>> task = TextTokenizerTask(segment_tokenizer(grit_vq(8, 64), 300, width=16, depth=1, num_heads=2))
         >>> task.tokenizer.quantizer.codebook_sizes
         (64,)
     """

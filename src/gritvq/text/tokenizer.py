@@ -48,7 +48,7 @@ class TextTokenizer(Autoencoder):
         >>> from gritvq import vq_vae
         >>> from gritvq.text import Segmentation, Subwords
         >>> form = TextFormat(Subwords.train([], 256), Segmentation(max_tokens=8))
-        >>> tokenizer = segment_tokenizer(form.vocab_size, vq_vae(4, 16), width=16, depth=1, num_heads=2).use(form)
+        >>> tokenizer = segment_tokenizer(vq_vae(4, 16), form.vocab_size, width=16, depth=1, num_heads=2).use(form)
         >>> tokens = tokenizer.encode("Hello. How are you?")
         >>> tokens.shape, isinstance(tokenizer.decode(tokens), str)
         (torch.Size([3, 1]), True)
@@ -259,8 +259,8 @@ class _TextEncoderProgram(nn.Module):
 
 
 def segment_tokenizer(
-    vocab_size: int,
     quantizer: Quantizer,
+    vocab_size: int = 4099,
     *,
     width: int = 192,
     depth: int = 3,
@@ -272,8 +272,8 @@ def segment_tokenizer(
     """A text tokenizer with the networks of :func:`gritvq.text.trace`.
 
     Args:
-        vocab_size: Number of tokens.
         quantizer: Any quantizer of vectors.
+        vocab_size: Number of tokens.
         width: Width of the transformers.
         depth: Layers of each.
         num_heads: Attention heads of each.
@@ -283,7 +283,7 @@ def segment_tokenizer(
 
     Example:
         >>> from gritvq import grit_vq
-        >>> segment_tokenizer(300, grit_vq(8, 64), width=16, depth=1, num_heads=2).encoder.dim
+        >>> segment_tokenizer(grit_vq(8, 64), 300, width=16, depth=1, num_heads=2).encoder.dim
         8
     """
 

@@ -124,7 +124,7 @@ class TraceModel(Component):
         if self.encoder is None or self.latents is None:
             nothing = torch.zeros(*batch.present.shape, 0, device=batch.tokens.device)
             return TraceOutput(self.decoder(batch), nothing, nothing)
-        latents, kl = self.latents(self.encoder(batch), sample=sample)
+        latents, kl = self.latents(self.encoder(batch), batch.present, sample=sample)
         return TraceOutput(self.decoder(batch, latents), kl * batch.present[..., None], latents)
 
     def elbo(self, batch: TextBatch) -> Float[Tensor, "B T"]:
