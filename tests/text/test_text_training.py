@@ -103,7 +103,7 @@ def test_latents_of_trace_say_something_and_those_of_the_plain_model_do_not() ->
         latents: Any = model.latents
         if make is gaussian_vae:
             torch.nn.init.normal_(latents.posterior_head[2].weight, std=0.5)
-        task, steps, draw = TextTask(model), 350, random.Random(0)
+        task, steps, draw = TextTask(model), 200, random.Random(0)
         optimizer, schedule = OptimizerSettings(lr=3e-3, warmup_steps=20).optimizer(task.parameter_groups(), steps)
         begun = float(model(test).kl.sum() / test.present.sum())
         losses = (sum(task.terms(form.batch_of(draw.sample(rows, 32)))[0].values()) for _ in range(steps))

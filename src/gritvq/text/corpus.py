@@ -61,7 +61,7 @@ class Corpus:
     ``path`` is one of the following; the first that matches is used:
 
     - ``"docstrings"``: the documentation strings of Python's standard library as it is installed here, about 1.6
-      million characters of English in 7,000 documents. What they are depends on the version of Python.
+      million characters of English in 6,000 documents. What they are depends on the version of Python.
     - a file: ``.jsonl`` or ``.ndjson`` (JSON Lines), ``.csv``, ``.tsv``, ``.parquet``, anything else is plain text.
     - a folder: its files with these endings, ``.txt`` and ``.md``, searched recursively, in the order of their names.
     - the name of a data set on the Hugging Face Hub, of which the split ``train`` is read.
@@ -132,24 +132,37 @@ def docstrings() -> tuple[str, ...]:
     """
     root = Path(sysconfig.get_path("stdlib"))
     found: dict[str, None] = {}
-    for file in sorted(root.rglob("*.py"), key=lambda path: path.relative_to(root).as_posix()):
-        folders = file.relative_to(root).parts[:-1]
-        if _OMITTED & set(folders) or any(name.startswith(("_", "config-")) for name in folders):
-            continue
+    for file in _sources(root):
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
+                warnings.simplefilter("ignore")  # of escapes in old strings
                 tree = ast.parse(file.read_bytes())
         except (SyntaxError, ValueError, OSError):  # a few files of the library are wrong on purpose
             continue
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-                text = ast.get_docstring(node) or ""
-                if len(text) >= _SHORTEST:
-                    found[text] = None
+        for text in _docstrings_of(tree):
+            if len(text) >= _SHORTEST:
+                found[text] = None
     if not found:
         raise ValueError(f"expected the sources of Python's library in {root}, got none; give a path of your own text")
     return tuple(found)
+
+
+def _docstrings_of(node: ast.AST) -> Iterator[str]:
+    """Of a module, class or function and of all within."""
+    if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+        yield ast.get_docstring(node) or ""
+    for name in ("body", "orelse", "handlers", "finalbody"):  # statements; expressions have none
+        for inner in getattr(node, name, None) or ():
+            yield from _docstrings_of(inner)
+
+
+def _sources(folder: Path) -> Iterator[Path]:
+    """Python files below a folder, without tests and what is no part of the library, in a fixed order."""
+    for path in sorted(folder.iterdir(), key=lambda path: path.name):
+        if path.suffix == ".py":
+            yield path
+        elif path.name not in _OMITTED and not path.name.startswith(("_", "config-")) and path.is_dir():
+            yield from _sources(path)
 
 
 # --- files ------------------------------------------------------------------------------------------------------------
