@@ -17,6 +17,7 @@ from gritvq.text import (
     IdempotentRecurrence,
     SegmentDecoder,
     SegmentEncoder,
+    Standardize,
     TextBatch,
     TextTransformer,
     TraceModel,
@@ -134,20 +135,20 @@ class TestDivergences:
 
     def test_what_is_normalized_is_standardized_over_the_segments_that_there_are(self) -> None:
         """In training as PyTorch's batch normalization of them alone; in eval mode by the running values."""
-        latents, x = GaussianLatents(5, 6), torch.randn(4, 3, 5) * 3 + 7
+        standardize, x = Standardize(5), torch.randn(4, 3, 5) * 3 + 7
         present = torch.tensor([[1, 1, 1], [1, 0, 0], [1, 1, 0], [1, 1, 1]]).bool()
         reference = torch.nn.BatchNorm1d(5, eps=1e-8, affine=False)
         for _ in range(3):
-            found, wanted = latents._standardize(x, present), reference(x[present])
+            found, wanted = standardize(x, present), reference(x[present])
             torch.testing.assert_close(found[present], wanted, rtol=1e-4, atol=1e-5)
             x[~present] *= -5  # what is not there has no influence
-        torch.testing.assert_close(latents.running_mean, reference.running_mean)
-        latents.eval()
-        running = (x - latents.running_mean) / latents.running_variance.sqrt()
-        torch.testing.assert_close(latents._standardize(x, present), running)
-        before = latents.train().running_variance.clone()
-        assert torch.isfinite(latents._standardize(x[:1, :1], None)).all()
-        assert torch.equal(before, latents.running_variance)  # one segment has no variance
+        torch.testing.assert_close(standardize.mean, reference.running_mean)
+        standardize.eval()
+        running = (x - standardize.mean) / standardize.variance.sqrt()
+        torch.testing.assert_close(standardize(x, present), running)
+        before = standardize.train().variance.clone()
+        assert torch.isfinite(standardize(x[:1, :1])).all()
+        assert torch.equal(before, standardize.variance)  # one segment has no variance
 
     def test_standardizing_makes_the_posterior_differ_between_texts_from_the_start(self) -> None:
         """Vectors that are almost the same, as those of an encoder that has not learned: share of delta that varies."""

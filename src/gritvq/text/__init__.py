@@ -30,6 +30,7 @@ __getattr__, __dir__, __all__ = lazy_names(
             "IdempotentRecurrence",
             "SegmentDecoder",
             "SegmentEncoder",
+            "Standardize",
             "TextTransformer",
             "TraceModel",
             "TraceOutput",

@@ -269,7 +269,7 @@ def segment_tokenizer(
     dropout: float = 0.1,
     architecture: Architecture = "gpt2",
 ) -> TextTokenizer:
-    """A text tokenizer with the networks of :func:`gritvq.text.trace`.
+    """A text tokenizer with the networks of :func:`gritvq.text.trace`; latents are standardized over a batch.
 
     Args:
         quantizer: Any quantizer of vectors.
@@ -298,4 +298,5 @@ def segment_tokenizer(
             architecture=architecture,
         )
 
-    return TextTokenizer(SegmentEncoder(body(), quantizer.input_dim), quantizer, SegmentDecoder(body(), quantizer.dim))
+    encoder = SegmentEncoder(body(), quantizer.input_dim, standardized=True)
+    return TextTokenizer(encoder, quantizer, SegmentDecoder(body(), quantizer.dim))

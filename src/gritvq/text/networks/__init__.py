@@ -4,6 +4,7 @@ from gritvq.text.networks.latents import GaussianLatents
 from gritvq.text.networks.model import TraceModel, TraceOutput, gaussian_vae, language_model, trace
 from gritvq.text.networks.parts import SegmentDecoder, SegmentEncoder
 from gritvq.text.networks.recurrence import IdempotentRecurrence
+from gritvq.text.networks.standardize import Standardize
 from gritvq.text.networks.transformer import TextTransformer
 
 __all__ = [
@@ -11,6 +12,7 @@ __all__ = [
     "IdempotentRecurrence",
     "SegmentDecoder",
     "SegmentEncoder",
+    "Standardize",
     "TextTransformer",
     "TraceModel",
     "TraceOutput",

@@ -10,12 +10,12 @@ from torch import Tensor, nn
 
 from gritvq.component import Component, check_integer
 from gritvq.text.networks.recurrence import IdempotentRecurrence
+from gritvq.text.networks.standardize import Standardize
 
 __all__ = ["Gaussian", "GaussianLatents", "LatentSample", "layer_normalized", "residual_kl"]
 
 Posterior = Literal["residual", "gaussian"]
 _RANGE = 4.0  # of log deviations
-_MOMENTUM, _LEAST_VARIANCE = 0.1, 1e-8  # of standardizing
 
 
 class Gaussian(NamedTuple):
@@ -121,9 +121,6 @@ class GaussianLatents(Component):
         batch normalized inference network keeps the KL vanishing away, ACL 2020, arXiv 2004.12585).
     """
 
-    running_mean: Tensor
-    running_variance: Tensor
-
     def __init__(
         self,
         dim: int,
@@ -139,9 +136,7 @@ class GaussianLatents(Component):
         self.dim = check_integer("dim", dim, 2 if posterior == "residual" else 1)
         self.context_dim = check_integer("context_dim", context_dim)
         self.posterior_kind: Posterior = posterior
-        self.standardized = standardized and posterior == "residual"
-        self.register_buffer("running_mean", torch.zeros(dim))
-        self.register_buffer("running_variance", torch.ones(dim))
+        self.standardize = Standardize(dim) if standardized and posterior == "residual" else None
         self.recurrence = IdempotentRecurrence(dim, dim // 2 if rank is None else rank)
         self.start = nn.Parameter(torch.zeros(context_dim))  # the text before the first segment
         self.prior_head = _head(context_dim, 2 * dim)
@@ -189,25 +184,9 @@ class GaussianLatents(Component):
         raw = _gaussian(self.posterior_head(torch.cat([context, before], -1)))
         if self.posterior_kind == "gaussian":
             return raw, raw.kl(prior)
-        delta = layer_normalized(self._standardize(raw.mean, present) if self.standardized else raw.mean)
+        delta = layer_normalized(raw.mean if self.standardize is None else self.standardize(raw.mean, present))
         shifted = Gaussian(prior.mean + prior.log_scale.exp() * delta, prior.log_scale + raw.log_scale)
         return shifted, residual_kl(delta, raw.log_scale)
-
-    def _standardize(self, x: Tensor, present: Tensor | None) -> Tensor:
-        """Mean 0 and variance 1 over the segments that are there, or by the running ones in eval mode."""
-        mean, variance = self.running_mean, self.running_variance
-        if self.training:
-            weights = torch.ones(x.shape[:-1], device=x.device) if present is None else present.to(x.dtype)
-            count = weights.sum()
-            mean = (x * weights[..., None]).flatten(0, -2).sum(0) / count.clamp_min(1)
-            variance = ((x - mean).square() * weights[..., None]).flatten(0, -2).sum(0) / count.clamp_min(1)
-            with torch.no_grad():
-                share = _MOMENTUM * (count > 1)  # one segment has no variance
-                self.running_mean.lerp_(mean, share)
-                self.running_variance.lerp_(variance, share)
-            mean = torch.where(count > 1, mean, self.running_mean)
-            variance = torch.where(count > 1, variance, self.running_variance)
-        return (x - mean) * (variance + _LEAST_VARIANCE).rsqrt()
 
 
 def _head(inputs: int, outputs: int) -> nn.Sequential:

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from gritvq.component import Component, check_integer
+from gritvq.text.networks.standardize import Standardize
 from gritvq.text.networks.transformer import TextTransformer, positions_of
 from gritvq.text.segments import TextBatch
 
@@ -25,6 +26,9 @@ class SegmentEncoder(Component):
     Args:
         transformer: The body.
         dim: Size D of the vectors; None for the width of the body.
+        standardized: Whether the vectors have mean 0 and variance 1 over the segments of a batch, see
+            :class:`Standardize`. Vectors of an encoder that has not learned are almost the same for all texts, and so
+            would their codes be.
 
     Example:
         >>> encoder = SegmentEncoder(TextTransformer(300, width=16, depth=1, num_heads=2), 4)
@@ -36,7 +40,7 @@ class SegmentEncoder(Component):
         TRACE (arXiv 2210.12409): the condition of the posterior, x_<=t. The network is our reading.
     """
 
-    def __init__(self, transformer: TextTransformer, dim: int | None = None) -> None:
+    def __init__(self, transformer: TextTransformer, dim: int | None = None, *, standardized: bool = False) -> None:
         super().__init__()
         self.transformer = transformer
         width = transformer.width
@@ -44,6 +48,7 @@ class SegmentEncoder(Component):
         self.score = nn.Linear(width, transformer.num_heads)
         self.norm = nn.LayerNorm(width)
         self.output = nn.Linear(width, self.dim)
+        self.standardize = Standardize(self.dim) if standardized else None
 
     def forward(
         self, batch: TextBatch, cache: Any = None, *, num_segments: int | None = None
@@ -74,7 +79,10 @@ class SegmentEncoder(Component):
         scores = scores.masked_fill(~members[:, None], -torch.inf).masked_fill(~some[:, None, :, None], 0.0)
         parts = states.unflatten(2, (self.transformer.num_heads, -1)).transpose(1, 2)
         mean = (scores.softmax(-1) @ parts).transpose(1, 2).flatten(2)
-        return self.output(self.norm(mean)) * some[..., None]
+        vectors = self.output(self.norm(mean))
+        if self.standardize is not None:
+            vectors = self.standardize(vectors, some)
+        return vectors * some[..., None]
 
     def extend(
         self, cache: Any, seen: Tensor, tokens: Tensor, valid: Tensor, positions: Tensor
