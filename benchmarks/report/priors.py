@@ -25,6 +25,13 @@ sees the class they are of: decoded test pictures, then samples. Guidance is `u 
 prior are those of test pictures; bits are per position, all color channels together. Means over seeds, in brackets
 the smallest and largest.
 """
+STUDIES = {
+    "tokenizers": "Tokens of 1,024 codes by several quantizers, trained with squared error.",
+    "heads": "Tokens of other kinds, and the heads that can predict them.",
+    "orders": "The same multi-scale tokens, predicted in raster order, masked, and scale by scale.",
+    "losses": "Tokenizers trained with squared error alone, and with perceptual and adversarial losses.",
+    "levels": "Two levels against one at equal bits.",
+}
 _COLUMNS = {
     "psnr": ("PSNR (dB)", ".2f"),
     "usage": ("usage", ".3f"),
@@ -74,15 +81,20 @@ def generation_section(folder: Path, images: Path) -> str:
     parts = [GENERATION]
     for path in sorted(folder.glob("generation_*.csv")):
         runs = read_results(path, _IDENTITY)
-        for data in sorted({run["data"] for run in runs}):
-            own = [run for run in runs if run["data"] == data]
+        for study, data in sorted({(run["study"], run["data"]) for run in runs}, key=_place):
+            own = [run for run in runs if (run["study"], run["data"]) == (study, data)]
             floor, real = (sum(run[name] for run in own) / len(own) for name in ("fd_floor", "accuracy_real"))
             said = f"Floor {floor:.2f}; of the test pictures themselves {100 * real:.1f} % are recognized."
-            parts += [f"### {path.stem.removeprefix('generation_')}, {data}", circumstances(own), said, _table(own)]
-            plot = images / f"generation_{data}_{own[0]['hardware']}.png"
+            parts += [f"### {study}, {data}, {path.stem.removeprefix('generation_')}", STUDIES[study]]
+            parts += [circumstances(own), said, _table(own)]
+            plot = images / f"generation_{study}_{data}_{own[0]['hardware']}.png"
             if plot.exists():
                 parts.append(f"![Samples with guidance, one of every class](images/{plot.name})")
     return "\n\n".join(parts) + "\n"
+
+
+def _place(key: tuple[str, str]) -> tuple[int, str]:
+    return list(STUDIES).index(key[0]), key[1]
 
 
 def _table(runs: Sequence[Mapping[str, Any]]) -> str:

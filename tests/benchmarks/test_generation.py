@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as parquet
 import pytest
 import torch
+import yaml
 from benchmarks.quality import generation
 from PIL import Image
 
@@ -59,6 +60,35 @@ def test_a_run_measures_what_it_made_and_goes_on_from_it(job: generation.Job, mo
     again = generation.run(job)
     timed = [name for name in found if name.endswith("per_second")]
     assert {k: v for k, v in again.items() if k not in timed} == {k: v for k, v in found.items() if k not in timed}
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"preset": "fsq", "prior": {"kind": "MaskedPrior", "num_steps": 2}}, "kind=MaskedPrior num_steps=2"),
+        ({"preset": "rq", "num_levels": 2, "prior": {"head": "depth"}}, "num_levels=2 head=depth"),
+    ],
+)
+def test_other_tokens_and_priors(job: generation.Job, settings: dict[str, Any], words: str) -> None:
+    found = generation.run(job._replace(method="other", settings=settings))
+    assert found["method"] == "other" and found["settings"] == words
+    assert found["bits_per_pixel"] > 0 and found["gfd"] > found["fd_floor"]
+    assert found["bits_per_pixel"] < 2 * found["fixed_bits_per_pixel"]  # untrained, but not absurd
+
+
+def test_contenders_of_all_studies_can_be_made() -> None:
+    plan = yaml.safe_load((generation.HERE / "generation.yaml").read_text())
+    for study, content in plan.pop("studies").items():
+        for method, settings in content["methods"].items():
+            job = generation.Job("cifar10", None, plan, study, method, settings, 0, Path("work"))
+            preset = getattr(generation.presets, settings.get("preset", method))
+            quantizer = preset(4, min(settings.get("codebook_size", 1024), 2435), **job.quantizer)
+            own = {"width": 16, "depth": 1, "num_heads": 2} | settings.get("prior", {})
+            kind = getattr(generation.priors, own.pop("kind", "AutoregressivePrior"))
+            prior = kind(generation.TokenLayout.of(quantizer, (8, 8)), num_classes=10, **own)
+            assert prior.num_tokens >= 64, method
+            for part in settings.get("task", {}).values():
+                assert part["class_path"].startswith("gritvq.images."), method
 
 
 def test_batches_are_a_function_of_seed_and_step() -> None:
