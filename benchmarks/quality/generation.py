@@ -16,7 +16,8 @@ pictures and as many samples:
 
 The classifier of Fashion-MNIST is in ``benchmarks/networks``; ``--train-network`` trains it again. Writes
 ``benchmarks/results/generation_*.csv`` and pictures of samples into ``docs/images``. A run that is in the results
-already is not repeated, and stages that are done lie in ``--work``: an interrupted benchmark goes on where it stopped.
+already is not repeated, those of another number of steps are replaced, and stages that are done lie in ``--work``: an
+interrupted benchmark goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -394,20 +395,23 @@ def main() -> None:
     plan = yaml.safe_load(words.plan.read_text())
     study, name = plan.pop("studies")[words.study], Path(words.data).name
     ruler_name = FashionClassifier.name if words.network is None else "CIFAR-10 ResNet-56"
-    about = circumstances(f"python -m benchmarks.quality.generation, {ruler_name} features", name)
+    steps = f"{plan['tokenizer']['max_steps']:,} and {plan['prior']['max_steps']:,} steps"
+    about = circumstances(f"python -m benchmarks.quality.generation, {ruler_name} features, {steps}", name)
     path = RESULTS / f"generation_{hardware()}_{date.today():%Y%m}.csv"
-    done = {(r["data"], r["study"], r["method"], r["seed"]) for r in _read(path)}
+    key = (words.study, name, about["comparison"])
+    done = {(r["method"], r["seed"]) for r in _read(path) if (r["study"], r["data"], r["comparison"]) == key}
     jobs = [
         Job(words.data, words.network, plan, words.study, method, settings, seed, words.work)
         for seed in (study["seeds"] if words.seeds is None else words.seeds)
         for method, settings in study["methods"].items()
         if words.methods is None or method in words.methods
     ]
-    missing = [job for job in jobs if (name, job.study, job.method, job.seed) not in done]
+    missing = [job for job in jobs if (job.method, job.seed) not in done]
     with ProcessPoolExecutor(words.jobs, mp_context=get_context("spawn")) as pool:
         futures = [pool.submit(run, job) for job in missing]
         for future in track(as_completed(futures), "runs", total=len(futures)):
-            write_results(path, [*_read(path), {**future.result(), **about}], about, IDENTITY)
+            others = [r for r in _read(path) if (r["study"], r["data"]) != key[:2] or r["comparison"] == key[2]]
+            write_results(path, [*others, {**future.result(), **about}], about, IDENTITY)
     test, labels = labelled(words.data, "test", 200)
     rows = {"test pictures": test[[labels.tolist().index(n) for n in range(CLASSES)]].numpy()}
     for job in jobs:
