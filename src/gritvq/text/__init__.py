@@ -12,6 +12,7 @@ from gritvq.lazy import lazy_names
 if TYPE_CHECKING:
     from gritvq.text.corpus import *
     from gritvq.text.data import *
+    from gritvq.text.evaluation import *
     from gritvq.text.generation import *
     from gritvq.text.networks import *
     from gritvq.text.segments import *
@@ -24,6 +25,15 @@ __getattr__, __dir__, __all__ = lazy_names(
     {
         "corpus": ["DOCSTRINGS", "Corpus", "Reading"],
         "data": ["TextData"],
+        "evaluation": [
+            "TextDiversity",
+            "TextEvaluation",
+            "distinct_n",
+            "evaluate_text",
+            "mutual_information",
+            "self_bleu",
+            "text_diversity",
+        ],
         "generation": ["Writing"],
         "networks": [
             "GaussianLatents",
