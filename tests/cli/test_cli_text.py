@@ -1,4 +1,4 @@
-"""``fit text`` on small texts: models, tokenizers, resuming, wrong files."""
+"""``fit text`` on small texts, ``encode``, ``decode`` and ``generate`` for them, and wrong files."""
 
 from __future__ import annotations
 
@@ -7,12 +7,28 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch import nn
 
-from gritvq import Tokenizer
+from gritvq import Tokenizer, fsq, rq
 from gritvq.cli import main
-from gritvq.text import TextTokenizer, TraceModel
+from gritvq.items import ResidualKMeans
+from gritvq.priors import sample_seeds
+from gritvq.text import (
+    Corpus,
+    Segmentation,
+    Subwords,
+    TextFormat,
+    TextTokenizer,
+    TraceModel,
+    Writing,
+    language_model,
+    segment_tokenizer,
+    trace,
+)
+from gritvq.tokens import TokenRow, read_tokens, token_files, write_tokens
 from program import wrong
-from text_common import toy_documents
+from text_common import lively, toy_documents
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 SMALL = ["width=16", "depth=1", "num_heads=2", "length=64"]
@@ -107,3 +123,152 @@ def test_a_checkpoint_of_another_vocabulary(capsys: pytest.CaptureFixture[str]) 
     assert "vocab" in said
     said = wrong([*words, *more, "--init_from", "run/text-model"], capsys)
     assert "vocabulary" in said or "same architecture" in said
+
+
+# --- encode, decode, generate -----------------------------------------------------------------------------------------
+
+SIZES: dict[str, Any] = dict(width=16, depth=1, num_heads=2, length=64)
+FORM = TextFormat(Subwords.train([], 256), Segmentation(max_tokens=16, max_segments=4))
+
+
+def saved_tokenizer(folder: str, seed: int = 0, quantizer: Any = None) -> TextTokenizer:
+    torch.manual_seed(seed)
+    quantizer = rq(4, 16, num_levels=2) if quantizer is None else quantizer
+    tokenizer = segment_tokenizer(quantizer, FORM.vocab_size, **SIZES).use(FORM).eval()
+    nn.init.normal_(tokenizer.decoder.memory.weight)
+    tokenizer.save_pretrained(folder)
+    return tokenizer
+
+
+@pytest.mark.parametrize("ending", ["npz", "parquet"])
+def test_texts_into_tokens_and_back(ending: str, capsys: pytest.CaptureFixture[str]) -> None:
+    tokenizer = saved_tokenizer("codes")
+    texts = ["One. Two! Three? Four. Five. Six.", "caf\u00e9\u2028 x", "a line. And more."]
+    lines: list[Any] = [*texts, " ", ["its own", "segments"], None]
+    Path("a.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in lines))
+    words = ["encode", "a.jsonl", "--tokenizer", "codes", "--out", f"t.{ending}", "--batch_size", "2"]
+    assert main(words) == 0
+    said = capsys.readouterr().out
+    assert "bits per character" in said and "8.00" in said
+    rows = read_tokens(f"t.{ending}")
+    assert [row.name for row in rows] == [f"00000{n}" for n in range(4)]
+    for row, text in zip(rows, texts, strict=False):
+        assert torch.equal(row.tokens, tokenizer.encode(text))
+    assert torch.equal(rows[3].tokens, tokenizer.encode([["its own", "segments"]])[0]) and len(rows[3].tokens) == 2
+    assert {row.columns["tokenizer"] for row in rows} == {tokenizer.fingerprint()}
+    assert [row.columns["source"] for row in rows] == [f"a.jsonl, row {n}" for n in (1, 2, 3, 5)]
+    decoded = tokenizer.decode([row.tokens for row in rows])
+    back = ["decode", f"t.{ending}", "--tokenizer", "codes", "--out"]
+    assert main([*back, "back.jsonl"]) == 0
+    found = [json.loads(line) for line in Path("back.jsonl").read_text(encoding="utf-8").split("\n")[:-1]]
+    assert found == [{"name": row.name, "text": text} for row, text in zip(rows, decoded, strict=True)]
+    assert main([*back, "back.txt"]) == 0
+    whole = Path("back.txt").read_text(encoding="utf-8")
+    assert whole == "".join(f"{text.strip(chr(10))}\n\n" for text in decoded)
+    before = Path("back.txt").read_bytes()
+    assert "--overwrite true" in wrong([*back, "back.txt"], capsys) and Path("back.txt").read_bytes() == before
+    assert main([*back, "back.txt", "--overwrite", "true"]) == 0
+
+
+def test_plain_text_in_units_and_shards() -> None:
+    saved_tokenizer("codes")
+    Path("a.txt").write_bytes("one. two.\nthr\u00e9e.\n\nfour.".encode("latin-1"))
+    words = ["encode", "a.txt", "--tokenizer", "codes", "--encoding", "latin-1"]
+    assert main([*words, "--unit", "line", "--out", "t", "--rows_per_file", "2"]) == 0
+    assert [len(read_tokens(file)) for file in token_files("t")] == [2, 1]
+    assert main([*words, "--out", "t.npz"]) == 0 and len(read_tokens("t.npz")) == 2
+    assert main([*words, "--unit", "file", "--out", "u.npz"]) == 0 and len(read_tokens("u.npz")) == 1
+
+
+def test_the_default_names_of_files() -> None:
+    saved_tokenizer("codes", quantizer=fsq(4, 16))
+    assert main(["encode", "texts.jsonl", "--tokenizer", "codes"]) == 0 and len(read_tokens("tokens.npz")) == 60
+    assert main(["decode", "tokens.npz", "--tokenizer", "codes"]) == 0
+    assert len(Path("decoded.jsonl").read_text(encoding="utf-8").split("\n")) == 61
+
+
+def save_models() -> None:
+    lively(trace(FORM.vocab_size, dim=4, **SIZES)).use(FORM).save_pretrained("run/text-model")
+    lively(language_model(FORM.vocab_size, **SIZES)).use(FORM).save_pretrained("lm/text-model")
+    saved_tokenizer("codes-run/tokenizer")
+    saved_tokenizer("codes")
+    ids = ResidualKMeans(codebook_size=2, num_levels=1)
+    ids.fit(torch.randn(8, 2, generator=torch.Generator().manual_seed(0)))
+    ids.save_pretrained("ids")
+    write_tokens("pictures.npz", [TokenRow("a", torch.zeros(2, 2, 2, dtype=torch.int64))])
+    write_tokens("large.npz", [TokenRow("a", torch.full((2, 2), 16))])
+    write_tokens("none.npz", [TokenRow("a", torch.full((2, 2), -1))])
+    write_tokens("other.npz", [TokenRow("a", torch.zeros(2, 2, dtype=torch.int64), {"tokenizer": "f" * 64})])
+
+
+def written(path: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in Path(path).read_text(encoding="utf-8").split("\n")[:-1]]
+
+
+def test_texts_of_a_model(capsys: pytest.CaptureFixture[str]) -> None:
+    save_models()
+    assert main(["generate", "run", "--num", "5", "--top_p", "0.9", "--batch_size", "2", "--out", "a.jsonl"]) == 0
+    assert "top-p 0.9, beam 1, seed 0" in capsys.readouterr().out
+    assert main(["generate", "run", "--num", "3", "--top_p", "0.9", "--out", "b.jsonl"]) == 0
+    one, other = written("a.jsonl"), written("b.jsonl")
+    assert one[:3] == other and len({row["text"] for row in one}) > 1
+    assert one[0]["sampling"] == {"temperature": 1.0, "top_k": None, "top_p": 0.9, "beam": 1, "seed": 0}
+    model = TraceModel.from_pretrained("run/text-model")
+    writing = Writing(top_p=0.9, seeds=sample_seeds(0, 5), max_tokens=16, max_segments=4)
+    assert [row["text"] for row in one] == FORM.texts(model.generate(5, writing=writing))
+    assert len(list(Corpus("a.jsonl"))) >= 4  # what is written can be read again
+    assert main(["generate", "run", "--num", "3", "--top_p", "0.9", "--seed", "1", "--out", "c.jsonl"]) == 0
+    assert [row["text"] for row in written("c.jsonl")] != [row["text"] for row in other]
+
+
+@pytest.mark.parametrize("run", ["run", "lm"])
+def test_texts_from_a_prompt(run: str) -> None:
+    save_models()
+    words = ["generate", run, "--num", "3", "--prompt", "A cat sat. It slept."]
+    assert main([*words, "--out", "a.jsonl"]) == 0
+    rows = written("a.jsonl")
+    assert all(row["text"].startswith(row["prompt"]) and len(row["text"]) > 20 for row in rows)
+    assert main([*words, "--beam", "2", "--out", "b.md"]) == 0
+    page = Path("b.md").read_text(encoding="utf-8")
+    assert page.startswith('## Texts from "A cat sat. It slept." on (beam 2, seed 0)') and page.count("    A cat") == 3
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["encode", "nowhere.txt", "--tokenizer", "codes"], "expected a file or folder of text, got 'nowhere.txt'"),
+        (["encode", "texts.jsonl", "--tokenizer", "codes", "--column", "body"], "expected the column 'body'"),
+        (["encode", "texts.jsonl", "--tokenizer", "codes", "--size", "8"], "no --size for a tokenizer of texts, got 8"),
+        (["encode", "texts.jsonl", "--tokenizer", "codes", "--encoding", "utf9"], "expected the name of an encoding"),
+        (["encode", "texts.jsonl", "--tokenizer", "codes", "--batch_size", "0"], "expected batch_size >= 1, got 0"),
+        (["encode", "blank.txt", "--tokenizer", "codes"], "expected text in blank.txt, got none"),
+        (["encode", "latin.txt", "--tokenizer", "codes"], "expected text in utf-8, got bytes in latin.txt"),
+        (["encode", "texts.jsonl", "--tokenizer", "ids"], "got a ResidualKMeans; for items use 'gritvq semantic-ids"),
+        (["encode", "texts.jsonl", "--tokenizer", "run/text-model"], "run/text-model"),
+        (["decode", "nowhere.npz", "--tokenizer", "codes"], "expected a token file, got nowhere.npz"),
+        (["decode", "pictures.npz", "--tokenizer", "codes"], "expected indices (T, 2) of a text, none below 0"),
+        (["decode", "none.npz", "--tokenizer", "codes"], "expected indices (T, 2) of a text, none below 0"),
+        (["decode", "large.npz", "--tokenizer", "codes"], "expected indices below (16, 16)"),
+        (["decode", "other.npz", "--tokenizer", "codes"], "got a of another, ffffffffffff; give the tokenizer"),
+        (["decode", "none.npz", "--tokenizer", "codes", "--out", "a.csv"], "ending in .jsonl or .txt for texts"),
+        (["generate", "codes-run"], "or one of a model by 'gritvq fit text', got codes-run, which has no prior/"),
+        (["generate", "run", "--out", "a.txt"], "ending in .jsonl or .md for texts, got 'a.txt'"),
+        (["generate", "run", "--classes", "[a]"], "no --classes for a run of 'gritvq fit text'"),
+        (["generate", "run", "--top_p", "2"], "top_p"),
+        (["generate", "run", "--seed", "-1"], "expected seed >= 0, got -1"),
+        (["generate", "run", "--beam", "2", "--top_k", "3"], "expected --beam or settings of drawing, got both"),
+        (["generate", "run", "--prompt", " "], "expected a prompt with text, got ' '"),
+        (["generate", "run", "--prompt", "One. Two. Three. Four."], "a prompt of fewer than 4 segments"),
+        (["generate", "run", "--prompt", "A cat sat. " * 30], "a prompt of fewer than 4 segments"),
+        (["generate", "run", "--num", "0"], "expected num >= 1, got 0"),
+    ],
+    ids=lambda value: " ".join(value)[:60] if isinstance(value, list) else "",
+)
+def test_wrong_input_of_the_verbs(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    save_models()
+    Path("blank.txt").write_text(" \n\n")
+    Path("latin.txt").write_bytes("caf\u00e9".encode("latin-1"))
+    before = sorted(map(str, Path().rglob("*")))
+    said = wrong(words, capsys)
+    assert message in said.replace("\n", " ") and said.count("error: ") == 1
+    assert sorted(map(str, Path().rglob("*"))) == before

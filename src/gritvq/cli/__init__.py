@@ -17,7 +17,7 @@ from typing import Any
 
 from gritvq import __version__
 from gritvq.cli import compare as comparing
-from gritvq.cli import errors, images
+from gritvq.cli import errors, images, tokens
 from gritvq.cli import evaluate as evaluating
 from gritvq.cli import fit as fitting
 from gritvq.cli import generate as generating
@@ -129,8 +129,8 @@ _VERBS: dict[str, tuple[Callable[[Any], None], Verb]] = {
     "validate": (functools.partial(images.measure_arguments, out="runs/validate"), images.validate),
     "evaluate": (evaluating.evaluate_arguments, evaluating.evaluate),
     "inspect": (functools.partial(images.measure_arguments, out="runs/inspect"), images.inspect),
-    "encode": (images.encode_arguments, images.encode),
-    "decode": (images.decode_arguments, images.decode),
+    "encode": (tokens.encode_arguments, tokens.encode),
+    "decode": (tokens.decode_arguments, tokens.decode),
     "images-from": (chaining.images_from_arguments, chaining.images_from),
     "generate": (generating.generate_arguments, generating.generate),
     "export": (images.export_arguments, images.export),

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gritvq.cli.images import device_argument, device_named
+from gritvq.cli.machine import device_argument, device_named
 from gritvq.cli.output import console, report
 from gritvq.cli.run_folder import check_places, overwrite_argument
 

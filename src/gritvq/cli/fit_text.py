@@ -17,6 +17,7 @@ from gritvq.cli.run_folder import (
     run_training,
     steps_done,
 )
+from gritvq.cli.text import write_page
 
 if TYPE_CHECKING:
     from gritvq.text import TextBatch, TextData, TextTokenizer, TraceModel
@@ -189,7 +190,7 @@ def _page(model: TraceModel, data: TextData, path: Path) -> None:
         one, other = (TextBatch(shown.tokens[[row]], shown.segments[[row]]) for row in (0, -1))
         between = model.interpolate(one, other, 5, greedy)
         sections["From the latents of the first to those of the last, in equal steps"] = form.texts(between)
-    _write_page(path, sections)
+    write_page(path, sections)
 
 
 def _tokenizer_page(tokenizer: TextTokenizer, data: TextData, path: Path) -> None:
@@ -202,22 +203,8 @@ def _tokenizer_page(tokenizer: TextTokenizer, data: TextData, path: Path) -> Non
     lines = []
     for text, own, again in zip(texts, tokens, tokenizer.decode(tokens), strict=True):
         lines += [text, f"codes {own.tolist()}", again]
-    _write_page(path, {"Held-out texts, their codes, and what these are read as (most probable tokens)": lines})
+    write_page(path, {"Held-out texts, their codes, and what these are read as (most probable tokens)": lines})
 
 
 def _limits(data: TextData) -> dict[str, int]:
     return {"max_tokens": data.segmentation.max_tokens, "max_segments": data.segmentation.max_segments}
-
-
-def _write_page(path: Path, sections: Mapping[str, list[str]]) -> None:
-    """A Markdown page of texts, each as it is."""
-    from gritvq.files import replacing
-
-    parts = []
-    for title, texts in sections.items():
-        parts.append(f"## {title}\n")
-        for number, text in enumerate(texts, 1):
-            indented = "\n".join(f"    {line}" for line in text.splitlines()) or "    (empty)"
-            parts.append(f"{number}.\n\n{indented}\n")
-    with replacing(path) as scratch:
-        scratch.write_text("\n".join(parts), encoding="utf-8")

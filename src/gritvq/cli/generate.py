@@ -1,4 +1,4 @@
-"""The verb ``generate``: new pictures from a prior."""
+"""The verb ``generate``: new pictures from a prior, new texts from a model of text."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gritvq.cli.images import device_argument, device_named
+from gritvq.cli.machine import device_argument, device_named
 from gritvq.cli.output import console, report, trusted_argument
 from gritvq.cli.run_folder import check_places, overwrite_argument
-from gritvq.cli.settings import check_positive
+from gritvq.cli.settings import check_positive, check_unused
 from gritvq.training.run_folder import RunFolder
 
 if TYPE_CHECKING:
@@ -19,12 +19,14 @@ if TYPE_CHECKING:
 __all__ = ["generate", "generate_arguments"]
 
 _GRID, _PICTURES, _SHOWN = "grid.png", "pictures", 64
+_OF_PICTURES, _OF_TEXTS = ["classes", "guidance", "guidance_schedule"], ["prompt", "beam"]
 
 
 def generate_arguments(parser: Any) -> None:
     """Arguments of generate."""
-    parser.add_argument("run", type=str, help="folder of a run of 'gritvq fit prior'")
-    parser.add_argument("--num", type=int, default=64, help="pictures")
+    parser.add_argument("run", type=str, help="folder of a run of 'gritvq fit prior' or 'gritvq fit text'")
+    parser.add_argument("--num", type=int, default=64, help="pictures or texts")
+    parser.add_argument("--prompt", type=str | None, default=None, help="whole sentences that each text goes on from")
     parser.add_argument(
         "--classes",
         type=list[str | int] | None,
@@ -41,22 +43,53 @@ def generate_arguments(parser: Any) -> None:
         help="how the scale grows from 1 over the positions of a sample",
     )
     parser.add_argument("--temperature", type=float, default=1.0, help="divides the logits")
-    parser.add_argument("--top_k", type=int | None, default=None, help="draw from the k most probable codes only")
     parser.add_argument(
-        "--top_p", type=float | None, default=None, help="draw from the fewest codes of this probability together"
+        "--top_k", type=int | None, default=None, help="draw from the k most probable codes or subwords only"
     )
     parser.add_argument(
-        "--seed", type=int, default=0, help="of all pictures; each has its own, whatever the batch size"
+        "--top_p", type=float | None, default=None, help="draw from the fewest of this probability together"
     )
-    parser.add_argument("--batch_size", type=int, default=64, help="pictures that are made together")
-    parser.add_argument("--out", type=str, default="samples", help="folder for pictures/ and grid.png")
+    parser.add_argument(
+        "--beam",
+        type=int,
+        default=1,
+        help="for texts: the most probable sentences that so many beams find, in place of drawing",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of all samples; each has its own, whatever the batch size")
+    parser.add_argument("--batch_size", type=int, default=64, help="samples that are made together")
+    parser.add_argument(
+        "--out",
+        type=str | None,
+        default=None,
+        help="folder for pictures/ and grid.png, 'samples' if not given; or file for the texts, .jsonl or .md, "
+        "'samples.jsonl' if not given",
+    )
     device_argument(parser)
     trusted_argument(parser)
     overwrite_argument(parser)
 
 
 def generate(parser: Any, config: Any) -> None:
-    """Generate pictures: a prior draws tokens, the tokenizer decodes them."""
+    """Generate pictures, of which a prior draws the tokens, or texts."""
+    run = RunFolder(config.run)
+    check_positive(num=config.num, batch_size=config.batch_size)
+    if run.prior.is_dir():
+        check_unused(parser, config, _OF_TEXTS, "a run of 'gritvq fit prior'")
+        _generate_pictures(config, run)
+    elif run.text_model.is_dir():
+        from gritvq.cli import text
+
+        check_unused(parser, config, _OF_PICTURES, "a run of 'gritvq fit text'")
+        text.generate(config, run)
+    else:
+        raise ValueError(
+            f"expected a run of 'gritvq fit prior', or one of a model by 'gritvq fit text', got {run.path}, which has "
+            f"no {run.prior.name}/ and no {run.text_model.name}/; give its folder"
+        )
+
+
+def _generate_pictures(config: Any, run: RunFolder) -> None:
+    """A prior draws tokens, the tokenizer decodes them."""
     import torch
     from rich.progress import Progress
 
@@ -65,10 +98,7 @@ def generate(parser: Any, config: Any) -> None:
     from gritvq.images.tokenizer import ImageTokenizer
     from gritvq.priors import Prior, sample_seeds
 
-    run, out = RunFolder(config.run), Path(config.out)
-    check_positive(num=config.num, batch_size=config.batch_size)
-    if not run.prior.is_dir():
-        raise ValueError(f"expected a run of 'gritvq fit prior', got {run.path}, which has no prior/; give its folder")
+    out = Path(config.out or "samples")
     device = device_named(config.device)
     tokenizer = ImageTokenizer.from_pretrained(run.tokenizer, config.trusted)
     prior = Prior.from_pretrained(run.prior, fingerprint=tokenizer.fingerprint(), trusted=config.trusted).to(device)

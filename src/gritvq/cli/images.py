@@ -6,14 +6,15 @@ import json
 import warnings
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
+from gritvq.cli.machine import device_named, machine_arguments
 from gritvq.cli.output import console, number_rows, report, trusted_argument
 from gritvq.cli.run_folder import check_places, overwrite_argument
 from gritvq.cli.settings import check_positive
-from gritvq.quantizers.base import Quantizer
+from gritvq.cli.tokens import split_argument, warn_of_tokens
 from gritvq.training.run_folder import RunFolder
 
 if TYPE_CHECKING:
@@ -26,11 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "decode",
-    "decode_arguments",
-    "device_argument",
-    "device_named",
     "encode",
-    "encode_arguments",
     "export",
     "export_arguments",
     "inspect",
@@ -56,53 +53,16 @@ def measure_arguments(parser: Any, out: str) -> None:
     )
     parser.add_argument("--data.column", type=str, default="image", help="column of the pictures in tables")
     parser.add_argument("--data.strict", type=bool, default=False, help="whether an unreadable picture is an error")
-    _split_argument(parser, "held_out")
+    split_argument(parser, "held_out")
     parser.add_argument(
         "--perceptual",
         type=PerceptualDistance | None,
         default=None,
         help="distance to measure as well: LPIPSLoss, or PerceptualLoss with --perceptual.features VGG16Features",
     )
-    _machine_arguments(parser)
+    machine_arguments(parser)
     parser.add_argument("--out", type=str, default=out, help="folder for plots and metrics")
     overwrite_argument(parser)
-
-
-def _split_argument(parser: Any, default: str) -> None:
-    parser.add_argument(
-        "--split",
-        default=default,
-        choices=["held_out", "validation", "test", "train", "all"],
-        help="split, if names determine one; held_out is validation, or test if there is none",
-    )
-
-
-def _machine_arguments(parser: Any) -> None:
-    """Batch size and device."""
-    parser.add_argument("--batch_size", type=int, default=64, help="largest number of pictures of equal size per batch")
-    device_argument(parser)
-    trusted_argument(parser)
-
-
-def device_argument(parser: Any) -> None:
-    """``--device``, for :func:`device_named`."""
-    parser.add_argument(
-        "--device", type=str, default="auto", help="such as cpu or cuda:1; auto uses a GPU if there is one"
-    )
-
-
-def device_named(name: str) -> Any:
-    """The device of this name; raises a ValueError if this machine has none."""
-    import torch
-
-    try:
-        device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
-        torch.zeros(1, device=device).item()
-    except Exception as error:  # depends on the type of device
-        raise ValueError(
-            f"expected a device that this machine has, got {name!r} ({str(error).splitlines()[0]}); try --device auto"
-        ) from error
-    return device
 
 
 def _batches(pictures: Pictures, batch_size: int, doing: str) -> Iterator[tuple[list[Picture], Tensor]]:
@@ -251,77 +211,32 @@ def inspect(parser: Any, config: Any) -> None:
     )
 
 
-def encode_arguments(parser: Any) -> None:
-    """Arguments of encode."""
-    parser.add_argument(
-        "images",
-        type=str,
-        help="picture, folder, Parquet file or folder, Hub data set or 'photographs'; of any size, unless the "
-        "tokenizer has a layout",
-    )
-    parser.add_argument("--tokenizer", type=str, required=True, help="tokenizer folder or Hub name")
-    parser.add_argument("--column", type=str, default="image", help="column of the pictures in tables")
-    parser.add_argument("--label", type=str, default="label", help="column of the labels, stored with the tokens")
-    parser.add_argument(
-        "--classes_from",
-        default="labels",
-        choices=["labels", "folders", "names"],
-        help="what is stored as label: the label, the name of the picture's folder, or its own name",
-    )
-    _split_argument(parser, "all")
-    parser.add_argument(
-        "--out", type=str | None, default=None, help="file to write, .npz or .parquet; tokens.npz if not given"
-    )
-    parser.add_argument(
-        "--size", type=int | None, default=None, help="pixels per side of the square that is cut from each picture"
-    )
-    parser.add_argument(
-        "--ten_crops",
-        type=list[float] | None,
-        default=None,
-        help="in place of the center, corners, center and their mirror images of pictures whose shorter side is "
-        "resized to these multiples of size, such as [1.1,1.05]",
-    )
-    parser.add_argument(
-        "--random_crops",
-        type=int | None,
-        default=None,
-        help="in place of the center, so many squares at random places of each picture; of the photographs' training "
-        "split outside of the held-out squares",
-    )
-    parser.add_argument("--seed", type=int, default=0, help="of the random places")
-    parser.add_argument("--flip", type=bool, default=False, help="encode mirror images too; ten crops have them")
-    parser.add_argument(
-        "--rows_per_file", type=int | None, default=None, help="write a folder of Parquet files with so many rows each"
-    )
-    parser.add_argument("--strict", type=bool, default=False, help="whether an unreadable picture is an error")
-    _machine_arguments(parser)
-    overwrite_argument(parser)
+def encode(tokenizer: ImageTokenizer, config: Any, device: torch.device, write: Callable[..., Path]) -> None:
+    """Encode pictures as tokens.
 
-
-def encode(parser: Any, config: Any) -> None:
-    """Encode pictures as tokens."""
+    Args:
+        tokenizer: As it was loaded.
+        config: See :func:`gritvq.cli.tokens.encode_arguments`.
+        device: Where to compute.
+        write: Writes rows of tokens; returns the path.
+    """
     from gritvq.images.files import open_pictures
-    from gritvq.images.tokenizer import ImageTokenizer
     from gritvq.quantizers.metrics import CodebookUsage
-    from gritvq.tokens import TokenRow, write_shards, write_tokens
+    from gritvq.tokens import TokenRow
 
-    out = _token_place(config)
     if config.ten_crops == [] or (config.size is None and (config.ten_crops or config.random_crops)):
         raise ValueError("expected --size, and a scale for --ten_crops, got none; give both")
     if config.ten_crops and config.random_crops:
         raise ValueError("expected --ten_crops or --random_crops, got both; leave one of them out")
-    device = device_named(config.device)
-    tokenizer = ImageTokenizer.from_pretrained(config.tokenizer, config.trusted)
     own = tokenizer.fingerprint()
     tokenizer = tokenizer.fold().to(device)  # codes made once
-    photographs = config.images == "photographs" and config.split == "train" and config.random_crops is not None
+    photographs = config.data == "photographs" and config.split == "train" and config.random_crops is not None
     whole = photographs or config.split == "all"  # their training crops come from what is not held out
     pictures = open_pictures(
-        config.images,
+        config.data,
         channels=tokenizer.channels,
         split=None if whole else config.split,
-        column=config.column,
+        column=config.column or "image",
         label=config.label,
         strict=config.strict,
     )
@@ -341,21 +256,15 @@ def encode(parser: Any, config: Any) -> None:
                     columns = {"height": height, "width": width, "label": _plain(view.label), "tokenizer": own}
                     yield TokenRow(view.name, found, columns)
         if not seen:
-            raise ValueError(
-                f"expected at least one readable picture in {config.images}, got none; nothing was written"
-            )
+            raise ValueError(f"expected at least one readable picture in {config.data}, got none; nothing was written")
 
-    if config.rows_per_file is None:
-        write_tokens(out, rows())
-    else:
-        write_shards(out, rows(), config.rows_per_file)
-    _warn_of_tokens(tokenizer.quantizer)
+    out = write(rows())
     num_tokens, bits = used.num_tokens, used.bits_per_token()
     what = "samples" if config.size or config.flip else "pictures"
     report(
         "encoded",
         [
-            ("data", config.images),
+            ("data", config.data),
             (what, f"{seen['samples']:,} of {len(pictures):,}{'' if what == 'pictures' else ' pictures'}"),
             ("labels", f"{seen['labels']:,}"),
             ("tokens", f"{num_tokens:,}"),
@@ -364,26 +273,6 @@ def encode(parser: Any, config: Any) -> None:
         ],
         {"tokens": out},
     )
-
-
-def _token_place(config: Any) -> Path:
-    """Where encode may write: a file, or a folder for files.
-
-    Raises:
-        ValueError: If something is there, or the name does not fit.
-    """
-    from gritvq.tokens.files import check_token_path
-
-    if config.rows_per_file is None:
-        out = check_token_path(config.out or "tokens.npz")
-        check_places(out.parent, [out.name], config.overwrite)
-        return out
-    out = Path(config.out or "tokens")
-    if out.suffix in (".npz", ".parquet"):
-        raise ValueError(f"expected a folder for files of --rows_per_file, got {out}; leave one of them out")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"expected a new or empty folder for token files, got {out}; choose another --out")
-    return out
 
 
 def _class_of(picture: Picture, source: str) -> Any:
@@ -410,7 +299,7 @@ def _views(config: Any, group: list[Picture], images: Tensor) -> Iterator[tuple[
             pixels = torch.cat([ten_crops(picture.pixels, config.size, scale) for scale in config.ten_crops])
         elif config.random_crops is not None:
             without, seed = None, [config.seed, zlib.crc32(picture.name.encode(errors="surrogatepass"))]
-            if config.images == "photographs" and config.split == "train":
+            if config.data == "photographs" and config.split == "train":
                 without = (*PHOTOGRAPHS[picture.name], HELD_OUT_SIZE)
             pixels = random_crops(picture.pixels, config.size, config.random_crops, seed, without)
             pixels = torch.cat([pixels, pixels.flip(-1)]) if config.flip else pixels
@@ -429,38 +318,19 @@ def _plain(label: Any) -> str | int | float | None:
     return label if label is None or isinstance(label, str | int | float) else json.dumps(label, default=str)
 
 
-def _warn_of_tokens(quantizer: Quantizer) -> None:
-    if quantizer.exact == "never":
-        warnings.warn(
-            "exact='never': these indices do not reproduce the quantizer's output; do not store them", stacklevel=1
-        )
-
-
-def decode_arguments(parser: Any) -> None:
-    """Arguments of decode."""
-    parser.add_argument("tokens", type=str, help="file written by encode: .npz or .parquet")
-    parser.add_argument("--tokenizer", type=str, required=True, help="tokenizer folder or Hub name")
-    parser.add_argument("--out", type=str, default="decoded", help="folder for the PNG files")
-    device_argument(parser)
-    trusted_argument(parser)
-    overwrite_argument(parser)
-
-
-def decode(parser: Any, config: Any) -> None:
-    """Decode tokens to pictures."""
+def decode(tokenizer: ImageTokenizer, config: Any, device: torch.device) -> None:
+    """Decode tokens to PNG files, see :func:`gritvq.cli.tokens.decode_arguments`."""
     from rich.progress import track
 
     from gritvq.images.files import picture_paths, save_png
-    from gritvq.images.tokenizer import ImageTokenizer
     from gritvq.tokens import iter_tokens
 
-    device = device_named(config.device)
-    tokenizer = ImageTokenizer.from_pretrained(config.tokenizer, config.trusted).fold().to(device)  # codes made once
+    tokenizer = tokenizer.fold().to(device)  # codes made once
     names = []
     for row in iter_tokens(config.tokens):  # check all tokens before anything is written
         _check_tokens(tokenizer, row, device)
         names.append(row.name)
-    out = Path(config.out)
+    out = Path(config.out or "decoded")
     paths = picture_paths(names)
     check_places(out, paths, config.overwrite)
     rows = track(iter_tokens(config.tokens), "decoding", len(paths), console=console(), transient=True)
@@ -513,7 +383,7 @@ def export(parser: Any, config: Any) -> None:
     ending = "onnx" if config.format == "onnx" else "pt2"
     check_places(Path(config.out), [f"{name}.{ending}" for name in ("encoder", "decoder")], config.overwrite)
     tokenizer = ImageTokenizer.from_pretrained(config.tokenizer, config.trusted)
-    _warn_of_tokens(tokenizer.quantizer)
+    warn_of_tokens(tokenizer.quantizer)
     encoder, decoder = tokenizer.export(config.out, config.format, size=config.size)
     identical, difference = compare_programs(tokenizer, encoder, decoder, config.size)
     report(

@@ -13,9 +13,9 @@ from gritvq.cli.errors import parser_class
 from gritvq.cli.evaluate import evaluate, evaluate_arguments
 from gritvq.cli.fit import train_with
 from gritvq.cli.generate import generate, generate_arguments
-from gritvq.cli.images import encode, encode_arguments
 from gritvq.cli.output import report
 from gritvq.cli.settings import combined, shipped
+from gritvq.cli.tokens import encode, encode_arguments
 from gritvq.lazy import optional
 from gritvq.training.run_folder import RunFolder
 

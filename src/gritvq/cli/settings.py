@@ -13,7 +13,17 @@ import yaml
 from gritvq.cli.errors import guarded
 from gritvq.files import regular_file
 
-__all__ = ["check_positive", "check_words", "class_of", "combined", "given_settings", "parts_of", "shipped", "whole"]
+__all__ = [
+    "check_positive",
+    "check_unused",
+    "check_words",
+    "class_of",
+    "combined",
+    "given_settings",
+    "parts_of",
+    "shipped",
+    "whole",
+]
 
 
 def shipped(domain: str) -> dict[str, Any]:
@@ -60,6 +70,14 @@ def check_positive(**settings: int) -> None:
     for name, value in settings.items():
         if value < 1:
             raise ValueError(f"expected {name} >= 1, got {value}; give a larger one")
+
+
+def check_unused(parser: Any, config: Any, names: Sequence[str], what: str) -> None:
+    """Raises a ValueError if one of these settings, which ``what`` does not have, is not its default."""
+    defaults = {action.dest: action.default for action in parser._actions}
+    for name in names:
+        if config[name] != defaults[name]:
+            raise ValueError(f"expected no --{name} for {what}, got {config[name]!r}; leave it out")
 
 
 def check_words(words: Sequence[str]) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from gritvq.component import eval_mode
 from gritvq.export import Format, Program, write_programs
 from gritvq.quantizers.base import Quantizer
+from gritvq.text.corpus import Document
 from gritvq.text.generation import Writing, write_documents
 from gritvq.text.networks.latents import GaussianLatents
 from gritvq.text.networks.model import check_format
@@ -116,11 +117,11 @@ class TextTokenizer(Autoencoder):
     def encode(self, batch: str) -> Int[Tensor, "T Q"]: ...
 
     @overload
-    def encode(self, batch: list[str]) -> list[Int[Tensor, "T Q"]]: ...
+    def encode(self, batch: list[str] | list[Document]) -> list[Int[Tensor, "T Q"]]: ...
 
     @torch.no_grad()
-    def encode(self, batch: str | list[str]) -> Int[Tensor, "T Q"] | list[Int[Tensor, "T Q"]]:
-        """Indices of each segment of a text, or of several texts.
+    def encode(self, batch: str | list[str] | list[Document]) -> Int[Tensor, "T Q"] | list[Int[Tensor, "T Q"]]:
+        """Indices of each segment of a text, or of several texts, of which each may also be a list of its segments.
 
         A text of more segments than ``max_segments`` is encoded in parts of as many, each on its own; :meth:`decode`
         knows where they begin. A text of white space alone has no segments.
@@ -130,7 +131,7 @@ class TextTokenizer(Autoencoder):
         """
         if isinstance(batch, str):
             return self.encode([batch])[0]
-        if wrong := [text for text in batch if not isinstance(text, str)]:
+        if wrong := [part for text in batch for part in _parts(text) if not isinstance(part, str)]:
             raise ValueError(f"expected text, got {type(wrong[0]).__name__}; give a string or a list of strings")
         pieces = list(self._form().tokens(list(batch)))
         rows = [piece for own in pieces for piece in own]
@@ -230,6 +231,10 @@ class TextTokenizer(Autoencoder):
         if settings is not None and not isinstance(settings, dict):
             raise ValueError(f"expected vocabulary and segmentation by name, got {settings!r}; the file is damaged")
         self.use(None if settings is None else TextFormat.from_settings(settings))
+
+
+def _parts(text: Any) -> list[Any]:
+    return text if isinstance(text, list) else [text]
 
 
 class _Reader:

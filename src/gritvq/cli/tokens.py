@@ -1,0 +1,185 @@
+"""The verbs ``encode`` and ``decode``: data into tokens and back; what they read and write is the tokenizer's."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gritvq.cli.machine import device_argument, device_named, machine_arguments
+from gritvq.cli.output import trusted_argument
+from gritvq.cli.run_folder import check_places, overwrite_argument
+from gritvq.cli.settings import check_positive, check_unused
+from gritvq.quantizers.base import Quantizer
+
+if TYPE_CHECKING:
+    from gritvq.tokens import TokenRow
+
+__all__ = ["decode", "decode_arguments", "encode", "encode_arguments", "split_argument", "warn_of_tokens"]
+
+_OF_PICTURES = ["label", "classes_from", "split", "size", "ten_crops", "random_crops", "seed", "flip", "strict"]
+_OF_TEXTS = ["unit", "encoding"]
+
+
+def encode_arguments(parser: Any) -> None:
+    """Arguments of encode."""
+    parser.add_argument(
+        "data",
+        type=str,
+        help="for a tokenizer of pictures: picture, folder, Parquet file or folder, Hub data set or 'photographs', of "
+        "any size unless the tokenizer has a layout; for one of texts: a file of text, JSON Lines, CSV, TSV or "
+        "Parquet, a folder of them, Hub data set or 'docstrings'",
+    )
+    parser.add_argument("--tokenizer", type=str, required=True, help="tokenizer folder or Hub name")
+    parser.add_argument("--column", type=str | None, default=None, help="column in tables; image or text if not given")
+    parser.add_argument(
+        "--unit",
+        default="paragraph",
+        choices=["paragraph", "line", "file"],
+        help="what a document is in a file of plain text",
+    )
+    parser.add_argument("--encoding", type=str, default="utf-8", help="of files of text")
+    parser.add_argument("--label", type=str, default="label", help="column of the labels, stored with the tokens")
+    parser.add_argument(
+        "--classes_from",
+        default="labels",
+        choices=["labels", "folders", "names"],
+        help="what is stored as label: the label, the name of the picture's folder, or its own name",
+    )
+    split_argument(parser, "all")
+    parser.add_argument(
+        "--out", type=str | None, default=None, help="file to write, .npz or .parquet; tokens.npz if not given"
+    )
+    parser.add_argument(
+        "--size", type=int | None, default=None, help="pixels per side of the square that is cut from each picture"
+    )
+    parser.add_argument(
+        "--ten_crops",
+        type=list[float] | None,
+        default=None,
+        help="in place of the center, corners, center and their mirror images of pictures whose shorter side is "
+        "resized to these multiples of size, such as [1.1,1.05]",
+    )
+    parser.add_argument(
+        "--random_crops",
+        type=int | None,
+        default=None,
+        help="in place of the center, so many squares at random places of each picture; of the photographs' training "
+        "split outside of the held-out squares",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the random places")
+    parser.add_argument("--flip", type=bool, default=False, help="encode mirror images too; ten crops have them")
+    parser.add_argument(
+        "--rows_per_file", type=int | None, default=None, help="write a folder of Parquet files with so many rows each"
+    )
+    parser.add_argument("--strict", type=bool, default=False, help="whether an unreadable picture is an error")
+    machine_arguments(parser)
+    overwrite_argument(parser)
+
+
+def encode(parser: Any, config: Any) -> None:
+    """Encode pictures or texts as tokens."""
+    from gritvq.tokens import write_shards, write_tokens
+
+    out = _token_place(config)
+    check_positive(batch_size=config.batch_size)
+    device = device_named(config.device)
+    tokenizer, jobs, what = _loaded(config)
+    check_unused(parser, config, _OF_TEXTS if what == "pictures" else _OF_PICTURES, f"a tokenizer of {what}")
+
+    def write(rows: Iterable[TokenRow]) -> Path:
+        if config.rows_per_file is None:
+            return write_tokens(out, rows)
+        write_shards(out, rows, config.rows_per_file)
+        return out
+
+    jobs.encode(tokenizer, config, device, write)
+    warn_of_tokens(tokenizer.quantizer)
+
+
+def _loaded(config: Any) -> tuple[Any, Any, str]:
+    """The tokenizer, the module with the jobs of its domain, and what it takes.
+
+    Raises:
+        ValueError: If there is no tokenizer, or one of something else.
+    """
+    from gritvq import Tokenizer
+    from gritvq.images.tokenizer import ImageTokenizer
+
+    tokenizer = Tokenizer.from_pretrained(config.tokenizer, config.trusted)
+    if isinstance(tokenizer, ImageTokenizer):
+        from gritvq.cli import images
+
+        return tokenizer, images, "pictures"
+    from gritvq.text.tokenizer import TextTokenizer
+
+    if isinstance(tokenizer, TextTokenizer):
+        from gritvq.cli import text
+
+        return tokenizer, text, "texts"
+    raise ValueError(
+        f"expected a tokenizer of pictures or texts in {config.tokenizer}, got a {type(tokenizer).__name__}; for items "
+        "use 'gritvq semantic-ids encode'"
+    )
+
+
+def _token_place(config: Any) -> Path:
+    """Where encode may write: a file, or a folder for files.
+
+    Raises:
+        ValueError: If something is there, or the name does not fit.
+    """
+    from gritvq.tokens.files import check_token_path
+
+    if config.rows_per_file is None:
+        out = check_token_path(config.out or "tokens.npz")
+        check_places(out.parent, [out.name], config.overwrite)
+        return out
+    out = Path(config.out or "tokens")
+    if out.suffix in (".npz", ".parquet"):
+        raise ValueError(f"expected a folder for files of --rows_per_file, got {out}; leave one of them out")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"expected a new or empty folder for token files, got {out}; choose another --out")
+    return out
+
+
+def split_argument(parser: Any, default: str) -> None:
+    """``--split`` of verbs that read pictures."""
+    parser.add_argument(
+        "--split",
+        default=default,
+        choices=["held_out", "validation", "test", "train", "all"],
+        help="split, if names determine one; held_out is validation, or test if there is none",
+    )
+
+
+def warn_of_tokens(quantizer: Quantizer) -> None:
+    """Warn if a quantizer's indices are not worth storing."""
+    if quantizer.exact == "never":
+        warnings.warn(
+            "exact='never': these indices do not reproduce the quantizer's output; do not store them", stacklevel=1
+        )
+
+
+def decode_arguments(parser: Any) -> None:
+    """Arguments of decode."""
+    parser.add_argument("tokens", type=str, help="file written by encode: .npz or .parquet")
+    parser.add_argument("--tokenizer", type=str, required=True, help="tokenizer folder or Hub name")
+    parser.add_argument(
+        "--out",
+        type=str | None,
+        default=None,
+        help="folder for the PNG files, 'decoded' if not given; or file for the texts, .jsonl or .txt, 'decoded.jsonl' "
+        "if not given",
+    )
+    device_argument(parser)
+    trusted_argument(parser)
+    overwrite_argument(parser)
+
+
+def decode(parser: Any, config: Any) -> None:
+    """Decode tokens to pictures or texts."""
+    device = device_named(config.device)
+    tokenizer, jobs, _ = _loaded(config)
+    jobs.decode(tokenizer, config, device)
