@@ -142,6 +142,8 @@ def test_a_prior_that_does_not_know_its_pictures(made: Path, capsys: pytest.Capt
         (["generate", "{run}", "--num", "0"], "num >= 1"),
         (["generate", "{run}", "--top_p", "2"], "top_p"),
         (["generate", "{made}/tokenizer"], "which has no prior"),
+        (["generate", "{run}", "--prompt", "A cat."], "no --prompt for a run of 'gritvq fit prior', got 'A cat.'"),
+        (["encode", "{made}/pictures", "--tokenizer", "{made}/tokenizer", "--unit", "line"], "no --unit for a tokeniz"),
         (["fit", "prior", "--tokenizer", "{made}/other", "--data.train", "{made}/tokens"], "got {made}/tokens/tokens"),
         (["fit", "prior", "--tokenizer", "{made}/tokenizer", "--data.train", "nowhere.npz"], "expected a token file"),
         (["encode", "{made}/pictures", "--tokenizer", "{made}/tokenizer", "--ten_crops", "[1.1]"], "expected --size"),

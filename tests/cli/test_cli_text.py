@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -178,6 +179,21 @@ def test_plain_text_in_units_and_shards() -> None:
     assert [len(read_tokens(file)) for file in token_files("t")] == [2, 1]
     assert main([*words, "--out", "t.npz"]) == 0 and len(read_tokens("t.npz")) == 2
     assert main([*words, "--unit", "file", "--out", "u.npz"]) == 0 and len(read_tokens("u.npz")) == 1
+
+
+def test_plain_text_where_documents_do_not_show(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    saved_tokenizer("codes")
+    write_tokens("t.npz", [TokenRow(f"{n}", torch.zeros(1, 2, dtype=torch.int64)) for n in range(3)])
+    monkeypatch.setattr(TextTokenizer, "decode", lambda *_: ["one\n\ntwo", "", "three\n"])
+    for ending, warned in (("txt", 1), ("jsonl", 0)):
+        with warnings.catch_warnings():
+            warnings.simplefilter("always")
+            assert main(["decode", "t.npz", "--tokenizer", "codes", "--out", f"back.{ending}"]) == 0
+        assert capsys.readouterr().err.count("2 texts are empty or have an empty line within") == warned
+    assert Path("back.txt").read_text() == "one\n\ntwo\n\n\n\nthree\n\n"
+    assert [row["text"] for row in written("back.jsonl")] == ["one\n\ntwo", "", "three\n"]
 
 
 def test_the_default_names_of_files() -> None:

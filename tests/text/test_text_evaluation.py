@@ -235,6 +235,9 @@ def test_a_tokenizer(make: Any) -> None:
     assert found.values["nats_per_token_bound"] == pytest.approx(given + segments * bits * math.log(2) / tokens)
     used = [len(channel.unique()) for channel in codes.T]
     assert found.values["usage"] == pytest.approx(sum(used) / 16 / len(used))
+    shares = [torch.bincount(channel).double() / segments for channel in codes.T]
+    entropies = [-float((p * p.clamp(min=1e-300).log()).sum()) for p in shares]
+    assert found.values["perplexity_of_codes"] == pytest.approx(np.mean(np.exp(entropies)), rel=1e-4)
     right = 0
     for row in range(3):  # one token after the other
         for place in range(int(batch.valid[row].sum())):

@@ -1,4 +1,4 @@
-"""The verbs for image tokenizers: ``validate``, ``inspect``, ``encode``, ``decode``, ``export``."""
+"""The verbs ``validate``, ``inspect`` and ``export`` for image tokenizers, and the jobs of ``encode`` and ``decode``."""
 
 from __future__ import annotations
 

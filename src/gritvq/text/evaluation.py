@@ -82,7 +82,7 @@ class TextEvaluation(NamedTuple):
 def evaluate_text(
     model: TraceModel | TextTokenizer, batches: Iterable[TextBatch], num_samples: int = 32, seed: int = 0
 ) -> TextEvaluation:
-    r"""Measure a model on held-out documents, in eval mode; nothing depends on how they are put into batches.
+    r"""Measure a model on held-out documents, in eval mode; but for rounding, figures do not depend on the batches.
 
     For a model with latents, all in nats:
 
@@ -109,7 +109,7 @@ def evaluate_text(
     codes that it would store,
 
     - ``nats_per_token_given_codes``, and ``token_accuracy`` as above, given the codes.
-    - ``usage``, ``uniform_usage``, ``perplexity`` and ``dead_codes`` of the codes, see
+    - ``usage``, ``uniform_usage``, ``dead_codes`` and ``perplexity_of_codes``, see
       :class:`gritvq.quantizers.metrics.CodebookUsage`; ``bits_per_segment`` at fixed length, and ``bits_per_token``,
       the same over tokens of the text.
     - ``nats_per_token_bound``: ``-log p(x | codes) + log of the number of codes``, an upper bound of -log p(x) where
@@ -329,7 +329,8 @@ def _values_of_codes(totals: Mapping[str, float], usage: CodebookUsage) -> dict[
         "nats_per_token_given_codes": given,
         "nats_per_token_bound": given + of_text * math.log(2),
         "token_accuracy": totals["right"] / tokens,
-        **{name: counts[name] for name in ("usage", "uniform_usage", "perplexity", "dead_codes")},
+        **{name: counts[name] for name in ("usage", "uniform_usage", "dead_codes")},
+        "perplexity_of_codes": counts["perplexity"],
         "bits_per_segment": bits,
         "bits_per_token": of_text,
     }
