@@ -1,4 +1,4 @@
-"""The verbs ``validate``, ``inspect`` and ``export`` for image tokenizers, and the jobs of ``encode`` and ``decode``."""
+"""The verbs ``validate``, ``inspect``, ``export`` for image tokenizers; the jobs of ``encode`` and ``decode``."""
 
 from __future__ import annotations
 
