@@ -222,7 +222,7 @@ def mutual_information(
         of log q_n(z): the same in expectation, but it may be above log N.
     """
     draw = np.random.default_rng([check_integer("seed", seed, 0), 3])
-    chosen = np.sort(draw.permutation(len(mean))[: check_integer("most", most)])
+    chosen = np.sort(draw.permutation(len(mean))[: check_integer("most", most)], kind="stable")
     rows = torch.from_numpy(chosen)
     mean, log_scale = mean.detach().cpu().double()[rows], log_scale.detach().cpu().double()[rows]
     mean = mean - mean.mean(0)  # rounding is least around the origin
@@ -467,7 +467,7 @@ def self_bleu(texts: Sequence[str], max_order: int = 4, num: int | None = None, 
         max_ngram_order=check_integer("max_order", max_order), effective_order=True
     )
     order = np.random.default_rng(check_integer("seed", seed, 0)).permutation(len(texts))
-    chosen = np.sort(order[: len(texts) if num is None else check_integer("num", num)]).tolist()
+    chosen = np.sort(order[: len(texts) if num is None else check_integer("num", num)], kind="stable").tolist()
     scores = [bleu.sentence_score(texts[n], [*texts[:n], *texts[n + 1 :]]).score for n in chosen]
     return sum(scores) / len(scores)
 
