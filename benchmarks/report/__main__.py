@@ -1,4 +1,4 @@
-"""Generates from results: pages ``benchmarks``, ``performance``, tables of README, semantic ids and methods; plots.
+"""Generates from results: pages ``benchmarks``, ``performance``, tables of README and other pages; plots.
 
 python -m benchmarks.report                  write
 python -m benchmarks.report --check          fail if a page differs from the results, or a preset is not measured
@@ -19,6 +19,7 @@ from benchmarks.report import speed as performance_page
 from benchmarks.report.items import with_tables
 from benchmarks.report.priors import generation_section, with_sampling
 from benchmarks.report.tables import circumstances, markdown_table
+from benchmarks.report.text import with_navigation, with_text
 
 from gritvq.cli import paper_of
 from gritvq.images.comparison import COMPARISON_COLUMNS, comparison_rows
@@ -350,6 +351,9 @@ def main() -> int:
     pages[items] = with_tables(items.read_text(), RESULTS, DOCS / "images")
     generation = DOCS / "generation.md"
     pages[generation] = with_sampling(generation.read_text(), RESULTS)
+    text, navigation = DOCS / "text.md", ROOT / "mkdocs.yml"
+    pages[text] = with_text(text.read_text(), RESULTS, DOCS)
+    pages[navigation] = with_navigation(navigation.read_text(), DOCS)
     differing = [path for path, page in pages.items() if not path.exists() or path.read_text() != page]
     for path in differing:
         if not check:
