@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from gritvq.text import TextBatch, TextFormat, TextTokenizer
     from gritvq.tokens import TokenRow
 
-__all__ = ["decode", "encode", "generate", "write_page"]
+__all__ = ["check_tokens", "decode", "encode", "generate", "text_place", "write_page", "write_texts"]
 
 _AT_ONCE = 64  # texts that are decoded together
 
@@ -81,10 +81,10 @@ def decode(tokenizer: TextTokenizer, config: Any, device: torch.device) -> None:
     from gritvq.files import replacing
     from gritvq.tokens import iter_tokens
 
-    out = _text_place(config.out or "decoded.jsonl", (".jsonl", ".txt"), config.overwrite)
+    out = text_place(config.out or "decoded.jsonl", (".jsonl", ".txt"), config.overwrite)
     own, total = tokenizer.fingerprint(), 0
     for row in iter_tokens(config.tokens):  # check all tokens before anything is written
-        _check_tokens(tokenizer, row, own)
+        check_tokens(tokenizer, row, own)
         total += 1
     tokenizer = tokenizer.fold().to(device)  # codes made once
     parted = 0
@@ -116,11 +116,10 @@ def generate(config: Any, run: RunFolder) -> None:
     """Write texts, see :func:`gritvq.cli.generate.generate_arguments`."""
     from rich.progress import Progress
 
-    from gritvq.files import replacing
     from gritvq.priors.sampling import sample_seeds
     from gritvq.text import TextBatch, TraceModel, Writing
 
-    out = _text_place(config.out or "samples.jsonl", (".jsonl", ".md"), config.overwrite)
+    out = text_place(config.out or "samples.jsonl", (".jsonl", ".md"), config.overwrite)
     settings = {name: config[name] for name in ("temperature", "top_k", "top_p", "beam")}
     if config.beam > 1 and settings != {"temperature": 1.0, "top_k": None, "top_p": None, "beam": config.beam}:
         raise ValueError(
@@ -146,15 +145,32 @@ def generate(config: Any, run: RunFolder) -> None:
             texts += form.texts(model.generate(count, prompts=prompts, writing=writing))
             progress.advance(bar, count)
     sampling = {**settings, "seed": config.seed} if config.beam == 1 else {"beam": config.beam, "seed": config.seed}
+    title = "Texts" if prompt is None else f"Texts from {json.dumps(config.prompt)} on"
+    more = {} if config.prompt is None else {"prompt": config.prompt}
+    write_texts(out, title, texts, sampling, [more] * len(texts))
+
+
+def write_texts(
+    out: Path, title: str, texts: Sequence[str], sampling: Mapping[str, Any], more: Sequence[Mapping[str, Any]]
+) -> None:
+    """Write generated texts, a line or a place on a page for each, and report.
+
+    Args:
+        out: ``.jsonl`` or ``.md``.
+        title: Of the page.
+        texts: The texts.
+        sampling: How they were drawn; None is no setting.
+        more: What else the line of each text says.
+    """
+    from gritvq.files import replacing
+
     said = ", ".join(f"{name.replace('_', '-')} {value}" for name, value in sampling.items() if value is not None)
     if out.suffix == ".md":
-        title = f"Texts ({said})" if prompt is None else f"Texts from {json.dumps(config.prompt)} on ({said})"
-        write_page(out, {title: texts})
+        write_page(out, {f"{title} ({said})": texts})
     else:
-        more = {} if config.prompt is None else {"prompt": config.prompt}
         with replacing(out) as scratch, scratch.open("w", encoding="utf-8") as file:
-            for number, text in enumerate(texts):
-                row = {"number": number, "text": text, **more, "sampling": sampling}
+            for number, (text, own) in enumerate(zip(texts, more, strict=True)):
+                row = {"number": number, "text": text, **own, "sampling": sampling}
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
     rows = [("texts", f"{len(texts):,}"), ("different ones", f"{len(set(texts)):,}"), ("sampling", said)]
     report("generated", rows, {"texts": out})
@@ -165,7 +181,7 @@ def _groups(items: Iterator[Any], size: int) -> Iterator[list[Any]]:
         yield group
 
 
-def _text_place(path: str, endings: Sequence[str], overwrite: bool) -> Path:
+def text_place(path: str, endings: Sequence[str], overwrite: bool) -> Path:
     """A file that may be written.
 
     Raises:
@@ -178,7 +194,7 @@ def _text_place(path: str, endings: Sequence[str], overwrite: bool) -> Path:
     return out
 
 
-def _check_tokens(tokenizer: TextTokenizer, row: TokenRow, fingerprint: str) -> None:
+def check_tokens(tokenizer: TextTokenizer, row: TokenRow, fingerprint: str) -> None:
     """Raises a ValueError unless a row has indices of segments, and they are this tokenizer's."""
     from gritvq.quantizers.functional import check_indices
 
@@ -216,7 +232,7 @@ def _prompt(form: TextFormat, prompt: str) -> TextBatch:
     return batch
 
 
-def write_page(path: Path, sections: Mapping[str, list[str]]) -> None:
+def write_page(path: Path, sections: Mapping[str, Sequence[str]]) -> None:
     """A Markdown page of texts, each as it is."""
     from gritvq.files import replacing
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ from gritvq.quantizers.base import Quantizer
 if TYPE_CHECKING:
     from gritvq.tokens import TokenRow
 
-__all__ = ["decode", "decode_arguments", "encode", "encode_arguments", "split_argument", "warn_of_tokens"]
+__all__ = ["decode", "decode_arguments", "encode", "encode_arguments", "loaded", "split_argument", "warn_of_tokens"]
 
 _OF_PICTURES = ["label", "classes_from", "split", "size", "ten_crops", "random_crops", "seed", "flip", "strict"]
 _OF_TEXTS = ["unit", "encoding"]
@@ -85,7 +85,7 @@ def encode(parser: Any, config: Any) -> None:
     out = _token_place(config)
     check_positive(batch_size=config.batch_size)
     device = device_named(config.device)
-    tokenizer, jobs, what = _loaded(config)
+    tokenizer, jobs, what = loaded(config.tokenizer, config.trusted)
     check_unused(parser, config, _OF_TEXTS if what == "pictures" else _OF_PICTURES, f"a tokenizer of {what}")
 
     def write(rows: Iterable[TokenRow]) -> Path:
@@ -98,7 +98,7 @@ def encode(parser: Any, config: Any) -> None:
     warn_of_tokens(tokenizer.quantizer)
 
 
-def _loaded(config: Any) -> tuple[Any, Any, str]:
+def loaded(source: Any, trusted: Sequence[str]) -> tuple[Any, Any, str]:
     """The tokenizer, the module with the jobs of its domain, and what it takes.
 
     Raises:
@@ -107,7 +107,7 @@ def _loaded(config: Any) -> tuple[Any, Any, str]:
     from gritvq import Tokenizer
     from gritvq.images.tokenizer import ImageTokenizer
 
-    tokenizer = Tokenizer.from_pretrained(config.tokenizer, config.trusted)
+    tokenizer = Tokenizer.from_pretrained(source, trusted)
     if isinstance(tokenizer, ImageTokenizer):
         from gritvq.cli import images
 
@@ -119,7 +119,7 @@ def _loaded(config: Any) -> tuple[Any, Any, str]:
 
         return tokenizer, text, "texts"
     raise ValueError(
-        f"expected a tokenizer of pictures or texts in {config.tokenizer}, got a {type(tokenizer).__name__}; for items "
+        f"expected a tokenizer of pictures or texts in {source}, got a {type(tokenizer).__name__}; for items "
         "use 'gritvq semantic-ids encode'"
     )
 
@@ -181,5 +181,5 @@ def decode_arguments(parser: Any) -> None:
 def decode(parser: Any, config: Any) -> None:
     """Decode tokens to pictures or texts."""
     device = device_named(config.device)
-    tokenizer, jobs, _ = _loaded(config)
+    tokenizer, jobs, _ = loaded(config.tokenizer, config.trusted)
     jobs.decode(tokenizer, config, device)
