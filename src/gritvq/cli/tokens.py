@@ -16,7 +16,16 @@ from gritvq.quantizers.base import Quantizer
 if TYPE_CHECKING:
     from gritvq.tokens import TokenRow
 
-__all__ = ["decode", "decode_arguments", "encode", "encode_arguments", "loaded", "split_argument", "warn_of_tokens"]
+__all__ = [
+    "decode",
+    "decode_arguments",
+    "document_arguments",
+    "encode",
+    "encode_arguments",
+    "loaded",
+    "split_argument",
+    "warn_of_tokens",
+]
 
 _OF_PICTURES = ["label", "classes_from", "split", "size", "ten_crops", "random_crops", "seed", "flip", "strict"]
 _OF_TEXTS = ["unit", "encoding"]
@@ -32,14 +41,7 @@ def encode_arguments(parser: Any) -> None:
         "Parquet, a folder of them, Hub data set or 'docstrings'",
     )
     parser.add_argument("--tokenizer", type=str, required=True, help="tokenizer folder or Hub name")
-    parser.add_argument("--column", type=str | None, default=None, help="column in tables; image or text if not given")
-    parser.add_argument(
-        "--unit",
-        default="paragraph",
-        choices=["paragraph", "line", "file"],
-        help="what a document is in a file of plain text",
-    )
-    parser.add_argument("--encoding", type=str, default="utf-8", help="of files of text")
+    document_arguments(parser)
     parser.add_argument("--label", type=str, default="label", help="column of the labels, stored with the tokens")
     parser.add_argument(
         "--classes_from",
@@ -76,6 +78,20 @@ def encode_arguments(parser: Any) -> None:
     parser.add_argument("--strict", type=bool, default=False, help="whether an unreadable picture is an error")
     machine_arguments(parser)
     overwrite_argument(parser)
+
+
+def document_arguments(parser: Any, prefix: str = "") -> None:
+    """The column of pictures or texts, and what only texts have."""
+    parser.add_argument(
+        f"--{prefix}column", type=str | None, default=None, help="column in tables; image or text if not given"
+    )
+    parser.add_argument(
+        f"--{prefix}unit",
+        default="paragraph",
+        choices=["paragraph", "line", "file"],
+        help="what a document is in a file of plain text",
+    )
+    parser.add_argument(f"--{prefix}encoding", type=str, default="utf-8", help="of files of text")
 
 
 def encode(parser: Any, config: Any) -> None:
@@ -120,7 +136,7 @@ def loaded(source: Any, trusted: Sequence[str]) -> tuple[Any, Any, str]:
         return tokenizer, text, "texts"
     raise ValueError(
         f"expected a tokenizer of pictures or texts in {source}, got a {type(tokenizer).__name__}; for items "
-        "use 'gritvq semantic-ids encode'"
+        "use 'gritvq semantic-ids'"
     )
 
 
