@@ -124,6 +124,7 @@ FIT = ["fit", "prior", "--tokenizer", "{made}/tokenizer", "--data.train"]
         ([*FIT[:3], "{made}/other", "--data.train", "{made}/tokens.npz"], "encode the texts again"),
         ([*FIT, "pictures.npz"], "expected indices (T, 2) of a text"),
         ([*FIT, "large.npz"], "expected indices below (16, 16)"),
+        ([*FIT, "later.npz"], "expected indices below (16, 16) as in the prior's layout, got up to [3, 16]"),
         ([*FIT, "{made}/tokens.npz", "--interleaving", "delay"], "no delay"),
         ([*FIT, "{made}/tokens.npz", "--prior", "gritvq.priors.MaskedPrior"], "got MaskedPrior"),
         ([*FIT, "{made}/tokens.npz", "--prior.order", "random"], "expected order 'raster'"),
@@ -139,6 +140,8 @@ FIT = ["fit", "prior", "--tokenizer", "{made}/tokenizer", "--data.train"]
 def test_wrong_input(words: list[str], message: str, made: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_tokens("pictures.npz", [TokenRow("a", torch.zeros(2, 2, 2, dtype=torch.int64))])
     write_tokens("large.npz", [TokenRow("a", torch.full((2, 2), 16))])
+    rows = [TokenRow(f"{n}", torch.tensor([[3, 15 + (n == 8)]])) for n in range(9)]
+    write_tokens("later.npz", rows)
     new_tokenizer(0).use(None).save_pretrained("no-vocabulary")
     new_tokenizer(1).save_pretrained("mixed/tokenizer")
     Prior.from_pretrained(made / "run" / "prior").save_pretrained("mixed/prior")

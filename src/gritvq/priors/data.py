@@ -61,6 +61,7 @@ class TokenData:
     Attributes:
         classes: Names of the classes 0, 1, ...; None if the first row has no label.
         shape: (*tokens, Q) of a sample.
+        largest: Largest index of each channel in all rows.
 
     Raises:
         ValueError: If a file is missing or damaged, samples differ in shape, labels are missing or invalid, or a
@@ -91,12 +92,13 @@ class TokenData:
         if length is not None:
             check_integer("length", length)
         self._train = _Rows(train, label, length)
-        self.shape = self._train.shape
+        self.shape, self.largest = self._train.shape, self._train.largest
         held = self._train if validation is None else _Rows(validation, label, length)
         if held.shape != self.shape:
             raise ValueError(
                 f"expected validation samples {self.shape} as in training, got {held.shape}; encode both alike"
             )
+        self.largest = np.maximum(self.largest, held.largest)
         self.classes = _classes_of(self._train, held)
         for rows in (self._train, held):
             rows.number(self.classes)
@@ -159,12 +161,14 @@ class _Rows:
         files = _files(paths)
         self.length = length
         self.shape: tuple[int, ...] = ()
+        self.largest = np.zeros((), dtype=np.int64)
         self.labels: list[str | int] | None = None
         count, samples = 0, array("Q")
         with tempfile.TemporaryFile() as scratch:  # the memory map keeps it until nothing reads it any more
             for file in files:
                 for row in iter_tokens(file):
                     parts = self._check(row, file, label, count == 0)
+                    self.largest = np.maximum(self.largest, parts.flatten(0, -2).amax(0).numpy())
                     scratch.write(parts.numpy().astype(np.int32).tobytes())
                     digest = hashlib.blake2b(row.name.partition("#")[0].encode(errors="surrogatepass"), digest_size=8)
                     samples.extend(len(parts) * [int.from_bytes(digest.digest(), "little")])

@@ -79,6 +79,12 @@ class PriorTask(Task):
                 f"expected num_classes={data.num_classes} of the prior as in the data, got {self.prior.num_classes}; "
                 "label null leaves the classes out"
             )
+        sizes = self.prior.layout.codebook_sizes
+        if any(largest >= size for largest, size in zip(data.largest, sizes, strict=True)):
+            raise ValueError(
+                f"expected indices below {sizes} as in the prior's layout, got up to {data.largest.tolist()}; use "
+                "the tokens of the prior's own tokenizer"
+            )
         self.prior.rows_of(data.batch(0).indices)
 
     def run_callbacks(self, run: RunFolder | None) -> list[Callback]:

@@ -52,7 +52,8 @@ class TokenLayout(Component):
         ragged: Whether samples may have fewer positions than ``shape``, which then has one axis.
 
     Attributes:
-        vocabulary: Special tokens and all channels.
+        codebook_sizes: As given, without ``end``.
+        vocabulary: Special tokens and all channels, with ``end``.
         end: Index of the code in channel 0 that ends a sample, the last one; None unless the layout is ragged.
         scales: Grid and channels of each scale.
         scale_ids: Scale of each position of the sequence (T,).
@@ -94,9 +95,11 @@ class TokenLayout(Component):
         ragged: bool = False,
     ) -> None:
         super().__init__()
-        self.ragged, self._sizes = ragged, Vocabulary(codebook_sizes).codebook_sizes
-        self.end = self._sizes[0] if ragged else None
-        self.vocabulary = Vocabulary((self._sizes[0] + 1, *self._sizes[1:]) if ragged else self._sizes)
+        self.ragged, self.codebook_sizes = ragged, Vocabulary(codebook_sizes).codebook_sizes
+        self.end = self.codebook_sizes[0] if ragged else None
+        self.vocabulary = Vocabulary(
+            (self.codebook_sizes[0] + 1, *self.codebook_sizes[1:]) if ragged else self.codebook_sizes
+        )
         self.shape = tuple(shape)
         num_channels = len(self.vocabulary.codebook_sizes)
         given = [TokenScale(self.shape, tuple(range(num_channels)))] if scales is None else scales
@@ -189,7 +192,7 @@ class TokenLayout(Component):
             ValueError: If the shape is wrong, an index is out of range, a position has a channel of another scale, or
                 something follows the end of a ragged sample.
         """
-        sizes = self._sizes
+        sizes = self.codebook_sizes
         expected = (*self.shape, len(sizes))
         batch = self._batch(indices, expected)
         if bool(((indices < -1) | (indices >= torch.tensor(sizes, device=indices.device))).any()):
@@ -198,7 +201,7 @@ class TokenLayout(Component):
             )
         if self.ragged:
             ended, numbers = self._lengths(indices)[..., None], torch.arange(self.shape[0], device=indices.device)
-            first = indices[..., 0].masked_fill(numbers == ended, self._sizes[0])
+            first = indices[..., 0].masked_fill(numbers == ended, self.codebook_sizes[0])
             indices = torch.cat([first[..., None], indices[..., 1:]], -1)
         flat = indices.reshape(*batch, math.prod(expected))
         found = flat[..., self._source.clamp(min=0)].masked_fill(self._source < 0, -1)
@@ -233,7 +236,7 @@ class TokenLayout(Component):
         flat[..., self._source[self._source >= 0]] = found[..., self._source >= 0]
         indices = flat.view(*batch, *shape)
         if self.ragged:
-            indices[..., 0] = indices[..., 0].where(indices[..., 0] < self._sizes[0], -1)
+            indices[..., 0] = indices[..., 0].where(indices[..., 0] < self.codebook_sizes[0], -1)
             self._lengths(indices)
         return indices
 
