@@ -27,6 +27,9 @@ LAYOUTS: dict[str, TokenLayout] = {
     "hierarchy": TokenLayout((4, 2), (5,), scales=[((1,), (0,)), ((4,), (1,))]),
     "large": TokenLayout((12,), (2,)),
     "wide": TokenLayout((2,), (100,)),
+    "ragged": TokenLayout((3,), (3,), ragged=True),
+    "ragged channels": TokenLayout((2, 3), (2,), ragged=True),
+    "ragged flat": TokenLayout((2, 3), (2,), interleaving="flat", ragged=True),
 }
 NUM_CLASSES = 2
 
@@ -51,6 +54,11 @@ def prior_of(cls: type[AnyPrior], layout: str, **settings: Any) -> AnyPrior:
 def all_samples(layout: TokenLayout) -> Tensor:
     """Every sample of a layout."""
     sizes = layout.vocabulary.codebook_sizes
+    if layout.ragged:
+        (most,), nothing = layout.shape, (-1,) * len(sizes)
+        codes = list(itertools.product(range(sizes[0] - 1), *map(range, sizes[1:])))
+        each = [(own, n) for n in range(most + 1) for own in itertools.product(codes, repeat=n)]
+        return torch.tensor([[*own, *[nothing] * (most - n)] for own, n in each])
     ranges: list[Iterable[int]] = []
     for scale in layout.scales:
         channels = [range(size) if q in scale.channels else [-1] for q, size in enumerate(sizes)]

@@ -204,4 +204,8 @@ def test_files_of_no_use_are_refused(tmp_path: Path) -> None:
         PriorTask(AutoregressivePrior(TokenLayout((3,), (LENGTH,)), width=8, depth=1, num_heads=1)).check_data(data)
     with pytest.raises(ValueError, match="of a sample as in the prior's layout"):
         PriorTask(prior_of(AutoregressivePrior, "grid")).check_data(data)
+    later = torch.cat([chains(20, 0), chains(1, 1) + 1])  # a single row at the end
+    data = TokenData(token_file(tmp_path / "later.npz", later), batch_size=1, num_validation=1)
+    with pytest.raises(ValueError, match=r"indices below \(3,\) as in the prior's layout, got up to \[3\]"):
+        PriorTask(AutoregressivePrior(TokenLayout((3,), (LENGTH,)), width=8, depth=1, num_heads=1)).check_data(data)
     assert TokenData(labelled, label=None, num_validation=2).num_classes is None

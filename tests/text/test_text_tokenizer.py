@@ -79,10 +79,20 @@ def test_a_saved_tokenizer_is_the_same(tmp_path: Path) -> None:
     assert config["text"]["segmentation"] == {"by": "sentence", "max_tokens": 8, "max_segments": 3}
 
 
-@pytest.mark.parametrize("architecture", ["gpt2", pytest.param("llama", marks=pytest.mark.soak)])
-def test_the_encoder_as_a_program(architecture: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    (
+        "architecture",
+        "format",
+    ),  # the program gritvq export writes GPT-2's as ONNX, in tests/cli/test_cli_text_measure.py
+    [
+        ("gpt2", "torch"),
+        pytest.param("llama", "torch", marks=pytest.mark.soak),
+        pytest.param("llama", "onnx", marks=pytest.mark.soak),
+    ],
+)
+def test_the_encoder_as_a_program(architecture: Any, format: Any, tmp_path: Path) -> None:
     tokenizer = made(rq(4, 16, num_levels=2), architecture=architecture)
-    program = load_program(tokenizer.export(tmp_path, "torch"))
+    program = load_program(tokenizer.export(tmp_path, format))
     for texts in (["One. Two.", "x", "One. Two. Three."], ["abc d"]):
         batch = FORM.batch(texts)
         found = program(batch.tokens.masked_fill(~batch.valid, -1))

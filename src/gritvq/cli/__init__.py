@@ -17,11 +17,12 @@ from typing import Any
 
 from gritvq import __version__
 from gritvq.cli import compare as comparing
-from gritvq.cli import errors, images, tokens
+from gritvq.cli import errors, tokens
 from gritvq.cli import evaluate as evaluating
 from gritvq.cli import fit as fitting
 from gritvq.cli import generate as generating
 from gritvq.cli import images_from as chaining
+from gritvq.cli import measure as measuring
 from gritvq.cli import recommend as recommending
 from gritvq.cli import semantic_ids as semantic
 from gritvq.cli.compare import comparison_entries, paper_of
@@ -126,14 +127,14 @@ def _show_warning(message: Any, category: Any, filename: str, lineno: int, file:
 _VERBS: dict[str, tuple[Callable[[Any], None], Verb]] = {
     "demo": (fitting.demo_arguments, fitting.demo),
     "fit": (fitting.fit_arguments, fitting.fit),
-    "validate": (functools.partial(images.measure_arguments, out="runs/validate"), images.validate),
+    "validate": (functools.partial(measuring.measure_arguments, out="runs/validate"), measuring.validate),
     "evaluate": (evaluating.evaluate_arguments, evaluating.evaluate),
-    "inspect": (functools.partial(images.measure_arguments, out="runs/inspect"), images.inspect),
+    "inspect": (functools.partial(measuring.measure_arguments, out="runs/inspect"), measuring.inspect),
     "encode": (tokens.encode_arguments, tokens.encode),
     "decode": (tokens.decode_arguments, tokens.decode),
     "images-from": (chaining.images_from_arguments, chaining.images_from),
     "generate": (generating.generate_arguments, generating.generate),
-    "export": (images.export_arguments, images.export),
+    "export": (measuring.export_arguments, measuring.export),
     "compare": (comparing.compare_arguments, comparing.compare),
     "presets": (comparing.presets_arguments, comparing.show_presets),
     "recommend": (recommending.recommend_arguments, recommending.recommend),

@@ -27,7 +27,7 @@ __all__ = [
     "train_with",
 ]
 
-# What fit trains, each in a module of its own. A prior is trained on the tokens of images.
+# What fit trains, each in a module of its own. A prior is trained on the tokens of images or texts.
 DOMAINS = {"images": fit_images, "items": fit_items, "text": fit_text, "prior": fit_prior}
 _DEMO = "# made by gritvq demo\n"
 

@@ -17,14 +17,15 @@ from gritvq.cli.run_folder import (
     run_training,
     steps_done,
 )
-from gritvq.cli.text import write_page
+from gritvq.cli.text import codes_page, write_page
 
 if TYPE_CHECKING:
-    from gritvq.text import TextBatch, TextData, TextTokenizer, TraceModel
+    from gritvq.text import TextData, TextEvaluation, TextTokenizer, TraceModel
 
 __all__ = ["arguments", "fit"]
 
-_SHOWN, _MEASURED = 6, 64  # documents on the page; batches that are measured
+_SHOWN = 6  # documents on the page
+_DOCUMENTS, _DRAWS = 512, 8  # documents that are measured, and draws of the latents of each
 _OF_LATENTS = ("kl_weight", "free_bits", "bag_of_words")
 
 
@@ -80,12 +81,12 @@ def fit(parser: Any, config: Any, given: Mapping[str, Any]) -> None:
     if not trainer.is_global_zero:
         return
     model = parts.model.to(trainer.strategy.root_device).eval()
-    numbers = _measured_tokenizer(model, data) if is_tokenizer else _measured(model, data)
-    write_json(run.metrics, numbers)
+    found = _measured(model, data)
+    write_json(run.metrics, {**found.values, **found.counts(), "draws_of_latents": found.num_samples})
     (_tokenizer_page if is_tokenizer else _page)(model, data, run.texts)
     files = {"tokenizer" if is_tokenizer else "model": run.tokenizer if is_tokenizer else run.text_model}
-    rows = [(name.replace("_", " "), f"{value:,.4g}") for name, value in numbers.items()]
-    report("held-out documents", [*rows, ("training time", taken)], {**files, "texts": run.texts, "logs": run.logs})
+    rows = [*found.rows(), ("training time", taken)]
+    report("held-out documents", rows, {**files, "texts": run.texts, "logs": run.logs})
 
 
 def _data(parser: Any, config: Any) -> TextData:
@@ -126,48 +127,16 @@ def _check_unused(given: Mapping[str, Any]) -> None:
         )
 
 
-def _measured(model: TraceModel, data: TextData) -> dict[str, float]:
-    """The bound on held-out documents, from one draw of the latents, and its parts."""
-    import torch
+def _measured(model: TraceModel | TextTokenizer, data: TextData) -> TextEvaluation:
+    """Figures of the first held-out documents."""
+    from gritvq.text import TextBatch, evaluate_text
 
-    device = model.decoder.transformer.embeddings.device
-    totals = torch.zeros(4, dtype=torch.float64)
-    with torch.random.fork_rng(), torch.no_grad():
-        torch.manual_seed(0)
-        for batch in tracked(_batches(data), "measuring, batch"):
-            output = model(batch.to(device))
-            sums = (-output.log_probs.sum(), output.kl.sum(), batch.valid.sum(), batch.present.sum())
-            totals += torch.stack([each.cpu().double() for each in sums])
-    nats, kl, tokens, segments = totals.tolist()
-    numbers = {"nats_per_token": (nats + kl) / tokens, "tokens": tokens}
-    if model.latents is not None:
-        numbers |= {"reconstruction_nats_per_token": nats / tokens, "kl_per_segment": kl / segments}
-        numbers |= {"least_kl_per_segment": model.least_kl}
-    return numbers
-
-
-def _measured_tokenizer(tokenizer: TextTokenizer, data: TextData) -> dict[str, float]:
-    """Nats per token given the codes of held-out documents, and the use of codes."""
-    import torch
-
-    from gritvq.quantizers.metrics import CodebookUsage
-
-    device = tokenizer.decoder.transformer.embeddings.device
-    usage, nats, tokens = CodebookUsage(tokenizer.quantizer.codebook_sizes), 0.0, 0
-    with torch.no_grad():
-        for batch in tracked(_batches(data), "measuring, batch"):
-            output = tokenizer(batch.to(device))
-            usage.update(output.quantization.indices.cpu())
-            nats, tokens = nats - float(output.reconstruction.double().sum()), tokens + int(batch.valid.sum())
-    counts = usage.compute()
-    return {"nats_per_token_given_codes": nats / tokens, "tokens": tokens} | {
-        name: float(counts[name]) for name in ("usage", "perplexity", "dead_codes")
-    }
-
-
-def _batches(data: TextData) -> list[TextBatch]:
-    loader = data.val_dataloader()
-    return [batch for batch, _ in zip(loader, range(_MEASURED), strict=False)]
+    batches, left = list[TextBatch](), _DOCUMENTS
+    for tokens, segments in data.val_dataloader():
+        if left > 0:
+            batches.append(TextBatch(tokens[:left], segments[:left]))
+        left -= len(tokens)
+    return evaluate_text(model, tracked(batches, "measuring, batch"), num_samples=_DRAWS)
 
 
 def _page(model: TraceModel, data: TextData, path: Path) -> None:
@@ -198,12 +167,7 @@ def _tokenizer_page(tokenizer: TextTokenizer, data: TextData, path: Path) -> Non
     from gritvq.text import TextBatch
 
     first = next(iter(data.val_dataloader()))
-    texts = data.format.texts(TextBatch(first.tokens[:_SHOWN], first.segments[:_SHOWN]))
-    tokens = tokenizer.encode(texts)
-    lines = []
-    for text, own, again in zip(texts, tokens, tokenizer.decode(tokens), strict=True):
-        lines += [text, f"codes {own.tolist()}", again]
-    write_page(path, {"Held-out texts, their codes, and what these are read as (most probable tokens)": lines})
+    codes_page(tokenizer, data.format.texts(TextBatch(first.tokens[:_SHOWN], first.segments[:_SHOWN])), path)
 
 
 def _limits(data: TextData) -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""The verbs ``validate``, ``inspect``, ``export`` for image tokenizers; the jobs of ``encode`` and ``decode``."""
+"""The jobs of ``validate``, ``inspect``, ``export``, ``encode`` and ``decode`` for pictures."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from gritvq.cli.machine import device_named, machine_arguments
-from gritvq.cli.output import console, number_rows, report, trusted_argument
-from gritvq.cli.run_folder import check_places, overwrite_argument
+from gritvq.cli.machine import device_named
+from gritvq.cli.output import console, number_rows, report
+from gritvq.cli.run_folder import check_places, own_data
 from gritvq.cli.settings import check_positive
-from gritvq.cli.tokens import split_argument, warn_of_tokens
+from gritvq.cli.tokens import warn_of_tokens
 from gritvq.training.run_folder import RunFolder
 
 if TYPE_CHECKING:
@@ -29,40 +29,10 @@ __all__ = [
     "decode",
     "encode",
     "export",
-    "export_arguments",
     "inspect",
-    "measure_arguments",
     "size_of",
     "validate",
 ]
-
-
-def measure_arguments(parser: Any, out: str) -> None:
-    """Arguments of validate and inspect: a tokenizer and pictures."""
-    from gritvq.images import features  # noqa: F401  (its classes can be named without the module)
-    from gritvq.images.losses import PerceptualDistance
-
-    parser.add_argument("tokenizer", type=str, help="tokenizer folder or Hub name")
-    parser.add_argument("--config", action="config", help="YAML file with any of the arguments below")
-    parser.add_argument(
-        "--data.path",
-        type=str | None,
-        default=None,
-        help="picture, folder, Parquet file or folder, Hub data set or 'photographs'; default: the held-out pictures "
-        "of the tokenizer's run",
-    )
-    parser.add_argument("--data.column", type=str, default="image", help="column of the pictures in tables")
-    parser.add_argument("--data.strict", type=bool, default=False, help="whether an unreadable picture is an error")
-    split_argument(parser, "held_out")
-    parser.add_argument(
-        "--perceptual",
-        type=PerceptualDistance | None,
-        default=None,
-        help="distance to measure as well: LPIPSLoss, or PerceptualLoss with --perceptual.features VGG16Features",
-    )
-    machine_arguments(parser)
-    parser.add_argument("--out", type=str, default=out, help="folder for plots and metrics")
-    overwrite_argument(parser)
 
 
 def _batches(pictures: Pictures, batch_size: int, doing: str) -> Iterator[tuple[list[Picture], Tensor]]:
@@ -93,20 +63,21 @@ def _fits(tokenizer: ImageTokenizer, group: Sequence[Picture], strict: bool) -> 
 _SHOWN = 16
 
 
-def _measure(parser: Any, config: Any, *more: str) -> tuple[ImageTokenizer, Tensor, list[tuple[str, str]], RunFolder]:
-    """Evaluate a tokenizer: the tokenizer, counts of its codes, rows for a table, and the folder of the plots."""
+def _measure(
+    tokenizer: ImageTokenizer, parser: Any, config: Any, *more: str
+) -> tuple[Tensor, list[tuple[str, str]], RunFolder]:
+    """Evaluate a tokenizer: counts of its codes, rows for a table, and the folder of the plots."""
     import torch
 
     from gritvq.files import write_json
     from gritvq.images import plots as pictures
     from gritvq.images.evaluation import evaluate
-    from gritvq.images.tokenizer import ImageTokenizer
 
     run = RunFolder(config.out)
     files = [path.name for path in (run.metrics, run.reconstructions, run.usage)]
     check_places(run.path, [*files, *more], config.overwrite)
     device = device_named(config.device)
-    tokenizer = ImageTokenizer.from_pretrained(config.tokenizer, config.trusted).to(device)
+    tokenizer = tokenizer.to(device)
     perceptual = parser.instantiate(config).perceptual
     measured, about = _pictures_to_measure(config, tokenizer)
     shown: list[Tensor] = []
@@ -126,7 +97,7 @@ def _measure(parser: Any, config: Any, *more: str) -> tuple[ImageTokenizer, Tens
     pictures.reconstruction_grid(shown, decoded, run.reconstructions)
     pictures.usage_plot(counts, run.usage)
     write_json(run.metrics, {**numbers, **about})
-    return tokenizer, counts, [*about.items(), *number_rows(numbers)], run
+    return counts, [*about.items(), *number_rows(numbers)], run
 
 
 def _pictures_to_measure(config: Any, tokenizer: ImageTokenizer) -> tuple[Pictures, dict[str, str]]:
@@ -137,15 +108,11 @@ def _pictures_to_measure(config: Any, tokenizer: ImageTokenizer) -> tuple[Pictur
     path = config.data.path
     if path is not None:
         split = None if config.split == "all" else config.split
-        reading = {"column": config.data.column, "strict": config.data.strict}
+        reading = {"column": config.data.column or "image", "strict": config.data.strict}
         pictures = open_pictures(path, channels=tokenizer.channels, split=split, **reading)
         said = pictures.describe()["splits"]
         return pictures, {"data": path, "split": ", ".join(f"{key} ({', '.join(said[key])})" for key in said)}
-    settings = _own_data(tokenizer, config.tokenizer)
-    if settings is None:
-        raise ValueError(
-            f"expected --data.path, since {config.tokenizer} has no record of its training pictures, got none; give it"
-        )
+    settings = own_data(tokenizer, config.tokenizer)
     split = "validation" if config.split == "held_out" else config.split
     known = settings.pop("splits", None)
     try:
@@ -161,24 +128,9 @@ def _pictures_to_measure(config: Any, tokenizer: ImageTokenizer) -> tuple[Pictur
     return pictures, {"data": data.path, "split": f"{split} ({said[split]['from']}) of the tokenizer's own run"}
 
 
-def _own_data(tokenizer: ImageTokenizer, source: str) -> dict[str, Any] | None:
-    """Data settings of a tokenizer's run, from the tokenizer (with its splits) or from the run's ``config.yaml``."""
-    import yaml
-
-    folder = Path(source).resolve()
-    found = (tokenizer.trained or {}).get("data")
-    settings = RunFolder(folder.parent).config
-    if found is None and folder.is_dir() and settings.is_file():  # tokenizers of early versions
-        try:
-            found = yaml.safe_load(settings.read_text(encoding="utf-8"))["data"]
-        except (OSError, ValueError, TypeError, KeyError, RecursionError, yaml.YAMLError):
-            return None
-    return dict(found) if isinstance(found, dict) else None
-
-
-def validate(parser: Any, config: Any) -> None:
-    """Evaluate a tokenizer on whole pictures: PSNR, usage, perplexity."""
-    _, _, rows, run = _measure(parser, config)
+def validate(tokenizer: ImageTokenizer, parser: Any, config: Any) -> None:
+    """Evaluate a tokenizer on whole pictures, see :func:`gritvq.cli.measure.measure_arguments`."""
+    _, rows, run = _measure(tokenizer, parser, config)
     report(
         config.tokenizer,
         rows,
@@ -190,12 +142,12 @@ def validate(parser: Any, config: Any) -> None:
     )
 
 
-def inspect(parser: Any, config: Any) -> None:
-    """Inspect a tokenizer: its codes, their usage, and what they decode to."""
+def inspect(tokenizer: ImageTokenizer, parser: Any, config: Any) -> None:
+    """Also plot what the codes decode to."""
     from gritvq.images import plots as pictures
     from gritvq.images.evaluation import token_statistics
 
-    tokenizer, counts, rows, run = _measure(parser, config, RunFolder(config.out).codebook.name)
+    counts, rows, run = _measure(tokenizer, parser, config, RunFolder(config.out).codebook.name)
     pictures.codebook_picture(tokenizer, run.codebook, counts)
     own = token_statistics(tokenizer.cpu())
     report(
@@ -365,24 +317,12 @@ def _check_tokens(tokenizer: ImageTokenizer, row: TokenRow, device: torch.device
         )
 
 
-def export_arguments(parser: Any) -> None:
-    """Arguments of export."""
-    parser.add_argument("tokenizer", type=str, help="tokenizer folder or Hub name")
-    parser.add_argument("--out", type=str, default="exported", help="folder for the two files")
-    overwrite_argument(parser)
-    parser.add_argument("--format", default="onnx", choices=["onnx", "torch"], help=".onnx or .pt2 files")
-    parser.add_argument("--size", type=tuple[int, int], default=None, help="[H,W] of all images; default: any size")
-    trusted_argument(parser)
-
-
-def export(parser: Any, config: Any) -> None:
-    """Export encoder and decoder as programs that run without gritvq, and check them."""
+def export(tokenizer: ImageTokenizer, config: Any) -> None:
+    """Export encoder and decoder, see :func:`gritvq.cli.measure.export_arguments`."""
     from gritvq.images.evaluation import compare_programs
-    from gritvq.images.tokenizer import ImageTokenizer
 
     ending = "onnx" if config.format == "onnx" else "pt2"
     check_places(Path(config.out), [f"{name}.{ending}" for name in ("encoder", "decoder")], config.overwrite)
-    tokenizer = ImageTokenizer.from_pretrained(config.tokenizer, config.trusted)
     warn_of_tokens(tokenizer.quantizer)
     encoder, decoder = tokenizer.export(config.out, config.format, size=config.size)
     identical, difference = compare_programs(tokenizer, encoder, decoder, config.size)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import sys
@@ -25,6 +26,7 @@ __all__ = [
     "extras_of",
     "open_run",
     "overwrite_argument",
+    "own_data",
     "parts_of_run",
     "place_of",
     "run_arguments",
@@ -282,6 +284,23 @@ def run_training(task: Any, data: Any, plan: Any, place: Place, done: int = 0, *
             print(f"gritvq: interrupted: {stop}", file=sys.stderr)
         raise SystemExit(stop.exit_code) from None
     return trainer, f"{(time.perf_counter() - started) / 60:.1f} minutes"
+
+
+def own_data(tokenizer: Any, source: str) -> dict[str, Any]:
+    """Data settings of a tokenizer's run, from the tokenizer (with its splits) or from the run's ``config.yaml``.
+
+    Raises:
+        ValueError: If neither has them.
+    """
+    folder = Path(source).resolve()
+    found = (tokenizer.trained or {}).get("data")
+    settings = RunFolder(folder.parent).config
+    if found is None and folder.is_dir() and settings.is_file():  # tokenizers of early versions
+        with contextlib.suppress(OSError, ValueError, TypeError, KeyError, RecursionError, yaml.YAMLError):
+            found = yaml.safe_load(settings.read_text(encoding="utf-8"))["data"]
+    if not isinstance(found, dict):
+        raise ValueError(f"expected --data.path, since {source} has no record of its training data, got none; give it")
+    return dict(found)
 
 
 def overwrite_argument(parser: Any) -> None:

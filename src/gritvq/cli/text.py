@@ -1,28 +1,202 @@
-"""The jobs of ``encode``, ``decode`` and ``generate`` for texts."""
+"""The jobs of ``validate``, ``inspect``, ``export``, ``encode``, ``decode`` and ``generate`` for texts."""
 
 from __future__ import annotations
 
 import itertools
 import json
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gritvq.cli.machine import device_named
 from gritvq.cli.output import console, report
-from gritvq.cli.run_folder import check_places
+from gritvq.cli.run_folder import check_places, own_data
+from gritvq.cli.tokens import warn_of_tokens
 from gritvq.training.run_folder import RunFolder
 
 if TYPE_CHECKING:
     import torch
+    from torch import Tensor
 
     from gritvq.text import TextBatch, TextFormat, TextTokenizer
+    from gritvq.text.corpus import Document
     from gritvq.tokens import TokenRow
 
-__all__ = ["decode", "encode", "generate", "write_page"]
+__all__ = [
+    "check_tokens",
+    "codes_page",
+    "decode",
+    "encode",
+    "export",
+    "generate",
+    "inspect",
+    "text_place",
+    "validate",
+    "write_page",
+    "write_texts",
+]
 
 _AT_ONCE = 64  # texts that are decoded together
+_SHOWN, _CODES, _OF_EACH = 6, 24, 5  # documents on a page; codes on one, and segments of each
+
+
+def validate(tokenizer: TextTokenizer, parser: Any, config: Any) -> None:
+    """Evaluate a tokenizer on whole documents, see :func:`gritvq.cli.measure.measure_arguments`."""
+    _, rows, run = _measure(tokenizer, config)
+    report(config.tokenizer, rows, {"texts": run.texts, "usage": run.usage, "numbers": run.metrics})
+
+
+def inspect(tokenizer: TextTokenizer, parser: Any, config: Any) -> None:
+    """Also write what the codes stand for."""
+    from gritvq.images.networks import num_parameters
+    from gritvq.quantizers.functional import effective_rank
+    from gritvq.quantizers.metrics import decoded_codes
+
+    quantizer = tokenizer.quantizer
+    seen, rows, run = _measure(tokenizer, config, RunFolder(config.out).codes.name)
+    _write_codes(tokenizer, seen, run.codes)
+    report(
+        config.tokenizer,
+        [
+            ("codes x dimensions", f"{sum(quantizer.codebook_sizes):,} x {quantizer.dim}"),
+            ("parameters", f"{num_parameters(tokenizer):,}"),
+            ("effective rank of the codes", f"{effective_rank(decoded_codes(quantizer)):.1f} of {quantizer.dim}"),
+            *rows,
+        ],
+        {"codes": run.codes, "texts": run.texts, "usage": run.usage},
+    )
+
+
+def export(tokenizer: TextTokenizer, config: Any) -> None:
+    """Export the encoder, see :func:`gritvq.cli.measure.export_arguments`."""
+    from gritvq.text.evaluation import compare_program
+
+    check_places(Path(config.out), [f"encoder.{'onnx' if config.format == 'onnx' else 'pt2'}"], config.overwrite)
+    warn_of_tokens(tokenizer.quantizer)
+    encoder = tokenizer.export(config.out, config.format)
+    identical = compare_program(tokenizer, encoder)
+    said = f"{int(identical.sum()):,} of {identical.numel():,}"
+    report("exported", [("identical indices of random documents", said)], {"encoder": encoder})
+
+
+class _Seen:
+    """Segments by the code of their first channel."""
+
+    def __init__(self, form: TextFormat) -> None:
+        self.form, self.counts, self.segments = form, Counter[int](), dict[int, list[str]]()
+
+    def add(self, batch: TextBatch, indices: Tensor) -> None:
+        """Note the segments of a batch, of indices (B, T, Q)."""
+        rows = zip(batch.tokens.tolist(), batch.segments.tolist(), indices[..., 0].tolist(), strict=True)
+        for tokens, segments, codes in rows:
+            for number, code in enumerate(codes[: max(segments) + 1]):
+                self.counts[code] += 1
+                kept = self.segments.setdefault(code, [])
+                if len(kept) < _OF_EACH:
+                    own = [token for token, segment in zip(tokens, segments, strict=True) if segment == number]
+                    kept.append(self.form.text(own))
+
+
+def _measure(tokenizer: TextTokenizer, config: Any, *more: str) -> tuple[_Seen, list[tuple[str, str]], RunFolder]:
+    """Evaluate a tokenizer: segments by code, rows for a table, and the folder of plots and pages."""
+    from gritvq.files import write_json
+    from gritvq.images.plots import usage_plot
+    from gritvq.quantizers.metrics import CodebookUsage
+    from gritvq.text.evaluation import evaluate_text
+
+    run = RunFolder(config.out)
+    check_places(run.path, [*(path.name for path in (run.metrics, run.texts, run.usage)), *more], config.overwrite)
+    form = tokenizer.format
+    if form is None:
+        raise ValueError(f"expected a tokenizer with a vocabulary in {config.tokenizer}, got one without; train one")
+    device = device_named(config.device)
+    documents, about, tokens = _documents_to_measure(tokenizer, config)
+    tokenizer = tokenizer.fold().to(device)  # codes made once
+    used, seen = CodebookUsage(tokenizer.quantizer.codebook_sizes), _Seen(form)
+    shown: list[Document] = []
+    characters = 0
+
+    def batches() -> Iterator[TextBatch]:
+        nonlocal characters
+        for group in _progress(documents, config.batch_size, "measuring"):
+            shown.extend(group[: _SHOWN - len(shown)])
+            characters += sum(map(_length, group))
+            for rows in _groups((row for own in form.tokens(group) for row in own), config.batch_size):
+                batch = form.batch_of(rows).to(device)
+                indices = tokenizer.quantizer.encode(tokenizer.encoder(batch), batch.present).cpu()
+                used.update(indices)
+                seen.add(batch, indices)
+                yield batch
+        if not shown:
+            raise ValueError(f"expected text in {about['data']}, got none or white space alone; nothing was written")
+
+    found = evaluate_text(tokenizer, batches())
+    if tokens not in (None, found.num_tokens):
+        raise ValueError(
+            f"expected the {tokens:,} tokens of the documents that {config.tokenizer} was trained without, got "
+            f"{found.num_tokens:,}: {about['data']} has changed; give others with --data.path"
+        )
+    per_character = found.values["bits_per_segment"] * found.num_segments / characters
+    numbers = {**found.values, "bits_per_character": per_character, **found.counts(), "characters": characters}
+    usage_plot(used.histograms()[0], run.usage)
+    codes_page(tokenizer, shown, run.texts)
+    write_json(run.metrics, {**numbers, **about})
+    return seen, [*about.items(), *found.rows(), ("bits per character", f"{per_character:.3f}")], run
+
+
+def _documents_to_measure(
+    tokenizer: TextTokenizer, config: Any
+) -> tuple[Iterator[Document], dict[str, str], int | None]:
+    """Documents, ``data`` and ``split`` for the report, and how many tokens they have if it is known."""
+    from gritvq.text import Corpus, Reading, TextData
+
+    given = config.data
+    if given.path is not None:
+        reading = Reading(column=given.column or "text", unit=given.unit, encoding=given.encoding)
+        return iter(Corpus(given.path, reading)), {"data": given.path, "split": "all"}, None
+    settings = own_data(tokenizer, config.tokenizer)
+    try:
+        names = ("path", "validation", "num_validation", "seed")
+        data = TextData(**{name: settings[name] for name in names}, reading=Reading(**settings["reading"]))
+        tokens = settings["splits"]["validation"]["tokens"] if "splits" in settings else None
+        return data.held_out(), {"data": data.path, "split": "held out by the tokenizer's own run"}, tokens
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"expected the held-out documents of the data that {config.tokenizer} was trained on, got none ({error}); "
+            "give others with --data.path"
+        ) from error
+
+
+def codes_page(tokenizer: TextTokenizer, documents: Sequence[Document], path: Path) -> None:
+    """Documents, their codes, and what these are read as."""
+    tokens = tokenizer.encode(list(documents))
+    lines = []
+    for document, own, again in zip(documents, tokens, tokenizer.decode(tokens), strict=True):
+        text = document if isinstance(document, str) else "\n".join(document)
+        lines += [text, f"codes {own.tolist()}", again]
+    write_page(path, {"Texts, their codes, and what these are read as (most probable tokens)": lines})
+
+
+def _write_codes(tokenizer: TextTokenizer, seen: _Seen, path: Path) -> None:
+    """A page of the most frequent codes: what each is read as alone, and segments that have it."""
+    import torch
+
+    chosen = sorted(seen.counts, key=lambda code: (-seen.counts[code], code))[:_CODES]
+    tokens = torch.zeros(len(chosen), 1, len(tokenizer.quantizer.codebook_sizes), dtype=torch.int64)
+    tokens[:, 0, 0] = torch.tensor(chosen)
+    alone = "alone" if tokens.shape[2] == 1 else "with 0 in the other channels"
+    write_page(
+        path,
+        {
+            f"Code {code}, {seen.counts[code]:,} segments: what it is read as {alone}, then the first segments": [
+                text,
+                *seen.segments[code],
+            ]
+            for code, text in zip(chosen, tokenizer.decode(list(tokens)), strict=True)
+        },
+    )
 
 
 def encode(tokenizer: TextTokenizer, config: Any, device: torch.device, write: Callable[..., Path]) -> None:
@@ -34,8 +208,6 @@ def encode(tokenizer: TextTokenizer, config: Any, device: torch.device, write: C
         device: Where to compute.
         write: Writes rows of tokens; returns the path.
     """
-    from rich.progress import Progress
-
     from gritvq.quantizers.metrics import CodebookUsage
     from gritvq.text import Corpus, Reading
     from gritvq.tokens import TokenRow
@@ -46,16 +218,13 @@ def encode(tokenizer: TextTokenizer, config: Any, device: torch.device, write: C
     used, seen = CodebookUsage(tokenizer.quantizer.codebook_sizes), {"documents": 0, "characters": 0}
 
     def rows() -> Iterator[TokenRow]:
-        with Progress(console=console(), transient=True) as progress:
-            bar = progress.add_task("encoding", total=None)
-            for group in _groups(corpus.with_places(), config.batch_size):
-                documents = [document for document, _ in group]
-                for (document, place), tokens in zip(group, tokenizer.encode(documents), strict=True):
-                    used.update(tokens.cpu())
-                    yield TokenRow(f"{seen['documents']:06}", tokens.cpu(), {"source": place, "tokenizer": own})
-                    seen["documents"] += 1
-                    seen["characters"] += sum(map(len, [document] if isinstance(document, str) else document))
-                progress.advance(bar, len(group))
+        for group in _progress(corpus.with_places(), config.batch_size, "encoding"):
+            documents = [document for document, _ in group]
+            for (document, place), tokens in zip(group, tokenizer.encode(documents), strict=True):
+                used.update(tokens.cpu())
+                yield TokenRow(f"{seen['documents']:06}", tokens.cpu(), {"source": place, "tokenizer": own})
+                seen["documents"] += 1
+                seen["characters"] += _length(document)
         if not seen["documents"]:
             raise ValueError(f"expected text in {config.data}, got none or white space alone; nothing was written")
 
@@ -81,10 +250,10 @@ def decode(tokenizer: TextTokenizer, config: Any, device: torch.device) -> None:
     from gritvq.files import replacing
     from gritvq.tokens import iter_tokens
 
-    out = _text_place(config.out or "decoded.jsonl", (".jsonl", ".txt"), config.overwrite)
+    out = text_place(config.out or "decoded.jsonl", (".jsonl", ".txt"), config.overwrite)
     own, total = tokenizer.fingerprint(), 0
     for row in iter_tokens(config.tokens):  # check all tokens before anything is written
-        _check_tokens(tokenizer, row, own)
+        check_tokens(tokenizer, row, own)
         total += 1
     tokenizer = tokenizer.fold().to(device)  # codes made once
     parted = 0
@@ -116,11 +285,10 @@ def generate(config: Any, run: RunFolder) -> None:
     """Write texts, see :func:`gritvq.cli.generate.generate_arguments`."""
     from rich.progress import Progress
 
-    from gritvq.files import replacing
     from gritvq.priors.sampling import sample_seeds
     from gritvq.text import TextBatch, TraceModel, Writing
 
-    out = _text_place(config.out or "samples.jsonl", (".jsonl", ".md"), config.overwrite)
+    out = text_place(config.out or "samples.jsonl", (".jsonl", ".md"), config.overwrite)
     settings = {name: config[name] for name in ("temperature", "top_k", "top_p", "beam")}
     if config.beam > 1 and settings != {"temperature": 1.0, "top_k": None, "top_p": None, "beam": config.beam}:
         raise ValueError(
@@ -146,18 +314,51 @@ def generate(config: Any, run: RunFolder) -> None:
             texts += form.texts(model.generate(count, prompts=prompts, writing=writing))
             progress.advance(bar, count)
     sampling = {**settings, "seed": config.seed} if config.beam == 1 else {"beam": config.beam, "seed": config.seed}
+    title = "Texts" if prompt is None else f"Texts from {json.dumps(config.prompt)} on"
+    more = {} if config.prompt is None else {"prompt": config.prompt}
+    write_texts(out, title, texts, sampling, [more] * len(texts))
+
+
+def write_texts(
+    out: Path, title: str, texts: Sequence[str], sampling: Mapping[str, Any], more: Sequence[Mapping[str, Any]]
+) -> None:
+    """Write generated texts, a line or a place on a page for each, and report.
+
+    Args:
+        out: ``.jsonl`` or ``.md``.
+        title: Of the page.
+        texts: The texts.
+        sampling: How they were drawn; None is no setting.
+        more: What else the line of each text says.
+    """
+    from gritvq.files import replacing
+
     said = ", ".join(f"{name.replace('_', '-')} {value}" for name, value in sampling.items() if value is not None)
     if out.suffix == ".md":
-        title = f"Texts ({said})" if prompt is None else f"Texts from {json.dumps(config.prompt)} on ({said})"
-        write_page(out, {title: texts})
+        write_page(out, {f"{title} ({said})": texts})
     else:
-        more = {} if config.prompt is None else {"prompt": config.prompt}
         with replacing(out) as scratch, scratch.open("w", encoding="utf-8") as file:
-            for number, text in enumerate(texts):
-                row = {"number": number, "text": text, **more, "sampling": sampling}
+            for number, (text, own) in enumerate(zip(texts, more, strict=True)):
+                row = {"number": number, "text": text, **own, "sampling": sampling}
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
     rows = [("texts", f"{len(texts):,}"), ("different ones", f"{len(set(texts)):,}"), ("sampling", said)]
     report("generated", rows, {"texts": out})
+
+
+def _progress(items: Iterator[Any], size: int, doing: str) -> Iterator[list[Any]]:
+    """Groups, with their number on stderr."""
+    from rich.progress import Progress
+
+    with Progress(console=console(), transient=True) as progress:
+        bar = progress.add_task(doing, total=None)
+        for group in _groups(items, size):
+            yield group
+            progress.advance(bar, len(group))
+
+
+def _length(document: Document) -> int:
+    """Characters of a document."""
+    return sum(map(len, [document] if isinstance(document, str) else document))
 
 
 def _groups(items: Iterator[Any], size: int) -> Iterator[list[Any]]:
@@ -165,7 +366,7 @@ def _groups(items: Iterator[Any], size: int) -> Iterator[list[Any]]:
         yield group
 
 
-def _text_place(path: str, endings: Sequence[str], overwrite: bool) -> Path:
+def text_place(path: str, endings: Sequence[str], overwrite: bool) -> Path:
     """A file that may be written.
 
     Raises:
@@ -178,7 +379,7 @@ def _text_place(path: str, endings: Sequence[str], overwrite: bool) -> Path:
     return out
 
 
-def _check_tokens(tokenizer: TextTokenizer, row: TokenRow, fingerprint: str) -> None:
+def check_tokens(tokenizer: TextTokenizer, row: TokenRow, fingerprint: str) -> None:
     """Raises a ValueError unless a row has indices of segments, and they are this tokenizer's."""
     from gritvq.quantizers.functional import check_indices
 
@@ -216,7 +417,7 @@ def _prompt(form: TextFormat, prompt: str) -> TextBatch:
     return batch
 
 
-def write_page(path: Path, sections: Mapping[str, list[str]]) -> None:
+def write_page(path: Path, sections: Mapping[str, Sequence[str]]) -> None:
     """A Markdown page of texts, each as it is."""
     from gritvq.files import replacing
 

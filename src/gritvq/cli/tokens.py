@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,16 @@ from gritvq.quantizers.base import Quantizer
 if TYPE_CHECKING:
     from gritvq.tokens import TokenRow
 
-__all__ = ["decode", "decode_arguments", "encode", "encode_arguments", "split_argument", "warn_of_tokens"]
+__all__ = [
+    "decode",
+    "decode_arguments",
+    "document_arguments",
+    "encode",
+    "encode_arguments",
+    "loaded",
+    "split_argument",
+    "warn_of_tokens",
+]
 
 _OF_PICTURES = ["label", "classes_from", "split", "size", "ten_crops", "random_crops", "seed", "flip", "strict"]
 _OF_TEXTS = ["unit", "encoding"]
@@ -32,14 +41,7 @@ def encode_arguments(parser: Any) -> None:
         "Parquet, a folder of them, Hub data set or 'docstrings'",
     )
     parser.add_argument("--tokenizer", type=str, required=True, help="tokenizer folder or Hub name")
-    parser.add_argument("--column", type=str | None, default=None, help="column in tables; image or text if not given")
-    parser.add_argument(
-        "--unit",
-        default="paragraph",
-        choices=["paragraph", "line", "file"],
-        help="what a document is in a file of plain text",
-    )
-    parser.add_argument("--encoding", type=str, default="utf-8", help="of files of text")
+    document_arguments(parser)
     parser.add_argument("--label", type=str, default="label", help="column of the labels, stored with the tokens")
     parser.add_argument(
         "--classes_from",
@@ -78,6 +80,20 @@ def encode_arguments(parser: Any) -> None:
     overwrite_argument(parser)
 
 
+def document_arguments(parser: Any, prefix: str = "") -> None:
+    """The column of pictures or texts, and what only texts have."""
+    parser.add_argument(
+        f"--{prefix}column", type=str | None, default=None, help="column in tables; image or text if not given"
+    )
+    parser.add_argument(
+        f"--{prefix}unit",
+        default="paragraph",
+        choices=["paragraph", "line", "file"],
+        help="what a document is in a file of plain text",
+    )
+    parser.add_argument(f"--{prefix}encoding", type=str, default="utf-8", help="of files of text")
+
+
 def encode(parser: Any, config: Any) -> None:
     """Encode pictures or texts as tokens."""
     from gritvq.tokens import write_shards, write_tokens
@@ -85,7 +101,7 @@ def encode(parser: Any, config: Any) -> None:
     out = _token_place(config)
     check_positive(batch_size=config.batch_size)
     device = device_named(config.device)
-    tokenizer, jobs, what = _loaded(config)
+    tokenizer, jobs, what = loaded(config.tokenizer, config.trusted)
     check_unused(parser, config, _OF_TEXTS if what == "pictures" else _OF_PICTURES, f"a tokenizer of {what}")
 
     def write(rows: Iterable[TokenRow]) -> Path:
@@ -98,7 +114,7 @@ def encode(parser: Any, config: Any) -> None:
     warn_of_tokens(tokenizer.quantizer)
 
 
-def _loaded(config: Any) -> tuple[Any, Any, str]:
+def loaded(source: Any, trusted: Sequence[str]) -> tuple[Any, Any, str]:
     """The tokenizer, the module with the jobs of its domain, and what it takes.
 
     Raises:
@@ -107,7 +123,7 @@ def _loaded(config: Any) -> tuple[Any, Any, str]:
     from gritvq import Tokenizer
     from gritvq.images.tokenizer import ImageTokenizer
 
-    tokenizer = Tokenizer.from_pretrained(config.tokenizer, config.trusted)
+    tokenizer = Tokenizer.from_pretrained(source, trusted)
     if isinstance(tokenizer, ImageTokenizer):
         from gritvq.cli import images
 
@@ -119,8 +135,8 @@ def _loaded(config: Any) -> tuple[Any, Any, str]:
 
         return tokenizer, text, "texts"
     raise ValueError(
-        f"expected a tokenizer of pictures or texts in {config.tokenizer}, got a {type(tokenizer).__name__}; for items "
-        "use 'gritvq semantic-ids encode'"
+        f"expected a tokenizer of pictures or texts in {source}, got a {type(tokenizer).__name__}; for items "
+        "use 'gritvq semantic-ids'"
     )
 
 
@@ -181,5 +197,5 @@ def decode_arguments(parser: Any) -> None:
 def decode(parser: Any, config: Any) -> None:
     """Decode tokens to pictures or texts."""
     device = device_named(config.device)
-    tokenizer, jobs, _ = _loaded(config)
+    tokenizer, jobs, _ = loaded(config.tokenizer, config.trusted)
     jobs.decode(tokenizer, config, device)

@@ -18,7 +18,7 @@ from gritvq.images.metrics import ReconstructionError, StructuralSimilarity
 from gritvq.images.tokenizer import ImageTokenizer
 from gritvq.quantizers.base import Quantizer
 from gritvq.quantizers.functional import effective_rank
-from gritvq.quantizers.metrics import CodebookUsage
+from gritvq.quantizers.metrics import CodebookUsage, decoded_codes
 
 __all__ = ["compare_programs", "constant_tokens", "evaluate", "token_statistics"]
 
@@ -84,15 +84,13 @@ def token_statistics(tokenizer: ImageTokenizer) -> dict[str, float]:
     quantizer = tokenizer.quantizer
     grid = (1, *(1, 1, *quantizer.layout)[-2:])
     positions, vectors, bits = math.prod(quantizer.token_shape(grid)), math.prod(grid), quantizer.bits(grid)
-    size = min(quantizer.codebook_sizes[0], 4096 if quantizer.layout else 65536)
     if quantizer.layout:
+        size = min(quantizer.codebook_sizes[0], 4096)
         folded = quantizer.fold()  # the codes made once
         fields = [folded.decode(constant_tokens(folded, part)) for part in torch.arange(size).split(64)]
         values = torch.cat([field[:, field.shape[1] // 2, field.shape[2] // 2] for field in fields])
     else:
-        codes = torch.zeros(size, len(quantizer.codebook_sizes), dtype=torch.int64)
-        codes[:, 0] = torch.arange(size)
-        values = quantizer.decode(codes)
+        values = decoded_codes(quantizer)
     return {
         "codes": float(sum(quantizer.codebook_sizes)),
         "dim": float(quantizer.dim),

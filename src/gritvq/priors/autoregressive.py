@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, TypeAlias, get_args
+from typing import ClassVar, Literal, TypeAlias, get_args
 
 import torch
 import torch.nn.functional as F
@@ -25,7 +25,8 @@ class AutoregressivePrior(Prior):
 
     The input at position t is the sum of the embeddings of the previous token, of position t, and of the class. The
     head predicts all channels of a position. :meth:`log_prob` is exact: :meth:`sample` draws from this distribution at
-    temperature 1 without guidance and filters.
+    temperature 1 without guidance and filters. In a ragged layout the end of a sample is a code like any other, and the
+    last one that is drawn; so the probabilities of the samples of all lengths, the empty one included, sum to 1.
 
     Args:
         layout: Positions and channels; order and interleaving are the layout's.
@@ -42,7 +43,7 @@ class AutoregressivePrior(Prior):
         annealing: Fractions of the training between which the fraction of random orders falls linearly from 1 to 0.
 
     Raises:
-        ValueError: If an argument is out of range.
+        ValueError: If an argument is out of range, or the layout is ragged and the order random.
 
     Example:
         >>> prior = AutoregressivePrior(TokenLayout((16,), (4, 4)), num_classes=3, width=16, depth=1, num_heads=2)
@@ -56,6 +57,8 @@ class AutoregressivePrior(Prior):
         rotary one of the sequence, and the class is added everywhere. Yu et al., Randomized autoregressive visual
         generation (RAR), ICCV 2025, arXiv 2411.00776 (the random order).
     """
+
+    takes_ragged: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -83,6 +86,8 @@ class AutoregressivePrior(Prior):
         )
         if order not in get_args(PositionOrder):
             raise ValueError(f"expected order 'raster' or 'random', got {order!r}")
+        if layout.ragged and order == "random":
+            raise ValueError("expected order 'raster' for samples that may end early, got 'random'; leave it out")
         if len(annealing) != 2 or not 0 <= annealing[0] <= annealing[1] <= 1:
             raise ValueError(f"expected annealing (begin, end) with 0 <= begin <= end <= 1, got {annealing!r}")
         self.order: PositionOrder = order
@@ -138,7 +143,7 @@ class AutoregressivePrior(Prior):
                 shuffled, keys.argsort(dim=1, stable=True), torch.arange(rows.shape[1], device=rows.device)
             )
         found = self._log_probs(rows, classes, order)
-        return {"nats_per_token": -found.sum() / (len(rows) * self.num_tokens)}
+        return {"nats_per_token": -found.sum() / (rows >= 0).sum()}
 
     def _log_probs(self, rows: Tensor, classes: Tensor, order: Tensor | None = None) -> Tensor:
         """Log-probabilities (B, T) of the positions given those before them, in the given order (B, T)."""
@@ -162,6 +167,7 @@ class AutoregressivePrior(Prior):
         length, streams = self.layout.length, len(classes)
         kept = self.transformer.new_cache() if cache else None
         positions = self._positions()
+        ended = torch.zeros(classes.shape[1], 1, dtype=torch.bool, device=classes.device)
         rows: list[Tensor] = []
         inputs: list[Tensor] = []
         for t in range(length):
@@ -169,6 +175,10 @@ class AutoregressivePrior(Prior):
             inputs.append((before + positions[t] + classes).flatten(0, 1)[:, None])
             states = self.transformer(inputs[-1] if cache else torch.cat(inputs, 1), cache=kept)[:, -1]
             draw = sampler.at(place_of(t, length))
-            rows.append(self.head.sample(states.unflatten(0, (streams, -1)), draw, self.present[t]))
+            row = self.head.sample(states.unflatten(0, (streams, -1)), draw, self.present[t] & ~ended)
+            if self.layout.ragged:
+                ended = ended | (row[:, :1] == self.layout.end)
+                row[:, 1:] = row[:, 1:].masked_fill(ended, -1)
+            rows.append(row)
             progress(t + 1, length)
         return torch.stack(rows, 1)

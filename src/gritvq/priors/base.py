@@ -6,7 +6,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, ClassVar, TypeAlias, TypeVar
 
 import torch
 from jaxtyping import Float, Int
@@ -49,8 +49,11 @@ class Prior(Component, ABC):
         training_progress: Fraction of the training that is done, set by :class:`gritvq.priors.PriorTask`.
 
     Raises:
-        ValueError: If a number is out of range, or the head does not fit.
+        ValueError: If a number is out of range, the head does not fit, or the class cannot learn where the samples of a
+            ragged layout end.
     """
+
+    takes_ragged: ClassVar[bool] = False  # whether it learns where the samples of a ragged layout end
 
     def __init__(
         self,
@@ -65,6 +68,11 @@ class Prior(Component, ABC):
         head: Head | HeadName | None = None,
     ) -> None:
         super().__init__()
+        if layout.ragged and not self.takes_ragged:
+            raise ValueError(
+                f"expected a prior that learns where samples end, for a ragged layout, got {type(self).__name__}; use "
+                "an AutoregressivePrior of order 'raster'"
+            )
         self.layout, self.num_classes = layout, num_classes
         self.width, self.depth = check_integer("width", width), check_integer("depth", depth)
         self.num_heads = check_integer("num_heads", num_heads)
@@ -100,11 +108,12 @@ class Prior(Component, ABC):
         """Training loss: the sum of the returned scalars.
 
         Args:
-            indices: As a tokenizer's ``encode`` gives them.
+            indices: As a tokenizer's ``encode`` gives them; of a ragged layout -1 behind the end of each sample.
             condition: Classes; None for an unconditional prior.
 
         Returns:
-            ``nats_per_token``: mean nats per index; in training with dropout and class dropout.
+            ``nats_per_token``: mean nats per index, ends of ragged samples included; in training with dropout and class
+            dropout.
 
         Raises:
             ValueError: If the indices do not fit the layout, or the classes are missing, superfluous or out of range.
@@ -160,7 +169,7 @@ class Prior(Component, ABC):
             cache: Whether to cache keys and values of earlier positions. The samples do not depend on it.
 
         Returns:
-            Indices for a tokenizer's ``decode``.
+            Indices for a tokenizer's ``decode``; of a ragged layout -1 behind the end of each sample.
 
         Raises:
             ValueError: If a number is out of range, or guidance or classes do not fit the prior.
@@ -198,6 +207,8 @@ class Prior(Component, ABC):
     def rows_of(self, indices: Int[Tensor, "B *tokens Q"]) -> Int[Tensor, "B T Q"]:
         """Indices in the order of the layout's positions, -1 for channels that a position does not have.
 
+        Rows of a ragged layout have its ``end`` in channel 0 behind the last position, and -1 in all that follows.
+
         Raises:
             ValueError: If they do not fit the layout, or some are masked.
         """
@@ -210,7 +221,7 @@ class Prior(Component, ABC):
             flat = rows[..., None]
             rows = torch.full((*rows.shape, self.present.shape[1]), -1, device=rows.device)
             rows.scatter_(2, channels[None, :, None].expand_as(flat), flat)
-        if bool(((rows >= 0) != self.present).any()):
+        if not layout.ragged and bool(((rows >= 0) != self.present).any()):
             raise ValueError("expected whole samples, got masked indices (-1); leave such samples out")
         return rows
 
@@ -223,8 +234,12 @@ class Prior(Component, ABC):
 
     @property
     def num_tokens(self) -> int:
-        """Number of indices of a sample: of the channels that each position has."""
+        """Number of indices of a sample, of the channels that each position has; the most if the layout is ragged."""
         return int(self.present.sum())
+
+    def count(self, indices: Int[Tensor, "B *tokens Q"]) -> int:
+        """Number of indices of these samples that a probability is given to, ends of ragged ones included."""
+        return int((self.rows_of(indices) >= 0).sum())
 
     def _present(self) -> Tensor:
         """(T, Q): which channels a position has."""
@@ -327,6 +342,7 @@ def _check_layout(own: TokenLayout, given: TokenLayout, folder: Path) -> None:
         ("scales", [list(scale.grid) for scale in own.scales], [list(scale.grid) for scale in given.scales]),
         ("shape", list(own.shape), list(given.shape)),
         ("channels", own.channel_ids.tolist(), given.channel_ids.tolist()),
+        ("code that ends a sample", own.end, given.end),
     )
     for name, mine, other in parts:
         if mine != other:

@@ -13,6 +13,7 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from jaxtyping import Int
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
@@ -53,10 +54,14 @@ class TokenData:
         num_validation: Most validation rows, the first ones of ``validation``; or the number of random ones, at most a
             tenth of all, besides those that stay with them.
         seed: Seed of the order and of the held-out rows, >= 0.
+        length: Most positions of a sample of a ragged layout, whose tokens are sequences (T, Q) of any length T; token
+            files have no empty ones. Shorter ones get -1 at their end, longer ones become several samples of ``length``
+            positions, the last of them perhaps shorter, which stay together. None: all samples have one shape.
 
     Attributes:
         classes: Names of the classes 0, 1, ...; None if the first row has no label.
         shape: (*tokens, Q) of a sample.
+        largest: Largest index of each channel in all rows.
 
     Raises:
         ValueError: If a file is missing or damaged, samples differ in shape, labels are missing or invalid, or a
@@ -80,16 +85,20 @@ class TokenData:
         label: str | None = "label",
         num_validation: int = 2000,
         seed: int = 0,
+        length: int | None = None,
     ) -> None:
         self.batch_size, self.seed = check_integer("batch_size", batch_size), check_integer("seed", seed, 0)
         check_integer("num_validation", num_validation)
-        self._train = _Rows(train, label)
-        self.shape = self._train.shape
-        held = self._train if validation is None else _Rows(validation, label)
+        if length is not None:
+            check_integer("length", length)
+        self._train = _Rows(train, label, length)
+        self.shape, self.largest = self._train.shape, self._train.largest
+        held = self._train if validation is None else _Rows(validation, label, length)
         if held.shape != self.shape:
             raise ValueError(
                 f"expected validation samples {self.shape} as in training, got {held.shape}; encode both alike"
             )
+        self.largest = np.maximum(self.largest, held.largest)
         self.classes = _classes_of(self._train, held)
         for rows in (self._train, held):
             rows.number(self.classes)
@@ -148,19 +157,22 @@ class TokenData:
 class _Rows:
     """Tokens of all rows in a temporary file, and their labels."""
 
-    def __init__(self, paths: Paths, label: str | None) -> None:
+    def __init__(self, paths: Paths, label: str | None, length: int | None) -> None:
         files = _files(paths)
+        self.length = length
         self.shape: tuple[int, ...] = ()
+        self.largest = np.zeros((), dtype=np.int64)
         self.labels: list[str | int] | None = None
         count, samples = 0, array("Q")
         with tempfile.TemporaryFile() as scratch:  # the memory map keeps it until nothing reads it any more
             for file in files:
                 for row in iter_tokens(file):
-                    self._check(row, file, label, count == 0)
-                    scratch.write(row.tokens.numpy().astype(np.int32).tobytes())
+                    parts = self._check(row, file, label, count == 0)
+                    self.largest = np.maximum(self.largest, parts.flatten(0, -2).amax(0).numpy())
+                    scratch.write(parts.numpy().astype(np.int32).tobytes())
                     digest = hashlib.blake2b(row.name.partition("#")[0].encode(errors="surrogatepass"), digest_size=8)
-                    samples.append(int.from_bytes(digest.digest(), "little"))
-                    count += 1
+                    samples.extend(len(parts) * [int.from_bytes(digest.digest(), "little")])
+                    count += len(parts)
             scratch.flush()
             self._tokens = np.memmap(scratch, np.int32, "r", shape=(count, *self.shape))
         self.samples = np.array(samples, dtype=np.uint64)  # which sample each row is a view of
@@ -180,22 +192,28 @@ class _Rows:
             self._numbers = np.array([place[name] for name in self.labels], dtype=np.int64)
         self.labels = None
 
-    def _check(self, row: TokenRow, file: Path, label: str | None, is_first: bool) -> None:
-        """Note the label of a row.
+    def _check(self, row: TokenRow, file: Path, label: str | None, is_first: bool) -> Int[Tensor, "N *tokens Q"]:
+        """Note the label of a row; returns its samples, which are several for a long sequence only.
 
         Raises:
             ValueError: If the row is not like the first.
         """
         found = None if label is None else row.columns.get(label)
+        shape, samples = tuple(row.tokens.shape), row.tokens[None]
+        if self.length is not None and len(shape) == 2:
+            parts = row.tokens.split(self.length)
+            samples = torch.stack([F.pad(part, (0, 0, 0, self.length - len(part)), value=-1) for part in parts])
+            shape = tuple(samples.shape[1:])
         if is_first:
-            self.shape = tuple(row.tokens.shape)
+            self.shape = shape
             self.labels = None if found is None else []
-        if tuple(row.tokens.shape) != self.shape:
+        if shape != self.shape or (self.length is not None and len(shape) != 2):
+            wanted = f"of one shape {self.shape}" if self.length is None else "(T, Q) of one number Q of channels"
             raise ValueError(
-                f"expected samples of one shape {self.shape}, got {tuple(row.tokens.shape)} of {row.name!r} in {file}; "
-                "encode pictures of one size"
+                f"expected samples {wanted}, got {tuple(row.tokens.shape)} of {row.name!r} in {file}; "
+                f"encode {'pictures of one size' if self.length is None else 'sequences, with one tokenizer'}"
             )
-        if int(row.tokens.min()) < 0 or int(row.tokens.max()) >= 2**31:
+        if bool(((row.tokens < 0) | (row.tokens >= 2**31)).any()):
             raise ValueError(
                 f"expected indices 0 .. 2^31 - 1, got others in {row.name!r} of {file}; leave out masked samples"
             )
@@ -213,7 +231,8 @@ class _Rows:
                 or (not isinstance(found, str) and found < 0)
             ):
                 raise ValueError(f"expected text or integers >= 0 in the column {label!r}, got {found!r} in {file}")
-            self.labels.append(found)
+            self.labels.extend(len(samples) * [found])
+        return samples
 
 
 class _Stream(IterableDataset[TokenBatch]):

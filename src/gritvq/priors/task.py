@@ -32,8 +32,8 @@ class PriorTask(Task):
         schedule: After the warm-up, see :class:`gritvq.training.OptimizerSettings`.
         betas: AdamW's decay rates.
         weight_decay: For matrices; vectors and embeddings get none.
-        num_elements: Elements of a sample for ``bits_per_element``, such as height x width x channels of an image; the
-            number of its tokens if None.
+        num_elements: Elements of a sample for ``bits_per_element``, such as height x width x channels of an image; its
+            tokens if None.
 
     Attributes:
         about: What the saved prior is to say of its data, plain values by name.
@@ -60,7 +60,7 @@ class PriorTask(Task):
         )
         self.prior = prior
         self.about: dict[str, Any] = {}
-        self.num_elements = prior.num_tokens if num_elements is None else check_integer("num_elements", num_elements)
+        self.num_elements = None if num_elements is None else check_integer("num_elements", num_elements)
 
     def check_data(self, data: TokenData) -> None:
         """Check that the tokens fit the layout of the prior, and that it has as many classes.
@@ -78,6 +78,12 @@ class PriorTask(Task):
             raise ValueError(
                 f"expected num_classes={data.num_classes} of the prior as in the data, got {self.prior.num_classes}; "
                 "label null leaves the classes out"
+            )
+        sizes = self.prior.layout.codebook_sizes
+        if any(largest >= size for largest, size in zip(data.largest, sizes, strict=True)):
+            raise ValueError(
+                f"expected indices below {sizes} as in the prior's layout, got up to {data.largest.tolist()}; use "
+                "the tokens of the prior's own tokenizer"
             )
         self.prior.rows_of(data.batch(0).indices)
 
@@ -130,11 +136,13 @@ class PriorTask(Task):
         """Log metrics of one batch."""
         indices, condition = batch
         nats = -self.prior.log_prob(indices, condition).mean()
+        tokens = self.prior.count(indices)
+        per_sample = tokens / len(indices)
         numbers = {
-            "val/nats_per_token": nats / self.prior.num_tokens,
-            "val/bits_per_element": nats / (math.log(2) * self.num_elements),
+            "val/nats_per_token": nats / per_sample,
+            "val/bits_per_element": nats / (math.log(2) * (self.num_elements or per_sample)),
         }
-        self.log_dict(numbers, on_epoch=True, batch_size=len(indices), sync_dist=True)
+        self.log_dict(numbers, on_epoch=True, batch_size=tokens, sync_dist=True)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Matrices, and without weight decay vectors and embeddings."""

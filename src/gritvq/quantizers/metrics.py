@@ -7,17 +7,20 @@ every token once.
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from gritvq.distributed import all_gather_rows, all_reduce_sum
 from gritvq.quantizers.functional import check_indices, perplexity
 
-__all__ = ["CodebookUsage", "uniform_usage"]
+if TYPE_CHECKING:
+    from gritvq.quantizers.base import Quantizer
+
+__all__ = ["CodebookUsage", "decoded_codes", "uniform_usage"]
 
 _LARGEST_DENSE = 2**24  # codes up to which one number is kept for each
 
@@ -140,6 +143,19 @@ class CodebookUsage:
             return math.nan
         shares = [float(_seen_counts(counts).sum()) / positions for counts in self.histograms()]
         return sum(share * math.log2(size) for share, size in zip(shares, self.codebook_sizes, strict=True))
+
+
+@torch.no_grad()
+def decoded_codes(quantizer: Quantizer, most: int = 65536) -> Float[Tensor, "K D"]:
+    """What the codes of the first channel decode to, with 0 in the other channels.
+
+    Args:
+        quantizer: One whose vectors are decoded one by one.
+        most: Codes, the first ones.
+    """
+    codes = torch.zeros(min(quantizer.codebook_sizes[0], most), len(quantizer.codebook_sizes), dtype=torch.int64)
+    codes[:, 0] = torch.arange(len(codes))
+    return quantizer.decode(codes)
 
 
 def uniform_usage(codebook_size: int, num_tokens: int) -> float:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import itertools
 import tempfile
 from array import array
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import asdict
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -111,6 +112,22 @@ class TextData:
         count = {name: {"documents": len(part), "tokens": int(part.lengths.sum())} for name, part in found.parts()}
         return {"data": self.path, "vocabulary": found.format.subwords.size, "splits": count}
 
+    def settings(self) -> dict[str, Any]:
+        """The arguments that determine which documents are held out, as plain values."""
+        names = ("path", "validation", "num_validation", "seed")
+        return {**{name: getattr(self, name) for name in names}, "reading": asdict(self.reading)}
+
+    def held_out(self) -> Iterator[Document]:
+        """The documents that are held out, as they are read and not yet cut; the vocabulary is not needed.
+
+        Raises:
+            ValueError: If there are none, or a file cannot be read.
+        """
+        held = self._held(sum(1 for _ in Corpus(self.path, self.reading)) if self.validation is None else 0)
+        if self.validation is None and not held:
+            raise ValueError(f"expected two documents or more in {self.path!r}, to hold one out, got fewer; add some")
+        return self._held_out(held)
+
     def summary(self) -> str:
         """`describe` in one line."""
         said = self.describe()
@@ -151,6 +168,17 @@ class TextData:
             start, count = start + len(part), count - len(part)
         return np.concatenate(parts)
 
+    def _held(self, count: int) -> frozenset[int]:
+        """Numbers of the documents that are held out of so many; none of a single one."""
+        order = np.random.default_rng([self.seed, 1]).permutation(count if count > 1 else 0)
+        return frozenset(order[: min(self.num_validation, max(1, count // 10))].tolist())
+
+    def _held_out(self, held: Collection[int]) -> Iterator[Document]:
+        """The documents of these numbers, or the first ones of ``validation``."""
+        if self.validation is not None:
+            return itertools.islice(Corpus(self.validation, self.reading), self.num_validation)
+        return (document for number, document in enumerate(Corpus(self.path, self.reading)) if number in held)
+
     def _ready(self) -> _Found:
         self.setup()
         assert self._found is not None
@@ -158,14 +186,10 @@ class TextData:
 
     def _read(self) -> _Found:
         corpus = Corpus(self.path, self.reading)
-        held_out = None if self.validation is None else Corpus(self.validation, self.reading)
         count = sum(1 for _ in corpus)
         if not count:
             raise ValueError(f"expected text in {self.path!r}, got none or white space alone; add documents")
-        held: frozenset[int] = frozenset()
-        if held_out is None and count > 1:
-            order = np.random.default_rng([self.seed, 1]).permutation(count)
-            held = frozenset(order[: min(self.num_validation, max(1, count // 10))].tolist())
+        held = self._held(count if self.validation is None else 0)
 
         def train_documents() -> Iterator[Document]:
             return (document for number, document in enumerate(corpus) if number not in held)
@@ -179,13 +203,8 @@ class TextData:
             subwords = Subwords.train(texts, self.vocabulary)
         form = TextFormat(subwords, self.segmentation)
         train = _Rows(itertools.chain.from_iterable(form.tokens(train_documents())))
-        if held_out is not None:
-            validation = _Rows(
-                itertools.chain.from_iterable(form.tokens(itertools.islice(held_out, self.num_validation)))
-            )
-        elif held:
-            chosen = (document for number, document in enumerate(corpus) if number in held)
-            validation = _Rows(itertools.chain.from_iterable(form.tokens(chosen)))
+        if self.validation is not None or held:
+            validation = _Rows(itertools.chain.from_iterable(form.tokens(self._held_out(held))))
         else:
             validation = train.split_off(min(self.num_validation, max(1, len(train) // 10)))
         for name, rows in (("train on", train), ("hold out", validation)):

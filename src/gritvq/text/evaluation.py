@@ -10,14 +10,16 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from gritvq.component import check_integer, eval_mode
+from gritvq.export import load_program
 from gritvq.lazy import optional
 from gritvq.quantizers.metrics import CodebookUsage
 from gritvq.text.generation import Writing
@@ -70,6 +72,10 @@ class TextEvaluation(NamedTuple):
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain data, for JSON."""
         return self._asdict()
+
+    def counts(self) -> dict[str, int]:
+        """``documents``, ``segments`` and ``tokens``."""
+        return {"documents": self.num_documents, "segments": self.num_segments, "tokens": self.num_tokens}
 
     def rows(self) -> list[tuple[str, str]]:
         """Everything as text, for a table."""
@@ -188,6 +194,31 @@ def evaluate_text(
         None if form is None else f"{form.subwords.size:,} subwords, fingerprint {form.subwords.fingerprint[:12]}",
         None if form is None else dict(vars(form.segmentation)),
     )
+
+
+def compare_program(tokenizer: TextTokenizer, encoder: Path) -> Bool[Tensor, "N Q"]:
+    """An exported encoder against the tokenizer that it was made of, on documents of random tokens.
+
+    Args:
+        tokenizer: From which :meth:`TextTokenizer.export` made it.
+        encoder: Its file.
+
+    Returns:
+        Which indices of all segments are identical.
+    """
+    form = tokenizer.format
+    assert form is not None
+    draw = np.random.default_rng(0)
+    rows = []
+    for count in range(1, form.segmentation.max_segments + 1):
+        lengths = draw.integers(1, form.segmentation.max_tokens, count)
+        parts = [[*draw.integers(0, form.subwords.size, length).tolist(), form.separator] for length in lengths]
+        rows.append([*[token for part in parts for token in part][:-1], form.end])
+    batch = form.batch_of(rows)
+    found = load_program(encoder)(batch.tokens.masked_fill(~batch.valid, -1))
+    with torch.no_grad(), eval_mode(tokenizer):
+        own = tokenizer.quantizer.encode(tokenizer.encoder(batch), batch.present)
+    return (found == own)[batch.present]
 
 
 def mutual_information(

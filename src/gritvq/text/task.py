@@ -275,6 +275,7 @@ class TextTokenizerTask(Task):
         sizes = tokenizer.quantizer.codebook_sizes
         self.codebook_usage, self.window_usage = CodebookUsage(sizes), CodebookUsage(sizes)
         self._keeps_codes, self._window = False, 0
+        self._data: TextData | None = None
 
     def check_data(self, data: TextData) -> None:
         """Check that the tokenizer takes the documents, and give it their vocabulary and segmentation.
@@ -283,6 +284,7 @@ class TextTokenizerTask(Task):
             ValueError: If it does not.
         """
         self.tokenizer.use(data.format)
+        self._data = data
 
     def run_callbacks(self, run: RunFolder | None) -> list[Callback]:
         """Codebook initialization and updates; with a folder also a collapse warning."""
@@ -291,7 +293,9 @@ class TextTokenizerTask(Task):
         return needed if run is None else [*needed, CollapseWarning()]
 
     def finish(self, run: RunFolder, training: Mapping[str, Any]) -> None:
-        """Write ``tokenizer/``."""
+        """Write ``tokenizer/``; its ``config.json`` also describes the data that :meth:`check_data` has seen."""
+        if self._data is not None:
+            training = {**training, "data": {**self._data.settings(), "splits": self._data.describe()["splits"]}}
         self.tokenizer.save_pretrained(run.tokenizer, training)
 
     def load(self, source: str) -> TextTokenizer:

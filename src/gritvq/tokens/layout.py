@@ -38,6 +38,10 @@ class TokenLayout(Component):
     Tokens are those of one :class:`Vocabulary`. PAD is used for masked indices and for missing tokens: channels that a
     scale does not have, and both ends of a delay.
 
+    Samples of a ragged layout, such as texts, have at most as many positions as ``shape`` says: their indices are -1
+    from their end on. In the sequence one more code of channel 0, ``end``, follows the last position, and then PAD; a
+    sample of as many positions as there can be has no ``end``. So each sample has one sequence.
+
     Args:
         codebook_sizes: Codes of each index channel, Q entries.
         shape: Axes of one sample's tokens, such as (h, w) or (T,).
@@ -45,15 +49,19 @@ class TokenLayout(Component):
             scale of this shape.
         interleaving: ``"parallel"``, ``"flat"`` or ``"delay"``.
         order: Order of positions within a grid: ``"raster"``, row by row, or ``"snake"``, every second row reversed.
+        ragged: Whether samples may have fewer positions than ``shape``, which then has one axis.
 
     Attributes:
-        vocabulary: Special tokens and all channels.
+        codebook_sizes: As given, without ``end``.
+        vocabulary: Special tokens and all channels, with ``end``.
+        end: Index of the code in channel 0 that ends a sample, the last one; None unless the layout is ragged.
         scales: Grid and channels of each scale.
         scale_ids: Scale of each position of the sequence (T,).
         channel_ids: Channel of each token of the sequence, (T, C), or (T,) if flat; -1 if it is always PAD.
 
     Raises:
-        ValueError: If sizes, grids or channels do not fit together, or a delay is used with several scales.
+        ValueError: If sizes, grids or channels do not fit together, a delay is used with several scales, or a ragged
+            layout has several axes or scales, or a delay.
 
     Example:
         >>> from gritvq import rq
@@ -63,6 +71,9 @@ class TokenLayout(Component):
         (torch.Size([5, 12]), [3, 19, 3, 19], 35)
         >>> layout.from_sequence(tokens).shape
         torch.Size([5, 2, 3, 2])
+        >>> ragged = TokenLayout((4,), (3,), ragged=True)
+        >>> ragged.to_sequence(torch.tensor([[[1], [0], [-1]], [[1], [0], [3]]]))[..., 0].tolist()
+        [[4, 3, 7], [4, 3, 6]]
 
     References:
         Copet et al., Simple and controllable music generation (MusicGen), NeurIPS 2023, arXiv 2306.05284, section 2.2
@@ -81,9 +92,15 @@ class TokenLayout(Component):
         scales: Sequence[TokenScale] | None = None,
         interleaving: Interleaving = "parallel",
         order: Order = "raster",
+        ragged: bool = False,
     ) -> None:
         super().__init__()
-        self.vocabulary, self.shape = Vocabulary(codebook_sizes), tuple(shape)
+        self.ragged, self.codebook_sizes = ragged, Vocabulary(codebook_sizes).codebook_sizes
+        self.end = self.codebook_sizes[0] if ragged else None
+        self.vocabulary = Vocabulary(
+            (self.codebook_sizes[0] + 1, *self.codebook_sizes[1:]) if ragged else self.codebook_sizes
+        )
+        self.shape = tuple(shape)
         num_channels = len(self.vocabulary.codebook_sizes)
         given = [TokenScale(self.shape, tuple(range(num_channels)))] if scales is None else scales
         self.scales = tuple(TokenScale(tuple(grid), tuple(channels)) for grid, channels in given)
@@ -103,6 +120,11 @@ class TokenLayout(Component):
             )
         if interleaving == "delay" and len(grids) > 1:
             raise ValueError(f"expected one scale for a delay, got {len(grids)}; choose 'parallel' or 'flat'")
+        if ragged and (len(self.shape) != 1 or len(grids) > 1 or interleaving == "delay"):
+            raise ValueError(
+                f"expected one axis, one scale and no delay for samples that may end early, got shape {self.shape}, "
+                f"{len(grids)} scales and {interleaving!r}; leave ragged out, or choose 'parallel' or 'flat'"
+            )
         self.interleaving = interleaving
         places, scale_ids, channel_ids = self._positions(order)
         source = (places[:, None] * num_channels + channel_ids).masked_fill_(channel_ids < 0, -1)
@@ -123,6 +145,7 @@ class TokenLayout(Component):
         *,
         interleaving: Interleaving = "parallel",
         order: Order = "raster",
+        ragged: bool = False,
     ) -> TokenLayout:
         """The layout of a quantizer's tokens.
 
@@ -131,13 +154,16 @@ class TokenLayout(Component):
             positions: Leading shape of one sample's vectors, such as (h, w).
             interleaving: As in the constructor.
             order: As in the constructor.
+            ragged: As in the constructor.
 
         Raises:
             ValueError: If the positions do not fit the quantizer's layout.
         """
         shape = quantizer.token_shape(tuple(positions))
         scales = quantizer.token_scales(tuple(positions))
-        return cls(quantizer.codebook_sizes, shape, scales=scales, interleaving=interleaving, order=order)
+        return cls(
+            quantizer.codebook_sizes, shape, scales=scales, interleaving=interleaving, order=order, ragged=ragged
+        )
 
     @property
     def length(self) -> int:
@@ -156,21 +182,27 @@ class TokenLayout(Component):
         """Tokens of indices, in the order of the sequence.
 
         Args:
-            indices: Indices (*batch, *shape, Q) from a quantizer's or tokenizer's ``encode``; -1 if masked.
+            indices: Indices (*batch, *shape, Q) from a quantizer's or tokenizer's ``encode``; -1 if masked, or, in a
+                ragged layout, behind the end.
 
         Returns:
             Tokens of ``vocabulary``, (*batch, T, C), or (*batch, T) if flat.
 
         Raises:
-            ValueError: If the shape is wrong, an index is out of range, or a position has a channel of another scale.
+            ValueError: If the shape is wrong, an index is out of range, a position has a channel of another scale, or
+                something follows the end of a ragged sample.
         """
-        sizes = self.vocabulary.codebook_sizes
+        sizes = self.codebook_sizes
         expected = (*self.shape, len(sizes))
         batch = self._batch(indices, expected)
         if bool(((indices < -1) | (indices >= torch.tensor(sizes, device=indices.device))).any()):
             raise ValueError(
                 f"expected indices below {sizes}, or -1 for masked ones, got others; use the layout's own tokenizer"
             )
+        if self.ragged:
+            ended, numbers = self._lengths(indices)[..., None], torch.arange(self.shape[0], device=indices.device)
+            first = indices[..., 0].masked_fill(numbers == ended, self.codebook_sizes[0])
+            indices = torch.cat([first[..., None], indices[..., 1:]], -1)
         flat = indices.reshape(*batch, math.prod(expected))
         found = flat[..., self._source.clamp(min=0)].masked_fill(self._source < 0, -1)
         if int((found >= 0).sum()) != int((flat >= 0).sum()):
@@ -184,10 +216,11 @@ class TokenLayout(Component):
             tokens: Tokens (*batch, T, C), or (*batch, T) if flat, without BOS and EOS.
 
         Returns:
-            Indices (*batch, *shape, Q), -1 for PAD.
+            Indices (*batch, *shape, Q), -1 for PAD, and from the end of a ragged sample on.
 
         Raises:
-            ValueError: If the shape is wrong, or a token is not one of :meth:`allowed` or PAD.
+            ValueError: If the shape is wrong, a token is not one of :meth:`allowed` or PAD, or something follows the
+                end of a ragged sample.
         """
         batch = self._batch(tokens, tuple(self.channel_ids.shape))
         found = self.vocabulary.indices_of(tokens, self.channel_ids.clamp(min=0)).masked_fill(self.channel_ids < 0, -1)
@@ -201,7 +234,11 @@ class TokenLayout(Component):
         shape = (*self.shape, len(self.vocabulary.codebook_sizes))
         flat = torch.full((*batch, math.prod(shape)), -1, dtype=torch.int64, device=tokens.device)
         flat[..., self._source[self._source >= 0]] = found[..., self._source >= 0]
-        return flat.view(*batch, *shape)
+        indices = flat.view(*batch, *shape)
+        if self.ragged:
+            indices[..., 0] = indices[..., 0].where(indices[..., 0] < self.codebook_sizes[0], -1)
+            self._lengths(indices)
+        return indices
 
     def allowed(self, position: int) -> Bool[Tensor, "*C V"]:
         """Which tokens of the vocabulary are allowed at a position of the sequence, for each channel.
@@ -210,7 +247,7 @@ class TokenLayout(Component):
             position: 0 .. T - 1.
 
         Returns:
-            A mask (C, V), or (V,) if flat.
+            A mask (C, V), or (V,) if flat. Behind the end of a ragged sample there is PAD, which it does not name.
         """
         channels = self.channel_ids[position].unsqueeze(-1)
         tokens = torch.arange(self.vocabulary.vocab_size, device=channels.device)
@@ -234,6 +271,22 @@ class TokenLayout(Component):
             channel_ids.append(every.where(has, -1).expand(size, -1))
             first += size
         return torch.cat(places), torch.cat(scale_ids), torch.cat(channel_ids)
+
+    def _lengths(self, indices: Tensor) -> Int[Tensor, " *batch"]:
+        """Positions of ragged samples.
+
+        Raises:
+            ValueError: If something follows an end, or a position lacks a channel.
+        """
+        there = indices >= 0
+        lengths = there.any(-1).sum(-1)
+        numbers = torch.arange(self.shape[0], device=indices.device)
+        if bool((there != (numbers < lengths[..., None])[..., None]).any()):
+            raise ValueError(
+                "expected samples with all channels up to their end and nothing from there on, got others; shift the "
+                "positions that are there to the front"
+            )
+        return lengths
 
     def _batch(self, values: Tensor, expected: tuple[int, ...]) -> tuple[int, ...]:
         """Leading axes before the expected ones."""

@@ -40,6 +40,7 @@ class RunFolder:
         codebook: Plot of the codes.
         samples: Pictures that a prior generated.
         texts: Texts that a model wrote, with reconstructions (Markdown).
+        codes: What single codes of a text tokenizer stand for (Markdown).
 
     Example:
         >>> run = RunFolder("runs/fit")
@@ -63,7 +64,7 @@ class RunFolder:
         self.collisions = self.path / "collisions.png"
         self.reconstructions, self.usage = self.path / "reconstructions.png", self.path / "usage.png"
         self.codebook, self.samples = self.path / "codebook.png", self.path / "samples.png"
-        self.texts = self.path / "texts.md"
+        self.texts, self.codes = self.path / "texts.md", self.path / "codes.md"
 
     @classmethod
     def of_checkpoint(cls, checkpoint: str | Path) -> RunFolder:
@@ -109,5 +110,5 @@ class RunFolder:
             if part not in but:
                 shutil.rmtree(part, ignore_errors=True)
         plots = self.reconstructions, self.usage, self.codebook, self.samples, self.collisions, self.tree
-        for part in (self.data, self.metrics, self.report, self.texts, *plots):
+        for part in (self.data, self.metrics, self.report, self.texts, self.codes, *plots):
             part.unlink(missing_ok=True)

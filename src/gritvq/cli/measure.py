@@ -1,0 +1,88 @@
+"""The verbs ``validate``, ``inspect`` and ``export``: what they measure and write is the tokenizer's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from gritvq.cli.machine import device_named, machine_arguments
+from gritvq.cli.output import trusted_argument
+from gritvq.cli.run_folder import overwrite_argument
+from gritvq.cli.settings import check_positive, check_unused
+from gritvq.cli.tokens import document_arguments, loaded, split_argument
+
+__all__ = ["export", "export_arguments", "inspect", "measure_arguments", "validate"]
+
+_OF_PICTURES, _OF_TEXTS = ["split", "perceptual", "data.strict"], ["data.unit", "data.encoding"]
+
+
+def measure_arguments(parser: Any, out: str) -> None:
+    """Arguments of validate and inspect: a tokenizer, and pictures or texts."""
+    from gritvq.images import features  # noqa: F401  (its classes can be named without the module)
+    from gritvq.images.losses import PerceptualDistance
+
+    parser.add_argument("tokenizer", type=str, help="tokenizer folder or Hub name")
+    parser.add_argument("--config", action="config", help="YAML file with any of the arguments below")
+    parser.add_argument(
+        "--data.path",
+        type=str | None,
+        default=None,
+        help="what 'gritvq encode' takes; default: the held-out pictures or documents of the tokenizer's run",
+    )
+    document_arguments(parser, "data.")
+    parser.add_argument("--data.strict", type=bool, default=False, help="whether an unreadable picture is an error")
+    split_argument(parser, "held_out")
+    parser.add_argument(
+        "--perceptual",
+        type=PerceptualDistance | None,
+        default=None,
+        help="distance to measure as well: LPIPSLoss, or PerceptualLoss with --perceptual.features VGG16Features",
+    )
+    machine_arguments(parser)
+    parser.add_argument("--out", type=str, default=out, help="folder for plots, pages and metrics")
+    overwrite_argument(parser)
+
+
+def validate(parser: Any, config: Any) -> None:
+    """Evaluate a tokenizer on whole pictures or texts: PSNR or nats per token, usage, perplexity."""
+    tokenizer, jobs = _measured(parser, config)
+    jobs.validate(tokenizer, parser, config)
+
+
+def inspect(parser: Any, config: Any) -> None:
+    """Inspect a tokenizer: its codes, their usage, and what they decode to."""
+    tokenizer, jobs = _measured(parser, config)
+    jobs.inspect(tokenizer, parser, config)
+
+
+def export_arguments(parser: Any) -> None:
+    """Arguments of export."""
+    parser.add_argument("tokenizer", type=str, help="tokenizer folder or Hub name")
+    parser.add_argument("--out", type=str, default="exported", help="folder for the files")
+    overwrite_argument(parser)
+    parser.add_argument("--format", default="onnx", choices=["onnx", "torch"], help=".onnx or .pt2 files")
+    parser.add_argument("--size", type=tuple[int, int], default=None, help="[H,W] of all images; default: any size")
+    trusted_argument(parser)
+
+
+def export(parser: Any, config: Any) -> None:
+    """Export encoder and, of pictures, decoder as programs that run without gritvq, and check them."""
+    tokenizer, jobs = _loaded(parser, config, ["size"], [])
+    jobs.export(tokenizer, config)
+
+
+def _measured(parser: Any, config: Any) -> tuple[Any, Any]:
+    check_positive(batch_size=config.batch_size)
+    device_named(config.device)
+    return _loaded(parser, config, _OF_PICTURES, _OF_TEXTS)
+
+
+def _loaded(parser: Any, config: Any, of_pictures: Sequence[str], of_texts: Sequence[str]) -> tuple[Any, Any]:
+    """The tokenizer, and the module with the jobs of its domain.
+
+    Raises:
+        ValueError: If there is no tokenizer, one of something else, or an argument is not for it.
+    """
+    tokenizer, jobs, what = loaded(config.tokenizer, config.trusted)
+    check_unused(parser, config, of_texts if what == "pictures" else of_pictures, f"a tokenizer of {what}")
+    return tokenizer, jobs
