@@ -198,7 +198,7 @@ class Job(NamedTuple):
     Attributes:
         data: Folder of the pictures.
         network: Folder of the classifier; None for that of Fashion-MNIST.
-        plan: What all runs share: ``channels`` by data set, ``tokenizer``, ``prior``, ``guidance``.
+        plan: What all runs share: ``channels`` by data set, ``tokenizer``, ``prior`` with this one's steps, ``guidance``.
         study: Name of the study.
         method: Name of the contender.
         settings: The contender's: ``preset`` and ``codebook_size`` if they differ, ``task`` of its tokenizer,
@@ -273,9 +273,8 @@ def prior_of(job: Job, layout: TokenLayout, indices: Tensor, labels: Tensor) -> 
     plan = TrainingPlan(
         max_steps=own["max_steps"],
         validate_every=0,
-        checkpoint_every=1000,
+        checkpoint_every=500,
         accelerator="cpu",
-        precision=own.get("precision", "32-true"),
         seed=job.seed,
     )
     data, last = Tokens(indices, labels, own["batch_size"], job.seed), run / "checkpoints" / "last.ckpt"
@@ -394,6 +393,7 @@ def main() -> None:
         return
     plan = yaml.safe_load(words.plan.read_text())
     study, name = plan.pop("studies")[words.study], Path(words.data).name
+    plan["prior"]["max_steps"] = plan["prior"]["max_steps"][name]
     ruler_name = FashionClassifier.name if words.network is None else "CIFAR-10 ResNet-56"
     steps = f"{plan['tokenizer']['max_steps']:,} and {plan['prior']['max_steps']:,} steps"
     about = circumstances(f"python -m benchmarks.quality.generation, {ruler_name} features, {steps}", name)
