@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from gritvq import vq_vae_2
 from gritvq.priors import AutoregressivePrior, Prior, PriorTask, TokenData
 from gritvq.tokens import TokenLayout, TokenRow, write_tokens
 from gritvq.training import RunFolder, TrainingPlan, train
@@ -173,6 +174,20 @@ def test_processes_share_one_global_order(tmp_path: Path, monkeypatch: pytest.Mo
         assert [each for pair in zip(*parts, strict=True) for each in pair] == alone[step]
 
 
+def test_hierarchical_tokens_keep_the_channels_they_do_not_have(tmp_path: Path) -> None:
+    """Two grids, one channel each: -1 stands for the other one, in files, batches and the prior's layout alike."""
+    quantizer = vq_vae_2(4, 8)
+    layout = TokenLayout.of(quantizer, (4, 4))
+    indices = quantizer.encode(torch.randn(12, 4, 4, quantizer.input_dim, generator=torch.Generator().manual_seed(0)))
+    assert bool((indices == -1).any())
+    data = TokenData(token_file(tmp_path / "two.npz", indices), batch_size=5, num_validation=1)
+    prior = AutoregressivePrior(layout, width=8, depth=1, num_heads=1)
+    PriorTask(prior).check_data(data)
+    rows = {tuple(row.flatten().tolist()) for row in indices}
+    assert all(tuple(row.flatten().tolist()) in rows for row in data.batch(0).indices)
+    assert float(prior.loss(data.batch(0).indices, None)["nats_per_token"]) == pytest.approx(math.log(8), rel=0.2)
+
+
 def test_files_of_no_use_are_refused(tmp_path: Path) -> None:
     some = chains(6, 0)
     plain = token_file(tmp_path / "plain.npz", some)
@@ -183,6 +198,8 @@ def test_files_of_no_use_are_refused(tmp_path: Path) -> None:
     longer = token_file(tmp_path / "longer.npz", torch.cat([some, some], 1), ["a", "b"] * 3)
     unknown = token_file(tmp_path / "unknown.npz", some, ["a", "z"] * 3)
     masked = token_file(tmp_path / "masked.npz", -1 - some)
+    one_masked = token_file(tmp_path / "one.npz", torch.where(torch.arange(6).view(6, 1, 1) == 4, -1, some))
+    all_masked = token_file(tmp_path / "all.npz", torch.full_like(some, -1))
     (tmp_path / "empty").mkdir()
     for given, said in (
         ((tmp_path / "empty",), "token files in"),
@@ -195,6 +212,8 @@ def test_files_of_no_use_are_refused(tmp_path: Path) -> None:
         ((labelled, longer), "validation samples"),
         ((labelled, unknown), r"got \['z'\] too"),
         ((masked,), "leave out masked samples"),
+        ((one_masked,), "leave out masked samples"),
+        ((plain, all_masked), "without the same channels as in training"),
         ((views,), "at least two samples"),
     ):
         with pytest.raises(ValueError, match=said):
@@ -204,6 +223,9 @@ def test_files_of_no_use_are_refused(tmp_path: Path) -> None:
         PriorTask(AutoregressivePrior(TokenLayout((3,), (LENGTH,)), width=8, depth=1, num_heads=1)).check_data(data)
     with pytest.raises(ValueError, match="of a sample as in the prior's layout"):
         PriorTask(prior_of(AutoregressivePrior, "grid")).check_data(data)
+    with pytest.raises(ValueError, match="expected whole samples, got masked indices"):
+        prior = AutoregressivePrior(TokenLayout((3,), (LENGTH,)), width=8, depth=1, num_heads=1)
+        PriorTask(prior).check_data(TokenData(all_masked))
     later = torch.cat([chains(20, 0), chains(1, 1) + 1])  # a single row at the end
     data = TokenData(token_file(tmp_path / "later.npz", later), batch_size=1, num_validation=1)
     with pytest.raises(ValueError, match=r"indices below \(3,\) as in the prior's layout, got up to \[3\]"):

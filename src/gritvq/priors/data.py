@@ -43,7 +43,8 @@ class TokenData:
 
     The files are read once, row by row, into a memory-mapped temporary file of 4 bytes per token; memory holds a few
     numbers per row. The training loader is endless, starts at the step of the run, and has every row once per epoch in
-    random order. With several processes each takes its part of one global order.
+    random order. With several processes each takes its part of one global order. The index -1 stands for a channel that
+    a position does not have, as in hierarchical tokens, and is at the same places in all rows.
 
     Args:
         train: Training files: a file, several, or a folder of files.
@@ -98,6 +99,8 @@ class TokenData:
             raise ValueError(
                 f"expected validation samples {self.shape} as in training, got {held.shape}; encode both alike"
             )
+        if not torch.equal(held.missing, self._train.missing):
+            raise ValueError("expected validation samples without the same channels as in training; encode both alike")
         self.largest = np.maximum(self.largest, held.largest)
         self.classes = _classes_of(self._train, held)
         for rows in (self._train, held):
@@ -161,6 +164,7 @@ class _Rows:
         files = _files(paths)
         self.length = length
         self.shape: tuple[int, ...] = ()
+        self.missing = torch.zeros((), dtype=torch.bool)  # which indices no sample has
         self.largest = np.zeros((), dtype=np.int64)
         self.labels: list[str | int] | None = None
         count, samples = 0, array("Q")
@@ -213,9 +217,14 @@ class _Rows:
                 f"expected samples {wanted}, got {tuple(row.tokens.shape)} of {row.name!r} in {file}; "
                 f"encode {'pictures of one size' if self.length is None else 'sequences, with one tokenizer'}"
             )
-        if bool(((row.tokens < 0) | (row.tokens >= 2**31)).any()):
+        missing = row.tokens < 0
+        if is_first and self.length is None:
+            self.missing = missing
+        unlike = bool(missing.any()) if self.length is not None else not torch.equal(missing, self.missing)
+        if unlike or bool(((row.tokens < -1) | (row.tokens >= 2**31)).any()):
             raise ValueError(
-                f"expected indices 0 .. 2^31 - 1, got others in {row.name!r} of {file}; leave out masked samples"
+                f"expected indices 0 .. 2^31 - 1, and -1 only for channels that a position does not have in any sample, "
+                f"got others in {row.name!r} of {file}; leave out masked samples"
             )
         if (found is None) != (self.labels is None):
             raise ValueError(
