@@ -15,7 +15,7 @@ Each contender of the plan (``text.yaml``) is trained with each seed, and measur
   tokenizer has no prior: it decodes codes that are drawn at random, all equally probable.
 - Parameters, and the median seconds of a step.
 
-The study "recurrence" has the seconds of all states at once and of one after the other, forward and backward.
+The study "recurrence" has the seconds of all states at once and of one after the other, forward and backward, given W.
 
 Writes ``benchmarks/results/text_*.csv``, and texts into ``docs/text-samples.md``; ``python -m benchmarks.report`` puts
 both into the documentation. A run that is in the results already is not repeated, those of another number of steps are
@@ -361,9 +361,10 @@ def recurrence_rows(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
     recurrence = IdempotentRecurrence(plan["dim"], plan["rank"])
     for size in plan["batches"]:
         u = torch.randn(size, plan["segments"], plan["dim"], requires_grad=True)
-        ways: dict[str, Callable[[Tensor], Tensor]] = {"parallel": recurrence, "scan": recurrence.scan}
-        torch.testing.assert_close(ways["parallel"](u), ways["scan"](u), atol=1e-4, rtol=1e-4)
-        calls = {name: partial(_backward, way, u) for name, way in ways.items()}
+        matrix = recurrence.matrix().detach().requires_grad_()  # a model makes it once for all that needs it
+        ways: dict[str, Callable[..., Tensor]] = {"parallel": recurrence, "scan": recurrence.scan}
+        torch.testing.assert_close(ways["parallel"](u, matrix), ways["scan"](u, matrix), atol=1e-5, rtol=1e-5)
+        calls = {name: partial(_backward, way, u, matrix) for name, way in ways.items()}
         for name, samples in alternating(calls, torch.device("cpu"), plan["seconds"], plan["seconds"] == 0).items():
             yield {
                 "study": "recurrence",
@@ -378,9 +379,9 @@ def recurrence_rows(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
             }
 
 
-def _backward(way: Callable[[Tensor], Tensor], u: Tensor) -> None:
-    u.grad = None
-    way(u).sum().backward()
+def _backward(way: Callable[..., Tensor], u: Tensor, matrix: Tensor) -> None:
+    u.grad = matrix.grad = None
+    way(u, matrix).square().sum().backward()
 
 
 # --- the page of texts ------------------------------------------------------------------------------------------------

@@ -50,6 +50,11 @@ class TestRecurrence:
         torch.testing.assert_close(parallel[:, -1], state, rtol=0, atol=1e-5)
         assert torch.equal(parallel[:, 0], u[:, 0])
 
+    def test_many_steps_are_added_up_in_another_way(self) -> None:
+        recurrence, u = IdempotentRecurrence(4, 2), torch.randn(2, 100, 4)
+        torch.testing.assert_close(recurrence(u), recurrence.scan(u), rtol=0, atol=1e-5)
+        torch.testing.assert_close(recurrence(u)[:, :64], recurrence(u[:, :64]), rtol=0, atol=1e-5)
+
     def test_gradients_of_both_forms_agree(self) -> None:
         recurrence, u = IdempotentRecurrence(8, 3), torch.randn(2, 5, 8, requires_grad=True)
         found = []

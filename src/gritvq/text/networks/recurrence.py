@@ -10,6 +10,8 @@ from gritvq.component import Component, check_integer
 
 __all__ = ["IdempotentRecurrence"]
 
+_FEW = 64  # steps
+
 
 class IdempotentRecurrence(Component):
     """``z_t = W z_{t-1} + u_t`` from ``z_0 = 0``, with ``W = U U^T`` and orthonormal columns of U.
@@ -67,8 +69,7 @@ class IdempotentRecurrence(Component):
         with torch.autocast(u.device.type, enabled=False):
             u = u.float()
             matrix = self.matrix() if matrix is None else matrix
-            before = (u.cumsum(1) - u).flatten(0, 1)
-            return torch.addmm(u.flatten(0, 1), before, matrix).view_as(u)  # W is symmetric
+            return u + _sums_before(u @ matrix)  # W is symmetric
 
     def scan(self, u: Float[Tensor, "B T D"], matrix: Float[Tensor, "D D"] | None = None) -> Float[Tensor, "B T D"]:
         """The same step by step."""
@@ -96,3 +97,11 @@ class IdempotentRecurrence(Component):
             return weight
         lower = torch.linalg.cholesky(weight.T @ weight)
         return torch.linalg.solve_triangular(lower, weight.T, upper=False).T
+
+
+def _sums_before(x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
+    """Sums of x over all earlier steps; for few steps by a product with ones, faster than a cumulative sum."""
+    steps = x.shape[1]
+    if steps > _FEW:
+        return x.cumsum(1) - x
+    return torch.ones(steps, steps, dtype=x.dtype, device=x.device).tril(-1) @ x
