@@ -6,6 +6,7 @@ import csv
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,14 @@ class TestCorpus:
             ("a.jsonl", b'{"txt": "a"}\n', {}, "expected the column 'text' in row 1 of .*got txt; name"),
             ("a.jsonl", b'{"text": 3}\n', {}, "expected text or a list of texts under 'text', got int"),
             ("a.csv", b"a,b\n1,2\n", {"column": "c"}, "expected the column 'c' in row 1 of .*got a, b"),
+            ("a.csv", b"text,id\nA cat, a dog,3\n", {}, "expected 2 columns in .*a.csv .* got 3 in line 2; put a text"),
+            ("a.csv", b'text\n"a\nb\n', {}, "expected a table in .*unexpected end of data"),
+            (
+                "a.tsv",
+                b'id\ttext\n1\t"No" she said\n',
+                {},
+                "expected a table in .* up to line 2 .* double those within",
+            ),
             ("a.parquet", b"no table", {}, "expected a Parquet file, got .*damaged"),
         ],
     )
@@ -103,8 +112,9 @@ class TestCorpus:
                 Corpus(path)
         with pytest.raises(ValueError, match="expected unit 'paragraph' or"):
             Reading(unit="word")  # type: ignore[arg-type]
-        with pytest.raises(ValueError, match="expected the name of an encoding, got 'utf-9'"):
-            Reading(encoding="utf-9")
+        for encoding in ("utf-9", "hex", "rot13"):
+            with pytest.raises(ValueError, match=f"expected the name of an encoding, got '{encoding}'"):
+                Reading(encoding=encoding)
 
 
 class TestSubwords:
@@ -134,7 +144,7 @@ class TestSubwords:
                 Subwords.load(wrong)
 
     def test_half_a_surrogate_pair_and_wrong_ids(self) -> None:
-        assert SUBWORDS.decode(SUBWORDS.encode(["a\ud800b"])[0]) == "a?b"
+        assert SUBWORDS.decode(SUBWORDS.encode(["a\ud800b"])[0]) == "a\ufffdb"
         with pytest.raises(ValueError, match=r"expected ids 0 \.\. 299, got 300; are they of another vocabulary"):
             SUBWORDS.decode([0, 300])
         with pytest.raises(ValueError, match="expected vocab_size >= 256, got 255"):
@@ -159,12 +169,19 @@ class TestSegments:
             ("\n\n  lead", ["\n\n  lead"]),
             ("trail.  \n", ["trail.  \n"]),
             ("一。二。三", ["一。", "二。", "三"]),
+            ("一。「二。。」三。。", ["一。", "「二。。」", "三。。"]),
             ("no end", ["no end"]),
             ("So am I. You are.", ["So am I.", " You are."]),
         ],
     )
     def test_sentences(self, text: str, expected: list[str]) -> None:
         assert sentences(text) == expected
+
+    @pytest.mark.parametrize("mark", [".", "?", "\u3002"])
+    def test_long_rows_of_marks_take_no_longer_than_other_text(self, mark: str) -> None:
+        begin = time.perf_counter()
+        assert sentences("a" + 60_000 * mark) == ["a" + 60_000 * mark]
+        assert time.perf_counter() - begin < 10  # a time that grows with the square would be minutes
 
     @given(st.text(alphabet=" \n.!aB?\"'日。\t\r\u2028é1"), st.sampled_from(["sentence", "line", "length"]))
     @settings(max_examples=150, deadline=None)
@@ -269,7 +286,11 @@ class TestTextData:
 
     @pytest.mark.parametrize(
         ("content", "message"),
-        [("", "expected text in .* got none"), (" \n\n\t\n", "got none or white space alone"), ("one\n", "hold out")],
+        [
+            ("", "expected text in .* got none"),
+            (" \n\n\t\n", "got none or white space alone"),
+            ("one\n", "to hold out, got none in /.*; give two"),
+        ],
     )
     def test_too_little_text(self, tmp_path: Path, content: str, message: str) -> None:
         (tmp_path / "a.txt").write_text(content)

@@ -6,6 +6,7 @@ import ast
 import codecs
 import csv
 import functools
+import io
 import json
 import sys
 import sysconfig
@@ -50,7 +51,7 @@ class Reading:
         if self.unit not in get_args(Unit):
             raise ValueError(f"expected unit {' or '.join(map(repr, get_args(Unit)))}, got {self.unit!r}; choose one")
         try:
-            codecs.lookup(self.encoding)
+            io.TextIOWrapper(io.BytesIO(), encoding=self.encoding)  # refuses codecs that are not of text
         except (LookupError, TypeError, ValueError) as error:
             raise ValueError(f"expected the name of an encoding, got {self.encoding!r}; 'utf-8' is usual") from error
 
@@ -222,11 +223,25 @@ def _json_lines(path: Path, reading: Reading) -> Iterator[tuple[Document, str]]:
 def _separated(path: Path, reading: Reading, delimiter: str = ",") -> Iterator[tuple[Document, str]]:
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
     with _opened(path, reading, newline="") as file:
-        rows = csv.DictReader(_lines(file, path, reading.encoding), delimiter=delimiter)
+        rows = csv.DictReader(_lines(file, path, reading.encoding), delimiter=delimiter, strict=True)
         try:
-            yield from _of_rows(rows, str(path), reading.column)
+            yield from _of_rows(_whole(rows, path), str(path), reading.column)
         except csv.Error as error:
-            raise ValueError(f"expected a table in {path}, got something else ({error}); correct the file") from error
+            raise ValueError(
+                f"expected a table in {path}, got something else up to line {rows.reader.line_num} ({error}); put a "
+                "text with quotes between quotes and double those within, or give JSON Lines"
+            ) from error
+
+
+def _whole(rows: csv.DictReader[str], path: Path) -> Iterator[dict[str, Any]]:
+    for row in rows:
+        if None in row:  # what is behind the last column would be lost
+            count = len(rows.fieldnames or ())
+            raise ValueError(
+                f"expected {count} columns in {path} as in its first line, got {count + len(row[None])} in line "
+                f"{rows.line_num}; put a text with the delimiter between quotes"
+            )
+        yield row
 
 
 def _parquet(path: Path, reading: Reading) -> Iterator[tuple[Document, str]]:

@@ -209,10 +209,8 @@ class TextData:
             validation = train.split_off(min(self.num_validation, max(1, len(train) // 10)))
         for name, rows in (("train on", train), ("hold out", validation)):
             if not len(rows):
-                raise ValueError(
-                    f"expected a document to {name}, got none in {self.path if name == 'train on' else self.validation}"
-                    "; give two documents or more"
-                )
+                place = self.validation if name == "hold out" and self.validation is not None else self.path
+                raise ValueError(f"expected a document to {name}, got none in {place}; give two documents or more")
         return _Found(form, train, validation)
 
 

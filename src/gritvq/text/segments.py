@@ -19,8 +19,9 @@ __all__ = ["Segmentation", "TextBatch", "TextFormat", "sentences"]
 
 Rule = Literal["sentence", "line", "length"]
 # An end of a sentence: a mark, closing quotes or brackets, then white space before anything but a small letter.
-_END = re.compile(r"[.!?\u2026]+[\"'\u201d\u2019)\]]*(?=\s+[^\sa-z])|(?=\n[ \t]*\n)")
-_IDEOGRAPHIC_END = re.compile(r"[\u3002\uff01\uff1f]+[\u300d\u300f\u201d\u2019]*(?=.)", re.DOTALL)
+_END = re.compile(r"(?<![.!?\u2026])[.!?\u2026]+[\"'\u201d\u2019)\]]*(?=\s+[^\sa-z])|(?=\n[ \t]*\n)")
+_MARKS, _CLOSING = r"\u3002\uff01\uff1f", r"\u300d\u300f\u201d\u2019"
+_IDEOGRAPHIC_END = re.compile(rf"(?<![{_MARKS}])[{_MARKS}]+[{_CLOSING}]*(?=[^{_MARKS}{_CLOSING}])")
 _ABBREVIATIONS = {"mr", "mrs", "ms", "dr", "prof", "st", "vs", "cf", "e.g", "i.e", "etc", "jr", "sr"}
 _BEFORE_NUMBERS = {"no", "fig", "eq", "vol", "ch", "sec"}
 _LAST_WORD = re.compile(r"[(\"'\u201c\u2018\[]*([\w.]*?)\.[\"'\u201d\u2019)\]]*$")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ __all__ = ["Subwords"]
 
 _BYTES = 256  # smallest vocabulary of a byte-level encoding
 _FILE = "tokenizer.json"
+_HALVES = re.compile("[\ud800-\udfff]")  # of surrogate pairs
 
 
 class Subwords:
@@ -143,4 +145,4 @@ class Subwords:
 
 def encodable(text: str) -> str:
     """The text with U+FFFD for halves of surrogate pairs, which have no UTF-8."""
-    return text.encode("utf-8", "replace").decode() if any("\ud800" <= c <= "\udfff" for c in text) else text
+    return _HALVES.sub("\ufffd", text)
