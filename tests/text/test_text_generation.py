@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from gritvq.text import TextBatch, TraceModel, Writing, gaussian_vae, language_model, trace
-from text_common import SIZES, lively, random_batch
+from text_common import SIZES, lively, random_batch, toy_format
 
 KINDS = {"trace": trace, "gaussian_vae": gaussian_vae, "language_model": language_model}
 PROMPTS = random_batch(20, [[3, 2], [4], [2, 2, 3]])
@@ -63,6 +63,29 @@ def test_documents_have_the_form_of_their_training() -> None:
         assert max(numbers.count(n) for n in set(numbers)) <= 5 and (own[-1] == 18 or numbers[-1] == 2)
 
 
+@pytest.mark.parametrize("cache", [True, False])
+@pytest.mark.parametrize("beam", [1, 3])
+@pytest.mark.parametrize("counts", [[[2], [6, 6, 6]], [[6, 6, 6], [2]]])
+def test_no_document_is_longer_than_the_model_takes(counts: list[list[int]], beam: int, cache: bool) -> None:
+    model = made(length=24)
+    writing = Writing(seeds=0, beam=beam, max_segments=9, max_tokens=8)
+    batch = model.generate(prompts=random_batch(20, counts), writing=writing, cache=cache)
+    assert batch.tokens.shape[1] <= 24
+
+
+def test_documents_have_the_limits_of_the_models_own() -> None:
+    form = toy_format(max_tokens=8, max_segments=4)
+    model = made(vocab_size=form.vocab_size, length=32).use(form)
+    whole = random_batch(form.vocab_size, [[8, 8, 8, 8], [2, 8]])
+    assert model.reconstruct(whole).num_segments.tolist() == [4, 2]
+    assert model.interpolate(
+        *[TextBatch(part[:1], whole.segments[:1]) for part in 2 * [whole.tokens]], 2
+    ).num_segments.tolist() == [4, 4]
+    for batch in (model.generate(20, writing=Writing(seeds=0)), model.generate(3)):
+        assert int(batch.num_segments.max()) <= 4
+        assert max(int(row[row >= 0].bincount().max()) for row in batch.segments) <= 8
+
+
 def test_frequencies_of_first_tokens_are_the_models() -> None:
     model = made("language_model", vocab_size=8)
     batch = model.generate(3000, writing=Writing(seeds=1, max_segments=1, max_tokens=2))
@@ -75,7 +98,7 @@ def test_frequencies_of_first_tokens_are_the_models() -> None:
 def test_filters_and_temperature() -> None:
     model = made("language_model")
     greedy = rows(model.generate(1, writing=Writing(temperature=0.0)))
-    for settings in ({"top_k": 1}, {"top_p": 1e-6}, {"temperature": 1e-4}):
+    for settings in ({"top_k": 1}, {"top_p": 1e-6}, {"top_p": 0.0}, {"temperature": 1e-4}):
         assert rows(model.generate(1, writing=Writing(seeds=2, **settings))) == greedy
     wide = model.generate(200, writing=Writing(seeds=2, max_segments=1, max_tokens=2, temperature=3.0))
     narrow = model.generate(200, writing=Writing(seeds=2, max_segments=1, max_tokens=2, temperature=3.0, top_k=3))
@@ -130,6 +153,14 @@ def test_what_does_not_fit() -> None:
             "expected prompts or latents, got both",
         ),
         ({"latents": (torch.zeros(3, 1, 5), torch.ones(3, 1))}, "expected latents of size 6, got 5"),
+        (
+            {"prompts": PROMPTS, "writing": Writing(max_segments=3)},
+            "expected prompts of fewer than 3 segments .* got up to 3 and",
+        ),
+        (
+            {"prompts": random_batch(20, [[60, 3]])},
+            "expected prompts of fewer than 8 segments and 63 tokens, .* and 63; shorten",
+        ),
         ({"prompts": TextBatch(PROMPTS.tokens, torch.full_like(PROMPTS.segments, -1))}, "expected prompts with text"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 
 from gritvq import Tokenizer, fsq, gm_vq, grit_vq, msvq, rq, sq_vae, vaevq_paper, vq_vae
 from gritvq.export import load_program
+from gritvq.priors import sample_seeds
 from gritvq.text import (
     Segmentation,
     SegmentDecoder,
@@ -59,6 +61,24 @@ def test_texts_do_not_depend_on_those_beside_them() -> None:
     assert tokenizer.decode(tokens) == [tokenizer.decode(own) for own in tokens]
     assert tokenizer.decode(tokens, Writing(seeds=1, temperature=2.0)) != tokenizer.decode(tokens)
     assert len({tokenizer.decode(torch.full((1, 1), code)) for code in range(64)}) > 4
+
+
+def test_drawn_texts_do_not_depend_on_those_beside_them() -> None:
+    tokenizer, drawn = made(vq_vae(4, 64)), Writing(temperature=2.0, seeds=7)
+    tokens = [torch.zeros(1, 1).long()] * 64 + [torch.zeros(7, 1).long()] * 2  # more than are decoded at once
+    texts = tokenizer.decode(tokens, drawn)
+    assert len(set(texts[:2] + texts[62:])) == 6 and texts == tokenizer.decode(tokens, drawn)
+    seeds = sample_seeds(7, 66)
+    assert texts == tokenizer.decode(tokens, replace(drawn, seeds=seeds))
+    for number in (1, 63, 65):
+        assert tokenizer.decode(tokens[number], replace(drawn, seeds=[seeds[number]])) == texts[number]
+
+
+def test_texts_from_a_stream_and_indices_behind_the_end() -> None:
+    tokenizer = made()
+    assert [own.tolist() for own in tokenizer.encode(iter(TEXTS))] == [own.tolist() for own in tokenizer.encode(TEXTS)]  # type: ignore[call-overload]
+    tokens = torch.tensor([[3], [5], [-1], [-1]])
+    assert tokenizer.decode(tokens) == tokenizer.decode(tokens[:2]) and tokenizer.decode(tokens[2:]) == ""
 
 
 def test_a_saved_tokenizer_is_the_same(tmp_path: Path) -> None:
@@ -116,6 +136,7 @@ def test_what_does_not_fit() -> None:
         (lambda: tokenizer.encode([3]), "expected text, got int"),  # type: ignore[list-item]
         (lambda: tokenizer.decode(torch.zeros(3, 2).long()), r"expected indices \(T, 1\) of a text, got \(3, 2\)"),
         (lambda: tokenizer.decode(torch.full((3, 1), 16)), "16"),
+        (lambda: tokenizer.decode(torch.tensor([[3], [-1], [5]])), "expected -1 from the end of a text on"),
         (lambda: segment_tokenizer(vq_vae(4, 8), 20, **SIZES).encode("a"), "expected a tokenizer with a vocabulary"),
         (lambda: tokenizer.use(toy_format(max_segments=9)), "expected documents of at most 64 tokens"),
         (lambda: TextTokenizerTask(made(vaevq_paper(4, 8))), "a quantizer with the objective .* got 'two_path'"),

@@ -143,22 +143,21 @@ def _page(model: TraceModel, data: TextData, path: Path) -> None:
     """Samples, reconstructions, and texts between two others."""
     from gritvq.text import TextBatch, Writing
 
-    form, limits = data.format, _limits(data)
-    sampling = Writing(top_p=0.95, seeds=0, **limits)
+    form = data.format
+    sampling = Writing(top_p=0.95, seeds=0)
     said = "drawn from the prior; temperature 1, top-p 0.95, seed 0"
     sections = {f"Samples ({said})": form.texts(model.generate(_SHOWN, writing=sampling))}
     if model.latents is not None:
         device = model.decoder.transformer.embeddings.device
         first = next(iter(data.val_dataloader())).to(device)
         shown = TextBatch(first.tokens[:_SHOWN], first.segments[:_SHOWN])
-        greedy = Writing(temperature=0.0, **limits)
-        pairs = zip(form.texts(shown), form.texts(model.reconstruct(shown, greedy)), strict=True)
+        pairs = zip(form.texts(shown), form.texts(model.reconstruct(shown)), strict=True)
         sections["Held-out texts, each with what its latents are read as (most probable tokens)"] = [
             text for pair in pairs for text in pair
         ]
         one, other = (TextBatch(shown.tokens[[row]], shown.segments[[row]]) for row in (0, -1))
-        between = model.interpolate(one, other, 5, greedy)
-        sections["From the latents of the first to those of the last, in equal steps"] = form.texts(between)
+        between = form.texts(model.interpolate(one, other, 5))
+        sections["From the latents of the first to those of the last, in equal steps"] = between
     write_page(path, sections)
 
 
@@ -168,7 +167,3 @@ def _tokenizer_page(tokenizer: TextTokenizer, data: TextData, path: Path) -> Non
 
     first = next(iter(data.val_dataloader()))
     codes_page(tokenizer, data.format.texts(TextBatch(first.tokens[:_SHOWN], first.segments[:_SHOWN])), path)
-
-
-def _limits(data: TextData) -> dict[str, int]:
-    return {"max_tokens": data.segmentation.max_tokens, "max_segments": data.segmentation.max_segments}

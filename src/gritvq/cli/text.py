@@ -302,7 +302,6 @@ def generate(config: Any, run: RunFolder) -> None:
     form = model.format
     if form is None:
         raise ValueError(f"expected a model with a vocabulary in {run.text_model}, got one without; train one")
-    limits = {name: getattr(form.segmentation, name) for name in ("max_tokens", "max_segments")}
     prompt = None if config.prompt is None else _prompt(form, config.prompt).to(device)
     model, texts = model.to(device), list[str]()
     with Progress(console=console(), transient=True) as progress:
@@ -310,7 +309,7 @@ def generate(config: Any, run: RunFolder) -> None:
         for start in range(0, config.num, config.batch_size):
             count = min(config.batch_size, config.num - start)
             prompts = None if prompt is None else TextBatch(*(part.repeat(count, 1) for part in prompt))
-            writing = Writing(**settings, **limits, seeds=sample_seeds(config.seed, count, first=start))
+            writing = Writing(**settings, seeds=sample_seeds(config.seed, count, first=start))
             texts += form.texts(model.generate(count, prompts=prompts, writing=writing))
             progress.advance(bar, count)
     sampling = {**settings, "seed": config.seed} if config.beam == 1 else {"beam": config.beam, "seed": config.seed}

@@ -181,13 +181,15 @@ def filtered(
     Example:
         >>> filtered(torch.tensor([0.0, 2.0, 1.0]), top_k=2).tolist()
         [-inf, 2.0, 1.0]
+        >>> filtered(torch.tensor([0.0, 2.0, 1.0]), top_p=0.0).tolist()
+        [-inf, 2.0, -inf]
     """
     if top_k is not None and top_k < logits.shape[-1]:
         logits = logits.masked_fill(logits < logits.topk(top_k).values[..., -1:], -math.inf)
     if top_p is not None and top_p < 1:
         values, places = logits.sort(dim=-1, descending=True, stable=True)
         before = values.softmax(-1).cumsum(-1) - values.softmax(-1)
-        out = torch.zeros_like(logits, dtype=torch.bool).scatter_(-1, places, before >= top_p)
+        out = torch.zeros_like(logits, dtype=torch.bool).scatter_(-1, places, (before >= top_p) & (before > 0))
         logits = logits.masked_fill(out, -math.inf)
     return logits
 

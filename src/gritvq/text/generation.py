@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 from gritvq.component import check_integer, check_number
 from gritvq.priors.sampling import Seeds, filtered, seeds_of
 from gritvq.quantizers.canonical import ranked
-from gritvq.text.segments import TextBatch
+from gritvq.text.segments import Segmentation, TextBatch, TextFormat
 
 if TYPE_CHECKING:
     from gritvq.text.networks.latents import GaussianLatents
@@ -34,8 +34,9 @@ class Writing:
         beam: Number of beams, 1 for none. With more, each segment is the most probable one, per token, that the beams
             find given its latent and the text so far; the three settings above do not count then.
         latent_scale: Multiplies the standard deviation of latents that are drawn from the prior; 0 takes the mean.
-        max_segments: Most segments of a document, those of a prompt included.
-        max_tokens: Most tokens of a segment, its last one included; at least 2.
+        max_segments: Most segments of a document, those of a prompt included; None for as many as the model's own
+            segmentation has, see :class:`gritvq.text.Segmentation`.
+        max_tokens: Most tokens of a segment, its last one included; at least 2, and None likewise.
         seeds: Seed of all documents, a seed for each (see :func:`gritvq.priors.sample_seeds`), or a generator to draw
             the seed from; PyTorch's global generator if None.
 
@@ -48,8 +49,8 @@ class Writing:
     top_p: float | None = None
     beam: int = 1
     latent_scale: float = 1.0
-    max_segments: int = 8
-    max_tokens: int = 32
+    max_segments: int | None = None
+    max_tokens: int | None = None
     seeds: Seeds = None
 
     def __post_init__(self) -> None:
@@ -59,11 +60,19 @@ class Writing:
             ("beam", self.beam, 1),
             ("max_segments", self.max_segments, 1),
             ("max_tokens", self.max_tokens, 2),
-            ("top_k", 1 if self.top_k is None else self.top_k, 1),
+            ("top_k", self.top_k, 1),
         ):
-            check_integer(name, value, least)
+            if value is not None:
+                check_integer(name, value, least)
         if self.top_p is not None:
             check_number("top_p", self.top_p, most=1.0)
+
+    def limits(self, form: TextFormat | None) -> Segmentation:
+        """The most segments and tokens, where the model has this format."""
+        own = Segmentation() if form is None else form.segmentation
+        return Segmentation(
+            max_tokens=self.max_tokens or own.max_tokens, max_segments=self.max_segments or own.max_segments
+        )
 
 
 class Writer(Protocol):
@@ -72,6 +81,7 @@ class Writer(Protocol):
     decoder: SegmentDecoder
     encoder: SegmentEncoder | None
     latents: GaussianLatents | None
+    format: TextFormat | None
 
 
 class _Draws:
@@ -114,8 +124,8 @@ class _Read:
             self.seen_by_encoder = self.seen
 
     def batch(self, more: int = 0) -> TextBatch:
-        """All documents, with this many tokens behind, which stand for the next one."""
-        length = max(map(len, self.rows)) + more
+        """All documents, with this many tokens behind, which stand for the next one; none behind a full document."""
+        length = min(max(map(len, self.rows)) + more, self.decoder.transformer.length)
         tokens = torch.zeros(len(self.rows), length, dtype=torch.int64, device=self.device)
         segments = torch.full_like(tokens, -1)
         for target, numbers, row, own, number in zip(
@@ -233,23 +243,24 @@ def write_documents(
             f"expected latents of size {model.decoder.dim}, got {latents[0].shape[2]}; are they this model's?"
         )
     draws = _Draws(seeds_of(writing.seeds, num), device)
-    read = _Read(model, num, cache, device)
+    read, limits = _Read(model, num, cache, device), writing.limits(model.format)
     context = None if model.latents is None else model.latents.start.expand(num, -1)
     state = None if model.decoder.dim is None else torch.zeros(num, model.decoder.dim, device=device)
     if prompts is not None:
-        context, state = _read_prompts(model, read, prompts.to(device))
+        context, state = _read_prompts(model, read, prompts.to(device), limits.max_segments)
     active = [row for row in range(num) if latents is None or bool(latents[1][row].any())]
     counts = None if latents is None else latents[1].sum(1).tolist()
     while active:
         state = _next_latents(model, read, latents, state, context, draws, writing)
         read.begin(active, state)
         lasts = set() if counts is None else {row for row in active if read.number[row] + 1 == counts[row]}
-        _write_segment(read, active, lasts if counts is not None else None, draws, writing, model.decoder)
+        allowed = _Allowed(read, model.decoder, limits.max_tokens, lasts if counts is not None else None)
+        (_draw_segment if writing.beam == 1 else _beam_segment)(read, active, allowed, draws, writing)
         active = [
             row
             for row in active
             if read.rows[row][-1] != model.decoder.start - 1
-            and read.number[row] + 1 < (writing.max_segments if counts is None else counts[row])
+            and read.number[row] + 1 < (limits.max_segments if counts is None else counts[row])
             and len(read.rows[row]) + 1 < model.decoder.transformer.length
         ]
         if active and model.latents is not None and latents is None:
@@ -279,43 +290,37 @@ def _next_latents(
     return model.latents.recurrence.step(state, prior.mean + prior.log_scale.exp() * noise)
 
 
-def _write_segment(
-    read: _Read,
-    active: list[int],
-    lasts: set[int] | None,
-    draws: _Draws,
-    writing: Writing,
-    decoder: SegmentDecoder,
-) -> None:
-    """Write one segment of each active document.
+class _Allowed:
+    """What may follow in a segment, the last token of a segment at its limit being one that ends it.
 
     Args:
         read: The documents.
-        active: Numbers of those to write.
-        lasts: Those for which it is the last segment, where the number of segments is given; they end with ``end`` and
-            all others with ``separator``. None if the model decides.
-        draws: Random numbers.
-        writing: How.
         decoder: For the special tokens.
+        max_tokens: Most tokens of a segment.
+        lasts: Documents for which it is the last segment, where the number of segments is given; they end with ``end``
+            and all others with ``separator``. None if the model decides.
     """
-    separator, end = decoder.start - 2, decoder.start - 1
 
-    def allowed(rows: Sequence[int], number: int, logits: Tensor) -> Tensor:
+    def __init__(self, read: _Read, decoder: SegmentDecoder, max_tokens: int, lasts: Set[int] | None) -> None:
+        self.read, self.max_tokens, self.lasts = read, max_tokens, lasts
+        self.separator, self.end, self.length = decoder.start - 2, decoder.start - 1, decoder.transformer.length
+
+    def __call__(self, logits: Tensor, rows: Sequence[int], number: int, beam: int = 1) -> Tensor:
+        """Logits of these rows for the token of this number in the segment; a document has ``beam`` rows."""
         logits = logits.clone()
-        full = torch.tensor(
-            [number + 1 >= writing.max_tokens or len(read.rows[row]) + 1 >= decoder.transformer.length for row in rows]
-        ).to(logits.device)
-        logits[:, :separator] = logits[:, :separator].masked_fill(full[:, None], -torch.inf)
-        for place, row in enumerate(rows if lasts is not None else ()):
-            logits[place, separator if row in lasts else end] = -torch.inf  # type: ignore[operator]
+        full = [number + 1 >= self.max_tokens or len(self.read.rows[row]) + 1 >= self.length for row in rows]
+        logits[torch.tensor(full, device=logits.device), : self.separator] = -torch.inf
+        if self.lasts is not None:
+            for place, row in enumerate(rows):
+                logits[place, self.separator if row // beam in self.lasts else self.end] = -torch.inf
         return logits
 
-    if writing.beam > 1:
-        _beam_segment(read, active, writing, end, allowed)
-        return
+
+def _draw_segment(read: _Read, active: list[int], allowed: _Allowed, draws: _Draws, writing: Writing) -> None:
+    """Draw one segment of each active document."""
     writers, number = list(active), 0
     while writers:
-        logits = allowed(writers, number, read.logits(writers))
+        logits = allowed(read.logits(writers), writers, number)
         if writing.temperature == 0:
             chosen = logits.argmax(-1)
         else:
@@ -323,11 +328,11 @@ def _write_segment(
             chosen = (kept + draws.gumbel(writers, kept.shape[1])).argmax(-1)
         tokens = chosen.tolist()
         read.write(writers, tokens)
-        writers = [row for row, token in zip(writers, tokens, strict=True) if token < separator]
+        writers = [row for row, token in zip(writers, tokens, strict=True) if token < allowed.separator]
         number += 1
 
 
-def _beam_segment(read: _Read, active: list[int], writing: Writing, end: int, allowed: Any) -> None:
+def _beam_segment(read: _Read, active: list[int], allowed: _Allowed, draws: _Draws, writing: Writing) -> None:
     """The most probable segment per token that the beams find, of each active document."""
     num, width = len(read.rows), writing.beam
     read.select([row for row in range(num) for _ in range(width)])
@@ -337,8 +342,7 @@ def _beam_segment(read: _Read, active: list[int], writing: Writing, end: int, al
     scores[:, 0] = 0.0
     writers, number = [row * width + n for row in active for n in range(width)], 0
     while writers:
-        origins = [row // width for row in writers]
-        logits = allowed(origins, number, read.logits(writers)).double().log_softmax(-1).cpu()
+        logits = allowed(read.logits(writers), writers, number, width).double().log_softmax(-1).cpu()
         size = logits.shape[1]
         of_writer = dict(zip(writers, logits, strict=True))
         order, tokens = list(range(num * width)), [-1] * (num * width)
@@ -359,7 +363,7 @@ def _beam_segment(read: _Read, active: list[int], writing: Writing, end: int, al
         read.select(order)
         grown = [one for one in range(num * width) if tokens[one] >= 0]
         read.write(grown, [tokens[one] for one in grown])
-        writers = [one for one in grown if tokens[one] < end - 1]
+        writers = [one for one in grown if tokens[one] < allowed.separator]
         number += 1
     kept = []
     for row in range(num):
@@ -369,12 +373,20 @@ def _beam_segment(read: _Read, active: list[int], writing: Writing, end: int, al
     read.select(kept)
 
 
-def _read_prompts(model: Writer, read: _Read, prompts: TextBatch) -> tuple[Tensor | None, Tensor | None]:
+def _read_prompts(
+    model: Writer, read: _Read, prompts: TextBatch, max_segments: int
+) -> tuple[Tensor | None, Tensor | None]:
     """Take prompts in; returns the encoder's vectors and the latents of their last segments."""
     separator, end = model.decoder.start - 2, model.decoder.start - 1
     counts = prompts.num_segments
     if bool((counts < 1).any()):
         raise ValueError("expected prompts with text, got an empty one; leave it out, or give num instead")
+    most, longest = int(counts.max()), int(prompts.valid.sum(1).max())
+    if most >= max_segments or longest + 1 >= model.decoder.transformer.length:
+        raise ValueError(
+            f"expected prompts of fewer than {max_segments} segments and {model.decoder.transformer.length - 1} "
+            f"tokens, so that something is left to write, got up to {most} and {longest}; shorten them"
+        )
     tokens = prompts.tokens.masked_fill(prompts.tokens == end, separator)  # they go on
     prompts = TextBatch(tokens, prompts.segments)
     rows = torch.arange(len(counts), device=counts.device)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, overload
 
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from gritvq.component import eval_mode
 from gritvq.export import Format, Program, write_programs
+from gritvq.priors.sampling import sample_seeds, seeds_of
 from gritvq.quantizers.base import Quantizer
 from gritvq.text.corpus import Document
 from gritvq.text.generation import Writing, write_documents
@@ -131,9 +133,10 @@ class TextTokenizer(Autoencoder):
         """
         if isinstance(batch, str):
             return self.encode([batch])[0]
+        batch = list(batch)
         if wrong := [part for text in batch for part in _parts(text) if not isinstance(part, str)]:
             raise ValueError(f"expected text, got {type(wrong[0]).__name__}; give a string or a list of strings")
-        pieces = list(self._form().tokens(list(batch)))
+        pieces = list(self._form().tokens(batch))
         rows = [piece for own in pieces for piece in own]
         found: list[Tensor] = []
         device = next(self.decoder.parameters()).device
@@ -157,12 +160,13 @@ class TextTokenizer(Autoencoder):
         """The text of indices (T, Q), or the texts of a list of such.
 
         Args:
-            tokens: As :meth:`encode` gives them.
+            tokens: As :meth:`encode` gives them; -1 from the end of a text on is left out.
             writing: How tokens are drawn; by default the most probable ones. Its numbers of segments and tokens do not
-                count: the indices and the tokenizer's segmentation say them.
+                count: the indices and the tokenizer's segmentation say them. A text does not depend on those beside it,
+                given its number or its seed.
 
         Raises:
-            ValueError: If the shape is wrong or an index is out of range.
+            ValueError: If the shape is wrong, an index is out of range, or -1 is before another one.
         """
         if isinstance(tokens, Tensor):
             return self.decode([tokens], writing)[0]
@@ -170,23 +174,29 @@ class TextTokenizer(Autoencoder):
         for one in tokens:
             if one.ndim != 2 or one.shape[1] != channels:
                 raise ValueError(f"expected indices (T, {channels}) of a text, got {tuple(one.shape)}; reshape them")
+            there = (one >= 0).all(-1)
+            if bool((there[1:] & ~there[:-1]).any()):
+                raise ValueError("expected -1 from the end of a text on, got it before an index; leave it out")
         most = form.segmentation.max_segments
         parts = [list(one.split(most)) if len(one) else [] for one in tokens]
         rows = [part for own in parts for part in own]
+        writing = replace(writing or Writing(temperature=0.0), max_segments=None, max_tokens=None)
+        of_texts = seeds_of(writing.seeds, len(tokens))
+        seeds = [seed for own, first in zip(parts, of_texts, strict=True) for seed in sample_seeds(first, len(own))]
         texts: list[list[int]] = []
         for start in range(0, len(rows), _AT_ONCE):
-            texts += self._written(rows[start : start + _AT_ONCE], writing or Writing(temperature=0.0), form)
+            some = slice(start, start + _AT_ONCE)
+            texts += self._written(rows[some], replace(writing, seeds=seeds[some]))
         each = iter(texts)
         return [form.text([token for _ in own for token in next(each)]) for own in parts]
 
-    def _written(self, rows: Sequence[Tensor], writing: Writing, form: TextFormat) -> list[list[int]]:
+    def _written(self, rows: Sequence[Tensor], writing: Writing) -> list[list[int]]:
         device = next(self.decoder.parameters()).device
         indices = nn.utils.rnn.pad_sequence([row.to(device) for row in rows], batch_first=True, padding_value=-1)
-        settings = {**vars(writing), "max_tokens": form.segmentation.max_tokens}
         with eval_mode(self):
             latents = self.quantizer.decode(indices).to(next(self.decoder.parameters()).dtype)
             present = (indices >= 0).any(-1)
-            batch = write_documents(_Reader(self.decoder), None, None, (latents, present), Writing(**settings), True)
+            batch = write_documents(_Reader(self.decoder, self.format), None, None, (latents, present), writing, True)
         return [row[own].tolist() for row, own in zip(batch.tokens, batch.valid, strict=True)]
 
     # --- files --------------------------------------------------------------------------------------------------------
@@ -240,8 +250,8 @@ def _parts(text: Any) -> list[Any]:
 class _Reader:
     """A decoder alone, for :func:`gritvq.text.generation.write_documents`."""
 
-    def __init__(self, decoder: SegmentDecoder) -> None:
-        self.decoder = decoder
+    def __init__(self, decoder: SegmentDecoder, form: TextFormat | None) -> None:
+        self.decoder, self.format = decoder, form
         self.encoder: SegmentEncoder | None = None
         self.latents: GaussianLatents | None = None
 
