@@ -122,13 +122,13 @@ def _measured(prior: Prior, data: TokenData) -> Held:
 
     from gritvq.cli.priors import Held
 
-    nats, samples, positions, tokens = 0.0, 0, 0, 0
+    nats, rows, positions, tokens = 0.0, 0, 0, 0
     device = prior.present.device
     with torch.no_grad():
         for indices, condition in tracked(list(data.val_dataloader()), "measuring, block"):
             classes = None if condition is None else condition.to(device)
             nats -= float(prior.log_prob(indices.to(device), classes).double().sum())
-            samples += len(indices)
+            rows += len(indices)
             positions += int((indices >= 0).any(-1).sum())
             tokens += prior.count(indices)
-    return Held(nats, samples, positions, tokens)
+    return Held(nats, rows, data.num_held_out, positions, tokens)

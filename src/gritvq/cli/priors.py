@@ -33,12 +33,14 @@ class Held(NamedTuple):
 
     Attributes:
         nats: Negative log-probability of all of them.
-        samples: Their number.
+        rows: Their number.
+        samples: The same, but that the parts of a long text count once.
         positions: Their positions that have tokens: segments of texts.
         tokens: Their indices, ends of texts included.
     """
 
     nats: float
+    rows: int
     samples: int
     positions: int
     tokens: int
@@ -112,7 +114,7 @@ class _Pictures(PriorDomain):
         return TokenLayout.of(self.tokenizer.quantizer, grid, **settings)
 
     def measured(self, held: Held) -> tuple[dict[str, float], list[tuple[str, str]]]:
-        bits = held.nats / held.samples / (math.log(2) * (self.num_elements or 1))
+        bits = held.nats / held.rows / (math.log(2) * (self.num_elements or 1))
         return {"bits_per_pixel": bits}, [("bits per pixel", f"{bits:.4f}")]
 
     def show(self, prior: Prior, run: RunFolder) -> Path:

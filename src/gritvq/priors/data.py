@@ -126,6 +126,11 @@ class TokenData:
         return len(self._rows)
 
     @property
+    def num_held_out(self) -> int:
+        """Number of validation samples, of which those that are parts of one sequence count once."""
+        return int(self._held.begins[self._held_rows].sum())
+
+    @property
     def num_classes(self) -> int | None:
         """Number of classes; None if there are none."""
         return None if self.classes is None else len(self.classes)
@@ -167,7 +172,7 @@ class _Rows:
         self.missing = torch.zeros((), dtype=torch.bool)  # which indices no sample has
         self.largest = np.zeros((), dtype=np.int64)
         self.labels: list[str | int] | None = None
-        count, samples = 0, array("Q")
+        count, samples, begins = 0, array("Q"), array("B")
         with tempfile.TemporaryFile() as scratch:  # the memory map keeps it until nothing reads it any more
             for file in files:
                 for row in iter_tokens(file):
@@ -176,10 +181,12 @@ class _Rows:
                     scratch.write(parts.numpy().astype(np.int32).tobytes())
                     digest = hashlib.blake2b(row.name.partition("#")[0].encode(errors="surrogatepass"), digest_size=8)
                     samples.extend(len(parts) * [int.from_bytes(digest.digest(), "little")])
+                    begins.extend([1] + (len(parts) - 1) * [0])
                     count += len(parts)
             scratch.flush()
             self._tokens = np.memmap(scratch, np.int32, "r", shape=(count, *self.shape))
         self.samples = np.array(samples, dtype=np.uint64)  # which sample each row is a view of
+        self.begins = np.array(begins, dtype=bool)  # whether it is the first part of a sequence
         self._numbers: np.ndarray | None = None
 
     def __len__(self) -> int:
