@@ -209,7 +209,9 @@ def read_header(
         own = _sums(content).get(name) if isinstance(content, dict) else None
         changed = own is not None and own != _sum_of_content(content, name)
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise ValueError(f"expected {what} with {name}, got {folder} without one") from error
+        within = sorted(str(own.parent) for own in folder.glob(f"*/{name}"))
+        told = f"there is one in {within[0]}" if within else "correct the path"
+        raise ValueError(f"expected {what} with {name}, got {folder} without one; {told}") from error
     except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"expected readable JSON in {path}, got a damaged file ({error}); copy it again") from error
     version = content.get("format_version") if isinstance(content, dict) else None

@@ -102,6 +102,7 @@ WRONG: dict[str, tuple[bytes, list[str], str]] = {
         ["--data.segmentation.max_segments", "9"],
         "expected documents of at most 64 tokens as the transformer takes, got 72",
     ),
+    "width": (b"one. two.\n\nthree.\n", ["--model.width", "17"], "error: expected width to be a multiple"),
     "size": (b"one. two.\n\nthree.\n", ["--model.vocab_size", "300"], "expected vocab_size 259, the subwords"),
 }
 
@@ -177,6 +178,8 @@ def test_plain_text_in_units_and_shards() -> None:
     words = ["encode", "a.txt", "--tokenizer", "codes", "--encoding", "latin-1"]
     assert main([*words, "--unit", "line", "--out", "t", "--rows_per_file", "2"]) == 0
     assert [len(read_tokens(file)) for file in token_files("t")] == [2, 1]
+    assert main(["decode", "t", "--tokenizer", "codes", "--out", "back.jsonl"]) == 0
+    assert [row["name"] for row in written("back.jsonl")] == ["000000", "000001", "000002"]
     assert main([*words, "--out", "t.npz"]) == 0 and len(read_tokens("t.npz")) == 2
     assert main([*words, "--unit", "file", "--out", "u.npz"]) == 0 and len(read_tokens("u.npz")) == 1
 
@@ -261,6 +264,7 @@ def test_texts_from_a_prompt(run: str) -> None:
         (["encode", "latin.txt", "--tokenizer", "codes"], "expected text in utf-8, got bytes in latin.txt"),
         (["encode", "texts.jsonl", "--tokenizer", "ids"], "got a ResidualKMeans; for items use 'gritvq semantic-ids"),
         (["encode", "texts.jsonl", "--tokenizer", "run/text-model"], "run/text-model"),
+        (["encode", "texts.jsonl", "--tokenizer", "run"], "got run without one; there is one in run/text-model"),
         (["decode", "nowhere.npz", "--tokenizer", "codes"], "expected a token file, got nowhere.npz"),
         (["decode", "pictures.npz", "--tokenizer", "codes"], "expected indices (T, 2) of a text, none below 0"),
         (["decode", "none.npz", "--tokenizer", "codes"], "expected indices (T, 2) of a text, none below 0"),
@@ -274,6 +278,7 @@ def test_texts_from_a_prompt(run: str) -> None:
         (["generate", "run", "--seed", "-1"], "expected seed >= 0, got -1"),
         (["generate", "run", "--beam", "2", "--top_k", "3"], "expected --beam or settings of drawing, got both"),
         (["generate", "run", "--prompt", " "], "expected a prompt with text, got ' '"),
+        (["generate", "run", "--prompt", "caf\udce9"], r"a prompt of characters, got 'caf\udce9', with bytes"),
         (["generate", "run", "--prompt", "One. Two. Three. Four."], "a prompt of fewer than 4 segments"),
         (["generate", "run", "--prompt", "A cat sat. " * 30], "a prompt of fewer than 4 segments"),
         (["generate", "run", "--num", "0"], "expected num >= 1, got 0"),

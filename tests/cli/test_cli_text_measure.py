@@ -55,6 +55,12 @@ def test_the_held_out_documents_of_its_own_run(run: Path, capsys: pytest.Capture
     assert Path("v/texts.md").read_text().count("codes [[") == 6
 
 
+def test_halves_of_surrogate_pairs(run: Path) -> None:
+    Path("a.jsonl").write_text(json.dumps({"text": "cat \ud83d eats."}))
+    assert main(["inspect", str(run / "tokenizer"), "--data.path", "a.jsonl", "--out", "v"]) == 0
+    assert "cat \ufffd eats." in Path("v/texts.md").read_text() and numbers_of("v")["documents"] == 1
+
+
 def test_documents_of_a_file(run: Path) -> None:
     Path("a.txt").write_text("cat eats corn.\n\ndog sees mice. hen likes hats. cow finds rain.\n\n\nfish!")
     words = ["validate", str(run / "tokenizer"), "--data.path", "a.txt", "--out"]

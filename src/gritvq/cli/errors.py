@@ -150,6 +150,8 @@ def guarded(call: Any, *arguments: Any, **more: Any) -> Any:
         return call(*arguments, **more)
     except Exception as error:
         said = explained(error)
+        if own := _OURS.search(said or ""):
+            raise ValueError(own[1]) from error
         if said is not None and (not isinstance(error, ValueError) or "expected" in said):
             raise
         kind = "" if said else f"{type(error).__name__}: "
@@ -158,6 +160,7 @@ def guarded(call: Any, *arguments: Any, **more: Any) -> Any:
         ) from error
 
 
+_OURS = re.compile(r"^ *- (expected .*)", re.MULTILINE)  # our message for one class of several
 _NO_SETTINGS = re.compile(r"'\w+' object has no attribute 'keys'")
 _NO_CLASS = re.compile(r"argument of type '\w+' is not iterable")
 _NOISE = re.compile(

@@ -14,7 +14,7 @@ from gritvq.cli.machine import device_named
 from gritvq.cli.output import console, number_rows, report
 from gritvq.cli.run_folder import check_places, own_data
 from gritvq.cli.settings import check_positive
-from gritvq.cli.tokens import warn_of_tokens
+from gritvq.cli.tokens import token_rows, warn_of_tokens
 from gritvq.training.run_folder import RunFolder
 
 if TYPE_CHECKING:
@@ -275,17 +275,16 @@ def decode(tokenizer: ImageTokenizer, config: Any, device: torch.device) -> None
     from rich.progress import track
 
     from gritvq.images.files import picture_paths, save_png
-    from gritvq.tokens import iter_tokens
 
     tokenizer = tokenizer.fold().to(device)  # codes made once
     names = []
-    for row in iter_tokens(config.tokens):  # check all tokens before anything is written
+    for row in token_rows(config.tokens):  # check all tokens before anything is written
         _check_tokens(tokenizer, row, device)
         names.append(row.name)
     out = Path(config.out or "decoded")
     paths = picture_paths(names)
     check_places(out, paths, config.overwrite)
-    rows = track(iter_tokens(config.tokens), "decoding", len(paths), console=console(), transient=True)
+    rows = track(token_rows(config.tokens), "decoding", len(paths), console=console(), transient=True)
     for row, path in zip(rows, paths, strict=True):
         save_png(tokenizer.decode(row.tokens, size_of(row)), out / path)
     report("decoded", [("pictures", f"{len(paths):,}")], {"pictures": out})

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from gritvq.cli.machine import device_named
 from gritvq.cli.output import console, report
 from gritvq.cli.run_folder import check_places, own_data
-from gritvq.cli.tokens import warn_of_tokens
+from gritvq.cli.tokens import token_rows, warn_of_tokens
 from gritvq.training.run_folder import RunFolder
 
 if TYPE_CHECKING:
@@ -248,11 +248,10 @@ def decode(tokenizer: TextTokenizer, config: Any, device: torch.device) -> None:
     from rich.progress import Progress
 
     from gritvq.files import replacing
-    from gritvq.tokens import iter_tokens
 
     out = text_place(config.out or "decoded.jsonl", (".jsonl", ".txt"), config.overwrite)
     own, total = tokenizer.fingerprint(), 0
-    for row in iter_tokens(config.tokens):  # check all tokens before anything is written
+    for row in token_rows(config.tokens):  # check all tokens before anything is written
         check_tokens(tokenizer, row, own)
         total += 1
     tokenizer = tokenizer.fold().to(device)  # codes made once
@@ -263,7 +262,7 @@ def decode(tokenizer: TextTokenizer, config: Any, device: torch.device) -> None:
         Progress(console=console(), transient=True) as progress,
     ):
         bar = progress.add_task("decoding", total=total)
-        for group in _groups(iter_tokens(config.tokens), _AT_ONCE):
+        for group in _groups(token_rows(config.tokens), _AT_ONCE):
             for row, text in zip(group, tokenizer.decode([row.tokens for row in group]), strict=True):
                 if out.suffix == ".jsonl":
                     file.write(json.dumps({"name": row.name, "text": text}, ensure_ascii=False) + "\n")
@@ -401,8 +400,12 @@ def _prompt(form: TextFormat, prompt: str) -> TextBatch:
     """A prompt as a batch of one document.
 
     Raises:
-        ValueError: If it is blank, or so long that no sentence is left to write.
+        ValueError: If it is blank, or so long that no sentence is left to write, or has bytes that are no text.
     """
+    from gritvq.text.subwords import encodable
+
+    if encodable(prompt) != prompt:
+        raise ValueError(f"expected a prompt of characters, got {prompt!r}, with bytes that are none; correct it")
     rows, most = next(form.tokens([prompt])), form.segmentation.max_segments
     if not rows:
         raise ValueError(f"expected a prompt with text, got {prompt!r}; leave it out to start from nothing")
@@ -419,6 +422,7 @@ def _prompt(form: TextFormat, prompt: str) -> TextBatch:
 def write_page(path: Path, sections: Mapping[str, Sequence[str]]) -> None:
     """A Markdown page of texts, each as it is."""
     from gritvq.files import replacing
+    from gritvq.text.subwords import encodable
 
     parts = []
     for title, texts in sections.items():
@@ -427,4 +431,4 @@ def write_page(path: Path, sections: Mapping[str, Sequence[str]]) -> None:
             indented = "\n".join(f"    {line}" for line in text.splitlines()) or "    (empty)"
             parts.append(f"{number}.\n\n{indented}\n")
     with replacing(path) as scratch:
-        scratch.write_text("\n".join(parts), encoding="utf-8")
+        scratch.write_text(encodable("\n".join(parts)), encoding="utf-8")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,7 @@ __all__ = [
     "encode_arguments",
     "loaded",
     "split_argument",
+    "token_rows",
     "warn_of_tokens",
 ]
 
@@ -180,7 +182,7 @@ def warn_of_tokens(quantizer: Quantizer) -> None:
 
 def decode_arguments(parser: Any) -> None:
     """Arguments of decode."""
-    parser.add_argument("tokens", type=str, help="file written by encode: .npz or .parquet")
+    parser.add_argument("tokens", type=str, help="what encode has written: .npz, .parquet or a folder of them")
     parser.add_argument("--tokenizer", type=str, required=True, help="tokenizer folder or Hub name")
     parser.add_argument(
         "--out",
@@ -192,6 +194,13 @@ def decode_arguments(parser: Any) -> None:
     device_argument(parser)
     trusted_argument(parser)
     overwrite_argument(parser)
+
+
+def token_rows(path: str) -> Iterator[TokenRow]:
+    """The rows of a token file, or of those of a folder."""
+    from gritvq.tokens import iter_tokens, token_files
+
+    return itertools.chain.from_iterable(map(iter_tokens, token_files(path)))
 
 
 def decode(parser: Any, config: Any) -> None:
