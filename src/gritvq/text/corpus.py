@@ -67,8 +67,8 @@ class Corpus:
     - a folder: its files with these endings, ``.txt`` and ``.md``, searched recursively, in the order of their names.
     - the name of a data set on the Hugging Face Hub, of which the split ``train`` is read.
 
-    A document without a character other than white space is left out, and a null is none. Line ends become a newline, a
-    byte order mark at the start of a file is left out; everything else stays as it is.
+    A document without a character other than white space is left out, and a null is none. Line ends of plain text
+    become a newline, a byte order mark at the start of a file is left out; everything else stays as it is.
 
     Args:
         path: Where the documents are.
