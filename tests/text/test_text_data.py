@@ -143,6 +143,14 @@ class TestSubwords:
             with pytest.raises(ValueError, match=r"expected a vocabulary in .*got none that can be read"):
                 Subwords.load(wrong)
 
+    def test_ids_that_a_vocabulary_leaves_out(self) -> None:
+        definition = json.loads(SUBWORDS.definition)
+        definition["pre_tokenizer"] = definition["decoder"] = None
+        definition["model"] = {"type": "WordLevel", "vocab": {"?": 0, "a": 1, "b": 7}, "unk_token": "?"}
+        form = TextFormat(Subwords(json.dumps(definition)), Segmentation("line"))
+        assert form.subwords.size == 8 and form.subwords.decode([0, 3, 7]) == "? b"
+        assert form.batch(["b"]).tokens.tolist() == [[7, 9]] and form.texts(form.batch(["b"])) == ["b"]
+
     def test_half_a_surrogate_pair_and_wrong_ids(self) -> None:
         assert SUBWORDS.decode(SUBWORDS.encode(["a\ud800b"])[0]) == "a\ufffdb"
         with pytest.raises(ValueError, match=r"expected ids 0 \.\. 299, got 300; are they of another vocabulary"):

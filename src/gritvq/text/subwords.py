@@ -31,7 +31,7 @@ class Subwords:
 
     Attributes:
         definition: The same.
-        size: Number of ids.
+        size: Number of ids 0, 1, ... up to the largest; those that a vocabulary leaves out are read as nothing.
 
     Raises:
         ValueError: If it is not such a definition.
@@ -54,7 +54,7 @@ class Subwords:
         self._encoding.no_truncation()
         self._encoding.no_padding()
         self.definition = str(self._encoding.to_str())
-        self.size = int(self._encoding.get_vocab_size())
+        self.size = 1 + max(self._encoding.get_vocab().values(), default=-1)
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int = 4096) -> Subwords:
