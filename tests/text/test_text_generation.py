@@ -73,6 +73,16 @@ def test_no_document_is_longer_than_the_model_takes(counts: list[list[int]], bea
     assert batch.tokens.shape[1] <= 24
 
 
+@pytest.mark.parametrize("cache", [True, False])
+@pytest.mark.parametrize("beam", [1, 3])
+def test_every_latent_is_written(beam: int, cache: bool) -> None:
+    """Also where the first segments could fill the whole document."""
+    present = torch.arange(9) < torch.tensor([9, 1, 4])[:, None]
+    writing = Writing(seeds=0, beam=beam, max_tokens=30, temperature=3.0)
+    batch = made(length=12).generate(latents=(torch.randn(3, 9, 6), present), writing=writing, cache=cache)
+    assert batch.num_segments.tolist() == [9, 1, 4] and batch.tokens.shape[1] <= 12
+
+
 def test_documents_have_the_limits_of_the_models_own() -> None:
     form = toy_format(max_tokens=8, max_segments=4)
     model = made(vocab_size=form.vocab_size, length=32).use(form)
@@ -156,6 +166,10 @@ def test_what_does_not_fit() -> None:
         (
             {"prompts": PROMPTS, "writing": Writing(max_segments=3)},
             "expected prompts of fewer than 3 segments .* got up to 3 and",
+        ),
+        (
+            {"latents": (torch.zeros(1, 65, 6), torch.ones(1, 65))},
+            "expected latents of at most 64 segments, .* got 65",
         ),
         (
             {"prompts": random_batch(20, [[60, 3]])},

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Set
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -249,19 +249,24 @@ def write_documents(
     if prompts is not None:
         context, state = _read_prompts(model, read, prompts.to(device), limits.max_segments)
     active = [row for row in range(num) if latents is None or bool(latents[1][row].any())]
-    counts = None if latents is None else latents[1].sum(1).tolist()
+    counts = None if latents is None else list(map(int, latents[1].sum(1).tolist()))
+    if counts is not None and max(counts) > model.decoder.transformer.length:
+        raise ValueError(
+            f"expected latents of at most {model.decoder.transformer.length} segments, which the transformer's length "
+            f"has room for, got {max(counts)}; give fewer"
+        )
     while active:
         state = _next_latents(model, read, latents, state, context, draws, writing)
         read.begin(active, state)
-        lasts = set() if counts is None else {row for row in active if read.number[row] + 1 == counts[row]}
-        allowed = _Allowed(read, model.decoder, limits.max_tokens, lasts if counts is not None else None)
+        rest = None if counts is None else {row: counts[row] - read.number[row] - 1 for row in active}
+        allowed = _Allowed(read, model.decoder, limits.max_tokens, rest)
         (_draw_segment if writing.beam == 1 else _beam_segment)(read, active, allowed, draws, writing)
         active = [
             row
             for row in active
             if read.rows[row][-1] != model.decoder.start - 1
             and read.number[row] + 1 < (limits.max_segments if counts is None else counts[row])
-            and len(read.rows[row]) + 1 < model.decoder.transformer.length
+            and (counts is not None or len(read.rows[row]) + 1 < model.decoder.transformer.length)
         ]
         if active and model.latents is not None and latents is None:
             context = read.contexts()
@@ -297,22 +302,24 @@ class _Allowed:
         read: The documents.
         decoder: For the special tokens.
         max_tokens: Most tokens of a segment.
-        lasts: Documents for which it is the last segment, where the number of segments is given; they end with ``end``
-            and all others with ``separator``. None if the model decides.
+        rest: Segments of each document still to come behind this one, where their number is given. There is room left
+            for each, ``end`` ends the last one, and ``separator`` all others. None if the model decides.
     """
 
-    def __init__(self, read: _Read, decoder: SegmentDecoder, max_tokens: int, lasts: Set[int] | None) -> None:
-        self.read, self.max_tokens, self.lasts = read, max_tokens, lasts
+    def __init__(self, read: _Read, decoder: SegmentDecoder, max_tokens: int, rest: Mapping[int, int] | None) -> None:
+        self.read, self.max_tokens, self.rest = read, max_tokens, rest
         self.separator, self.end, self.length = decoder.start - 2, decoder.start - 1, decoder.transformer.length
 
     def __call__(self, logits: Tensor, rows: Sequence[int], number: int, beam: int = 1) -> Tensor:
         """Logits of these rows for the token of this number in the segment; a document has ``beam`` rows."""
         logits = logits.clone()
-        full = [number + 1 >= self.max_tokens or len(self.read.rows[row]) + 1 >= self.length for row in rows]
+        rest = [0 if self.rest is None else self.rest[row // beam] for row in rows]
+        room = [self.length - len(self.read.rows[row]) - later for row, later in zip(rows, rest, strict=True)]
+        full = [number + 1 >= self.max_tokens or left <= 1 for left in room]
         logits[torch.tensor(full, device=logits.device), : self.separator] = -torch.inf
-        if self.lasts is not None:
-            for place, row in enumerate(rows):
-                logits[place, self.separator if row // beam in self.lasts else self.end] = -torch.inf
+        if self.rest is not None:
+            for place, later in enumerate(rest):
+                logits[place, self.end if later else self.separator] = -torch.inf
         return logits
 
 
