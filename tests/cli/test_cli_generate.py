@@ -81,6 +81,8 @@ def test_tokens_of_crops_in_shards(made: Path) -> None:
     assert {row.columns["label"] for row in rows} == {"dark", "light"}
     assert {row.columns["tokenizer"] for row in rows} == {tokenizer.fingerprint()}
     assert {(row.columns["height"], row.columns["width"]) for row in rows} == {(16, 16)}
+    assert main(["decode", str(made / "tokens"), "--tokenizer", str(made / "tokenizer"), "--out", "decoded"]) == 0
+    assert len(list(Path("decoded").rglob("*.png"))) == len(rows)
 
 
 def test_mirror_images_and_random_squares() -> None:

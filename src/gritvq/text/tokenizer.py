@@ -174,7 +174,7 @@ class TextTokenizer(Autoencoder):
         for one in tokens:
             if one.ndim != 2 or one.shape[1] != channels:
                 raise ValueError(f"expected indices (T, {channels}) of a text, got {tuple(one.shape)}; reshape them")
-            there = (one >= 0).all(-1)
+            there = (one >= 0).any(-1)
             if bool((there[1:] & ~there[:-1]).any()):
                 raise ValueError("expected -1 from the end of a text on, got it before an index; leave it out")
         most = form.segmentation.max_segments
