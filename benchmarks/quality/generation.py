@@ -198,7 +198,8 @@ class Job(NamedTuple):
     Attributes:
         data: Folder of the pictures.
         network: Folder of the classifier; None for that of Fashion-MNIST.
-        plan: What all runs share: ``channels`` by data set, ``tokenizer``, ``prior`` with its steps, ``guidance``.
+        plan: What all runs share: ``channels`` by data set, ``tokenizer``, ``prior`` with the steps for this one,
+            ``guidance``.
         study: Name of the study.
         method: Name of the contender.
         settings: The contender's: ``preset`` and ``codebook_size`` if they differ, ``task`` of its tokenizer,

@@ -45,7 +45,6 @@ _COLUMNS = {
     "accuracy_guided": ("guided recognized", ".3f"),
 }
 _IDENTITY = ("study", "method", "settings", "codebook_size", "seed")
-MARK = re.compile(r"<!-- table sampling -->.*?<!-- end -->", re.DOTALL)
 
 
 def sampling(folder: Path) -> str:
@@ -71,9 +70,36 @@ def _times(rows: Sequence[Mapping[str, Any]], row: Mapping[str, Any], metric: st
     return f"{baseline[metric] / row[metric]:.1f}"
 
 
-def with_sampling(text: str, folder: Path) -> str:
-    """The page with the table between its marks made again."""
-    return MARK.sub(lambda _: f"<!-- table sampling -->\n\n{sampling(folder)}\n\n<!-- end -->", text)
+def large(folder: Path) -> str:
+    """Time and memory of the shipped configurations for 256 pixels on one device of each kind."""
+    parts = []
+    for path in sorted(folder.glob("large_*.csv")):
+        results = read_results(path, ("method", "settings"))
+        rows = [
+            [
+                f"`{r['method']}`",
+                r["settings"],
+                f"{r['seconds_per_step']:.3f}",
+                f"{r['samples_per_second']:,.0f}",
+                f"{r['peak_bytes'] / 1e9:,.1f}",
+                f"{r['hours']:,.0f} on {r['devices']:.0f}",
+            ]
+            for r in results
+        ]
+        header = ("configuration", "settings", "seconds per step", "samples per second", "GB", "hours on devices")
+        parts += [
+            circumstances(results, ("hardware", "versions", "commit", "comparison")),
+            markdown_table(header, rows),
+        ]
+    return "\n\n".join(parts) or "Not measured yet."
+
+
+def with_priors(text: str, folder: Path) -> str:
+    """The page with the tables between its marks made again."""
+    for name, table in (("sampling", sampling), ("large", large)):
+        mark = re.compile(rf"<!-- table {name} -->.*?<!-- end -->", re.DOTALL)
+        text = mark.sub(lambda _, n=name, t=table: f"<!-- table {n} -->\n\n{t(folder)}\n\n<!-- end -->", text)
+    return text
 
 
 def generation_section(folder: Path, images: Path) -> str:

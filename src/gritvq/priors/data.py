@@ -230,8 +230,8 @@ class _Rows:
         unlike = bool(missing.any()) if self.length is not None else not torch.equal(missing, self.missing)
         if unlike or bool(((row.tokens < -1) | (row.tokens >= 2**31)).any()):
             raise ValueError(
-                f"expected indices 0 .. 2^31 - 1, and -1 only for channels that a position does not have in any "
-                f"sample, got others in {row.name!r} of {file}; leave out masked samples"
+                "expected indices 0 .. 2^31 - 1, and -1 only for channels that a position does not have in any sample, "
+                f"got others in {row.name!r} of {file}; leave out masked samples"
             )
         if (found is None) != (self.labels is None):
             raise ValueError(
