@@ -11,8 +11,10 @@ validation and a tenth for the test, at random, the same in every run.
 Each contender of the plan (``text.yaml``) is trained with each seed, and measured on all test documents:
 
 - :func:`gritvq.text.evaluate_text`; its documentation says what the figures are.
+- Of a tokenizer also what its codes cost under a prior, an autoregressive one trained on the codes of the training
+  documents: ``prior_bits_per_segment``, and ``nats_per_token_with_prior`` of codes and text together.
 - ``distinct_1``, ``distinct_2`` and ``self_bleu`` of 200 texts that it writes, :func:`gritvq.text.text_diversity`. A
-  tokenizer has no prior: it decodes codes that are drawn at random, all equally probable.
+  tokenizer decodes codes that its prior draws.
 - Parameters, and the median seconds of a step.
 
 The study "recurrence" has the seconds of all states at once and of one after the other, forward and backward, given W.
@@ -42,6 +44,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 import yaml
 from benchmarks.quality.common import HERE, RESULTS, circumstances, hardware
 from benchmarks.speed.measure import alternating, percentile
@@ -53,7 +56,7 @@ from gritvq import LinearSchedule
 from gritvq import text as models
 from gritvq.files import replacing, write_json
 from gritvq.images import num_parameters
-from gritvq.priors import sample_seeds
+from gritvq.priors import AutoregressivePrior, Prior, PriorTask, TokenData, sample_seeds
 from gritvq.quantizers import presets
 from gritvq.results import read_results, write_results
 from gritvq.text import (
@@ -73,7 +76,8 @@ from gritvq.text import (
     segment_tokenizer,
     text_diversity,
 )
-from gritvq.training import TrainingPlan, seed_everything, train
+from gritvq.tokens import TokenLayout, TokenRow, write_tokens
+from gritvq.training import RunFolder, TrainingPlan, seed_everything, train
 
 PAGE = HERE.parents[1] / "docs" / "text-samples.md"
 IDENTITY = ("study", "method", "settings", "codebook_size", "seed")
@@ -81,11 +85,13 @@ UNITS = {
     **dict.fromkeys(("seconds_per_step", "seconds", "seconds_p20", "seconds_p80"), "s"),
     **dict.fromkeys(("kl_per_segment", "least_kl_per_segment", "mutual_information_per_segment"), "nats"),
     **dict.fromkeys(("nats_per_token", "elbo_nats_per_token", "nats_per_token_given_codes"), "nats"),
+    "nats_per_token_with_prior": "nats",
     **dict.fromkeys(("usage", "token_accuracy", "token_accuracy_of_prior_means"), "share"),
-    **{"bits_per_segment": "bits", "perplexity_of_codes": "codes"},
+    **{"bits_per_segment": "bits", "prior_bits_per_segment": "bits", "perplexity_of_codes": "codes"},
 }
 SPLITS = {"train": "train", "validation": "val", "test": "test_2016"}  # ours, and those of Multi30k
 SHOWN, SENTENCES, BATCH = 3, 5, 32
+_NOT_MODELS = ("num_samples", "writing", "recurrence", "layouts", "prior")  # what a trained model does not depend on
 HEAD = """# Texts of the models
 
 This page is written by `python -m benchmarks.quality.text`. All texts are the models' own but for the original that
@@ -198,11 +204,10 @@ class Job(NamedTuple):
     @property
     def folder(self) -> Path:
         """Where the run lies; a plan that trains otherwise has another one."""
-        shared = {k: v for k, v in self.plan.items() if k not in ("num_samples", "writing", "recurrence", "layouts")}
+        shared = {k: v for k, v in self.plan.items() if k not in _NOT_MODELS}
         made = [self.settings, shared, self.plan["layouts"][self.layout], self.seed]
-        digest = hashlib.sha256(json.dumps(made, sort_keys=True).encode()).hexdigest()[:8]
         name = re.sub(r"\W+", "-", self.method)
-        return self.work / f"{self.files.name}-{name}-{self.seed}-{digest}"
+        return self.work / f"{self.files.name}-{name}-{self.seed}-{_digest(made)}"
 
     @property
     def segmentation(self) -> Segmentation:
@@ -213,6 +218,10 @@ class Job(NamedTuple):
         """How this run's model writes."""
         cut = self.segmentation
         return Writing(**settings, max_tokens=cut.max_tokens, max_segments=cut.max_segments)
+
+
+def _digest(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
 
 
 class Watch(Callback):
@@ -273,13 +282,44 @@ def trained(job: Job) -> tuple[TraceModel | TextTokenizer, float]:
     return TraceModel.from_pretrained(job.folder / "text-model"), seconds
 
 
+def prior_of(job: Job, tokenizer: TextTokenizer) -> Prior:
+    """A prior of the codes of the training documents; trained now unless it was before."""
+    own, length = job.plan["prior"], job.segmentation.max_segments
+    run = RunFolder(job.folder / f"codes-{_digest(own)}")
+    layout = TokenLayout.of(tokenizer.quantizer, (length,), ragged=True)
+    if run.prior.is_dir():
+        return Prior.from_pretrained(run.prior, layout=layout)
+    documents = list(Corpus(str(job.files / "train.jsonl")))
+    codes = (row for row in tokenizer.fold().encode(documents) if len(row))
+    tokens = write_tokens(job.folder / "tokens.npz", (TokenRow(f"{n}", row) for n, row in enumerate(codes)))
+    data = TokenData(tokens, batch_size=own["batch_size"], label=None, length=length, seed=job.seed)
+    seed_everything(job.seed)
+    prior = AutoregressivePrior(layout, **own["network"])
+    plan = TrainingPlan(max_steps=own["max_steps"], validate_every=0, accelerator="cpu", seed=job.seed)
+    train(PriorTask(prior, **own["task"]), data, plan, folder=run.path, progress=False)
+    return prior.eval()
+
+
+@torch.no_grad()
+def costs_of_codes(prior: Prior, tokenizer: TextTokenizer, form: TextFormat, rows: list[list[int]]) -> float:
+    """Nats of the codes of all rows under the prior."""
+    nats, (length,) = 0.0, prior.layout.shape
+    for start in range(0, len(rows), BATCH):
+        batch = form.batch_of(rows[start : start + BATCH])
+        codes = tokenizer.quantizer.encode(tokenizer.encoder(batch), batch.present)
+        nats -= float(prior.log_prob(F.pad(codes, (0, 0, 0, length - codes.shape[1]), value=-1)).double().sum())
+    return nats
+
+
 def test_rows(job: Job, form: TextFormat) -> list[list[int]]:
     """Test documents as tokens, those with too many segments cut, shortest first."""
     corpus = Corpus(str(job.files / "test.jsonl"))
     return sorted((row for rows in form.tokens(corpus) for row in rows), key=len)
 
 
-def written(model: TraceModel | TextTokenizer, job: Job, form: TextFormat) -> tuple[list[str], dict[str, Any]]:
+def written(
+    model: TraceModel | TextTokenizer, prior: Prior | None, job: Job, form: TextFormat
+) -> tuple[list[str], dict[str, Any]]:
     """New texts, and how they were drawn; text n has random numbers of its own."""
     settings = dict(job.plan["writing"])
     count, texts = settings.pop("num"), list[str]()
@@ -289,12 +329,9 @@ def written(model: TraceModel | TextTokenizer, job: Job, form: TextFormat) -> tu
         if isinstance(model, TraceModel):
             texts += form.texts(model.generate(len(seeds), writing=writing))
         else:
-            sizes = model.quantizer.codebook_sizes
-            shape = (job.segmentation.max_segments, len(sizes))
-            codes = [torch.from_numpy(np.random.default_rng([seed, 4]).integers(0, sizes, shape)) for seed in seeds]
-            texts += model.decode(codes, writing)
-    how = {"latents": "prior"} if isinstance(model, TraceModel) else {"codes": "uniform"}
-    return texts, {**settings, **how, "seeds": 0}
+            assert prior is not None
+            texts += model.decode(list(prior.sample(len(seeds), generator=seeds)), writing)
+    return texts, {**settings, ("codes" if prior else "latents"): "prior", "seeds": 0}
 
 
 @torch.no_grad()
@@ -333,7 +370,13 @@ def run(job: Job) -> dict[str, Any]:
     rows = test_rows(job, form)
     batches = (form.batch_of(rows[n : n + BATCH]) for n in range(0, len(rows), BATCH))
     evaluation = evaluate_text(model, batches, num_samples=job.plan["num_samples"])
-    texts, how = written(model, job, form)
+    more, prior = dict[str, float](), None
+    if isinstance(model, TextTokenizer):
+        prior = prior_of(job, model)
+        nats, given = costs_of_codes(prior, model, form, rows), evaluation.values["nats_per_token_given_codes"]
+        more["prior_bits_per_segment"] = nats / (math.log(2) * evaluation.num_segments)
+        more["nats_per_token_with_prior"] = given + nats / evaluation.num_tokens
+    texts, how = written(model, prior, job, form)
     write_json(job.folder / "samples.json", {"Texts": texts[:SHOWN]} | sample_texts(model, job, form, rows))
     return {
         "study": job.study,
@@ -342,6 +385,7 @@ def run(job: Job) -> dict[str, Any]:
         "codebook_size": max(model.quantizer.codebook_sizes) if isinstance(model, TextTokenizer) else 0,
         "seed": job.seed,
         **evaluation.values,
+        **more,
         **text_diversity(texts, how).values,
         "parameters": num_parameters(model),
         "seconds_per_step": seconds,

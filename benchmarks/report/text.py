@@ -29,18 +29,21 @@ _LATENTS = {
     **_COST,
 }
 _CODES = {
-    "nats_per_token_bound": ("bound", ".3f"),
+    "nats_per_token_with_prior": ("bound, prior", ".3f"),
+    "nats_per_token_bound": ("bound, equal codes", ".3f"),
     "nats_per_token_given_codes": ("nats/token given codes", ".3f"),
     "token_accuracy": ("accuracy", ".3f"),
     "usage": ("usage", ".3f"),
     "perplexity_of_codes": ("perplexity of codes", ".0f"),
     "bits_per_segment": ("bits/segment", ".1f"),
+    "prior_bits_per_segment": ("under the prior", ".2f"),
     **_WRITTEN,
     **_COST,
 }
 _TOLD = """Means over seeds, in brackets the smallest and largest, best first. KL and information are nats per sentence.
-The bounds of both tables are negative log-probabilities of text per token and compare with each other; those of
-tokenizers count all codes as equally probable, and so are drawn the codes of the texts that they write."""
+The bounds of both tables are negative log-probabilities of text per token and compare with each other. Those of
+tokenizers count codes as a prior does that was trained on the codes of the training documents, or all as equally
+probable; the texts that they write have codes drawn from that prior."""
 _MARK = re.compile(r"<!-- table text -->.*?<!-- end -->", re.DOTALL)
 _ENTRY, _BEFORE = "  - Text samples: text-samples.md\n", "  - Text: text.md\n"
 
@@ -67,7 +70,7 @@ def text_section(folder: Path, docs: Path) -> str:
             parts += [] if told else [_TOLD]
             parts += [f"### {study}, {data}, {stamp}", circumstances(own)]
             told = True
-            for columns, first in ((_LATENTS, "nats_per_token"), (_CODES, "nats_per_token_bound")):
+            for columns, first in ((_LATENTS, "nats_per_token"), (_CODES, "nats_per_token_with_prior")):
                 if some := [run for run in own if first in run]:
                     parts.append(_table(some, columns, first))
         if timed := [run for run in runs if run["study"] == "recurrence"]:

@@ -60,6 +60,12 @@ def plan() -> dict[str, Any]:
         "task": {},
         "annealing": 0.5,
         "max_steps": 2,
+        "prior": {
+            "network": {"width": 16, "depth": 1, "num_heads": 2},
+            "task": {},
+            "batch_size": 4,
+            "max_steps": 2,
+        },
         "num_samples": 2,
         "writing": {"num": 6, "top_p": 0.95},
         "studies": {
@@ -117,6 +123,10 @@ def test_one_command_does_everything_once(
         assert model["kl_per_segment"] >= model["least_kl_per_segment"] == 2.0
         assert 4 < model["nats_per_token"] < 8 and 0 <= model["token_accuracy"] <= 1  # ln 283 = 5.6
         assert tokenizer["bits_per_segment"] == 3 and 0 < tokenizer["usage"] <= 1
+        assert 2 < tokenizer["prior_bits_per_segment"] < 5  # 3 bits, and the ends: an untrained prior
+        extra = (tokenizer["prior_bits_per_segment"] - 3) * math.log(2) * tokenizer["test_segments"]
+        both = tokenizer["nats_per_token_with_prior"] - tokenizer["nats_per_token_bound"]
+        assert both == pytest.approx(extra / tokenizer["test_tokens"], abs=2e-5)  # six digits in the file
         assert model["comparison"] == "python -m benchmarks.quality.text, 2 steps" and model["data"] == layout
         assert model["test_segments"] == tokenizer["test_segments"] and model["parameters"] < 50_000
 
