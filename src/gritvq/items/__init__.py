@@ -59,6 +59,7 @@ __getattr__, __dir__, __all__ = lazy_names(
             "ItemTokenizer",
             "ProductKMeans",
             "ResidualKMeans",
+            "grit_product",
             "grit_stack",
             "residual_stack",
         ],
