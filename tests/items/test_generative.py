@@ -312,21 +312,25 @@ def test_a_configuration_of_ids_can_be_built() -> None:
     assert parser.instantiate(config).tokenizer.codebook_sizes == (256, 256, 256)
 
 
-@pytest.mark.parametrize("path", [CONFIGS / f"beauty-{name}.yaml" for name in ("small", "tiger")], ids=lambda p: p.stem)
-def test_complete_runs_can_be_built(path: Path) -> None:
-    parser, config, _ = configuration(parser_class(), "items", ["--config", str(path)])
-    assert parser.instantiate(config).tokenizer.codebook_sizes == (256, 256, 256)
+@pytest.mark.parametrize(
+    ("name", "sizes", "smallest", "largest"),
+    [
+        ("small", (256, 256, 256, 27), 1e6, 2e6),
+        ("tiger", (256, 256, 256, 27), 4e6, 6e6),
+        ("parallel", (256,) * 32, 3e6, 4e6),
+    ],
+)
+def test_complete_runs_can_be_built(name: str, sizes: tuple[int, ...], smallest: float, largest: float) -> None:
+    parser, config, _ = configuration(parser_class(), "items", ["--config", str(CONFIGS / f"beauty-{name}.yaml")])
+    tokenizer = parser.instantiate(config).tokenizer
+    assert tokenizer.codebook_sizes == (sizes[:-1] if config.collisions == "append" else sizes)
     chosen = config.backbone.as_dict()
-    sizes = [256, 256, 256, 27]
     model = from_config(
         {"class_path": chosen["class_path"], "init_args": {"codebook_sizes": sizes, **chosen["init_args"]}}
     )
     assert isinstance(model, Backbone)
-    count = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    assert count < 2e6 if path.stem.endswith("small") else 4e6 < count < 6e6
-    codes = torch.stack(
-        [torch.arange(30) * 8 % 256, *[torch.zeros(30, dtype=torch.int64)] * 2, torch.arange(30) // 26], 1
-    )
+    assert smallest < sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad) < largest
+    codes = torch.randint(0, 27, (30, len(sizes)), generator=torch.Generator().manual_seed(0))
     recommender = GenerativeRecommender(model, SemanticIds(codes, sizes), beam=config.beam)
     RecommenderTask(recommender, **config.task.as_dict())
     batch = SequenceData(split(), every_prefix=model.every_prefix, **config.batches.as_dict()).batch(0)
