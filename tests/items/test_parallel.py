@@ -200,6 +200,14 @@ class TestModel:
         alone = torch.stack([model([line]) * len(line) for line in histories]).sum() / len(pieces)
         torch.testing.assert_close(model(histories), alone)
 
+    def test_the_log_tells_nats_per_item_whatever_the_number_of_channels(self) -> None:
+        model, told = recommender(), {}
+        task = RecommenderTask(model)
+        task.log = lambda name, value: told.update({name: value})  # type: ignore[method-assign]
+        task.losses(Histories.of([[4, 7]]))
+        scores = model.scores([[], [4]])
+        torch.testing.assert_close(told["train/nats_per_item"], -(scores[0, 4] + scores[1, 7]) / 2)
+
     def test_every_channel_learns_from_its_own_index_alone(self) -> None:
         model = decoder().train()
         codes = random_codes()[None, :4]
