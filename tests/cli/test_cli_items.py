@@ -19,8 +19,8 @@ import yaml
 from pyarrow import parquet
 
 from gritvq.cli import main
-from gritvq.items import GenerativeRecommender, ItemTokenizer, SemanticIds
-from gritvq.items.catalogue import embed_texts
+from gritvq.items import GenerativeRecommender, ItemTokenizer, SemanticIds, rank_in_list, ranking_metrics
+from gritvq.items.catalogue import embed_texts, read_item_data
 from program import wrong
 from test_catalogue import tiny_encoder
 
@@ -274,6 +274,33 @@ class TestRecommender:
         assert all(torch.equal(first[name], second[name]) for name in first)  # the rate moves nothing
         other = [*told, "--tokenizer.init_args.seed", "5", "--tokenizer.init_args.codebook_size", "9", "--out", "other"]
         assert "expected a recommender of these ids to start from" in wrong(other, capsys)
+
+    def test_parallel_ids_are_fitted_and_every_item_scored(
+        self, shop: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        shape = {"dim": 16, "num_layers": 1, "num_heads": 2, "hidden_dim": 32, "temperature": 0.2}
+        product = {"codebook_size": 8, "num_parts": 8, "rotate": False}
+        config = small(
+            backbone={"class_path": "gritvq.items.ParallelDecoder", "init_args": shape},
+            tokenizer={"class_path": "gritvq.items.ProductKMeans", "init_args": product},
+            collisions="keep",
+        )
+        Path("small.yaml").write_text(yaml.safe_dump(config))
+        assert main(["fit", "items", "--config", "small.yaml", "--data.folder", str(shop), "--out", "out"]) == 0
+        loaded = GenerativeRecommender.from_pretrained("out/recommender")
+        assert loaded.ids.codebook_sizes == (8,) * 8 and loaded.backbone.parallel
+        numbers = json.loads(Path("out/metrics.json").read_text())
+        split = read_item_data(str(shop)).interactions.split()
+        ranks = rank_in_list(loaded.recommend(split.test_inputs, 10), split.test)
+        assert numbers == pytest.approx(ranking_metrics(ranks))
+        wanted = loaded.recommend([[1, 3]], 5)[0].tolist()
+        for exact in ("false", "true"):  # the same: there is no search
+            assert main(["recommend", "out", "--history", "[a1,a3]", "--k", "5", "--exact", exact]) == 0
+            lines = re.findall(r"^\W*\d+\W+a(\d+) ", capsys.readouterr().out, flags=re.MULTILINE)
+            assert [int(row) for row in lines] == wanted
+        other = ["fit", "items", "--config", "small.yaml", "--data.folder", str(shop), "--out", "other"]
+        said = wrong([*other, "--init_from", "out/recommender", "--tokenizer.init_args.seed", "5"], capsys)
+        assert "expected a recommender of these ids to start from" in said
 
     def test_resumes_bitwise(self, recommender: Path) -> None:
         checkpoint = str(recommender / "checkpoints" / "step-6.ckpt")

@@ -17,12 +17,14 @@ from torch import Tensor
 from conftest import DATA
 from gritvq import (
     FSQ,
+    ProductQuantizer,
     Quantizer,
     QuantizerOutput,
     ResidualQuantizer,
     Tokenizer,
     gm_vq,
     grit_vq,
+    rotation_vq,
     rsq_vae,
     vq_vae,
     vq_vae_ema,
@@ -37,6 +39,7 @@ from gritvq.items import (
     ItemTokenizer,
     ProductKMeans,
     ResidualKMeans,
+    grit_product,
     residual_stack,
 )
 from gritvq.items.tokenizers.kmeans import balanced_kmeans, kmeans, lloyd_step, plus_plus
@@ -83,6 +86,7 @@ TOKENIZERS: dict[str, Callable[[], ItemTokenizer]] = {
     "rqvae-stochastic": lambda: rqvae(rsq_vae(4, SIZE, num_levels=2, initial_variance=0.01), steps=200),
     "rqvae-mixture": lambda: rqvae(residual_stack(lambda: gm_vq(4, SIZE), 2), steps=200),
     "rqvae-fsq": lambda: rqvae(FSQ([5, 5, 5])),
+    "rqvae-product": lambda: rqvae(grit_product(8, SIZE, num_parts=4)),
 }
 _fitted: dict[str, ItemTokenizer] = {}
 
@@ -198,7 +202,7 @@ def test_the_same_seed_gives_the_same_tokenizer(make: Callable[[], ItemTokenizer
     assert before == make().fit(x).fingerprint() == first.fit(x).fingerprint()
 
 
-@pytest.mark.parametrize("name", [n for n in TOKENIZERS if n != "rqvae-fsq"])
+@pytest.mark.parametrize("name", [n for n in TOKENIZERS if n not in ("rqvae-fsq", "rqvae-product")])
 def test_last_level_tells_what_the_last_code_is_nearest_to(name: str) -> None:
     x = blobs()
     tokenizer = of_kind(name)
@@ -401,6 +405,41 @@ class TestProductKMeans:
     def test_refuses_parts_that_do_not_divide(self) -> None:
         with pytest.raises(ValueError, match="multiple of num_parts=5, got 12"):
             ProductKMeans(SIZE, 5, rotate=False).fit(blobs())
+
+
+class TestTrainedProduct:
+    """An RQ-VAE with a product between its networks: long unordered ids."""
+
+    @pytest.mark.parametrize("unit", [vq_vae, vq_vae_ema, rotation_vq], ids=lambda unit: unit.__name__)
+    def test_of_any_units(self, unit: Callable[..., Quantizer]) -> None:
+        x = blobs()
+        tokenizer = rqvae(ProductQuantizer([unit(2, SIZE) for _ in range(5)]), steps=300, lr=1e-2).fit(x)
+        codes = tokenizer.encode(x)
+        assert tokenizer.codebook_sizes == (SIZE,) * 5 and len(codes.unique(dim=0)) > 200
+        error = (tokenizer.decode(codes) - x).square().mean()
+        assert error < 0.5 * x.var(0, correction=0).mean()
+
+    def test_more_parts_decode_better_and_each_part_reads_its_own_share(self) -> None:
+        x = blobs()
+        errors = []
+        for parts in (2, 8):
+            tokenizer = rqvae(grit_product(2 * parts, SIZE, num_parts=parts), steps=200).fit(x)
+            codes = tokenizer.encode(x)
+            errors.append(float((tokenizer.decode(codes) - x).square().mean()))
+        assert errors[1] < 0.8 * errors[0]
+        latents = tokenizer.encoder(x)
+        for place, part in enumerate(tokenizer.quantizer.quantizers):
+            distances = torch.cdist(latents[:, 2 * place : 2 * place + 2], part.codebook())
+            own = distances.gather(1, codes[:, place : place + 1]).squeeze(1)
+            torch.testing.assert_close(own, distances.amin(1), rtol=1e-4, atol=1e-4)
+
+    def test_says_what_does_not_fit(self) -> None:
+        with pytest.raises(ValueError, match="dim to be a multiple of num_parts, got 10 and 4; change"):
+            grit_product(10, 16, num_parts=4)
+        with pytest.raises(ValueError, match="num_parts >= 1, got 0"):
+            grit_product(10, 16, num_parts=0)
+        with pytest.raises(ValueError, match="last level is a table, got ProductQuantizer; choose"):
+            of_kind("rqvae-product").last_level(blobs())
 
 
 class Broken(ItemLoss):

@@ -61,7 +61,7 @@ def recommend(parser: Any, config: Any) -> None:
     scores = None
     if config.exact:
         exact = recommender.scores([rows])
-        order = recommender.trie.rows.to(exact.device)  # items of one id by priority
+        order = recommender.order.to(exact.device)  # items of one id by priority
         found = order[top_items(exact[:, order], min(config.k, len(ids)))[0]]
         scores = exact[0, found]
     else:

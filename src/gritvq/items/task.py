@@ -24,7 +24,7 @@ _SELECTED_BY = "val/ndcg@10"
 
 
 class RecommenderTask(Task):
-    """Trains a recommender with AdamW; validates by Recall and NDCG of items found by beam search.
+    """Trains a recommender with AdamW; validates by Recall and NDCG of its lists of items.
 
     Args:
         recommender: The recommender to train.
@@ -33,7 +33,7 @@ class RecommenderTask(Task):
         schedule: Schedule after the warm-up, see :class:`gritvq.training.OptimizerSettings`.
         betas: AdamW's decay rates.
         weight_decay: Weight decay of matrices; vectors have none.
-        beam: Beam size in validation, at least 10.
+        beam: Beam size in validation, at least 10; unused if the recommender's backbone is parallel.
 
     Raises:
         ValueError: If a number is out of range.
@@ -103,11 +103,13 @@ class RecommenderTask(Task):
         super().check_checkpoint(checkpoint)
 
     def losses(self, histories: Histories) -> list[Tensor]:
-        """Loss of one batch, in nats per item."""
+        """Loss of one batch in nats, see the backbone."""
         loss = self.recommender(histories)
         if self.measures_now:
             self.check_finite(loss)
-            self.log("train/nats_per_item", loss.detach())
+            backbone = self.recommender.backbone
+            channels = len(backbone.codebook_sizes) if backbone.parallel else 1  # the loss is a mean over these
+            self.log("train/nats_per_item", channels * loss.detach())
         return [loss]
 
     def validation_step(self, batch: tuple[Histories, Tensor], batch_idx: int) -> None:

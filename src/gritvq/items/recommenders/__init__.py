@@ -1,9 +1,10 @@
 """Recommendation of the next item: ranking metrics, baselines, SASRec, generative models with their search."""
 
-from gritvq.items.recommenders.backbones import Backbone, DepthDecoder, EncoderDecoder, TokenDecoder
+from gritvq.items.recommenders.backbones import Backbone, DepthDecoder, EncoderDecoder, ParallelDecoder, TokenDecoder
 from gritvq.items.recommenders.baselines import CoOccurrence, Popularity, TextCosine
 from gritvq.items.recommenders.beam_search import Beams, beam_search, exact_scores
 from gritvq.items.recommenders.generative import GenerativeRecommender
+from gritvq.items.recommenders.parallel import ParallelScorer, RankedItems
 from gritvq.items.recommenders.ranking import (
     rank_in_list,
     rank_of_target,
@@ -21,7 +22,10 @@ __all__ = [
     "DepthDecoder",
     "EncoderDecoder",
     "GenerativeRecommender",
+    "ParallelDecoder",
+    "ParallelScorer",
     "Popularity",
+    "RankedItems",
     "SASRec",
     "TextCosine",
     "TokenDecoder",

@@ -15,12 +15,12 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from gritvq.component import Component
+from gritvq.component import Component, check_number
 from gritvq.lazy import optional
 from gritvq.priors.transformer import channel_states, gpt2
 from gritvq.tokens import BOS, EOS, PAD, Vocabulary
 
-__all__ = ["Backbone", "Context", "DepthDecoder", "EncoderDecoder", "TokenDecoder"]
+__all__ = ["Backbone", "Context", "DepthDecoder", "EncoderDecoder", "ParallelDecoder", "TokenDecoder"]
 
 
 class Context(NamedTuple):
@@ -46,9 +46,12 @@ class Backbone(Component, ABC):
         vocabulary: The tokens of the model.
         every_prefix: Whether training needs one row per prefix of a history, whose last item is the target; otherwise
             one row per user, in which every item is a target.
+        parallel: Whether the indices of an id are independent given the history, so that :meth:`log_probs` depends on
+            the length of a prefix alone. Then the whole catalogue is scored by :class:`gritvq.items.ParallelScorer`.
     """
 
     every_prefix: bool
+    parallel = False
 
     def __init__(self, codebook_sizes: Sequence[int], dim: int) -> None:
         super().__init__()
@@ -57,7 +60,7 @@ class Backbone(Component, ABC):
 
     @abstractmethod
     def loss(self, codes: Int[Tensor, "B T Q"], lengths: Int[Tensor, " B"]) -> Float[Tensor, ""]:
-        """Mean negative log-likelihood per item in nats, summed over the levels.
+        """Mean negative log-likelihood per item in nats, summed over the levels (a mean over them if ``parallel``).
 
         Args:
             codes: Ids of items in time order; entries beyond ``lengths`` are ignored.
@@ -197,6 +200,11 @@ class _CausalDecoder(Backbone):
         ]
         return torch.stack(losses).sum()
 
+    def _with_start(self, items: Tensor) -> Tensor:
+        """BOS and embedded items (B, T + 1, D)."""
+        self._check_length(items.shape[1])
+        return torch.cat([self.embedding.weight[BOS].expand(len(items), 1, -1), items], 1)
+
     def _check_length(self, items: int) -> None:
         if items > self.max_items:
             raise ValueError(
@@ -279,7 +287,20 @@ class TokenDecoder(_CausalDecoder):
         return self._logits(states[:, past:].unflatten(1, (width, level))[:, :, -1], level).log_softmax(-1)
 
 
-class DepthDecoder(_CausalDecoder):
+class _ItemDecoder(_CausalDecoder):
+    """Base of the causal models with one position per item."""
+
+    def read(self, codes: Int[Tensor, "B T Q"], lengths: Int[Tensor, " B"]) -> Context:
+        """See the base class. States are those after the last item (B, 1, D)."""
+        states = self._states(codes)
+        return Context(states[torch.arange(len(codes)), lengths][:, None], torch.ones_like(lengths))
+
+    @abstractmethod
+    def _states(self, codes: Tensor) -> Tensor:
+        """States (B, T + 1, D) after BOS and after each item."""
+
+
+class DepthDecoder(_ItemDecoder):
     """A causal transformer over items, and a small one over the levels of an item; Q times fewer positions.
 
     The input of the first at an item is the sum of its codes' embeddings. The second starts from its state and predicts
@@ -329,11 +350,6 @@ class DepthDecoder(_CausalDecoder):
         written = self._write(states, codes[:, :, :-1].flatten(0, 1))
         return self._item_loss(written.unflatten(0, codes.shape[:2]), codes, lengths)
 
-    def read(self, codes: Int[Tensor, "B T Q"], lengths: Int[Tensor, " B"]) -> Context:
-        """See the base class. States are those after the last item (B, 1, D)."""
-        states = self._states(codes)
-        return Context(states[torch.arange(len(codes)), lengths][:, None], torch.ones_like(lengths))
-
     def log_probs(self, context: Context, prefixes: Int[Tensor, "B W l"]) -> Float[Tensor, "B W K"]:
         """See the base class."""
         width, level = prefixes.shape[1:]
@@ -342,13 +358,98 @@ class DepthDecoder(_CausalDecoder):
         return self._logits(written, level).log_softmax(-1).unflatten(0, (-1, width))
 
     def _states(self, codes: Tensor) -> Tensor:
-        """States (B, T + 1, D) after BOS and after each item."""
-        self._check_length(codes.shape[1])
-        start = self.embedding(torch.full((len(codes), 1), BOS, device=codes.device))
+        """See the base class."""
         items = self.embedding(self.vocabulary.tokens_of(codes)).sum(2)
-        return self.items(inputs_embeds=torch.cat([start, items], 1)).last_hidden_state
+        return self.items(inputs_embeds=self._with_start(items)).last_hidden_state
 
     def _write(self, states: Tensor, codes: Tensor) -> Tensor:
         """States (N, l + 1, D) that predict the indices."""
         embedded = self.embedding(self.vocabulary.tokens_of(codes))
         return channel_states(self.codes, states, embedded)
+
+
+class ParallelDecoder(_ItemDecoder):
+    """A causal transformer over items that predicts all indices of the next id at once, for long unordered ids (RPG).
+
+    With one table of code embeddings ``e_qk``, the input at an item is their mean, ``x = 1/Q sum_q e_{q, c_q}``. From
+    the state s after an item each channel has its own head,
+
+        ``h_q = s + SiLU(W_q s + b_q)``, ``p_q = softmax_k(cos(h_q, e_qk) / temperature)``,
+
+    and the indices are independent given the history: ``log p(c) = sum_q log p_q(c_q)``. The loss is the mean
+    cross-entropy over channels and items. The transformer is GPT-2; one pass trains on all prefixes of a history.
+
+    Args:
+        codebook_sizes: Codes per channel; 16 to 64 channels are usual.
+        dim: Width of the model and of the code embeddings.
+        num_layers: Layers.
+        num_heads: Attention heads.
+        hidden_dim: Width inside the feed-forward layers.
+        dropout: Dropout rate in [0, 1).
+        temperature: Of the softmax over cosines, > 0.
+        max_items: Largest number of items in a row.
+
+    References:
+        Hou et al., Generating long semantic IDs in parallel for recommendation (RPG), KDD 2025, arXiv 2506.05781,
+        sections 3.1 and 3.2. Deviations: every item is scored exactly, there is no graph-constrained decoding; the
+        first item of a history is a target, too, predicted from BOS; code embeddings start with a standard deviation of
+        ``.02 sqrt(Q)`` instead of ``.02``, so that an item's is ``.02``.
+
+    Example:
+        >>> model = ParallelDecoder((4, 4), 8, num_layers=1, num_heads=1, hidden_dim=8)
+        >>> context = model.read(torch.tensor([[[0, 1], [2, 3]]]), torch.tensor([2]))
+        >>> model.log_probs(context, torch.tensor([[[0], [1], [2]]])).shape
+        torch.Size([1, 3, 4])
+    """
+
+    parallel = True
+
+    def __init__(
+        self,
+        codebook_sizes: Sequence[int],
+        dim: int = 192,
+        *,
+        num_layers: int = 2,
+        num_heads: int = 4,
+        hidden_dim: int = 768,
+        dropout: float = 0.2,
+        temperature: float = 0.05,
+        max_items: int = 21,
+    ) -> None:
+        super().__init__(codebook_sizes, dim, max_items)
+        self.temperature = check_number("temperature", temperature, inside=True, hint="0.05 is usual")
+        num_channels = len(self.codebook_sizes)
+        self.items: Any = gpt2(dim, num_layers, num_heads, hidden_dim, dropout, max_items + 1)
+        self.heads = nn.Linear(dim, num_channels * dim)
+        with torch.no_grad():
+            self.embedding.weight[EOS + 1 :] *= num_channels**0.5
+            for parameter in self.heads.parameters():
+                parameter.zero_()  # as in the released code: all heads start as the identity
+
+    def loss(self, codes: Int[Tensor, "B T Q"], lengths: Int[Tensor, " B"]) -> Float[Tensor, ""]:
+        """See the base class. Every item of each row is a target."""
+        channels = len(self.codebook_sizes)
+        return self._item_loss(self._heads(self._states(codes)[:, :-1], 0, channels), codes, lengths) / channels
+
+    def log_probs(self, context: Context, prefixes: Int[Tensor, "B W l"]) -> Float[Tensor, "B W K"]:
+        """See the base class. The indices of the prefixes are not read."""
+        width, level = prefixes.shape[1:]
+        logits = self._logits(self._heads(context.states[:, 0], level, level + 1)[:, 0], level)
+        return logits.log_softmax(-1)[:, None].expand(-1, width, -1)
+
+    def _states(self, codes: Tensor) -> Tensor:
+        """See the base class."""
+        tokens = self.vocabulary.tokens_of(codes)
+        items = F.embedding_bag(tokens.flatten(0, 1), self.embedding.weight, mode="sum") / tokens.shape[2]
+        return self.items(inputs_embeds=self._with_start(items.unflatten(0, tokens.shape[:2]))).last_hidden_state
+
+    def _heads(self, states: Tensor, first: int, last: int) -> Tensor:
+        """Outputs (*batch, last - first, D) of the heads of some channels."""
+        rows = slice(first * self.dim, last * self.dim)
+        turned = F.linear(states, self.heads.weight[rows], self.heads.bias[rows])
+        return states[..., None, :] + F.silu(turned).unflatten(-1, (-1, self.dim))
+
+    def _logits(self, states: Tensor, level: int) -> Tensor:
+        """Cosines with a channel's code embeddings over the temperature, in float32."""
+        codes = self.embedding.weight[self.vocabulary.range_of(level)]
+        return F.linear(F.normalize(states, dim=-1), F.normalize(codes, dim=-1)).float() / self.temperature

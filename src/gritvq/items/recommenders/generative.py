@@ -1,4 +1,4 @@
-"""A generative recommender: predicts the next item's semantic id level by level."""
+"""A generative recommender: predicts the next item's semantic id, level by level or all levels at once."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from gritvq.component import eval_mode, from_config
-from gritvq.items.ids import SemanticIds
+from gritvq.items.ids import PrefixTrie, SemanticIds
 from gritvq.items.interactions import Histories, check_items
 from gritvq.items.recommenders.backbones import Backbone, Context
 from gritvq.items.recommenders.beam_search import Beams, beam_search, exact_scores
+from gritvq.items.recommenders.parallel import ParallelScorer, channel_log_probs
 from gritvq.saving import load_weights, read_config, read_tensors, write_folder
 
 __all__ = ["GenerativeRecommender"]
@@ -29,13 +30,14 @@ class GenerativeRecommender(nn.Module):
     """A sequence model over semantic ids that predicts the next item of a user.
 
     Items are rows of ``ids``. The model reads the newest ``max_history`` items of a history and generates only existing
-    ids. Items that share an id have the same score; lists sort them by decreasing ``priority``, then by row.
+    ids, by beam search along their trie; a parallel backbone scores all of them exactly, without a search. Items that
+    share an id have the same score; lists sort them by decreasing ``priority``, then by row.
 
     Args:
         backbone: The sequence model.
         ids: Semantic ids of the n items.
         max_history: Largest number of items read.
-        beam: Default beam size.
+        beam: Default beam size; unused if the backbone is parallel.
         priority: Priority of each item (n,), such as its number of training events.
 
     Raises:
@@ -78,7 +80,10 @@ class GenerativeRecommender(nn.Module):
             )
         self.backbone, self.ids, self.max_history, self.beam = backbone, ids, max_history, beam
         priority = torch.zeros(len(ids.codes)) if priority is None else priority.detach().cpu().float()
-        self.trie = ids.trie(priority)
+        self._trie: PrefixTrie | None = None
+        self._scorer: ParallelScorer | None = None
+        if backbone.parallel:
+            self._scorer = ParallelScorer(ids.codes, ids.codebook_sizes, priority=priority)
         self.register_buffer("codes", ids.codes.clone(), persistent=False)
         self.register_buffer("priority", priority, persistent=False)
 
@@ -92,33 +97,51 @@ class GenerativeRecommender(nn.Module):
         """Number n of items."""
         return len(self.codes)
 
+    @property
+    def trie(self) -> PrefixTrie:
+        """Trie of the ids, made when it is first used: a parallel backbone with long ids needs none."""
+        if self._trie is None:
+            self._trie = self.ids.trie(self.priority).to(self.codes.device)
+        return self._trie
+
+    @property
+    def order(self) -> Int[Tensor, " n"]:
+        """All item rows, in the order in which lists have items of equal scores."""
+        return self.trie.rows if self._scorer is None else self._scorer.order
+
     def forward(self, histories: Histories | Sequence[Sequence[int]]) -> Float[Tensor, ""]:
-        """Loss in nats per item on the newest ``max_history`` + 1 items of each history, see the backbone.
+        """Loss on the newest ``max_history`` + 1 items of each history, see the backbone.
 
         Args:
             histories: Item rows of B users, oldest first, at least one each.
 
         Raises:
-            ValueError: If an item row is out of range.
+            ValueError: If an item row is out of range, or a history is empty.
         """
-        return self.backbone.loss(*self._codes(histories, self.max_history + 1))
+        codes, lengths = self._codes(histories, self.max_history + 1)
+        if not bool((lengths > 0).all()):
+            empty = int((lengths == 0).nonzero()[0])
+            raise ValueError(f"expected at least one item in each history, got none in history {empty}; leave it out")
+        return self.backbone.loss(codes, lengths)
 
     @torch.no_grad()
     def recommend(
         self, histories: Histories | Sequence[Sequence[int]], k: int = 10, *, beam: int | None = None
     ) -> Int[Tensor, "B k"]:
-        """The k best items by beam search, best first, padded with -1.
+        """The k best items, best first, padded with -1: by beam search, or exactly if the backbone is parallel.
 
         Args:
             histories: Item rows of B users, oldest first; may be empty.
             k: Number of items.
-            beam: Beam size; None means the recommender's, and at least k.
+            beam: Beam size; None means the recommender's, and at least k. Unused if the backbone is parallel.
 
         Raises:
             ValueError: If an item row is out of range, or k or the beam is smaller than 1.
         """
         if k < 1 or (beam is not None and beam < 1):
             raise ValueError(f"expected k >= 1 and a beam >= 1, got {k} and {beam}; give larger ones")
+        if self._scorer is not None:
+            return self._scorer.best(self._channel_log_probs(histories), k).items
         return self.trie.expand(self.search(histories, max(k, self.beam if beam is None else beam)).leaves, k)
 
     @torch.no_grad()
@@ -133,11 +156,13 @@ class GenerativeRecommender(nn.Module):
 
         Args:
             histories: Item rows of B users, oldest first; may be empty.
-            block: Prefixes scored at a time, see :func:`gritvq.items.exact_scores`.
+            block: Prefixes scored at a time, see :func:`gritvq.items.exact_scores`. Unused if the backbone is parallel.
 
         Raises:
             ValueError: If an item row is out of range.
         """
+        if self._scorer is not None:
+            return self._scorer.scores(self._channel_log_probs(histories))
         with eval_mode(self):
             found = exact_scores(self.backbone, self._read(histories), self.trie, block=block)
         return found[:, self.trie.leaves_of_rows()]
@@ -196,6 +221,11 @@ class GenerativeRecommender(nn.Module):
 
     def _read(self, histories: Histories | Sequence[Sequence[int]]) -> Context:
         return self.backbone.read(*self._codes(histories, self.max_history))
+
+    def _channel_log_probs(self, histories: Histories | Sequence[Sequence[int]]) -> Tensor:
+        """Log-probabilities (B, V) of the codes of all channels."""
+        with eval_mode(self):
+            return channel_log_probs(self.backbone, self._read(histories))
 
     def _codes(self, histories: Histories | Sequence[Sequence[int]], length: int) -> tuple[Tensor, Tensor]:
         """Ids (B, T, Q) of the newest items, padded with 0, and the number of items per history."""

@@ -5,7 +5,7 @@ from gritvq.items.tokenizers.losses import CollaborativeLoss, DiversityLoss, Ite
 from gritvq.items.tokenizers.product import ProductKMeans
 from gritvq.items.tokenizers.residual import ResidualKMeans
 from gritvq.items.tokenizers.rqvae import RQVAE
-from gritvq.items.tokenizers.stacks import grit_stack, residual_stack
+from gritvq.items.tokenizers.stacks import grit_product, grit_stack, residual_stack
 
 __all__ = [
     "RQVAE",
@@ -15,6 +15,7 @@ __all__ = [
     "ItemTokenizer",
     "ProductKMeans",
     "ResidualKMeans",
+    "grit_product",
     "grit_stack",
     "residual_stack",
 ]
