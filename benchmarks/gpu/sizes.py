@@ -41,7 +41,7 @@ IDENTITY = ("method", "settings")
 UNITS = {"seconds_per_step": "s", "peak_bytes": "bytes", "hours": "h"}
 FIRST, PICTURES, CLASSES = 5, 64, 10
 CHANNELS = (3, 64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512, 512)
-SMALL = {
+SMALL: dict[str, Any] = {
     **{
         f"tokenizer.{part}.{name}": value
         for part in ("encoder", "decoder")
@@ -84,7 +84,7 @@ def make_pictures(side: int) -> None:
 
 
 def make_vgg(width: int | None) -> None:
-    """Random weights of VGG16 in their file's form; of this width in all layers, if given."""
+    """``vgg.h5``: random weights of VGG16 as they lie in their file; of this width in all layers, if given."""
     import h5py
 
     generator, layers = np.random.default_rng(0), iter(range(len(CHANNELS) - 1))

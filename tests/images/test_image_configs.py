@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from benchmarks.gpu.sizes import SMALL as TINY
+from benchmarks.gpu.sizes import make_vgg
 from PIL import Image
 
 from gritvq import Tokenizer
@@ -17,17 +19,7 @@ from gritvq.cli import main
 from gritvq.images import ImageTokenizer
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "images"
-LARGE = {
-    **{
-        f"tokenizer.{part}.{name}": value
-        for part in ("encoder", "decoder")
-        for name, value in {"dim": 8, "width": 8, "num_groups": 4, "hidden_dim": 16, "num_blocks": 1}.items()
-    },
-    "tokenizer.quantizer.dim": 8,
-    "tokenizer.quantizer.codebook_size": 64,
-    "data.num_workers": 0,
-    "plan.devices": 1,
-}
+LARGE = {**TINY, "data.num_workers": 0, "plan.devices": 1}
 SMALL = {
     **{f"tokenizer.{part}.{name}": 8 for part in ("encoder", "decoder") for name in ("dim", "width")},
     "tokenizer.quantizer.dim": 8,
@@ -67,19 +59,6 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def narrow_vgg() -> None:
-    """VGG16 with four channels in each layer, as the real weights lie in their file."""
-    h5py = pytest.importorskip("h5py")
-    generator = np.random.default_rng(0)
-    with h5py.File("vgg.h5", "w") as file:
-        for block, number in enumerate((2, 2, 3, 3, 3), start=1):
-            for layer in range(number):
-                key = f"block{block}/layers/conv2d{f'_{layer}' if layer else ''}/vars"
-                shape = (3, 3, 3 if block == 1 and layer == 0 else 4, 4)
-                file[f"{key}/0"] = generator.normal(size=shape, scale=0.2).astype(np.float32)
-                file[f"{key}/1"] = np.zeros(4, np.float32)
-
-
 def test_every_configuration_is_tried_here_or_with_the_methods() -> None:
     assert {path.stem for path in CONFIGS.iterdir()} == {*SCALED, "flat", "hierarchical", "photographs"}
 
@@ -95,7 +74,7 @@ def test_two_steps(name: str, pictures: Path, capsys: pytest.CaptureFixture[str]
     if name.startswith("vqrae"):
         pytest.importorskip("transformers")
     else:
-        narrow_vgg()
+        make_vgg(4)
     arguments = {
         **SCALED[name],
         **{"data.path": pictures, "data.size": 32, "data.batch_size": 2, "data.num_validation": 2},
