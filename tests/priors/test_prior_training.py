@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -231,3 +232,44 @@ def test_files_of_no_use_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"indices below \(3,\) as in the prior's layout, got up to \[3\]"):
         PriorTask(AutoregressivePrior(TokenLayout((3,), (LENGTH,)), width=8, depth=1, num_heads=1)).check_data(data)
     assert TokenData(labelled, label=None, num_validation=2).num_classes is None
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")  # the compiler's
+def test_a_compiled_training_takes_the_same_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))  # C++ would take a minute
+    data = TokenData(token_file(tmp_path / "t.npz", chains(64, 0)), batch_size=8)
+
+    def run(compiled: bool) -> AutoregressivePrior:
+        torch.manual_seed(3)
+        prior = AutoregressivePrior(TokenLayout((3,), (LENGTH,)), width=8, depth=1, num_heads=1, dropout=0.0)
+        plan = TrainingPlan(max_steps=3, accelerator="cpu", validate_every=0)
+        task = PriorTask(prior, schedule="constant", warmup_steps=0, compile=compiled)
+        frames: list[str] = []
+        prior.transformer.register_forward_hook(lambda *_: frames.append(str(torch.compiler.is_compiling())))
+        train(task, data, plan, folder=None, progress=False)
+        assert ("True" in frames) == compiled
+        return prior.eval()
+
+    plain, compiled = run(False), run(True)
+    for name, value in plain.state_dict().items():
+        torch.testing.assert_close(compiled.state_dict()[name], value, atol=2e-5, rtol=1e-4)
+    assert torch.equal(compiled.sample(4, generator=0), plain.sample(4, generator=0))
+
+
+def test_attention_of_bfloat16_is_in_float32_on_processors(monkeypatch: pytest.MonkeyPatch) -> None:
+    prior = prior_of(AutoregressivePrior, "grid")
+    indices, classes = prior.sample(64, 1, generator=0), torch.ones(64, dtype=torch.int64)
+    seen: list[torch.dtype] = []
+    fused = torch.nn.functional.scaled_dot_product_attention
+
+    def watched(query: Tensor, *rest: Any, **more: Any) -> Tensor:
+        seen.append(query.dtype)
+        return fused(query, *rest, **more)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", watched)
+    exact = prior.log_prob(indices, classes)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = prior.log_prob(indices, classes)
+    assert seen == [torch.float32] * 4  # two layers, twice
+    torch.testing.assert_close(found, exact, atol=0.1, rtol=0.02)
+    assert not torch.equal(found, exact)

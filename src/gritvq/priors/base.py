@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from gritvq.component import Component, check_integer, check_number, eval_mode, from_config
 from gritvq.priors.heads import Head, HeadName, head_for
 from gritvq.priors.sampling import Guidance, Noise, Sampler, Seeds, seeds_of
+from gritvq.priors.transformer import Transformer
 from gritvq.saving import load_weights, read_config, write_folder
 from gritvq.tokens import TokenLayout
 
@@ -46,6 +47,7 @@ class Prior(Component, ABC):
     Attributes:
         fingerprint: Fingerprint of the tokenizer whose tokens the prior was trained on, or None; saved and loaded.
         trained: What a loaded prior says of its training and data, plain values by name.
+        transformer: Its transformer.
         training_progress: Fraction of the training that is done, set by :class:`gritvq.priors.PriorTask`.
 
     Raises:
@@ -54,6 +56,7 @@ class Prior(Component, ABC):
     """
 
     takes_ragged: ClassVar[bool] = False  # whether it learns where the samples of a ragged layout end
+    transformer: Transformer
 
     def __init__(
         self,

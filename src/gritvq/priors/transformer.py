@@ -14,6 +14,25 @@ from gritvq.lazy import optional
 __all__ = ["Transformer", "channel_states", "gpt2"]
 
 
+def _attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **rest: Any) -> Any:
+    """PyTorch's fused attention, of bfloat16 on a processor in float32, where its backward pass is ten times faster."""
+    fused = optional("transformers", "priors").AttentionInterface()["sdpa"]
+    if query.device.type != "cpu" or query.dtype != torch.bfloat16:
+        return fused(module, query, key, value, mask, **rest)
+    mask = mask.float() if mask is not None and mask.is_floating_point() else mask
+    with torch.autocast("cpu", enabled=False):
+        mixed, weights = fused(module, query.float(), key.float(), value.float(), mask, **rest)
+    return mixed.to(query.dtype), weights
+
+
+def _attention_name() -> str:
+    """Make :func:`_attention` known to the package transformers under this name."""
+    transformers = optional("transformers", "priors")
+    transformers.AttentionInterface.register("gritvq", _attention)
+    transformers.AttentionMaskInterface.register("gritvq", transformers.AttentionMaskInterface()["sdpa"])
+    return "gritvq"
+
+
 class Transformer(nn.Module):
     """Llama's: RMSNorm, SwiGLU, rotary positions along the sequence; dropout on inputs and on what each part adds.
 
@@ -48,7 +67,7 @@ class Transformer(nn.Module):
                 bos_token_id=None,
                 eos_token_id=None,
                 use_cache=False,
-                attn_implementation="sdpa",
+                attn_implementation=_attention_name(),
             )
         )
         self.model.embed_tokens.weight.requires_grad_(False)  # inputs are embedded already
