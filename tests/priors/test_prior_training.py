@@ -242,8 +242,8 @@ def test_a_compiled_training_takes_the_same_steps(tmp_path: Path, monkeypatch: p
     def run(compiled: bool) -> AutoregressivePrior:
         torch.manual_seed(3)
         prior = AutoregressivePrior(TokenLayout((3,), (LENGTH,)), width=8, depth=1, num_heads=1, dropout=0.0)
-        plan = TrainingPlan(max_steps=3, accelerator="cpu", validate_every=0)
-        task = PriorTask(prior, schedule="constant", warmup_steps=0, compile=compiled)
+        plan = TrainingPlan(max_steps=3, compile=compiled, accelerator="cpu", validate_every=0)
+        task = PriorTask(prior, schedule="constant", warmup_steps=0)
         frames: list[str] = []
         prior.transformer.register_forward_hook(lambda *_: frames.append(str(torch.compiler.is_compiling())))
         train(task, data, plan, folder=None, progress=False)

@@ -10,6 +10,7 @@ import itertools
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -258,6 +259,11 @@ def test_fewer_losses_than_optimizers() -> None:
 
     with pytest.raises(ValueError, match="expected 2 losses, one per optimizer, got 1"):
         train(Forgetful(critic=True), Data(), PLAN, progress=False)
+
+
+def test_nothing_to_compile() -> None:
+    with pytest.raises(ValueError, match="expected compile false for a Copy, which has no parts to compile"):
+        train(Copy(critic=False), Data(), replace(PLAN, compile=True), progress=False)
 
 
 def test_more_losses_than_optimizers_and_what_follows_the_last() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from lightning import Callback
-from torch import Tensor
+from torch import Tensor, nn
 
 from gritvq.component import check_integer
 from gritvq.priors.base import Prior
@@ -34,8 +34,6 @@ class PriorTask(Task):
         weight_decay: For matrices; vectors and embeddings get none.
         num_elements: Elements of a sample for ``bits_per_element``, such as height x width x channels of an image; its
             tokens if None.
-        compile: Train the transformer through ``torch.compile``: on processors one and a half to two and a half times
-            as fast after a first step of half a minute. Needs a C++ compiler.
 
     Attributes:
         about: What the saved prior is to say of its data, plain values by name.
@@ -54,7 +52,6 @@ class PriorTask(Task):
         betas: tuple[float, float] = (0.9, 0.95),
         weight_decay: float = 0.05,
         num_elements: int | None = None,
-        compile: bool = False,
     ) -> None:
         super().__init__(
             OptimizerSettings(
@@ -64,7 +61,6 @@ class PriorTask(Task):
         self.prior = prior
         self.about: dict[str, Any] = {}
         self.num_elements = None if num_elements is None else check_integer("num_elements", num_elements)
-        self.compiles = compile
 
     def check_data(self, data: TokenData) -> None:
         """Check that the tokens fit the layout of the prior, and that it has as many classes.
@@ -90,6 +86,11 @@ class PriorTask(Task):
                 "the tokens of the prior's own tokenizer"
             )
         self.prior.rows_of(data.batch(0).indices)
+
+    @property
+    def compiled_parts(self) -> list[nn.Module]:
+        """The transformer."""
+        return [self.prior.transformer]
 
     def run_callbacks(self, run: RunFolder | None) -> list[Callback]:
         """No callbacks."""
@@ -124,18 +125,6 @@ class PriorTask(Task):
                 "something else; resume with the tokens of that run, or train anew"
             )
         super().check_checkpoint(checkpoint)
-
-    def on_fit_start(self) -> None:
-        """Compile, where that is wanted."""
-        super().on_fit_start()
-        if self.compiles:
-            self.prior.transformer.compile()
-
-    def on_fit_end(self) -> None:
-        """Compile no more: the cache of sampling changes its shape with each step."""
-        super().on_fit_end()
-        if self.compiles:
-            self.prior.transformer.compile(disable=True)
 
     def losses(self, batch: TokenBatch) -> list[Tensor]:
         """Loss of one batch."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from gritvq.lazy import optional
 
-__all__ = ["Transformer", "channel_states", "gpt2"]
+__all__ = ["Transformer", "attention_implementation", "channel_states", "gpt2"]
 
 
 def _attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **rest: Any) -> Any:
@@ -25,8 +25,8 @@ def _attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mas
     return mixed.to(query.dtype), weights
 
 
-def _attention_name() -> str:
-    """Make :func:`_attention` known to the package transformers under this name."""
+def attention_implementation() -> str:
+    """Make :func:`_attention` known to the package transformers; returns its name there, ``attn_implementation``."""
     transformers = optional("transformers", "priors")
     transformers.AttentionInterface.register("gritvq", _attention)
     transformers.AttentionMaskInterface.register("gritvq", transformers.AttentionMaskInterface()["sdpa"])
@@ -67,7 +67,7 @@ class Transformer(nn.Module):
                 bos_token_id=None,
                 eos_token_id=None,
                 use_cache=False,
-                attn_implementation=_attention_name(),
+                attn_implementation=attention_implementation(),
             )
         )
         self.model.embed_tokens.weight.requires_grad_(False)  # inputs are embedded already
@@ -130,6 +130,7 @@ def gpt2(dim: int, num_layers: int, num_heads: int, hidden_dim: int, dropout: fl
             bos_token_id=None,
             eos_token_id=None,
             use_cache=False,
+            attn_implementation=attention_implementation(),
         )
     )
     model.wte.weight.requires_grad_(False)

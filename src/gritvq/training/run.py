@@ -41,6 +41,8 @@ class TrainingPlan:
         max_steps: Optimizer steps.
         seed: Random seed of everything except the data order, which has its own.
         precision: ``"32-true"``, ``"bf16-mixed"`` or ``"16-mixed"``.
+        compile: Train the :attr:`Task.compiled_parts` of the task through ``torch.compile``, which needs a C++ compiler
+            and half a minute at the first step; worth it from some hundred steps on.
         gradient_clip: Largest gradient norm; 0 for none.
         accumulate: Batches per optimizer step.
         validate_every: Steps between validations; 0 for none during training.
@@ -56,6 +58,7 @@ class TrainingPlan:
     max_steps: int = 2000
     seed: int = 0
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
+    compile: bool = False
     gradient_clip: float = 1.0
     accumulate: int = 1
     validate_every: int = 500
@@ -115,11 +118,16 @@ def train(
         The trainer, after its last step.
 
     Raises:
-        ValueError: If the checkpoint does not exist or does not fit.
+        ValueError: If the checkpoint does not exist or does not fit, or the task has nothing to compile.
         Interrupted: After SIGINT or SIGTERM; a subclass of KeyboardInterrupt. With a folder the last step is saved.
     """
     if resume is not None:
         check_checkpoint(task, plan, resume)
+    compiled = task.compiled_parts if plan.compile else []
+    if plan.compile and not compiled:
+        raise ValueError(
+            f"expected compile false for a {type(task).__name__}, which has no parts to compile, got true; leave it out"
+        )
     run = None if folder is None else RunFolder(folder)
     interruption = Interruption(None if run is None else run.last_checkpoint)
     called: list[Callback] = [Listener(interruption), *task.run_callbacks(run), *callbacks, RandomState()]
@@ -165,6 +173,8 @@ def train(
         enable_model_summary=False,
     )
     finished = False
+    for part in compiled:
+        part.compile()
     try:
         trainer.fit(
             task, datamodule=DataModule(data), ckpt_path=None if resume is None else str(resume), weights_only=True
@@ -179,6 +189,8 @@ def train(
             trainer.strategy.launcher.kill(signal.SIGKILL)  # the other processes may wait for this one
     finally:
         interruption.close()
+        for part in compiled:
+            part.compile(disable=True)
     last = None if run is None else run.last_checkpoint
     if last is not None and finished:
         trainer.save_checkpoint(last)

@@ -11,7 +11,7 @@ import torch
 from lightning import Callback, LightningModule
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.plugins.precision import MixedPrecision
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from gritvq.component import Component
@@ -140,6 +140,11 @@ class Task(LightningModule, ABC):
     @abstractmethod
     def run_callbacks(self, run: RunFolder | None) -> list[Callback]:
         """Callbacks of the run; ``run`` is None if it writes nothing."""
+
+    @property
+    def compiled_parts(self) -> list[nn.Module]:
+        """Parts of the model that a plan with ``compile`` compiles: none."""
+        return []
 
     @property
     def measures_now(self) -> bool:

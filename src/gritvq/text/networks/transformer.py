@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from gritvq.component import Component, check_integer, check_number
 from gritvq.lazy import optional
+from gritvq.priors.transformer import attention_implementation
 
 __all__ = ["Architecture", "TextTransformer"]
 
@@ -79,7 +80,7 @@ class TextTransformer(Component):
             settings = make(width, depth, num_heads, length, dropout)
         kinds = {"gpt2": ("GPT2Config", "GPT2Model"), "llama": ("LlamaConfig", "LlamaModel")}
         config_class, model_class = (getattr(transformers, name) for name in kinds[architecture])
-        fixed = {"vocab_size": vocab_size, "use_cache": False, "attn_implementation": "sdpa"}
+        fixed = {"vocab_size": vocab_size, "use_cache": False, "attn_implementation": attention_implementation()}
         fixed |= dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
         config = config_class(**{**settings, **fixed})
         self.model: Any = model_class(config)
