@@ -19,7 +19,15 @@ import yaml
 from pyarrow import parquet
 
 from gritvq.cli import main
-from gritvq.items import GenerativeRecommender, ItemTokenizer, SemanticIds, rank_in_list, ranking_metrics
+from gritvq.items import (
+    GenerativeRecommender,
+    ItemTokenizer,
+    MultiViewTokenizer,
+    SemanticIds,
+    collaborative_vectors,
+    rank_in_list,
+    ranking_metrics,
+)
 from gritvq.items.catalogue import embed_texts, read_item_data
 from program import wrong
 from test_catalogue import tiny_encoder
@@ -301,6 +309,24 @@ class TestRecommender:
         other = ["fit", "items", "--config", "small.yaml", "--data.folder", str(shop), "--out", "other"]
         said = wrong([*other, "--init_from", "out/recommender", "--tokenizer.init_args.seed", "5"], capsys)
         assert "expected a recommender of these ids to start from" in said
+
+    def test_ids_of_texts_and_buyers(self, shop: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        Path("small.yaml").write_text(yaml.safe_dump(small(collaborative_dim=4, collaborative_weight=0.5)))
+        assert main(["fit", "items", "--config", "small.yaml", "--data.folder", str(shop), "--out", "out"]) == 0
+        data = read_item_data(str(shop))
+        tokenizer = ItemTokenizer.from_pretrained("out/semantic-ids/tokenizer")
+        assert isinstance(tokenizer, MultiViewTokenizer) and tokenizer.weights == (1.0, 0.5)
+        split, texts = data.interactions.split(), data.catalogue.vectors()
+        both = torch.cat([texts, collaborative_vectors(split.train, split.num_items, 4)], 1)
+        ids = SemanticIds.load("out/semantic-ids/ids")
+        assert torch.equal(ids.codes[:, : len(tokenizer.codebook_sizes)], tokenizer.encode(both))
+        assert not torch.equal(tokenizer.encode(texts), tokenizer.encode(both))
+        np.save("new.npy", texts[:3].numpy())  # of new items nobody knows who buys them
+        assert main(["semantic-ids", "encode", "out/semantic-ids", "--embeddings", "new.npy"]) == 0
+        assert np.array_equal(np.load("codes.npy"), tokenizer.encode(texts[:3]))
+        other = ["fit", "items", "--config", "small.yaml", "--data.folder", str(shop), "--out", "other"]
+        said = wrong([*other, "--collaborative_dim", "999"], capsys)
+        assert "expected at least dim=999 items" in said and not Path("other").exists()
 
     def test_resumes_bitwise(self, recommender: Path) -> None:
         checkpoint = str(recommender / "checkpoints" / "step-6.ckpt")

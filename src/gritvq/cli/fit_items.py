@@ -39,6 +39,16 @@ def arguments(parser: Any) -> None:
         help="folder written by semantic-ids fit, or of ids; if not given, the tokenizer makes them",
     )
     tokenizer_arguments(parser)
+    parser.add_argument(
+        "--collaborative_dim",
+        type=int | None,
+        default=None,
+        help="size of vectors of who had which items, made of training events; the tokenizer reads them beside the "
+        "embeddings",
+    )
+    parser.add_argument(
+        "--collaborative_weight", type=float, default=1.0, help="their weight; that of the embeddings is 1"
+    )
     parser.add_function_arguments(read_item_data, "data")
     parser.add_argument(
         "--k_core", type=int | None, default=None, help="repeatedly remove users and items with fewer events"
@@ -75,13 +85,14 @@ def fit(parser: Any, config: Any, given: Mapping[str, Any]) -> None:
         )
     seed_everything(config.plan.seed)
     items = read_data(config.data.as_dict(), config.k_core)
-    tokenizer = None
+    split, tokenizer = items.interactions.split(), None
     if config.ids is None and place.fresh:
-        tokenizer = parts_of_run(parser, config).tokenizer
-        ids = make_ids(tokenizer, items.catalogue.vectors(), items.catalogue.keys, config.collisions)
+        tokenizer, vectors = _with_views(
+            config, parts_of_run(parser, config).tokenizer, items.catalogue.vectors(), split
+        )
+        ids = make_ids(tokenizer, vectors, items.catalogue.keys, config.collisions)
     else:
         ids = _ids_for(config.ids or str(place.run.semantic_ids), items.interactions.item_keys)
-    split = items.interactions.split()
     popularity = Popularity(split.train, split.num_items).counts
     backbone = class_of(config.backbone.class_path)(ids.codebook_sizes, **arguments_of(config.backbone.init_args))
     settings = arguments_of(config.batches)
@@ -104,6 +115,21 @@ def fit(parser: Any, config: Any, given: Mapping[str, Any]) -> None:
     files = {"recommender": place.run.recommender, "numbers": place.run.metrics, "logs": place.run.logs}
     users = min(config.num_test or len(split.users), len(split.users))
     report(f"test, {users:,} users, whole catalogue", rows, files)
+
+
+def _with_views(config: Any, tokenizer: Any, vectors: Any, split: Any) -> tuple[Any, Any]:
+    """The tokenizer, and what it is fitted to: the embeddings, beside vectors of the training events if wanted."""
+    if config.collaborative_dim is None:
+        return tokenizer, vectors
+    import torch
+
+    from gritvq.items import MultiViewTokenizer, collaborative_vectors
+
+    others = collaborative_vectors(split.train, split.num_items, config.collaborative_dim, seed=config.plan.seed)
+    views = MultiViewTokenizer(
+        tokenizer, (vectors.shape[1], config.collaborative_dim), (1.0, config.collaborative_weight)
+    )
+    return views, torch.cat([vectors, others], 1)
 
 
 def _ids_for(folder: str, items: Sequence[Any]) -> Any:

@@ -11,6 +11,7 @@ from gritvq.lazy import lazy_names
 
 if TYPE_CHECKING:
     from gritvq.items.catalogue import *
+    from gritvq.items.collaborative import *
     from gritvq.items.ids import *
     from gritvq.items.interactions import *
     from gritvq.items.networks import *
@@ -23,6 +24,7 @@ __getattr__, __dir__, __all__ = lazy_names(
     __name__,
     {
         "catalogue": ["Catalogue", "ItemData", "embed_texts", "read_catalogue", "read_interactions", "read_item_data"],
+        "collaborative": ["collaborative_vectors"],
         "ids": ["Policy", "PrefixTrie", "SemanticIds", "TrieLogitsProcessor", "resolve"],
         "interactions": ["Histories", "Interactions", "Split"],
         "networks": ["ItemDecoder", "ItemEncoder"],
@@ -57,6 +59,7 @@ __getattr__, __dir__, __all__ = lazy_names(
             "DiversityLoss",
             "ItemLoss",
             "ItemTokenizer",
+            "MultiViewTokenizer",
             "ProductKMeans",
             "ResidualKMeans",
             "grit_product",

@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from gritvq.component import check_integer
+from gritvq.items.collaborative import neighboring_pairs
 from gritvq.items.interactions import Histories, check_items
 
 __all__ = ["CoOccurrence", "Popularity", "TextCosine"]
@@ -74,11 +75,8 @@ class CoOccurrence:
         # float32 would lose it beside large entries.
         step = 1 / (2 * math.lcm(*range(1, distance + 1)))
         self.prior = counts * (0.5 * step / counts.max().clamp_min(1))
-        owner = torch.arange(len(train)).repeat_interleave(train.lengths)
         places, weights = [], []
-        for d in range(1, distance + 1):
-            pair = owner[d:] == owner[:-d]
-            first, second = train.items[:-d][pair], train.items[d:][pair]
+        for d, first, second in neighboring_pairs(train, distance):
             places += [torch.stack([first, second]), torch.stack([second, first])]
             weights += [torch.full((len(first),), each, dtype=torch.float64) for each in (1 / d, 0.5 / d)]
         (first, second), each = torch.cat(places, 1), torch.cat(weights)

@@ -6,6 +6,7 @@ from gritvq.items.tokenizers.product import ProductKMeans
 from gritvq.items.tokenizers.residual import ResidualKMeans
 from gritvq.items.tokenizers.rqvae import RQVAE
 from gritvq.items.tokenizers.stacks import grit_product, grit_stack, residual_stack
+from gritvq.items.tokenizers.views import MultiViewTokenizer
 
 __all__ = [
     "RQVAE",
@@ -13,6 +14,7 @@ __all__ = [
     "DiversityLoss",
     "ItemLoss",
     "ItemTokenizer",
+    "MultiViewTokenizer",
     "ProductKMeans",
     "ResidualKMeans",
     "grit_product",

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -147,11 +147,11 @@ class ItemTokenizer(Tokenizer):
         if not scale >= 0 or num_draws < 1:
             raise ValueError(f"expected scale >= 0 and num_draws >= 1, got {scale} and {num_draws}; give larger ones")
         found = torch.empty(num_draws, len(x), len(self.codebook_sizes), dtype=torch.int64)
-        total = torch.zeros(2, self.dim, dtype=torch.float64)
+        total = torch.zeros(3, self.dim, dtype=torch.float64)
         for rows in self._chunks(x, batch_size):
-            part = rows.double().cpu()
-            total += torch.stack([part.sum(0), part.square().sum(0)])
-        mean, square = total / max(len(x), 1)
+            part, there = rows.double().cpu().nan_to_num(0.0), rows.cpu().isfinite()
+            total += torch.stack([part.sum(0), part.square().sum(0), there.sum(0)])
+        mean, square = total[:2] / total[2].clamp_min(1)
         deviation = scale * float((square - mean.square()).clamp_min(0).mean().sqrt())
         random = np.random.default_rng(seed)  # its numbers do not depend on the shapes drawn
         with eval_mode(self):
@@ -203,6 +203,10 @@ class ItemTokenizer(Tokenizer):
 
     # --- helpers ------------------------------------------------------------------------------------------------------
 
+    def _usable(self, good: Bool[Tensor, "m D"]) -> Bool[Tensor, " m"]:
+        """Which rows can be encoded, given which of their numbers are finite and not too large."""
+        return good.all(1)
+
     def _device(self) -> torch.device:
         return next((t.device for t in (*self.parameters(), *self.buffers())), torch.device("cpu"))
 
@@ -217,7 +221,7 @@ class ItemTokenizer(Tokenizer):
             rows = part.detach().to(self._device(), torch.float32)
         else:
             rows = torch.from_numpy(np.array(part, dtype=np.float32, order="C")).to(self._device())
-        usable = (rows.abs() <= _LARGEST).all(1)
+        usable = self._usable(rows.abs() <= _LARGEST)
         if not bool(usable.all()):
             row, count = start + int((~usable).nonzero()[0]), int((~usable).sum())
             raise ValueError(
