@@ -35,6 +35,7 @@ __getattr__, __dir__, __all__ = lazy_names(
             "DepthDecoder",
             "EncoderDecoder",
             "GenerativeRecommender",
+            "ItemGraph",
             "ParallelDecoder",
             "ParallelScorer",
             "Popularity",

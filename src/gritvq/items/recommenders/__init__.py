@@ -4,6 +4,7 @@ from gritvq.items.recommenders.backbones import Backbone, DepthDecoder, EncoderD
 from gritvq.items.recommenders.baselines import CoOccurrence, Popularity, TextCosine
 from gritvq.items.recommenders.beam_search import Beams, beam_search, exact_scores
 from gritvq.items.recommenders.generative import GenerativeRecommender
+from gritvq.items.recommenders.graph import ItemGraph
 from gritvq.items.recommenders.parallel import ParallelScorer, RankedItems
 from gritvq.items.recommenders.ranking import (
     rank_in_list,
@@ -22,6 +23,7 @@ __all__ = [
     "DepthDecoder",
     "EncoderDecoder",
     "GenerativeRecommender",
+    "ItemGraph",
     "ParallelDecoder",
     "ParallelScorer",
     "Popularity",

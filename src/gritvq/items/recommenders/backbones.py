@@ -437,6 +437,10 @@ class ParallelDecoder(_ItemDecoder):
         logits = self._logits(self._heads(context.states[:, 0], level, level + 1)[:, 0], level)
         return logits.log_softmax(-1)[:, None].expand(-1, width, -1)
 
+    def tables(self) -> list[Float[Tensor, "K D"]]:
+        """Embeddings of the codes of each channel, for :class:`gritvq.items.ItemGraph`."""
+        return [self.embedding.weight[self.vocabulary.range_of(level)] for level in range(len(self.codebook_sizes))]
+
     def _states(self, codes: Tensor) -> Tensor:
         """See the base class."""
         tokens = self.vocabulary.tokens_of(codes)

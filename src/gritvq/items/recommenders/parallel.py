@@ -137,14 +137,22 @@ class ParallelScorer(nn.Module):
             start += len(sums)
         return RankedItems(torch.where(places >= 0, self.order[places], -1), scores)
 
-    def _sums(self, log_probs: Tensor, codes: Tensor, block: int | None) -> Iterator[Float[Tensor, "m B"]]:
-        """Scores of blocks of items, a row per item."""
+    def check(self, log_probs: Tensor) -> None:
+        """Check the shape of log-probabilities.
+
+        Raises:
+            ValueError: If it is wrong.
+        """
         wanted = sum(self.codebook_sizes)
         if log_probs.ndim != 2 or log_probs.shape[1] != wanted:
             raise ValueError(
                 f"expected log-probabilities (B, {wanted}) of {len(self.codebook_sizes)} channels, got "
                 f"{tuple(log_probs.shape)}; use a model of the ids' codebook sizes"
             )
+
+    def _sums(self, log_probs: Tensor, codes: Tensor, block: int | None) -> Iterator[Float[Tensor, "m B"]]:
+        """Scores of blocks of items, a row per item."""
+        self.check(log_probs)
         table = log_probs.T.contiguous()
         if block is None:
             block = max(1, _BLOCK_ENTRIES // max(1, len(log_probs)))
