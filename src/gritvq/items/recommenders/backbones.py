@@ -7,12 +7,12 @@ per history is in the ``context``.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from gritvq.component import Component, check_number
@@ -186,19 +186,26 @@ class _CausalDecoder(Backbone):
 
     def _logits(self, states: Tensor, level: int) -> Tensor:
         """Logits of a level in float32: products with its embeddings."""
-        return F.linear(states, self.embedding.weight[self.vocabulary.range_of(level)]).float()
+        return self._products(F.linear, states, self.embedding.weight[self.vocabulary.range_of(level)])
 
-    def _item_loss(self, states: Tensor, codes: Tensor, lengths: Tensor) -> Tensor:
-        """Cross-entropy of ids (B, T, Q) given states (B, T, Q, D), a mean over valid items, summed over levels."""
-        valid = torch.arange(codes.shape[1], device=codes.device) < lengths[:, None]
-        targets = codes.masked_fill(~valid[:, :, None], -1)
-        losses = [
-            F.cross_entropy(
-                self._logits(states[:, :, level], level).flatten(0, 1), targets[:, :, level].flatten(), ignore_index=-1
-            )
-            for level in range(codes.shape[2])
-        ]
-        return torch.stack(losses).sum()
+    def _products(self, multiply: Callable[[Tensor, Tensor], Tensor], states: Tensor, codes: Tensor) -> Tensor:
+        """Logits in float32 of states and code embeddings."""
+        return multiply(states, codes).float()
+
+    @staticmethod
+    def _valid(codes: Tensor, lengths: Tensor) -> Bool[Tensor, "B T"]:
+        """Which items are not padding."""
+        return torch.arange(codes.shape[1], device=codes.device) < lengths[:, None]
+
+    def _item_loss(self, states: Float[Tensor, "N Q D"], codes: Int[Tensor, "N Q"]) -> Float[Tensor, ""]:
+        """Cross-entropy of ids, a mean over items, summed over levels; levels of one size are one product."""
+        levels = range(codes.shape[1])
+        if len(set(self.codebook_sizes)) > 1:
+            each = [F.cross_entropy(self._logits(states[:, level], level), codes[:, level]) for level in levels]
+            return torch.stack(each).sum()
+        tables = torch.stack([self.embedding.weight[self.vocabulary.range_of(level)] for level in levels])
+        logits = self._products(lambda a, b: a @ b.transpose(1, 2), states.transpose(0, 1), tables)
+        return F.cross_entropy(logits.flatten(0, 1), codes.T.flatten()) * len(levels)
 
     def _with_start(self, items: Tensor) -> Tensor:
         """BOS and embedded items (B, T + 1, D)."""
@@ -254,7 +261,8 @@ class TokenDecoder(_CausalDecoder):
         """See the base class. Every item of each row is a target."""
         context = self.read(codes, lengths)
         states = self.model(inputs_embeds=self.embedding(context.states[:, :-1])).last_hidden_state
-        return self._item_loss(states.unflatten(1, (-1, codes.shape[2])), codes, lengths)
+        valid = self._valid(codes, lengths)
+        return self._item_loss(states.unflatten(1, (-1, codes.shape[2]))[valid], codes[valid])
 
     def read(self, codes: Int[Tensor, "B T Q"], lengths: Int[Tensor, " B"]) -> Context:
         """See the base class. States are BOS and the history's tokens (B, T Q + 1), read by :meth:`log_probs`."""
@@ -346,9 +354,9 @@ class DepthDecoder(_ItemDecoder):
 
     def loss(self, codes: Int[Tensor, "B T Q"], lengths: Int[Tensor, " B"]) -> Float[Tensor, ""]:
         """See the base class. Every item of each row is a target."""
-        states = self._states(codes)[:, :-1].flatten(0, 1)
-        written = self._write(states, codes[:, :, :-1].flatten(0, 1))
-        return self._item_loss(written.unflatten(0, codes.shape[:2]), codes, lengths)
+        valid = self._valid(codes, lengths)
+        states, codes = self._states(codes)[:, :-1][valid], codes[valid]
+        return self._item_loss(self._write(states, codes[:, :-1]), codes)
 
     def log_probs(self, context: Context, prefixes: Int[Tensor, "B W l"]) -> Float[Tensor, "B W K"]:
         """See the base class."""
@@ -428,8 +436,9 @@ class ParallelDecoder(_ItemDecoder):
 
     def loss(self, codes: Int[Tensor, "B T Q"], lengths: Int[Tensor, " B"]) -> Float[Tensor, ""]:
         """See the base class. Every item of each row is a target."""
-        channels = len(self.codebook_sizes)
-        return self._item_loss(self._heads(self._states(codes)[:, :-1], 0, channels), codes, lengths) / channels
+        channels, valid = len(self.codebook_sizes), self._valid(codes, lengths)
+        states = self._heads(self._states(codes)[:, :-1][valid], 0, channels)
+        return self._item_loss(states, codes[valid]) / channels
 
     def log_probs(self, context: Context, prefixes: Int[Tensor, "B W l"]) -> Float[Tensor, "B W K"]:
         """See the base class. The indices of the prefixes are not read."""
@@ -453,7 +462,6 @@ class ParallelDecoder(_ItemDecoder):
         turned = F.linear(states, self.heads.weight[rows], self.heads.bias[rows])
         return states[..., None, :] + F.silu(turned).unflatten(-1, (-1, self.dim))
 
-    def _logits(self, states: Tensor, level: int) -> Tensor:
-        """Cosines with a channel's code embeddings over the temperature, in float32."""
-        codes = self.embedding.weight[self.vocabulary.range_of(level)]
-        return F.linear(F.normalize(states, dim=-1), F.normalize(codes, dim=-1)).float() / self.temperature
+    def _products(self, multiply: Callable[[Tensor, Tensor], Tensor], states: Tensor, codes: Tensor) -> Tensor:
+        """Cosines over the temperature."""
+        return multiply(F.normalize(states, dim=-1), F.normalize(codes, dim=-1)).float() / self.temperature
