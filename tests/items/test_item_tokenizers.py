@@ -63,11 +63,11 @@ def blobs(count: int = 600, dim: int = DIM, groups: int = 40, seed: int = 0) -> 
     return 2 + rows + 0.3 * torch.randn(count, dim, generator=generator)
 
 
-def rqvae(quantizer: Quantizer | None = None, **changes: Any) -> RQVAE:
+def rqvae(quantizer: Quantizer | None = None, skip: bool = False, **changes: Any) -> RQVAE:
     torch.manual_seed(0)
     if quantizer is None:
         quantizer = residual_stack(lambda: grit_vq(4, SIZE, initialization="kmeans", revival_interval=5))
-    sizes: dict[str, Any] = {"input_dim": DIM, "dim": quantizer.input_dim, "hidden": (32, 16)}
+    sizes: dict[str, Any] = {"input_dim": DIM, "dim": quantizer.input_dim, "hidden": (32, 16), "skip": skip}
     plan = {"steps": 100, "batch_size": 128, "lr": 3e-3, **changes}
     return RQVAE(quantizer, encoder=ItemEncoder(**sizes), decoder=ItemDecoder(**sizes), **plan)
 
@@ -86,6 +86,7 @@ TOKENIZERS: dict[str, Callable[[], ItemTokenizer]] = {
     "rqvae-stochastic": lambda: rqvae(rsq_vae(4, SIZE, num_levels=2, initial_variance=0.01), steps=200),
     "rqvae-mixture": lambda: rqvae(residual_stack(lambda: gm_vq(4, SIZE), 2), steps=200),
     "rqvae-fsq": lambda: rqvae(FSQ([5, 5, 5])),
+    "rqvae-skip": lambda: rqvae(skip=True),
     "rqvae-product": lambda: rqvae(grit_product(8, SIZE, num_parts=4)),
 }
 _fitted: dict[str, ItemTokenizer] = {}
@@ -103,6 +104,43 @@ def of_kind(name: str) -> ItemTokenizer:
     if name not in _fitted:
         _fitted[name] = TOKENIZERS[name]().fit(blobs())
     return _fitted[name]
+
+
+class TestStartAtPrincipalAxes:
+    def error_after_a_step_of_nothing(self, dim: int, x: Tensor) -> float:
+        sizes: dict[str, Any] = {"input_dim": DIM, "dim": dim, "hidden": (16,), "skip": True}
+        quantizer = residual_stack(lambda: grit_vq(dim, SIZE, initialization="kmeans"), 2)
+        networks = ItemEncoder(**sizes), ItemDecoder(**sizes)
+        tokenizer = RQVAE(quantizer, encoder=networks[0], decoder=networks[1], steps=2, lr=1e-12).fit(x)
+        return float((tokenizer.decode(tokenizer.encode(x)) - x).square().sum() / (x - x.mean(0)).square().sum())
+
+    def test_with_all_of_them_it_is_residual_kmeans(self) -> None:
+        x = blobs()
+        errors = []
+        for seed in range(6):  # k-means ends at one of many optima
+            kmeans = ResidualKMeans(SIZE, 2, seed=seed).fit(x)
+            rest = (kmeans.decode(kmeans.encode(x)) - x).square().sum() / (x - x.mean(0)).square().sum()
+            errors.append(float(rest))
+        assert min(errors) * 0.97 < self.error_after_a_step_of_nothing(DIM, x) < max(errors) * 1.03
+
+    def test_with_some_of_them_the_rest_is_lost(self) -> None:
+        x = blobs() * torch.linspace(0.2, 3, DIM)
+        values = np.linalg.eigvalsh(np.cov(x.numpy().T))
+        lost = values[:-3].sum() / values.sum()
+        torch.manual_seed(0)
+        sizes: dict[str, Any] = {"input_dim": DIM, "dim": 3, "hidden": (16,), "skip": True}
+        encoder, decoder = ItemEncoder(**sizes), ItemDecoder(**sizes)
+        tokenizer = RQVAE(vq_vae(3, 4), encoder=encoder, decoder=decoder, steps=2, lr=1e-12).fit(x)
+        latents = tokenizer.encoder(x)
+        torch.testing.assert_close(latents.square().mean(), torch.tensor(1.0), rtol=1e-4, atol=0)
+        found = (tokenizer.decoder(latents) - x).square().sum() / (x - x.mean(0)).square().sum()
+        assert float(found) == pytest.approx(lost, rel=1e-3)
+
+    def test_bad_sizes(self) -> None:
+        with pytest.raises(ValueError, match="expected latents of one size up to 12 for networks with skip, got 16"):
+            self.error_after_a_step_of_nothing(16, blobs())
+        with pytest.raises(ValueError, match=r"got \(3, 12\) for one without skip; set skip"):
+            ItemEncoder(DIM, 3).start_linear(torch.zeros(3, DIM))
 
 
 class TestEveryKind:

@@ -19,13 +19,16 @@ _ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "silu": nn.SiLU}
 
 
 class _Scaled(Component):
-    """A shift and a scale of the embeddings, saved with the weights."""
+    """A shift and a scale of the embeddings, saved with the weights, and a linear map beside the layers if wanted."""
 
     shift: Tensor
     scale: Tensor
+    layers: nn.Sequential
 
-    def __init__(self, input_dim: int) -> None:
+    def __init__(self, input_dim: int, dim: int) -> None:
         super().__init__()
+        self.input_dim, self.dim = input_dim, dim
+        self.skip: nn.Linear | None = None
         self.register_buffer("shift", torch.zeros(input_dim))
         self.register_buffer("scale", torch.ones(input_dim))
 
@@ -43,6 +46,31 @@ class _Scaled(Component):
         self.shift.copy_(shift)
         self.scale.copy_(scale)
 
+    def _build(self, sizes: Sequence[int], activation: str, skip: bool) -> None:
+        """Make the layers, and the linear map if ``skip``."""
+        self.layers = _mlp(sizes, activation)
+        if skip:
+            self.skip = nn.Linear(sizes[0], sizes[-1], bias=False)
+
+    @torch.no_grad()
+    def start_linear(self, weight: Float[Tensor, "o i"]) -> None:
+        """Set the linear map, and the last of the layers to zero, so that the output is that of the map.
+
+        Raises:
+            ValueError: If there is no such map, or the shape is wrong.
+        """
+        if self.skip is None or weight.shape != self.skip.weight.shape:
+            wanted = "one without skip" if self.skip is None else f"one of {tuple(self.skip.weight.shape)}"
+            raise ValueError(
+                f"expected a matrix that fits the network, got {tuple(weight.shape)} for {wanted}; set skip"
+            )
+        self.skip.weight.copy_(weight)
+        for parameter in self.layers[-1].parameters():
+            parameter.zero_()
+
+    def _mapped(self, x: Tensor) -> Tensor:
+        return self.layers(x) if self.skip is None else self.skip(x) + self.layers(x)
+
 
 class ItemEncoder(_Scaled):
     """Maps item embeddings to latents: ``mlp((x - shift) / scale)``.
@@ -52,6 +80,8 @@ class ItemEncoder(_Scaled):
         dim: Size d of a latent.
         hidden: Widths of the hidden layers.
         activation: Between the layers, ``"relu"`` or ``"silu"``.
+        skip: Whether to add a linear map to the layers. :class:`gritvq.items.RQVAE` starts it at the principal axes of
+            the embeddings and the layers at zero, so that training starts from principal component analysis.
 
     Raises:
         ValueError: If a size is not positive or the activation is unknown.
@@ -66,11 +96,16 @@ class ItemEncoder(_Scaled):
     """
 
     def __init__(
-        self, input_dim: int, dim: int = 32, *, hidden: Sequence[int] = (512, 256, 128), activation: Activation = "relu"
+        self,
+        input_dim: int,
+        dim: int = 32,
+        *,
+        hidden: Sequence[int] = (512, 256, 128),
+        activation: Activation = "relu",
+        skip: bool = False,
     ) -> None:
-        super().__init__(input_dim)
-        self.input_dim, self.dim = input_dim, dim
-        self.layers = _mlp([input_dim, *hidden, dim], activation)
+        super().__init__(input_dim, dim)
+        self._build([input_dim, *hidden, dim], activation, skip)
 
     def forward(self, x: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch d"]:
         """Latents of embeddings.
@@ -79,7 +114,7 @@ class ItemEncoder(_Scaled):
             ValueError: If the last axis or the type is wrong.
         """
         _check(x, self.input_dim)
-        return self.layers((x - self.shift) / self.scale)
+        return self._mapped((x - self.shift) / self.scale)
 
 
 class ItemDecoder(_Scaled):
@@ -90,6 +125,8 @@ class ItemDecoder(_Scaled):
         dim: Size d of a latent.
         hidden: Widths of the encoder's hidden layers, in the encoder's order.
         activation: Between the layers, ``"relu"`` or ``"silu"``.
+        skip: Whether to add a linear map to the layers. :class:`gritvq.items.RQVAE` starts it at the principal axes of
+            the embeddings and the layers at zero, so that training starts from principal component analysis.
 
     Raises:
         ValueError: If a size is not positive or the activation is unknown.
@@ -100,11 +137,16 @@ class ItemDecoder(_Scaled):
     """
 
     def __init__(
-        self, input_dim: int, dim: int = 32, *, hidden: Sequence[int] = (512, 256, 128), activation: Activation = "relu"
+        self,
+        input_dim: int,
+        dim: int = 32,
+        *,
+        hidden: Sequence[int] = (512, 256, 128),
+        activation: Activation = "relu",
+        skip: bool = False,
     ) -> None:
-        super().__init__(input_dim)
-        self.input_dim, self.dim = input_dim, dim
-        self.layers = _mlp([dim, *reversed(hidden), input_dim], activation)
+        super().__init__(input_dim, dim)
+        self._build([dim, *reversed(hidden), input_dim], activation, skip)
 
     def forward(self, z: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch D"]:
         """Embeddings of latents, in the original scale.
@@ -113,7 +155,7 @@ class ItemDecoder(_Scaled):
             ValueError: If the last axis or the type is wrong.
         """
         _check(z, self.dim)
-        return self.shift + self.scale * self.layers(z)
+        return self.shift + self.scale * self._mapped(z)
 
 
 def _mlp(sizes: Sequence[int], activation: str) -> nn.Sequential:

@@ -12,9 +12,13 @@ from torch import Tensor, nn
 
 from gritvq.component import Component, from_config, packages_of, to_config
 from gritvq.items.tokenizers.base import ItemTokenizer, tracked
+from gritvq.items.tokenizers.kmeans import kmeans
 from gritvq.items.tokenizers.losses import ItemLoss
 from gritvq.items.tokenizers.search import CodeTable
 from gritvq.quantizers.base import Quantizer, QuantizerOutput, check_quantizer
+from gritvq.quantizers.canonical import canonical_eigh
+from gritvq.quantizers.structures import ProductQuantizer, ResidualQuantizer
+from gritvq.quantizers.vector_quantizer import VectorQuantizer
 from gritvq.training.optimizer import OptimizerSettings, take_steps
 
 __all__ = ["RQVAE"]
@@ -30,9 +34,10 @@ class RQVAE(ItemTokenizer):
 
     Embeddings are centered and divided by their overall standard deviation, which are saved with the weights. For the
     first ``plain_share`` of the steps only encoder and decoder are trained, with a loss that keeps the latents' mean
-    square at 1. Then the codebook is initialized from the latents, and everything is trained together with AdamW and a
-    cosine schedule. The loss is ``mean squared error / variance + quantizer's losses + others``. For quantizers of a
-    variational bound (``objective`` ``"arelbo"`` or ``"albo"``) it is ``1/2 log`` of that error, or the error, per
+    square at 1. Then the codebook is initialized from the latents; tables that start at k-means get the k-means of
+    :class:`gritvq.items.ResidualKMeans`, which runs until it converges. Then everything is trained together with AdamW
+    and a cosine schedule. The loss is ``mean squared error / variance + quantizer's losses + others``. For quantizers
+    of a variational bound (``objective`` ``"arelbo"`` or ``"albo"``) it is ``1/2 log`` of that error, or the error, per
     component, plus their losses divided by D. Start these with the latents' variance, ``gm_vq(..., variance=1.0)`` or
     ``rsq_vae(..., initial_variance=1.0)``; with much smaller ones they collapse.
 
@@ -146,6 +151,8 @@ class RQVAE(ItemTokenizer):
             raise ValueError("expected embeddings that differ, got equal ones; check how they were made")
         for part in (self.encoder, self.decoder):
             part.standardize(shift, variance.sqrt().expand_as(shift))  # type: ignore[operator]
+        if getattr(self.encoder, "skip", None) is not None and getattr(self.decoder, "skip", None) is not None:
+            self._start_at_axes((x - shift) / variance.sqrt())
         networks = [*self.encoder.parameters(), *self.decoder.parameters()]
         groups = [{"params": networks}, *self.quantizer.parameter_groups(self.lr)]
         settings = OptimizerSettings(
@@ -160,6 +167,20 @@ class RQVAE(ItemTokenizer):
                 self.quantizer.update_codebook(optimizer)
         if not all(bool(torch.isfinite(parameter).all()) for parameter in self.parameters()):
             raise ValueError(f"expected finite weights after training, got NaN or infinity; lower lr={self.lr:g}")
+
+    @torch.no_grad()
+    def _start_at_axes(self, x: Tensor) -> None:
+        """Latents are principal components, scaled alike to a mean square of 1; the decoder turns them back."""
+        dim: int = self.encoder.dim  # type: ignore[assignment]
+        if self.decoder.dim != dim or dim > x.shape[1]:
+            raise ValueError(
+                f"expected latents of one size up to {x.shape[1]} for networks with skip, got {dim} and "
+                f"{self.decoder.dim}; change dim, or leave skip out"
+            )
+        values, axes = canonical_eigh(x.double().T @ x.double() / len(x))
+        factor = (dim / values[:dim].sum()).sqrt()
+        self.encoder.start_linear((factor * axes[:, :dim].T).to(x))  # type: ignore[operator]
+        self.decoder.start_linear((axes[:, :dim] / factor).to(x))  # type: ignore[operator]
 
     def _step_losses(self, x: Tensor, variance: Tensor, num_plain: int, progress: bool) -> Iterator[Tensor]:
         """The loss of each step; the codebook is initialized before the first step that quantizes."""
@@ -182,6 +203,7 @@ class RQVAE(ItemTokenizer):
     def _initialize(self, x: Tensor, generator: torch.Generator) -> None:
         latents = torch.cat([self.encoder(rows) for rows in x[:65536].split(8192)])
         self.quantizer.initialize_codebook(latents, generator)
+        _cluster(self.quantizer, latents, generator)
 
     def _loss(self, rows: Tensor, items: Tensor, variance: Tensor, plain: bool) -> Tensor:
         latents = self.encoder(rows)
@@ -231,6 +253,22 @@ class RQVAE(ItemTokenizer):
         for own, table in zip(codes[:, :-1].unbind(1), tables, strict=False):
             rest = rest - table[own]
         return rest, tables[-1]
+
+
+def _cluster(quantizer: Quantizer, rows: Tensor, generator: torch.Generator) -> None:
+    """Where codes start at k-means, run it to its end: a few hundred codes can afford what thousands cannot."""
+    if isinstance(quantizer, ResidualQuantizer):
+        for level in cast("list[Quantizer]", list(quantizer.quantizers)):
+            _cluster(level, rows, generator)
+            rows = rows - level.decode(level.encode(rows))
+    elif isinstance(quantizer, ProductQuantizer) and quantizer.split == "channels":
+        for part, own in zip(quantizer.quantizers, rows.split(quantizer.dims, 1), strict=True):
+            _cluster(cast(Quantizer, part), own.contiguous(), generator)
+    elif isinstance(quantizer, VectorQuantizer) and quantizer.level_tables() is not None:
+        book = quantizer.codebook
+        if book.initialization == "kmeans" and book.writes is not None and len(rows) > book.codebook_size:
+            found = kmeans(rows, book.codebook_size, generator).codes
+            book.write(torch.arange(book.codebook_size, device=rows.device), found)
 
 
 def _residual_codes(latents: Tensor, tables: Sequence[CodeTable]) -> tuple[Int[Tensor, "n L"], Bool[Tensor, " n"]]:
