@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from gritvq.items.catalogue import *
     from gritvq.items.ids import *
     from gritvq.items.interactions import *
+    from gritvq.items.layouts import *
     from gritvq.items.networks import *
     from gritvq.items.recommenders import *
     from gritvq.items.sequences import *
@@ -25,6 +26,7 @@ __getattr__, __dir__, __all__ = lazy_names(
         "catalogue": ["Catalogue", "ItemData", "embed_texts", "read_catalogue", "read_interactions", "read_item_data"],
         "ids": ["Policy", "PrefixTrie", "SemanticIds", "TrieLogitsProcessor", "resolve"],
         "interactions": ["Histories", "Interactions", "Split"],
+        "layouts": ["convert_item_data"],
         "networks": ["ItemDecoder", "ItemEncoder"],
         "recommenders": [
             "Backbone",
