@@ -129,7 +129,8 @@ def _record(text: str) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> list[str]:
-    """Texts in a nested list, without character references."""
-    if isinstance(value, list | tuple):
-        return list(itertools.chain.from_iterable(map(_plain, value)))
-    return [text] if value is not None and (text := clean(html.unescape(str(value)))) else []
+    """Texts and numbers in a list or a list of lists, without character references."""
+    lists = value if isinstance(value, list | tuple) else [value]
+    cells = itertools.chain.from_iterable(each if isinstance(each, list | tuple) else [each] for each in lists)
+    found = (clean(html.unescape(str(cell))) for cell in cells if isinstance(cell, str | int | float))
+    return [text for text in found if text]
