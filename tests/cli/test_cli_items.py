@@ -225,6 +225,9 @@ class TestLayouts:
         before, after = read_item_data(download), read_item_data("shop")
         assert before.catalogue == after.catalogue
         assert torch.equal(before.interactions.histories.items, after.interactions.histories.items)
+        told = ["--data", "shop", "--text_model", str(tiny_encoder(Path.cwd())), "--out", "ids", *KMEANS]
+        assert main(["semantic-ids", "fit", *told]) == 0
+        assert SemanticIds.load("ids/ids").fingerprint["fields"] == "item_text"
         again = ["semantic-ids", "convert", str(download / "ratings.dat"), "--out", "shop"]
         assert "--overwrite true" in wrong(again, capsys)
         assert main([*again, "--overwrite", "true", "--items", "movies.dat"]) == 0

@@ -40,6 +40,7 @@ def write_recbole(folder: Path, events: Sequence[Event], items: Sequence[int]) -
     header = ["item_id:token\trating:float\tuser_id:token\ttimestamp:float"]
     lines(folder / "x.inter", header + [f"i{i}\t{rating}\tu{u}\t{time}" for u, i, time, rating in events])
     header = ["item_id:token\ttitle:token_seq\tgenre:token_seq"]
+    lines(folder / "x.user", ["user_id:token\tage:float", "u1\t7"])
     lines(folder / "x.item", header + [f"i{i}\tThing {i}\tA B" for i in items])
 
 
@@ -101,16 +102,20 @@ def write_latest(folder: Path, events: Sequence[Event], items: Sequence[int]) ->
         folder / "ratings.csv", [("userId", "movieId", "rating", "timestamp"), *((u, i, r, t) for u, i, t, r in events)]
     )
     table(folder / "movies.csv", [("movieId", "title", "genres"), *((i, f"Thing {i}", "A|B") for i in items)])
-    table(folder / "tags.csv", [("userId", "movieId", "tag", "timestamp"), (1, 2, "dull", 3)])  # no events
-    (folder / "tags.csv").rename(folder / "notes.txt")
+    table(folder / "tags.csv", [("userId", "movieId", "tag", "timestamp"), (1, 2, "dull", 3)])
+    table(folder / "links.csv", [("movieId", "imdbId", "tmdbId"), (1, "0114709", 862)])
+    table(folder / "genome-scores.csv", [("movieId", "tagId", "relevance"), (1, 1, 0.5)])
 
 
 def write_1m(folder: Path, events: Sequence[Event], items: Sequence[int]) -> None:
+    lines(folder / "users.dat", ["1::F::1::10::48067"])
     lines(folder / "ratings.dat", [f"{u}::{i}::{rating}::{time}" for u, i, time, rating in events])
     lines(folder / "movies.dat", [f"{i}::Thing {i}::A|B" for i in items])
 
 
 def write_100k(folder: Path, events: Sequence[Event], items: Sequence[int]) -> None:
+    lines(folder / "u.user", ["1|24|M|technician|85711"])
+    lines(folder / "u1.base", ["1\t2\t3\t4"])
     lines(folder / "u.data", [f"{u}\t{i}\t{rating}\t{time}" for u, i, time, rating in events])
     flags = "|".join("1" if place in (1, 2) else "0" for place in range(19))
     lines(folder / "u.item", [f"{i}|Thing {i}|01-Jan-1995||http://x/?{i}|{flags}" for i in items])
@@ -169,7 +174,7 @@ class TestEveryLayout:
             events = next(
                 path
                 for path in sorted(tmp_path.iterdir())
-                if not path.name.startswith(("meta_", "movies", "item_", "notes")) and path.suffix != ".item"
+                if path.name.startswith(("reviews", "ratings", "X", "x.", "u.")) and path.suffix != ".item"
             )
             one = read_item_data(events)
             assert one.interactions.histories.items.tolist() == got.interactions.histories.items.tolist()
@@ -296,6 +301,15 @@ class TestAmazon:
         written = pq.read_table(tmp_path / "interactions.parquet")
         assert written["timestamp"].to_pylist() == [1588687728923]  # milliseconds, as they are
 
+    def test_cells_that_are_no_texts(self, tmp_path: Path) -> None:
+        deep: Any = "x"
+        for _ in range(500):
+            deep = [deep]
+        item = {"parent_asin": "a", "title": {"x": 1}, "store": ["Acme", None, 7], "categories": [deep, ["A", {}], "B"]}
+        lines(tmp_path / "meta_X.jsonl", [json.dumps(item), json.dumps({"asin": "b", "title": "\ud800"})])
+        got = read_catalogue(tmp_path / "meta_X.jsonl")
+        assert got.columns["title"] == ["", "?"] and got.columns["item_text"] == ["Acme 7; A, B", "?"]
+
     def test_parts_of_2023(self, tmp_path: Path) -> None:
         header = "user_id,parent_asin,rating,timestamp"
         for part, item, time in (("train", "a", 1), ("valid", "b", 2), ("test", "c", 3)):
@@ -390,7 +404,7 @@ class TestRecBole:
 
     def test_titles(self, tmp_path: Path) -> None:
         """As RecBole's own ml-100k, and as its Amazon sets."""
-        header = "item_id:token\tmovie_title:token_seq\trelease_year:token\tclass:token_seq"
+        header = "movie_id:token\tmovie_title:token_seq\trelease_year:token\tclass:token_seq"
         lines(tmp_path / "m.item", [header, "1\tToy Story\t1995\tAnimation Children's Comedy", "2\t\t\t"])
         got = read_catalogue(tmp_path / "m.item")
         assert got.columns["title"] == ["Toy Story", ""] and got.columns["release_year"] == ["1995", None]

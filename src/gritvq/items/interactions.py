@@ -14,7 +14,7 @@ from torch import Tensor
 
 from gritvq.component import check_integer
 
-__all__ = ["Histories", "Interactions", "Key", "Split", "check_items", "check_split", "rows_of_keys", "unique_keys"]
+__all__ = ["Histories", "Interactions", "Key", "Split", "check_items", "check_split"]
 
 Key = int | str
 _logger = logging.getLogger(__name__)

@@ -4,16 +4,14 @@ Files are read line by line into the columns of our own layout: ``user``, ``item
 ``item``, ``title``, ``item_text`` and others of items. :func:`gritvq.items.read_item_data` and the other readers use
 this package for what is neither Parquet nor a CSV file with the columns that they ask for.
 
-=================  ====================================  ===============================================
-layout             events                                items
-=================  ====================================  ===============================================
-RecBole            ``X.inter``                           ``X.item``
-Amazon 2014, 2018  ``reviews_X_5.json``, ``X_5.json``    ``meta_X.json``: Python literals (2014) or JSON
-Amazon 2023        ``X.jsonl``, ``X.csv``                ``meta_X.jsonl``
-MovieLens latest   ``ratings.csv``                       ``movies.csv``
-MovieLens 1M, 10M  ``ratings.dat``                       ``movies.dat``
-MovieLens 100K     ``u.data``                            ``u.item``
-=================  ====================================  ===============================================
+Files of events, and of items:
+
+- RecBole: ``X.inter``, ``X.item``.
+- Amazon 2014 and 2018: ``reviews_X_5.json`` or ``X_5.json``, ``meta_X.json`` (JSON; of 2014 literals of Python).
+- Amazon 2023: ``X.jsonl`` or ``X.csv``, ``meta_X.jsonl``.
+- MovieLens latest, 25M, 32M: ``ratings.csv``, ``movies.csv``.
+- MovieLens 1M, 10M: ``ratings.dat``, ``movies.dat``.
+- MovieLens 100K: ``u.data``, ``u.item``.
 
 All may be compressed (``.gz``). Parts of a data set for training, validation and test (``X.train.inter`` and the like,
 ``X.train.csv`` and the like) are joined.

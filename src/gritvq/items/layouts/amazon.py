@@ -27,7 +27,7 @@ __all__ = ["CSV_FIELDS", "csv_events", "events", "items"]
 # User, item, time and rating of a review.
 CSV_FIELDS = ("user_id", "parent_asin", "timestamp", "rating")  # 2023, JSON too
 _FIELDS = ("reviewerID", "asin", "unixReviewTime", "overall")  # 2014 and 2018
-_ASIN_FIRST = re.compile(r"""\{u?['"]asin['"]: ?u?['"](\w+)['"]""")
+_ASIN_FIRST = re.compile(r"\{u?'asin': u?'(\w+)'")  # as all lines of 2014 begin
 _JSON = re.compile(r'\{\s*["}]')  # Python writes {'
 
 

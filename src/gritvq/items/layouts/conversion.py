@@ -19,9 +19,9 @@ def convert_item_data(
 ) -> dict[str, int]:
     r"""Writes item data in a public layout as ``interactions.parquet`` and ``items.parquet``.
 
-    :func:`gritvq.items.read_item_data` reads the same from both. Parquet files are read many times faster, any tool can
-    filter them, and the folder is the place for ``item_embeddings.npy``. Events are written while they are read, with
-    their ratings; only keys of users and items, and the metadata of items with events, are held in memory.
+    :func:`gritvq.items.read_item_data` reads the same from both. Parquet files are read several times faster, any tool
+    can filter them, and the folder is the place for ``item_embeddings.npy``. Events are written while they are read,
+    with their ratings; only keys of users and items, and the metadata of items with events, are held in memory.
 
     Args:
         source: Folder with one data set, or the file of events in it.

@@ -55,7 +55,7 @@ def has_events(path: Path, columns: Collection[str] = ()) -> bool:
     name = bare_name(path)
     if name.endswith(".csv"):
         header = set(csv_header(path))
-        own = bool(columns) and header.issuperset(columns)
+        own = "tag" in header or (bool(columns) and header.issuperset(columns))  # MovieLens has tags, too
         return not own and any(header.issuperset(each.CSV_FIELDS[:2]) for each in (amazon, movielens))
     return name in _BESIDE or name.endswith((".inter", ".json", ".jsonl"))
 
