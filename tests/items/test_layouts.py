@@ -167,9 +167,7 @@ class TestEveryLayout:
         said = GENRES.get(layout, "A, B")
         assert got.catalogue.texts(("item_text",)) == [f"{thing[key]}; {said}" for key in got.catalogue.keys]
         assert "metadata" not in caplog.text
-        np.save(tmp_path / "item_embeddings.npy", np.eye(3, dtype=np.float16))
-        assert read_item_data(tmp_path).catalogue.vectors().tolist() == np.eye(3).tolist()
-        assert read_catalogue(tmp_path).keys == got.catalogue.keys
+        assert read_catalogue(tmp_path) == got.catalogue
         if layout != "recbole parts":
             events = next(
                 path
@@ -179,8 +177,11 @@ class TestEveryLayout:
             one = read_item_data(events)
             assert one.interactions.histories.items.tolist() == got.interactions.histories.items.tolist()
             assert one.catalogue.columns == got.catalogue.columns
+            assert read_catalogue(events) == one.catalogue
             alone = read_interactions(events, item_keys=got.catalogue.keys)
             assert alone.histories.items.tolist() == got.interactions.histories.items.tolist()
+        np.save(tmp_path / "item_embeddings.npy", np.eye(3, dtype=np.float16))
+        assert read_item_data(tmp_path).catalogue.vectors().tolist() == np.eye(3).tolist()
 
     def test_converted_data_are_the_same(self, layout: str, tmp_path: Path) -> None:
         source, out = tmp_path / "source", tmp_path / "out"
@@ -632,8 +633,9 @@ class TestBadFiles:
 
     def test_reviews_in_the_place_of_items(self, tmp_path: Path) -> None:
         lines(tmp_path / "X_5.json.gz", GOOD["X_5.json.gz"])
+        assert read_catalogue(tmp_path / "X_5.json.gz").keys == ("x",)  # the items of the set
         with pytest.raises(ValueError, match=r"expected an item in line 1 .* got a review"):
-            read_catalogue(tmp_path / "X_5.json.gz")
+            read_item_data(tmp_path, items="X_5.json.gz")
 
     def test_repeated_events_are_dropped_and_noted(self, tmp_path: Path) -> None:
         lines(tmp_path / "u.data", ["1\t2\t3\t4", "1\t3\t3\t4", "1\t2\t5\t4"])

@@ -21,7 +21,16 @@ from torch import Tensor
 
 from gritvq.files import check_footer, regular_file
 from gritvq.items.interactions import Histories, Interactions, Key, Split, check_split, rows_of_keys, unique_keys
-from gritvq.items.layouts import event_batches, has_events, has_items, items_table, layout_files, own_table, text_of
+from gritvq.items.layouts import (
+    event_batches,
+    has_events,
+    has_items,
+    holds_reviews,
+    items_table,
+    layout_files,
+    own_table,
+    text_of,
+)
 from gritvq.lazy import optional
 
 __all__ = [
@@ -222,7 +231,7 @@ def read_catalogue(path: str | Path, *, item: str = "item", embeddings: str | Pa
         if (own := own_table(path, "items")) is None:
             return read_item_data(path, item=item, embeddings=embeddings).catalogue
         path = own
-    if has_items(path, (item,)):
+    if has_items(path, (item,)) and not holds_reviews(path):
         return _catalogue(items_table(path), path, item, embeddings)
     if has_events(path, (item,)):
         return read_item_data(path, item=item, embeddings=embeddings).catalogue
@@ -376,13 +385,9 @@ def _ranked(table: Any, name: str, path: Path) -> tuple[np.ndarray[Any, Any], np
     column = _plain_column(table, name, path)
     if not pyarrow.types.is_string(column.type):
         return column.to_numpy(), None
-    column = pyarrow.chunked_array(column.chunks, column.type).dictionary_encode().combine_chunks()
-    column = column if isinstance(column, pyarrow.Array) else column.chunk(0)
-    names = column.dictionary.to_numpy(zero_copy_only=False).astype(str)
-    order = np.argsort(names, kind="stable")
-    rank = np.empty(len(names), dtype=np.int64)
-    rank[order] = np.arange(len(names))
-    return rank[column.indices.to_numpy()], names[order]
+    encoded = column.dictionary_encode().combine_chunks()
+    names, rank = np.unique(encoded.dictionary.to_numpy(zero_copy_only=False).astype(str), return_inverse=True)
+    return rank[encoded.indices.to_numpy()], names
 
 
 def _read_events(paths: Sequence[Path]) -> Any:

@@ -19,6 +19,7 @@ All may be compressed (``.gz``). Parts of a data set for training, validation an
 
 from __future__ import annotations
 
+from gritvq.items.layouts.amazon import holds_reviews
 from gritvq.items.layouts.conversion import convert_item_data
 from gritvq.items.layouts.files import LayoutFiles, find_layout, has_events, has_items, layout_files, own_table
 from gritvq.items.layouts.lines import text_of
@@ -31,6 +32,7 @@ __all__ = [
     "find_layout",
     "has_events",
     "has_items",
+    "holds_reviews",
     "items_table",
     "layout_files",
     "own_table",

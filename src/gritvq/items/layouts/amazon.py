@@ -15,20 +15,34 @@ import itertools
 import json
 import re
 import warnings
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from gritvq.items.layouts.lines import Fault, Items, Rows, clean, csv_rows, event, joined, key, parsed, shown, texts
 from gritvq.lazy import optional
 
-__all__ = ["CSV_FIELDS", "csv_events", "events", "items"]
+__all__ = ["CSV_FIELDS", "csv_events", "events", "holds_reviews", "items"]
 
 # User, item, time and rating of a review.
 CSV_FIELDS = ("user_id", "parent_asin", "timestamp", "rating")  # 2023, JSON too
 _FIELDS = ("reviewerID", "asin", "unixReviewTime", "overall")  # 2014 and 2018
 _ASIN_FIRST = re.compile(r"\{u?'asin': u?'(\w+)'")  # as all lines of 2014 begin
 _JSON = re.compile(r'\{\s*["}]')  # Python writes {'
+
+
+def holds_reviews(path: Path) -> bool:
+    """Whether a JSON file is one of reviews, by its first line."""
+    if not path.name.lower().removesuffix(".gz").endswith((".json", ".jsonl")):
+        return False
+    try:
+        return _is_review(_record(next((text for _, text in texts(path)), "")))
+    except (Fault, OSError, ValueError):
+        return False
+
+
+def _is_review(record: Mapping[str, Any]) -> bool:
+    return bool(record.get("reviewerID") or record.get("user_id"))
 
 
 def events(path: Path) -> Rows:
@@ -88,7 +102,7 @@ def items(path: Path, wanted: Collection[Any] | None = None) -> Items:
         if wanted is not None and (found := _ASIN_FIRST.match(line)) and found[1] not in wanted:
             return None  # literals of Python take long to read
         record = _record(line)
-        if record.get("reviewerID") or record.get("user_id"):
+        if _is_review(record):
             raise Fault("an item", "a review, which belongs to a file of events")
         name = "parent_asin" if "parent_asin" in record else "asin"
         if record.get(name) is None:
