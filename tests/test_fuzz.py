@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import io
 import json
@@ -29,10 +30,11 @@ from gritvq.cli.fit_images import spread
 from gritvq.cli.output import arguments_of
 from gritvq.images import ImageDecoder, ImageEncoder, ImageTokenizer, TokenizerTask
 from gritvq.items import DepthDecoder, GenerativeRecommender, ItemTokenizer, ResidualKMeans, SemanticIds
-from gritvq.items.catalogue import read_catalogue, read_interactions
+from gritvq.items.catalogue import read_catalogue, read_interactions, read_item_data
 from gritvq.tokens import TokenRow, read_tokens, write_tokens
 from gritvq.training import TrainingPlan
 from gritvq.training.run import check_checkpoint
+from test_layouts import WRITERS
 
 PATIENCE = 30  # seconds after which a reader hangs
 TRIALS = 40  # per reader in the suite; `make soak` takes a minute each
@@ -90,6 +92,19 @@ def read_vectors(folder: Path) -> object:
 def read_texts(path: Path) -> object:
     catalogue = read_catalogue(path)
     return catalogue.texts(tuple(catalogue.columns)) if catalogue.columns else None
+
+
+def make_layout(name: str) -> Callable[[Path], None]:
+    def make(folder: Path) -> None:
+        WRITERS[name](folder, [(i % 3, i, 9 - i, 4.0) for i in range(9)], range(9))
+        for path in folder.glob("*.gz"):  # so that damage goes further than the checksum
+            path.write_bytes(gzip.decompress(path.read_bytes()))
+
+    return make
+
+
+def read_layout(folder: Path) -> object:
+    return read_item_data(folder).catalogue.texts(("item_text",))
 
 
 def a_task() -> TokenizerTask:
@@ -172,6 +187,7 @@ READERS: dict[str, tuple[Callable[[Path], object], Callable[[Path], object]]] = 
     "catalogue parquet": (make_table("parquet"), lambda folder: read_texts(folder / "a.parquet")),
     "events csv": (make_table("csv"), lambda folder: read_interactions(folder / "a.csv")),
     "events parquet": (make_table("parquet"), lambda folder: read_interactions(folder / "a.parquet")),
+    **{name: (make_layout(name), read_layout) for name in WRITERS},
     "checkpoint": (make_checkpoint, read_checkpoint),
     "vectors npy": (make_vectors, read_vectors),
     "fit yaml": (make_configurations("image/*", "methods/*"), read_configurations("fit", "images")),

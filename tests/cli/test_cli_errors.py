@@ -114,6 +114,7 @@ OTHERS = {
     "semantic-ids encode": ("nowhere", "--embeddings", "nowhere"),
     "semantic-ids report": ("nowhere",),
     "semantic-ids add": ("nowhere", "--data", "nowhere"),
+    "semantic-ids convert": ("nowhere", "--out", "nowhere"),
     "completion": ("nothing",),
 }
 

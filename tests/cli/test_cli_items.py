@@ -191,6 +191,74 @@ class TestSemanticIds:
         assert SemanticIds.load("out/ids").codebook_sizes[:2] == (8, 8)
 
 
+class TestLayouts:
+    """Data as it is downloaded."""
+
+    @pytest.fixture()
+    def download(self) -> Path:
+        """Users of MovieLens 1M who go from a movie to the next but one."""
+        folder = Path("ml-1m")
+        folder.mkdir()
+        parts = (("Red", "Blue", "Soap"), ("with", "a", "long", "name"), ("Red", "Blue", "Soap", "Name", "Long"))
+        titles = [" ".join(words) for words in itertools.product(*parts)]
+        movies = [f"{number}::{title} ☺ (1995)::Comedy|Drama" for number, title in enumerate(titles[:50], 1)]
+        (folder / "movies.dat").write_text("\n".join(movies), encoding="utf-8")
+        events = [f"{u}::{1 + (u + 2 * p) % 60}::5::{p}" for u in range(NUM_USERS) for p in range(6)]
+        (folder / "ratings.dat").write_text("\n".join(events))
+        (folder / "users.dat").write_text("1::F::1::10::48067\n")
+        return folder
+
+    def test_ids_and_a_recommender_of_a_download(self, download: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        model = str(tiny_encoder(Path.cwd()))
+        told = ["semantic-ids", "fit", "--data", str(download), "--text_model", model, "--out", "ids", *KMEANS]
+        assert main(told) == 0
+        ids = SemanticIds.load("ids/ids")
+        data = read_item_data(download)
+        assert ids.items == data.catalogue.keys == tuple(range(1, 61)) and ids.fingerprint["fields"] == "item_text"
+        texts = data.catalogue.texts(("item_text",))
+        assert texts[0] == "Red with Red ☺ (1995); Comedy, Drama" and texts[59] == "60"  # without metadata
+        expected = ItemTokenizer.from_pretrained("ids/tokenizer").encode(embed_texts(texts, model))
+        assert torch.equal(ids.codes[:, :2], expected)
+        Path("small.yaml").write_text(yaml.safe_dump(small()))
+        told = ["fit", "--config", "small.yaml", "--data.folder", str(download), "--ids", "ids", "--out", "run"]
+        assert main(told) == 0
+        capsys.readouterr()
+        assert main(["recommend", "run", "--user", "7", "--k", "3"]) == 0
+        assert "(1995)" in capsys.readouterr().out
+
+    def test_conversion(self, download: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        assert main(["semantic-ids", "convert", str(download), "--out", "shop"]) == 0
+        said = capsys.readouterr().out
+        assert "300" in said and "shop/interactions.parquet" in said
+        before, after = read_item_data(download), read_item_data("shop")
+        assert before.catalogue == after.catalogue
+        assert torch.equal(before.interactions.histories.items, after.interactions.histories.items)
+        told = ["--data", "shop", "--text_model", str(tiny_encoder(Path.cwd())), "--out", "ids", *KMEANS]
+        assert main(["semantic-ids", "fit", *told]) == 0
+        assert SemanticIds.load("ids/ids").fingerprint["fields"] == "item_text"
+        again = ["semantic-ids", "convert", str(download / "ratings.dat"), "--out", "shop"]
+        assert "--overwrite true" in wrong(again, capsys)
+        assert main([*again, "--overwrite", "true", "--items", "movies.dat"]) == 0
+
+    def test_wrong_data(self, download: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        with (download / "ratings.dat").open("a") as file:
+            file.write("\n1::2::3")
+        jobs = (
+            ["semantic-ids", "convert", str(download), "--out", "out"],
+            ["semantic-ids", "fit", "--data", str(download), "--text_model", "none", "--out", "out"],
+            ["fit", "items", "--data.folder", str(download), "--out", "out"],
+        )
+        for job in jobs:
+            said = wrong(job, capsys)
+            assert "line 301 of" in said and "got 3 in '1::2::3'; correct or remove the line" in said
+        (download / "u.data").write_text("1\t2\t3\t4\n")
+        for job in jobs:
+            assert "one data set in 'ml-1m', got ratings.dat, u.data; name one file" in wrong(job, capsys).replace(
+                str(download.resolve()), "ml-1m"
+            )
+        assert not Path("out").exists()
+
+
 class TestRecommender:
     def test_fit_makes_ids_trains_and_tests(self, recommender: Path) -> None:
         numbers = json.loads((recommender / "metrics.json").read_text())

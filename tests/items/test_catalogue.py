@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import logging
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -262,6 +263,26 @@ class TestFiles:
             tmp_path, interactions="loans.parquet", items="books.csv", user="who", item="isbn", order="day"
         )
         assert got.interactions.histories[0].tolist() == [1, 0]
+
+    @given(st.lists(st.tuples(st.text(max_size=2), st.text(max_size=2), st.integers(0, 3)), min_size=1, max_size=30))
+    @settings(deadline=None, max_examples=50)
+    def test_any_strings_are_keys(self, rows: list[tuple[str, str, int]]) -> None:
+        """As events that never were in a file."""
+        rows = [(user.rstrip("\0"), item.rstrip("\0"), time) for user, item, time in rows]  # as numpy keeps them
+        catalogue = list(dict.fromkeys([*(row[1] for row in rows[::-1]), "another"]))
+        columns = dict(zip(("user", "item", "timestamp"), map(list, zip(*rows, strict=True)), strict=True))
+        for item_keys in (None, catalogue):
+            with tempfile.TemporaryDirectory() as folder:
+                got = read_interactions(write(Path(folder) / "a.parquet", columns), item_keys=item_keys)
+            expected = events(rows, item_keys=item_keys)
+            assert (got.user_keys, got.item_keys, got.notes) == (expected.user_keys, expected.item_keys, expected.notes)
+            assert torch.equal(got.histories.items, expected.histories.items)
+            assert torch.equal(got.histories.offsets, expected.histories.offsets)
+
+    def test_no_rows(self, tmp_path: Path) -> None:
+        columns = {name: pa.array([], pa.string()) for name in ("user", "item")}
+        with pytest.raises(ValueError, match="at least one event, got none"):
+            read_interactions(write(tmp_path / "a.parquet", columns))
 
     def test_dates_and_dictionaries(self, tmp_path: Path) -> None:
         days = pa.array([3, 1], type=pa.int32()).cast(pa.date32())

@@ -121,6 +121,8 @@ def _keys(given: Sequence[int | str], known: Sequence[Any]) -> list[Any]:
 
 
 def _shown(items: Any, column: str) -> dict[Any, str]:
+    from gritvq.items.layouts import text_of
+
     if items is None:
         return {}
     columns = items.catalogue.columns
@@ -128,4 +130,4 @@ def _shown(items: Any, column: str) -> dict[Any, str]:
         if column == "title":  # the default
             return {}
         raise ValueError(f"expected a column of {', '.join(columns) or 'none'}, got {column!r}; choose one")
-    return {key: str(text)[:60] for key, text in zip(items.catalogue.keys, columns[column], strict=True)}
+    return {key: text_of(text)[:60] for key, text in zip(items.catalogue.keys, columns[column], strict=True)}

@@ -46,7 +46,8 @@ def _catalogue_arguments(parser: Any, required: bool = True) -> None:
         "--data",
         type=str if required else str | None,
         required=required,
-        help="catalogue: a .parquet or .csv file, or a folder with items.parquet or items.csv",
+        help="catalogue: a .parquet or .csv file, a folder with items.parquet or items.csv, or a data set of RecBole, "
+        "Amazon reviews or MovieLens as it is downloaded",
     )
     parser.add_argument("--item", type=str, default="item", help="column of the items' keys")
     parser.add_argument(
@@ -61,7 +62,12 @@ def _catalogue_arguments(parser: Any, required: bool = True) -> None:
         default=None,
         help="compute embeddings with this sentence-transformers model",
     )
-    parser.add_argument("--fields", type=list[str], default=["title"], help="columns that make up an item's text")
+    parser.add_argument(
+        "--fields",
+        type=list[str] | None,
+        default=None,
+        help="columns that make up an item's text; item_text if there is such a column, else title, if not given",
+    )
 
 
 def _read(config: Any) -> Any:
@@ -70,14 +76,16 @@ def _read(config: Any) -> Any:
 
     path = Path(config.data).expanduser()
     folder = path if path.is_dir() else path.parent
-    if path.is_dir():
-        found = [path / name for name in ("items.parquet", "items.csv") if (path / name).is_file()]
-        if not found:
-            raise ValueError(f"expected items.parquet or items.csv in {path}, got neither; name the file")
-        path = found[0]
     vectors = Path(config.embeddings) if config.embeddings else folder / "item_embeddings.npy"
     given = config.text_model is None and (config.embeddings is not None or vectors.is_file())
     return read_catalogue(path, item=config.item, embeddings=vectors if given else None)
+
+
+def _fields(catalogue: Any, config: Any) -> list[str]:
+    """Columns that make up an item's text."""
+    if config.fields is not None:
+        return list(config.fields)
+    return ["item_text" if "item_text" in catalogue.columns else "title"]
 
 
 def _vectors(catalogue: Any, config: Any) -> Any:
@@ -85,7 +93,7 @@ def _vectors(catalogue: Any, config: Any) -> Any:
     from gritvq.items.catalogue import embed_texts
 
     if config.text_model is not None:
-        return embed_texts(catalogue.texts(config.fields), config.text_model, progress=True)
+        return embed_texts(catalogue.texts(_fields(catalogue, config)), config.text_model, progress=True)
     if catalogue.embeddings is None:
         raise ValueError(
             "expected item embeddings, got none; give their file with --embeddings, or a model that computes them from "
@@ -189,7 +197,7 @@ def _fit(config: Any, parts: Callable[[], Any]) -> None:
     categories = _categories(catalogue, config.categories)
     tokenizer = parts().tokenizer
     vectors = _vectors(catalogue, config)
-    ids = make_ids(tokenizer, vectors, catalogue.keys, config.collisions, _encoder(config, vectors))
+    ids = make_ids(tokenizer, vectors, catalogue.keys, config.collisions, _encoder(catalogue, config, vectors))
     run = RunFolder(config.out)
     with replacing_files(run.path) as scratch:  # keeps an old run if the disk is full
         write_ids(scratch, tokenizer, ids)
@@ -225,16 +233,16 @@ def _given(vectors: Any) -> dict[str, str]:
     return {"encoder": f"given embeddings of {vectors.shape[1]} components"}
 
 
-def _encoder(config: Any, vectors: Any) -> dict[str, str]:
+def _encoder(catalogue: Any, config: Any, vectors: Any) -> dict[str, str]:
     """Origin of the vectors, which must be the same for all items with ids."""
     if config.text_model is None:
         return _given(vectors)
-    return {"encoder": config.text_model, "fields": ", ".join(config.fields)}
+    return {"encoder": config.text_model, "fields": ", ".join(_fields(catalogue, config))}
 
 
-def _check_encoder(config: Any, vectors: Any, ids: Any) -> None:
+def _check_encoder(catalogue: Any, config: Any, vectors: Any, ids: Any) -> None:
     """Raises a ValueError if the vectors have another origin than those of the ids."""
-    made, found = ids.fingerprint, _encoder(config, vectors)
+    made, found = ids.fingerprint, _encoder(catalogue, config, vectors)
     differing = [name for name, value in found.items() if made.get(name, value) != value]
     if differing:
         raise ValueError(
@@ -312,7 +320,7 @@ def _report(config: Any, parts: Callable[[], Any]) -> None:
         if catalogue.embeddings is not None or config.text_model:
             vectors = _vectors(catalogue, config)
             if tokenizer is not None:
-                _check_encoder(config, vectors, ids)
+                _check_encoder(catalogue, config, vectors, ids)
     elif config.categories is not None:
         raise ValueError("expected --data with the column of categories, got none; give the catalogue")
     _judge(ids, categories, vectors, tokenizer, Path(config.out or (run.path if tokenizer else "runs/report")))
@@ -354,7 +362,7 @@ def _add(config: Any, parts: Callable[[], Any]) -> None:
     if new:
         catalogue = catalogue.select(torch.tensor(new))
         vectors = _vectors(catalogue, config)
-        _check_encoder(config, vectors, ids)
+        _check_encoder(catalogue, config, vectors, ids)
         grown = ids.add(
             tokenizer.encode(vectors, progress=True),
             catalogue.keys,
@@ -368,6 +376,27 @@ def _add(config: Any, parts: Callable[[], Any]) -> None:
         rows.append(("codes per level, grown", ", ".join(str(size) for size in grown.codebook_sizes)))
     report("added", rows, {})
     list_files({"ids": out})
+
+
+def _convert_arguments(parser: Any) -> None:
+    parser.add_argument("data", type=str, help="folder with a data set of RecBole, Amazon reviews or MovieLens")
+    parser.add_argument(
+        "--interactions", type=str | None, default=None, help="file of events in the folder, if it holds several"
+    )
+    parser.add_argument("--items", type=str | None, default=None, help="file of metadata in the folder")
+    parser.add_argument("--out", type=str, required=True, help="folder for interactions.parquet and items.parquet")
+    overwrite_argument(parser)
+
+
+def _convert(config: Any, parts: Callable[[], Any]) -> None:
+    """Write a downloaded data set as interactions.parquet and items.parquet."""
+    from gritvq.items.layouts import convert_item_data
+
+    out, names = Path(config.out), ["interactions.parquet", "items.parquet"]
+    check_places(out, names, config.overwrite)
+    numbers = convert_item_data(config.data, out, interactions=config.interactions, items=config["items"])
+    rows = [(name, f"{count:,}") for name, count in numbers.items()]
+    report("converted", rows, {Path(name).stem: out / name for name in names})
 
 
 def _tokenizer(config: Any) -> Any:
@@ -387,4 +416,5 @@ JOBS: dict[str, tuple[Callable[[Any], None], Callable[[Any, Callable[[], Any]], 
     "encode": (_encode_arguments, _encode),
     "report": (_report_arguments, _report),
     "add": (_add_arguments, _add),
+    "convert": (_convert_arguments, _convert),
 }

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from gritvq.items.collaborative import *
     from gritvq.items.ids import *
     from gritvq.items.interactions import *
+    from gritvq.items.layouts import *
     from gritvq.items.networks import *
     from gritvq.items.recommenders import *
     from gritvq.items.sequences import *
@@ -27,6 +28,7 @@ __getattr__, __dir__, __all__ = lazy_names(
         "collaborative": ["collaborative_vectors"],
         "ids": ["Policy", "PrefixTrie", "SemanticIds", "TrieLogitsProcessor", "resolve"],
         "interactions": ["Histories", "Interactions", "Split"],
+        "layouts": ["convert_item_data"],
         "networks": ["ItemDecoder", "ItemEncoder"],
         "recommenders": [
             "Backbone",

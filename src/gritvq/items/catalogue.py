@@ -1,7 +1,8 @@
-"""Reading catalogues and interactions from Parquet or CSV, and embedding item texts. Needs the extra ``items``.
+"""Reading catalogues and interactions, and embedding item texts. Needs the extra ``items``.
 
-:func:`read_item_data` reads a folder with ``interactions.parquet``, ``items.parquet`` and ``item_embeddings.npy``. Text
-encoders never see interactions, so item embeddings cannot leak targets.
+:func:`read_item_data` reads a folder with ``interactions.parquet``, ``items.parquet`` and ``item_embeddings.npy``, or
+one in a public layout: RecBole, Amazon reviews, MovieLens; see :mod:`gritvq.items.layouts`. Text encoders never see
+interactions, so item embeddings cannot leak targets.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import csv
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,17 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from gritvq.files import check_footer, regular_file
-from gritvq.items.interactions import Histories, Interactions, Key, Split, check_split, unique_keys
+from gritvq.items.interactions import Histories, Interactions, Key, Split, check_split, rows_of_keys, unique_keys
+from gritvq.items.layouts import (
+    event_batches,
+    has_events,
+    has_items,
+    holds_reviews,
+    items_table,
+    layout_files,
+    own_table,
+    text_of,
+)
 from gritvq.lazy import optional
 
 __all__ = [
@@ -39,7 +50,6 @@ __all__ = [
 
 _logger = logging.getLogger(__name__)
 _ORDER = ("timestamp", "position")  # default columns to order events by, most important first
-_SUFFIXES = (".parquet", ".csv")
 _BLOCK = 65536  # embeddings checked at a time
 
 
@@ -120,10 +130,11 @@ class Catalogue:
             if name not in self.columns:
                 raise ValueError(f"expected a column of {', '.join(self.columns) or 'none'}, got {name!r}; choose one.")
         texts = [
-            "; ".join(filter(None, parts)) for parts in zip(*(map(_text, self.columns[f]) for f in fields), strict=True)
+            "; ".join(filter(None, parts))
+            for parts in zip(*(map(text_of, self.columns[f]) for f in fields), strict=True)
         ]
         if fallback:
-            texts = [text or _text(other) for text, other in zip(texts, self.columns[fallback], strict=True)]
+            texts = [text or text_of(other) for text, other in zip(texts, self.columns[fallback], strict=True)]
         empty = [key for key, text in zip(self.keys, texts, strict=True) if not text]
         if empty:
             raise ValueError(
@@ -169,13 +180,14 @@ def read_interactions(
     order: str | Sequence[str] | None = None,
     item_keys: Sequence[Key] | None = None,
 ) -> Interactions:
-    """Reads events from a Parquet or CSV file, one row per event, in any order.
+    """Reads events from a Parquet or CSV file, one row per event, in any order; or from a file in a public layout.
 
     Keys in a CSV file are integers if all of them are written as Python writes integers, else strings: ``007`` stays
     ``"007"``. Item keys are strings if ``item_keys`` are. Only the columns of ``order`` are read as numbers or dates.
 
     Args:
-        path: The file; ``.csv`` is read as CSV with a header, everything else as Parquet.
+        path: The file; ``.csv`` is read as CSV with a header, files of RecBole, Amazon reviews and MovieLens as they
+            are, with the columns ``user``, ``item``, ``timestamp``, ``rating``; everything else as Parquet.
         user: Column of the user key, integers or strings.
         item: Column of the item key, integers or strings.
         order: Columns to sort each user's events by, most important first. None uses ``timestamp`` and ``position`` if
@@ -188,42 +200,42 @@ def read_interactions(
     Raises:
         ValueError: If the file is missing or damaged, lacks a column, or its events are unusable.
     """
+    path = Path(path).expanduser()
     text = item_keys is not None and len(item_keys) > 0 and isinstance(item_keys[0], str)
     columns = (order,) if isinstance(order, str) else order
-    table = _read_table(Path(path), {user: False, item: text}, _ORDER if columns is None else columns)
-    if columns is None:
-        columns = [name for name in _ORDER if name in table.column_names]
-    times = tuple(_column(table, name, path).to_numpy() for name in columns)
-    return Interactions.from_events(
-        _values(table, user, path), _values(table, item, path), times or None, item_keys=item_keys
-    )
+    if has_events(path, (user, item)):
+        table = _read_events([path])
+    else:
+        table = _read_table(path, {user: False, item: text}, _ORDER if columns is None else columns)
+    return _interactions(table, path, user, item, columns, item_keys)
 
 
 def read_catalogue(path: str | Path, *, item: str = "item", embeddings: str | Path | None = None) -> Catalogue:
-    """Reads a catalogue from a Parquet or CSV file, one row per item, and its embeddings.
+    """Reads a catalogue from a Parquet or CSV file, one row per item, or in a public layout; and its embeddings.
 
     Keys in a CSV file are read as by :func:`read_interactions`. All other cells are read as strings, also if they look
     like numbers, dates or booleans; an empty cell is the empty string. Columns without a name are skipped.
 
     Args:
-        path: The file; ``.csv`` is read as CSV with a header, everything else as Parquet.
+        path: The file; ``.csv`` is read as CSV with a header, metadata of RecBole, Amazon reviews and MovieLens as it
+            is, with all items in the order of the file; everything else as Parquet. Of a folder or a file of events the
+            catalogue of :func:`read_item_data`, which needs no events if there is ``items.parquet`` or ``items.csv``.
         item: Column of the item key, unique integers or strings.
         embeddings: A ``.npy`` file (n, D), memory-mapped; row i belongs to row i of the catalogue.
 
     Raises:
         ValueError: If a file is missing or damaged, a column is missing, keys repeat, or lengths differ.
     """
-    table = _read_table(Path(path), {item: False})
-    keys = unique_keys(_values(table, item, path))
-    columns = {name: _named(table, name, path).to_pylist() for name in table.column_names if name and name != item}
-    vectors = None if embeddings is None else open_vectors(Path(embeddings))
-    if vectors is not None and len(vectors) != len(keys):
-        raise ValueError(
-            f"expected {len(keys)} vectors in {str(embeddings)!r}, one for each item of {str(path)!r}, got "
-            f"{len(vectors)}; the file is of another catalogue: give vectors of all items of this one in its order "
-            "(--embeddings), or a text model that makes them (--text_model)."
-        )
-    return Catalogue(tuple(keys.tolist()), columns, vectors)
+    path = Path(path).expanduser()
+    if path.is_dir():
+        if (own := own_table(path, "items")) is None:
+            return read_item_data(path, item=item, embeddings=embeddings).catalogue
+        path = own
+    if has_items(path, (item,)) and not holds_reviews(path):
+        return _catalogue(items_table(path), path, item, embeddings)
+    if has_events(path, (item,)):
+        return read_item_data(path, item=item, embeddings=embeddings).catalogue
+    return _catalogue(_read_table(path, {item: False}), path, item, embeddings)
 
 
 def read_item_data(
@@ -236,12 +248,23 @@ def read_item_data(
     item: str = "item",
     order: str | Sequence[str] | None = None,
 ) -> ItemData:
-    """Reads a folder with events, items and optionally item embeddings.
+    """Reads a folder with events, items and optionally item embeddings, in our own or a public layout.
+
+    A folder with ``interactions`` or ``items`` as Parquet or CSV is in our own layout: every event must be about an
+    item of the catalogue, and items may be without events.
+
+    Otherwise files of RecBole (``X.inter``, ``X.item``), Amazon reviews (2014, 2018, 2023, with ``meta_X``) or
+    MovieLens are read as they are downloaded; :mod:`gritvq.items.layouts` lists them. Then the catalogue has the items
+    with events, sorted by key. Other metadata is left out, and an item without metadata stays, with empty columns. The
+    column ``item_text`` holds title, brand, and categories or genres, or else the key.
+    :func:`gritvq.items.convert_item_data` writes such data in our own layout.
 
     Args:
-        folder: The folder.
-        interactions: Path of the events in the folder; None finds ``interactions.parquet`` or ``interactions.csv``.
-        items: Path of the catalogue in the folder; None finds ``items.parquet`` or ``items.csv``.
+        folder: The folder, or the file of events in it.
+        interactions: Path of the events in the folder; None finds ``interactions.parquet``, ``interactions.csv`` or the
+            events of the one data set in a public layout.
+        items: Path of the catalogue in the folder; None finds ``items.parquet``, ``items.csv`` or the metadata that
+            belongs to the events.
         embeddings: Path of the item vectors in the folder; None uses ``item_embeddings.npy`` if it exists.
         user: Column of the user key in the events.
         item: Column of the item key in both files.
@@ -251,11 +274,20 @@ def read_item_data(
         Interactions and catalogue, not filtered; see :meth:`ItemData.k_core`.
 
     Raises:
-        ValueError: If a file is missing or unusable, or an event has an item that is not in the catalogue.
+        ValueError: If a file is missing or unusable, the folder holds several data sets in public layouts, or, in our
+            own layout, an event has an item that is not in the catalogue.
     """
     folder = Path(folder).expanduser()
+    if interactions is None and folder.is_file():
+        folder, interactions = folder.parent, folder.name
     vectors = folder / (embeddings or "item_embeddings.npy")
     found = vectors if embeddings is not None or vectors.is_file() else None
+    files = layout_files(folder, interactions, items, (user, item))
+    if files is not None:
+        columns = (order,) if isinstance(order, str) else order
+        events = _interactions(_read_events(files.events), files.events[0], user, item, columns)
+        table = items_table(files.items, events.item_keys)
+        return ItemData(events, _catalogue(table, files.items or files.events[0], "item", found))
     catalogue = read_catalogue(_find(folder, items, "items"), item=item, embeddings=found)
     path = _find(folder, interactions, "interactions")
     events = read_interactions(path, user=user, item=item, order=order, item_keys=catalogue.keys)
@@ -311,19 +343,67 @@ def embed_texts(
     return result[torch.tensor([place[text] for text in texts])]
 
 
-def _text(value: Any) -> str:
-    if isinstance(value, list | tuple):
-        return ", ".join(filter(None, map(_text, value)))
-    return "" if value is None or value != value else str(value).strip()  # NaN differs from itself
+def _catalogue(table: Any, path: Path, item: str, embeddings: str | Path | None) -> Catalogue:
+    keys = unique_keys(_plain_column(table, item, path).to_numpy())
+    columns = {name: _named(table, name, path).to_pylist() for name in table.column_names if name and name != item}
+    vectors = None if embeddings is None else open_vectors(Path(embeddings))
+    if vectors is not None and len(vectors) != len(keys):
+        raise ValueError(
+            f"expected {len(keys)} vectors in {str(embeddings)!r}, one for each item of {str(path)!r}, got "
+            f"{len(vectors)}; the file is of another catalogue: give vectors of all items of this one in its order "
+            "(--embeddings), or a text model that makes them (--text_model)."
+        )
+    return Catalogue(tuple(keys.tolist()), columns, vectors)
+
+
+def _interactions(
+    table: Any, path: Path, user: str, item: str, order: Sequence[str] | None, item_keys: Sequence[Key] | None = None
+) -> Interactions:
+    """Keys that are strings take part as their ranks, which are smaller and sorted faster."""
+    order = [name for name in _ORDER if name in table.column_names] if order is None else order
+    times = tuple(_column(table, name, path).to_numpy() for name in order) or None
+    users, user_names = _ranked(table, user, path)
+    items, item_names = _ranked(table, item, path)
+    if item_keys is None or item_names is None:
+        found = Interactions.from_events(users, items, times, item_keys=item_keys)
+        keys = found.item_keys if item_names is None else tuple(item_names.tolist())
+    else:
+        known = unique_keys(item_keys)
+        rank = np.empty(len(known), dtype=np.int64)
+        rank[np.argsort(known, kind="stable")] = np.arange(len(known))
+        places = rank[rows_of_keys(known, item_names)]
+        found = Interactions.from_events(users, places[items], times, item_keys=rank.tolist())
+        keys = tuple(known.tolist())
+    return replace(
+        found, user_keys=found.user_keys if user_names is None else tuple(user_names.tolist()), item_keys=keys
+    )
+
+
+def _ranked(table: Any, name: str, path: Path) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any] | None]:
+    """Ranks of a column's strings among the different ones, and these; values of other types as they are, and None."""
+    pyarrow = optional("pyarrow", "items")
+    column = _plain_column(table, name, path)
+    if not pyarrow.types.is_string(column.type):
+        return column.to_numpy(), None
+    encoded = column.dictionary_encode().combine_chunks()
+    names, rank = np.unique(encoded.dictionary.to_numpy(zero_copy_only=False).astype(str), return_inverse=True)
+    return rank[encoded.indices.to_numpy()], names
+
+
+def _read_events(paths: Sequence[Path]) -> Any:
+    return optional("pyarrow", "items").Table.from_batches(event_batches(paths))
 
 
 def _find(folder: Path, name: str | Path | None, stem: str) -> Path:
     if name is not None:
         return folder / name
-    for suffix in _SUFFIXES:
-        if (folder / f"{stem}{suffix}").is_file():
-            return folder / f"{stem}{suffix}"
-    raise ValueError(f"expected {stem}.parquet or {stem}.csv in {str(folder)!r}, got neither; name the file.")
+    found = own_table(folder, stem)
+    if found is None:
+        raise ValueError(
+            f"expected {stem}.parquet or {stem}.csv in {str(folder)!r}, or item data of RecBole, Amazon reviews or "
+            "MovieLens, got neither; name the file."
+        )
+    return found
 
 
 def open_vectors(path: Path) -> np.ndarray[Any, Any]:
@@ -438,8 +518,8 @@ def _column(table: Any, name: str, path: str | Path) -> Any:
     return column
 
 
-def _values(table: Any, name: str, path: str | Path) -> np.ndarray[Any, Any]:
+def _plain_column(table: Any, name: str, path: str | Path) -> Any:
     column = _column(table, name, path)
     if optional("pyarrow", "items").types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
-    return column.to_numpy()
+    return column

@@ -242,7 +242,7 @@ class Interactions:
             known, item = np.unique(item_names, return_inverse=True)
         else:
             known = unique_keys(item_keys)
-            item = _rows(known, item_names)
+            item = rows_of_keys(known, item_names)
         notes = []
         order = np.lexsort((*reversed(orders), user)) if orders else np.argsort(user, kind="stable")
         # Only the order within each user matters.
@@ -338,7 +338,7 @@ class Interactions:
         Raises:
             ValueError: If one of them is not in the catalogue.
         """
-        return torch.from_numpy(_rows(np.asarray(self.item_keys), _keys(keys, "item")))
+        return torch.from_numpy(rows_of_keys(np.asarray(self.item_keys), _keys(keys, "item")))
 
     def split(self) -> Split:
         """The leave-one-out `Split`.
@@ -411,8 +411,12 @@ def unique_keys(keys: Sequence[Key] | np.ndarray[Any, Any]) -> np.ndarray[Any, A
     return names
 
 
-def _rows(known: np.ndarray[Any, Any], wanted: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Index of each wanted key among the known keys."""
+def rows_of_keys(known: np.ndarray[Any, Any], wanted: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Index of each wanted key among the known keys.
+
+    Raises:
+        ValueError: If one is not among them, or they are of another type.
+    """
     if len(wanted) and known.dtype.kind != wanted.dtype.kind:
         kinds = {"i": "integers", "U": "strings"}
         raise ValueError(
