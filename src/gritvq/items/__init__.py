@@ -23,7 +23,15 @@ __getattr__, __dir__, __all__ = lazy_names(
     __name__,
     {
         "catalogue": ["Catalogue", "ItemData", "embed_texts", "read_catalogue", "read_interactions", "read_item_data"],
-        "ids": ["Policy", "PrefixTrie", "SemanticIds", "TrieLogitsProcessor", "resolve"],
+        "ids": [
+            "FilteredOrder",
+            "ItemFilter",
+            "Policy",
+            "PrefixTrie",
+            "SemanticIds",
+            "TrieLogitsProcessor",
+            "resolve",
+        ],
         "interactions": ["Histories", "Interactions", "Split"],
         "networks": ["ItemDecoder", "ItemEncoder"],
         "recommenders": [
