@@ -231,8 +231,11 @@ class PrefixTrie(nn.Module):
         if listed is not None:
             sizes = (listed.num_before(end) - listed.num_before(start)) * (sizes > 0)
         ends = sizes.cumsum(1)
-        wanted = torch.arange(count, device=leaves.device).expand(len(leaves), -1).contiguous()
-        groups = torch.searchsorted(ends, wanted, right=True)
+        wanted = torch.arange(count, device=leaves.device).expand(leaves.shape[0], -1).contiguous()
+        if torch.compiler.is_exporting():  # the same with operators that ONNX has
+            groups = (ends[:, None] <= wanted[..., None]).sum(-1)
+        else:
+            groups = torch.searchsorted(ends, wanted, right=True)
         good = groups < leaves.shape[1]
         groups = groups.clamp(max=leaves.shape[1] - 1)
         within = wanted - (ends - sizes).gather(1, groups)

@@ -158,7 +158,8 @@ class EncoderDecoder(Backbone):
         """See the base class."""
         width, level = prefixes.shape[1:]
         states, mask = (part.repeat_interleave(width, 0) for part in (context.states, self._mask(context)))
-        logits = self._logits(states, mask, self.vocabulary.tokens_of(prefixes.flatten(0, 1)))[:, -1]
+        tokens = self.vocabulary.tokens_of(prefixes.reshape(prefixes.shape[0] * width, level))
+        logits = self._logits(states, mask, tokens)[:, -1]
         return logits.float().log_softmax(-1)[:, self.vocabulary.range_of(level)].unflatten(0, (-1, width))
 
     def _logits(self, states: Tensor, mask: Tensor, tokens: Tensor) -> Tensor:
@@ -203,7 +204,7 @@ class _CausalDecoder(Backbone):
     def _with_start(self, items: Tensor) -> Tensor:
         """BOS and embedded items (B, T + 1, D)."""
         self._check_length(items.shape[1])
-        return torch.cat([self.embedding.weight[BOS].expand(len(items), 1, -1), items], 1)
+        return torch.cat([self.embedding.weight[BOS].expand(items.shape[0], 1, -1), items], 1)
 
     def _check_length(self, items: int) -> None:
         if items > self.max_items:
@@ -293,7 +294,7 @@ class _ItemDecoder(_CausalDecoder):
     def read(self, codes: Int[Tensor, "B T Q"], lengths: Int[Tensor, " B"]) -> Context:
         """See the base class. States are those after the last item (B, 1, D)."""
         states = self._states(codes)
-        return Context(states[torch.arange(len(codes)), lengths][:, None], torch.ones_like(lengths))
+        return Context(states[torch.arange(codes.shape[0]), lengths][:, None], torch.ones_like(lengths))
 
     @abstractmethod
     def _states(self, codes: Tensor) -> Tensor:
@@ -440,8 +441,12 @@ class ParallelDecoder(_ItemDecoder):
     def _states(self, codes: Tensor) -> Tensor:
         """See the base class."""
         tokens = self.vocabulary.tokens_of(codes)
-        items = F.embedding_bag(tokens.flatten(0, 1), self.embedding.weight, mode="sum") / tokens.shape[2]
-        return self.items(inputs_embeds=self._with_start(items.unflatten(0, tokens.shape[:2]))).last_hidden_state
+        if torch.compiler.is_exporting():  # ONNX has no bags
+            items = self.embedding(tokens).sum(2) / tokens.shape[2]
+        else:
+            items = F.embedding_bag(tokens.flatten(0, 1), self.embedding.weight, mode="sum") / tokens.shape[2]
+            items = items.unflatten(0, tokens.shape[:2])
+        return self.items(inputs_embeds=self._with_start(items)).last_hidden_state
 
     def _heads(self, states: Tensor, first: int, last: int) -> Tensor:
         """Outputs (*batch, last - first, D) of the heads of some channels."""

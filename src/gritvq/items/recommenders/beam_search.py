@@ -55,7 +55,7 @@ def beam_search(
     """
     if beam < 1:
         raise ValueError(f"expected a beam >= 1, got {beam}; 50 is usual, and at least the length of the list")
-    batch, device = len(context.lengths), context.lengths.device
+    batch, device = context.lengths.shape[0], context.lengths.device
     nodes = trie.root(batch)[:, None]
     scores = torch.zeros(batch, 1, device=device)
     prefixes = torch.zeros(batch, 1, 0, dtype=torch.int64, device=device)
@@ -67,9 +67,10 @@ def beam_search(
         totals = scores[..., None] + backbone.log_probs(context, prefixes).gather(2, codes)
         totals = totals.masked_fill(children < 0, -math.inf).flatten(1)
         places = ranked(totals, min(beam, totals.shape[1]))
-        nodes, order = children.flatten(1).gather(1, places).sort(dim=1, stable=True)  # lexicographic
-        scores, again = totals.gather(1, places).gather(1, order).sort(dim=1, descending=True, stable=True)
-        nodes, places = nodes.gather(1, again), places.gather(1, order).gather(1, again)
+        nodes, scores = children.flatten(1).gather(1, places), totals.gather(1, places)
+        order = ranked(nodes, nodes.shape[1], largest=False)  # lexicographic
+        order = order.gather(1, ranked(scores.gather(1, order), nodes.shape[1]))
+        nodes, scores, places = nodes.gather(1, order), scores.gather(1, order), places.gather(1, order)
         parents = (places // children.shape[2])[..., None].expand(-1, -1, level)
         prefixes = torch.cat([prefixes.gather(1, parents), codes.flatten(1).gather(1, places)[..., None]], 2)
     return Beams(nodes, scores)

@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from gritvq.component import eval_mode, from_config
+from gritvq.export import Format
 from gritvq.items.ids import FilteredOrder, ItemFilter, PrefixTrie, SemanticIds
 from gritvq.items.interactions import Histories, check_items
 from gritvq.items.recommenders.backbones import Backbone, Context
@@ -178,8 +179,7 @@ class GenerativeRecommender(nn.Module):
         Raises:
             ValueError: If an item row is out of range, k or the beam is smaller than 1, or a filter has another shape.
         """
-        if k < 1 or (beam is not None and beam < 1):
-            raise ValueError(f"expected k >= 1 and a beam >= 1, got {k} and {beam}; give larger ones")
+        beam = self._beam(k, beam)
         item_filter = self._filter(histories, allowed, exclude)
         if self._scorer is not None:
             return self._scorer.best(self._channel_log_probs(histories), k, item_filter=item_filter)
@@ -190,7 +190,7 @@ class GenerativeRecommender(nn.Module):
             found = scores.gather(1, places.clamp(min=0)).masked_fill(places < 0, -math.inf)
             return RankedItems(torch.where(places < 0, -1, order[places.clamp(min=0)]), found)
         listed = None if item_filter is None else item_filter.along(self.trie.rows)
-        beams = self._search(histories, max(k, self.beam if beam is None else beam), listed)
+        beams = self._search(histories, beam, listed)
         items, places = self.trie.expand_places(beams.leaves, k, listed)
         return RankedItems(items, beams.scores.gather(1, places).masked_fill(items < 0, -math.inf))
 
@@ -235,6 +235,29 @@ class GenerativeRecommender(nn.Module):
                 found = exact_scores(self.backbone, self._read(histories), self.trie, block=block)
             found = found[:, self.trie.leaves_of_rows()]
         return found if item_filter is None else found.masked_fill(~item_filter.mask().to(found.device), -math.inf)
+
+    def export(
+        self, folder: str | os.PathLike[str], format: Format = "onnx", *, k: int = 10, beam: int | None = None
+    ) -> Path:
+        """Write model, codes and trie as one program ``recommender`` that runs without gritvq.
+
+        It maps ``histories`` (B, max_history), item rows of int64, oldest first, padded with -1 behind the newest, and
+        ``allowed`` (B, n), bool, to ``items`` (B, k) and ``scores`` (B, k) as of :meth:`best`; B is free. Item keys are
+        not in it: they are ``ids.items``. Rounding may change the order of items with nearly equal scores; equal ones
+        keep their order in ONNX, and have any in the torch format.
+
+        Args:
+            folder: Folder of the file; one of the same name is replaced.
+            format: See :func:`gritvq.export.write_programs`.
+            k: Number of items.
+            beam: Beam size; None means the recommender's, and at least k. Unused if the backbone is parallel.
+
+        Raises:
+            ValueError: If k or the beam is smaller than 1, packages are missing, or an operator cannot be exported.
+        """
+        from gritvq.items.recommenders.program import write_recommender
+
+        return write_recommender(self, folder, format, k, self._beam(k, beam))
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> Path:
         """Write ``config.json``, ``model.safetensors``, the ids (folder ``ids``) and the priority; no pickle.
@@ -287,6 +310,12 @@ class GenerativeRecommender(nn.Module):
             known = ids.codes.minimum(torch.tensor(own.codebook_sizes) - 1)
             ids = SemanticIds(known, own.codebook_sizes, ids.items, fingerprint=ids.fingerprint)
         return cls(backbone, ids, max_history=config["max_history"], beam=config["beam"], priority=priority).eval()
+
+    def _beam(self, k: int, beam: int | None) -> int:
+        """The beam size of a search for k items."""
+        if k < 1 or (beam is not None and beam < 1):
+            raise ValueError(f"expected k >= 1 and a beam >= 1, got {k} and {beam}; give larger ones")
+        return max(k, self.beam if beam is None else beam)
 
     def _filter(
         self,

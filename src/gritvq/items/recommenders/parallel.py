@@ -178,5 +178,5 @@ def channel_log_probs(backbone: Backbone, context: Context) -> Float[Tensor, "B 
         context: Its context of B histories.
     """
     channels = len(backbone.codebook_sizes)
-    nothing = torch.zeros(len(context.lengths), 1, channels, dtype=torch.int64, device=context.lengths.device)
+    nothing = torch.zeros(context.lengths.shape[0], 1, channels, dtype=torch.int64, device=context.lengths.device)
     return torch.cat([backbone.log_probs(context, nothing[..., :level])[:, 0] for level in range(channels)], 1)
