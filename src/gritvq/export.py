@@ -197,7 +197,8 @@ def _is_custom(target: Any) -> bool:
 
 def _converted(name: str, traced: torch.export.ExportedProgram, program: Program) -> Any:
     inputs, outputs = program.names[: len(program.inputs)], program.names[len(program.inputs) :]
-    with _quiet("torch.onnx", "onnxscript"), warnings.catch_warnings(), _refusing(name, "ONNX has operators for"):
+    quiet = _quiet("torch.onnx", "onnxscript")
+    with quiet, torch.no_grad(), warnings.catch_warnings(), _refusing(name, "ONNX has operators for"):
         warnings.simplefilter("ignore")
         return torch.onnx.export(traced, dynamo=True, verbose=False, input_names=inputs, output_names=outputs)
 

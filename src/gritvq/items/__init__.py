@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from gritvq.items.interactions import *
     from gritvq.items.networks import *
     from gritvq.items.recommenders import *
+    from gritvq.items.requests import *
     from gritvq.items.sequences import *
     from gritvq.items.task import *
     from gritvq.items.tokenizers import *
@@ -57,6 +58,7 @@ __getattr__, __dir__, __all__ = lazy_names(
             "ranks_by_scores",
             "top_items",
         ],
+        "requests": ["Request", "iter_requests", "listed_keys"],
         "sequences": ["SequenceData"],
         "task": ["BestRecommender", "RecommenderTask"],
         "tokenizers": [
