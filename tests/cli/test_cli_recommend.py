@@ -15,6 +15,7 @@ import torch
 from pyarrow import parquet
 
 from gritvq.cli import main
+from gritvq.export import load_program
 from gritvq.items import DepthDecoder, GenerativeRecommender, ParallelDecoder, SemanticIds, iter_requests
 from program import wrong
 
@@ -212,6 +213,30 @@ class TestNewItems:
         other.save("other")
         told = ["recommend", "model", "--requests", path, "--ids", "other", "--out", "no.parquet"]
         assert "was trained on" in wrong(told, capsys) and not Path("no.parquet").exists()
+
+
+class TestExport:
+    def test_a_recommender_becomes_a_program_that_is_checked(
+        self, folder: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        pytest.importorskip("onnxruntime"), pytest.importorskip("onnxscript")
+        recommender = made(ParallelDecoder)
+        recommender.save_pretrained("run/recommender")
+        recommender.ids.add(recommender.ids.codes[:1], ["new"]).save("grown")
+        told = ["export", "run", "--out", "programs", "--k", "4", "--ids", "grown"]
+        assert main(told) == 0
+        said = capsys.readouterr().out
+        assert "41" in said and "256 of 256" in said and "programs/recommender.onnx" in said
+        histories = torch.full((1, 20), -1)
+        histories[0, :2] = torch.tensor([40, 3])
+        items, _ = load_program("programs/recommender.onnx")(histories, torch.arange(41)[None] >= 38)
+        assert sorted(items[0].tolist()) == [-1, 38, 39, 40]
+        assert "--overwrite true" in wrong(told, capsys)
+        assert "no --size for a recommender" in wrong([*told, "--size", "[8,8]"], capsys)
+        assert "k >= 1" in wrong(["export", str(folder / "model"), "--k", "0"], capsys)
+        SemanticIds(recommender.ids.codes.flip(0), SIZES, KEYS).save("other")
+        assert "was trained on" in wrong(["export", str(folder / "model"), "--ids", "other"], capsys)
+        assert not Path("exported").exists()
 
 
 class TestWrongInput:

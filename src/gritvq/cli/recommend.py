@@ -8,13 +8,13 @@ from typing import Any
 
 from gritvq.cli.fit_items import read_data
 from gritvq.cli.machine import device_argument, device_named
-from gritvq.cli.output import table, trusted_argument
+from gritvq.cli.output import report, table, trusted_argument
 from gritvq.cli.requests import check_request_place, keys_like, recommend_requests
-from gritvq.cli.run_folder import overwrite_argument
+from gritvq.cli.run_folder import check_places, overwrite_argument
 from gritvq.cli.settings import check_positive, check_unused
 from gritvq.training.run_folder import RunFolder
 
-__all__ = ["load_recommender", "recommend", "recommend_arguments"]
+__all__ = ["export_recommender", "is_recommender", "recommend", "recommend_arguments"]
 
 _OF_FILES = ["id_column", "history_column", "unknown", "batch_size", "out", "overwrite"]
 
@@ -96,7 +96,7 @@ def recommend(parser: Any, config: Any) -> None:
         check_unused(parser, config, _OF_FILES, "a single user")
     device = device_named(config.device)
     run = RunFolder(config.run)
-    recommender = load_recommender(config.run, config.trusted, config.ids).to(device)
+    recommender = _loaded(config.run, config.trusted, config.ids).to(device)
     needed = config.user is not None or (config.where and config.catalogue is None)
     items = _items_of(run, config.data, needed) if needed or config.requests is None else None
     allowed = _allowed(config, recommender.ids, items)
@@ -106,12 +106,43 @@ def recommend(parser: Any, config: Any) -> None:
         _show(recommender, config, items, allowed)
 
 
-def load_recommender(source: str, trusted: Sequence[str], ids: str | None = None) -> Any:
+def is_recommender(source: str) -> bool:
+    """Whether this is the folder of a recommender, or of a run that made one."""
+    from gritvq.saving import read_config
+
+    try:
+        return "recommender" in read_config(_folder_of(source), "recommender")
+    except ValueError:  # a tokenizer, a name on the Hub, or nothing: the loader of tokenizers says so
+        return RunFolder(source).recommender.is_dir()
+
+
+def export_recommender(config: Any) -> None:
+    """Export a recommender, see :func:`gritvq.cli.measure.export_arguments`."""
+    from gritvq.items.recommenders.program import compare_recommender
+
+    name = f"recommender.{'onnx' if config.format == 'onnx' else 'pt2'}"
+    check_places(Path(config.out), [name], config.overwrite)
+    recommender = _loaded(config.tokenizer, config.trusted, config.ids)
+    path = recommender.export(config.out, config.format, k=config.k, beam=config.beam)
+    identical, difference = compare_recommender(recommender, path, config.k, config.beam)
+    rows = [
+        ("items", f"{recommender.num_items:,}"),
+        ("identical items in lists for random histories", f"{int(identical.sum()):,} of {identical.numel():,}"),
+        ("largest difference of their scores", f"{difference:.1e}"),
+    ]
+    report("exported", rows, {"recommender": path})
+
+
+def _folder_of(source: str) -> Path:
+    run = RunFolder(source)
+    return run.recommender if run.recommender.is_dir() else run.path
+
+
+def _loaded(source: str, trusted: Sequence[str], ids: str | None) -> Any:
     """The recommender of a run or in a folder, with these ids instead of its own if given."""
     from gritvq.items import GenerativeRecommender, SemanticIds
 
-    run = RunFolder(source)
-    folder = run.recommender if run.recommender.is_dir() else run.path
+    folder = _folder_of(source)
     if ids is None:
         return GenerativeRecommender.from_pretrained(folder, trusted=trusted)
     grown = RunFolder(ids)

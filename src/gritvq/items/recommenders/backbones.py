@@ -141,7 +141,8 @@ class EncoderDecoder(Backbone):
         levels = codes.shape[2]
         targets = self.vocabulary.tokens_of(codes[torch.arange(len(codes)), lengths - 1])
         context = self.read(codes[:, : max(1, codes.shape[1] - 1)], lengths - 1)
-        logits = self._logits(context.states, self._mask(context), targets[:, :-1])
+        before = F.pad(targets[:, :-1], (1, 0), value=BOS)
+        logits = self._logits(context.states, self._mask(context), before)
         return F.cross_entropy(logits.float().flatten(0, 1), targets.flatten()) * levels
 
     def read(self, codes: Int[Tensor, "B T Q"], lengths: Int[Tensor, " B"]) -> Context:
@@ -158,15 +159,15 @@ class EncoderDecoder(Backbone):
         """See the base class."""
         width, level = prefixes.shape[1:]
         states, mask = (part.repeat_interleave(width, 0) for part in (context.states, self._mask(context)))
-        tokens = self.vocabulary.tokens_of(prefixes.reshape(prefixes.shape[0] * width, level))
+        tokens = prefixes.new_full((prefixes.shape[0] * width, 1), BOS)
+        if level:
+            tokens = torch.cat([tokens, self.vocabulary.tokens_of(prefixes.flatten(0, 1))], 1)
         logits = self._logits(states, mask, tokens)[:, -1]
         return logits.float().log_softmax(-1)[:, self.vocabulary.range_of(level)].unflatten(0, (-1, width))
 
     def _logits(self, states: Tensor, mask: Tensor, tokens: Tensor) -> Tensor:
-        """Logits (N, l + 1, V) after BOS and after each token."""
-        return self.model(
-            encoder_outputs=(states,), attention_mask=mask, decoder_input_ids=F.pad(tokens, (1, 0), value=BOS)
-        ).logits
+        """Logits (N, l, V) after each token, of which the first is BOS."""
+        return self.model(encoder_outputs=(states,), attention_mask=mask, decoder_input_ids=tokens).logits
 
     @staticmethod
     def _mask(context: Context) -> Tensor:

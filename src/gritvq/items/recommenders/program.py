@@ -90,7 +90,7 @@ def write_recommender(
 
 
 def compare_recommender(
-    recommender: GenerativeRecommender, path: Path, k: int, beam: int, *, num: int = 64, seed: int = 0
+    recommender: GenerativeRecommender, path: Path, k: int, beam: int | None, *, num: int = 64, seed: int = 0
 ) -> tuple[Bool[Tensor, "B k"], float]:
     """An exported recommender against the one it was made of, on random histories, half of the items allowed.
 
