@@ -164,8 +164,8 @@ class GenerativeRecommender(nn.Module):
     ) -> RankedItems:
         """The k best items and their log-probabilities: by beam search, or exactly if the backbone is parallel.
 
-        Filters act inside the search, so a list is short only if they leave fewer than k items or the beam is too
-        narrow to find k; if they leave none, it is -1 throughout.
+        Filters act inside the search, so a list is short only if they leave fewer than k items, whatever the beam; if
+        they leave none, it is -1 throughout.
 
         Args:
             histories: Item rows of B users, oldest first; may be empty.
