@@ -108,12 +108,9 @@ def recommend(parser: Any, config: Any) -> None:
 
 def is_recommender(source: str) -> bool:
     """Whether this is the folder of a recommender, or of a run that made one."""
-    from gritvq.saving import read_config
+    from gritvq.items import GenerativeRecommender
 
-    try:
-        return "recommender" in read_config(_folder_of(source), "recommender")
-    except ValueError:  # a tokenizer, a name on the Hub, or nothing: the loader of tokenizers says so
-        return RunFolder(source).recommender.is_dir()
+    return RunFolder(source).recommender.is_dir() or GenerativeRecommender.is_saved_in(source)
 
 
 def export_recommender(config: Any) -> None:

@@ -272,6 +272,14 @@ class GenerativeRecommender(nn.Module):
         }
         return write_folder(folder, _KIND, self.backbone, extra, others)
 
+    @staticmethod
+    def is_saved_in(folder: str | os.PathLike[str]) -> bool:
+        """Whether a folder has the ``config.json`` of a recommender, not of something else."""
+        try:
+            return _KIND in read_config(Path(folder), _KIND)
+        except ValueError:
+            return False
+
     @classmethod
     def from_pretrained(
         cls, folder: str | os.PathLike[str], ids: SemanticIds | None = None, trusted: Iterable[str] = ()
