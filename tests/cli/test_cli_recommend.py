@@ -18,6 +18,7 @@ from gritvq.cli import main
 from gritvq.export import load_program
 from gritvq.items import DepthDecoder, GenerativeRecommender, ParallelDecoder, SemanticIds, iter_requests
 from program import wrong
+from test_full_disk import contents, room
 
 pytest.importorskip("transformers")
 
@@ -338,6 +339,17 @@ class TestWrongInput:
         assert "another file to write" in asks("again.parquet", "--out", "./again.parquet", "--overwrite", "true")
         said = wrong(["recommend", str(folder / "model"), "--history", "[a1]", "--unknown", "skip"], capsys)
         assert "no --unknown for a single user" in said
+
+    @pytest.mark.parametrize("size", [0, 200, 1000])
+    def test_a_full_disk_keeps_the_old_lists(self, folder: Path, size: int, capsys: pytest.CaptureFixture[str]) -> None:
+        path = write_requests("requests.jsonl")
+        told = ["recommend", str(folder / "model"), "--requests", path, "--overwrite", "true"]
+        assert main(told) == 0
+        before = contents()
+        capsys.readouterr()
+        with room(size):
+            assert "expected room on the disk to write" in wrong([*told, "--k", "20"], capsys)
+        assert contents() == before
 
     def test_a_recommender_of_numbers_takes_no_words(self, asks: Any, capsys: pytest.CaptureFixture[str]) -> None:
         made(keys=range(COUNT)).save_pretrained("numbers")
