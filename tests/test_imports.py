@@ -200,5 +200,6 @@ def test_the_house_stays_small() -> None:
         if name.startswith("gritvq.") and name.split(".")[1] in rooms
     }
     # 60, and seven of the wing of priors: to component, lazy, saving, tokens, training, and from items and cli; ten of
-    # text: to component, export, files, lazy, priors (sampling), quantizers, saving, tokenizer, training, and from cli
-    assert len(rooms) <= 21 and len({(start, end) for start, end in arrows if start != end}) <= 77
+    # text: to component, export, files, lazy, priors (sampling), quantizers, saving, tokenizer, training, and from cli;
+    # one of items, to export: programs of recommenders
+    assert len(rooms) <= 21 and len({(start, end) for start, end in arrows if start != end}) <= 78

@@ -1,8 +1,9 @@
-"""Programs: encoder and decoder as files that run without gritvq.
+"""Programs: encoder and decoder, or a recommender, as files that run without gritvq.
 
 Two formats: ``"onnx"`` (``.onnx``, for onnxruntime and everything else that reads ONNX; needs the extra ``export``) and
 ``"torch"`` (``.pt2``, of ``torch.export``, for PyTorch alone). Both contain plain operators only.
-:meth:`gritvq.Tokenizer.export` writes them, :func:`load_program` runs them.
+:meth:`gritvq.Tokenizer.export` and :meth:`gritvq.items.GenerativeRecommender.export` write them, :func:`load_program`
+runs them.
 """
 
 from __future__ import annotations
@@ -68,16 +69,21 @@ class Program(NamedTuple):
     """A program to write.
 
     Attributes:
-        module: Takes one tensor, gives one.
-        example: An input of the right shape.
-        dynamic: Sizes (``torch.export.Dim``) by axis of the input; other axes keep the example's size.
-        names: Names of input and output.
+        module: Takes one tensor or several, gives one or several.
+        example: An input of the right shape, or all of them.
+        dynamic: Sizes (``torch.export.Dim``) by axis, of the input or of each; other axes keep the example's size.
+        names: Names of the inputs, then of the outputs.
     """
 
     module: nn.Module
-    example: Tensor
-    dynamic: dict[int, Any]
-    names: tuple[str, str]
+    example: Tensor | tuple[Tensor, ...]
+    dynamic: dict[int, Any] | tuple[dict[int, Any], ...]
+    names: tuple[str, ...]
+
+    @property
+    def inputs(self) -> tuple[Tensor, ...]:
+        """All inputs of the example."""
+        return self.example if isinstance(self.example, tuple) else (self.example,)
 
 
 def write_programs(
@@ -122,14 +128,14 @@ def write_programs(
         for name, program in programs.items():
             path = scratch / (name + _SUFFIXES[format])
             if format == "onnx":
-                _converted(name, traced[name], program.names).save(path)
+                _converted(name, traced[name], program).save(path)
             else:
                 torch.export.save(traced[name], path)
     return {name: folder / (name + _SUFFIXES[format]) for name in programs}
 
 
-def load_program(path: str | os.PathLike[str]) -> Callable[[Tensor], Tensor]:
-    """A written program as a function of one tensor, on the CPU.
+def load_program(path: str | os.PathLike[str]) -> Callable[..., Any]:
+    """A written program as a function of its input tensors, on the CPU; it returns a tensor, or a tuple of them.
 
     Args:
         path: An ``.onnx`` file, for which onnxruntime is needed, or a ``.pt2`` file. Both can hold code: load only
@@ -147,12 +153,18 @@ def load_program(path: str | os.PathLike[str]) -> Callable[[Tensor], Tensor]:
         if path.suffix == ".pt2":
             with _quiet("torch._export"):
                 module = torch.export.load(path).module()
-            return torch.no_grad()(lambda x: module(x))
+            return torch.no_grad()(lambda *inputs: module(*inputs))
         session = runtime.InferenceSession(path, providers=["CPUExecutionProvider"])
     except Exception as error:  # either library's many errors all mean the same to the caller
         raise ValueError(f"expected a readable program, got {path} ({_first_line(error)}); export it again") from error
-    name = session.get_inputs()[0].name
-    return lambda x: torch.from_numpy(session.run(None, {name: x.contiguous().numpy()})[0])
+    names = [each.name for each in session.get_inputs()]
+
+    def run(*inputs: Tensor) -> Any:
+        given = {name: x.contiguous().numpy() for name, x in zip(names, inputs, strict=True)}
+        found = tuple(map(torch.from_numpy, session.run(None, given)))
+        return found if len(found) > 1 else found[0]
+
+    return run
 
 
 # --- helpers ----------------------------------------------------------------------------------------------------------
@@ -164,10 +176,11 @@ def _traced(name: str, program: Program) -> torch.export.ExportedProgram:
     Without gradients, and without switches of autocast (which could not be loaded again), what only makes values that
     nobody asked for drops out.
     """
-    arguments: dict[str, Any] = dict(dynamic_shapes=(program.dynamic,), strict=False)
+    dynamic = program.dynamic if isinstance(program.dynamic, tuple) else (program.dynamic,)
+    arguments: dict[str, Any] = dict(dynamic_shapes=dynamic, strict=False)
     with torch.no_grad(), warnings.catch_warnings(), _refusing(name, "torch.export can trace"):
         warnings.simplefilter("ignore")
-        traced = torch.export.export(program.module.eval(), (program.example,), **arguments).run_decompositions({})
+        traced = torch.export.export(program.module.eval(), program.inputs, **arguments).run_decompositions({})
         for node in list(traced.graph.nodes):
             if node.target is torch.ops.aten._assert_tensor_metadata.default:  # keeps alive what it looks at
                 traced.graph.erase_node(node)
@@ -182,10 +195,12 @@ def _is_custom(target: Any) -> bool:
     return isinstance(target, torch._ops.OpOverload) and target.namespace not in ("aten", "prims")
 
 
-def _converted(name: str, traced: torch.export.ExportedProgram, names: tuple[str, str]) -> Any:
-    with _quiet("torch.onnx", "onnxscript"), warnings.catch_warnings(), _refusing(name, "ONNX has operators for"):
+def _converted(name: str, traced: torch.export.ExportedProgram, program: Program) -> Any:
+    inputs, outputs = program.names[: len(program.inputs)], program.names[len(program.inputs) :]
+    quiet = _quiet("torch.onnx", "onnxscript")
+    with quiet, torch.no_grad(), warnings.catch_warnings(), _refusing(name, "ONNX has operators for"):
         warnings.simplefilter("ignore")
-        return torch.onnx.export(traced, dynamo=True, verbose=False, input_names=names[:1], output_names=names[1:])
+        return torch.onnx.export(traced, dynamo=True, verbose=False, input_names=inputs, output_names=outputs)
 
 
 @contextlib.contextmanager

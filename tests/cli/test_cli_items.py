@@ -285,6 +285,18 @@ class TestRecommender:
         assert main(["recommend", str(recommender), "--history", history, "--k", "5", "--exact", "true"]) == 0
         assert "log-probability" in capsys.readouterr().out
 
+    def test_filters_by_the_catalogue_of_the_run(self, recommender: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        told = ["recommend", str(recommender), "--user", "u3", "--where", "[kind=kind 3]", "--exclude_seen", "true"]
+        assert main([*told, "--k", str(NUM_ITEMS)]) == 0
+        found = re.findall(r"^\W*\d+\W+a(\d+) ", capsys.readouterr().out, flags=re.MULTILINE)
+        assert sorted(map(int, found)) == [row for row in range(3, NUM_ITEMS, 6) if row not in range(3, 15, 2)]
+        Path("requests.csv").write_text("id,history\nanna,a3\nbert,\n")
+        told = ["recommend", str(recommender), "--requests", "requests.csv", "--where", "[kind=kind 3]"]
+        assert main([*told, "--k", "10"]) == 0
+        rows = parquet.read_table("recommendations.parquet").to_pylist()
+        assert {row["request"] for row in rows} == {"anna", "bert"} and len(rows) == 20
+        assert all(int(row["item"][1:]) % 6 == 3 for row in rows)
+
     def test_keys_that_are_numbers(self, recommender: Path, capsys: pytest.CaptureFixture[str]) -> None:
         loaded = GenerativeRecommender.from_pretrained(recommender / "recommender")
         ids = SemanticIds(loaded.ids.codes, loaded.ids.codebook_sizes, range(NUM_ITEMS), collisions="append")

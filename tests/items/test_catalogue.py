@@ -438,6 +438,22 @@ class TestCsv:
         assert got.keys == tuple(range(8000)) and set(got.columns["title"]) == {title}
 
 
+def test_items_with_a_value_in_a_column_from_either_kind_of_file(tmp_path: Path) -> None:
+    table = pa.table({"item": [3, 1, 2, 4], "stock": [True, False, None, True], "size": [1, 2, 1, 10]})
+    pq.write_table(table, tmp_path / "items.parquet")
+    (tmp_path / "items.csv").write_text("item,stock,size\n3,True,1\n1,false,2\n2,,1\n4,TRUE,10\n")
+    for name in ("items.parquet", "items.csv"):
+        shelf = read_catalogue(tmp_path / name)
+        assert shelf.where("stock", "true").tolist() == [True, False, False, True]
+        assert shelf.where("stock", " False").tolist() == [False, True, False, False]
+        assert shelf.where("size", "1").tolist() == [True, False, True, False]
+    lists = Catalogue((1, 2, 3), {"kinds": [["Hair", "Care"], [], [["Hair"]]], "name": ["hair", "Hair", None]})
+    assert lists.where("kinds", "Hair").tolist() == [True, False, True]
+    assert lists.where("name", "Hair").tolist() == [False, True, False]
+    with pytest.raises(ValueError, match="expected a column of kinds, name, got 'color'; choose one"):
+        lists.where("color", "red")
+
+
 class TestTexts:
     def test_fields_in_fixed_order(self) -> None:
         shelf = Catalogue((1, 2), {"title": [" Soap ", ""], "tags": [["a", "b"], []], "price": [1.5, float("nan")]})

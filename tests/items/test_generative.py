@@ -172,6 +172,31 @@ def test_added_items_are_recommended_and_old_ones_score_as_before(policy: Any, t
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_an_added_item_is_found_where_the_model_wants_its_id(kind: type[Backbone], tmp_path: Path) -> None:
+    """Left out of the catalogue and added again without training, it comes back to its place in the lists."""
+    every = torch.cartesian_prod(*map(torch.arange, SIZES))
+    whole = GenerativeRecommender(backbone(kind), SemanticIds(every, SIZES, [f"a{row}" for row in range(len(every))]))
+    wanted = whole.recommend([[1, 2]], 60, beam=60, exclude=[[1, 2]])[0]
+    first = int(wanted[0])
+    others = torch.arange(len(every)) != first
+    old = SemanticIds(every[others], SIZES, [key for key in whole.ids.items if key != f"a{first}"])
+    GenerativeRecommender(whole.backbone, old).save_pretrained(tmp_path / "model")
+    before = GenerativeRecommender.from_pretrained(tmp_path / "model")
+    grown = old.add(every[first : first + 1], [f"a{first}"])
+    assert torch.equal(grown.codes[:-1], old.codes) and grown.items[:-1] == old.items
+    after = GenerativeRecommender.from_pretrained(tmp_path / "model", grown)
+    rows = grown.rows_of(["a1", "a2"]).tolist()
+    lists = [model.recommend([rows], 60, beam=60, exclude=[rows])[0].tolist() for model in (after, before)]
+    keys = [[grown.items[row] for row in found if row >= 0] for found in lists]
+    assert keys[0] == [f"a{row}" for row in wanted.tolist() if row >= 0]
+    assert keys[0][0] == f"a{first}" and keys[0][1:] == keys[1]
+    narrow = after.recommend([rows], 3, exclude=[rows], allowed=torch.arange(60) == 59, beam=1)
+    assert narrow.tolist() == [[59, -1, -1]]
+    asked = after.recommend([[59]], 60, beam=60)  # as part of a history, too
+    assert sorted(asked[0].tolist()) == list(range(60))
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_the_longest_history_is_read(kind: type[Backbone]) -> None:
     recommender = GenerativeRecommender(backbone(kind), catalogue(), max_history=20)
     assert recommender.scores([[1] * 20]).isfinite().all()

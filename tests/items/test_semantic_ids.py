@@ -139,6 +139,14 @@ def test_new_items_change_no_id(catalogue: Any, first: int, policy: Policy) -> N
         assert one_by_one == new == SemanticIds.assign(codes, sizes, collisions=policy)
 
 
+def test_unknown_items_are_found_at_no_row_if_that_is_asked() -> None:
+    ids = SemanticIds(torch.tensor([[0], [1]]), (2,), ["a", "b"])
+    assert ids.rows_of(["b", "x", "a", "x"], unknown="skip").tolist() == [1, -1, 0, -1]
+    assert ids.rows_of([], unknown="skip").tolist() == [] and ids.rows_of([7], unknown="skip").tolist() == [-1]
+    with pytest.raises(ValueError, match="got 'x' and 1 more"):
+        ids.rows_of(["b", "x", "a", "x"])
+
+
 def test_an_id_that_is_no_item_and_an_item_that_has_no_id() -> None:
     ids = SemanticIds([[0, 1], [2, 3], [0, 1]], (4, 4), ["a", "b", "c"])
     # The last two are (2, 3) and (0, 1) as mixed-radix numbers.

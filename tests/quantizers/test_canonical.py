@@ -121,6 +121,8 @@ class TestRanking:
             for row in keys.view(-1, 40).tolist()
         ]
         assert ranked(values, count, largest=largest).view(-1, count).tolist() == wanted
+        if count == 40:  # all of them, also of whole numbers
+            assert ranked(values.long(), count, largest=largest).view(-1, count).tolist() == wanted
 
     def test_distinct_values_are_topk_and_what_cannot_be_chosen_comes_last(self) -> None:
         values = torch.randn(50, 30)

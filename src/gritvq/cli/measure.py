@@ -7,6 +7,7 @@ from typing import Any
 
 from gritvq.cli.machine import device_named, machine_arguments
 from gritvq.cli.output import trusted_argument
+from gritvq.cli.recommend import export_recommender, is_recommender
 from gritvq.cli.run_folder import overwrite_argument
 from gritvq.cli.settings import check_positive, check_unused
 from gritvq.cli.tokens import document_arguments, loaded, split_argument
@@ -57,17 +58,29 @@ def inspect(parser: Any, config: Any) -> None:
 
 def export_arguments(parser: Any) -> None:
     """Arguments of export."""
-    parser.add_argument("tokenizer", type=str, help="tokenizer folder or Hub name")
+    parser.add_argument(
+        "tokenizer", type=str, help="tokenizer folder or Hub name; or folder of a recommender, or of its run"
+    )
     parser.add_argument("--out", type=str, default="exported", help="folder for the files")
     overwrite_argument(parser)
     parser.add_argument("--format", default="onnx", choices=["onnx", "torch"], help=".onnx or .pt2 files")
     parser.add_argument("--size", type=tuple[int, int], default=None, help="[H,W] of all images; default: any size")
+    parser.add_argument("--k", type=int, default=10, help="of a recommender: number of items to recommend")
+    parser.add_argument("--beam", type=int | None, default=None, help="of a recommender: beam size; its own by default")
+    parser.add_argument(
+        "--ids", type=str | None, default=None, help="of a recommender: folder of its ids with items added"
+    )
     trusted_argument(parser)
 
 
 def export(parser: Any, config: Any) -> None:
-    """Export encoder and, of pictures, decoder as programs that run without gritvq, and check them."""
+    """Export encoder and, of pictures, decoder, or a recommender as programs that run without gritvq; check them."""
+    if is_recommender(config.tokenizer):
+        check_unused(parser, config, ["size"], "a recommender")
+        export_recommender(config)
+        return
     tokenizer, jobs = _loaded(parser, config, ["size"], [])
+    check_unused(parser, config, ["k", "beam", "ids"], "a tokenizer")
     jobs.export(tokenizer, config)
 
 

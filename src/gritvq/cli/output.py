@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,18 +30,28 @@ def console() -> Any:
     return Console(stderr=True)
 
 
-def tracked(parts: Sequence[Any], what: str) -> Iterator[Any]:
-    """Iterate with a progress bar on stderr, or a line after every tenth if it is not a terminal."""
+def tracked(parts: Iterable[Any], what: str, total: int | None = None) -> Iterator[Any]:
+    """Iterate with a progress bar on stderr, or a line after every tenth if it is not a terminal.
+
+    Args:
+        parts: What to iterate over.
+        what: What is done, in words.
+        total: Number of parts of a stream; None for a collection.
+    """
     from rich.progress import track
+
+    if total is None:
+        parts = list(parts)
+        total = len(parts)
 
     shown = console()
     if shown.is_terminal:
-        yield from track(parts, description=what, console=shown, transient=True)
+        yield from track(parts, description=what, total=total, console=shown, transient=True)
         return
     for number, part in enumerate(parts, 1):
         yield part
-        if number * 10 // len(parts) > (number - 1) * 10 // len(parts):
-            print(f"{what}: {number:,} of {len(parts):,}", file=sys.stderr, flush=True)
+        if number * 10 // total > (number - 1) * 10 // total:
+            print(f"{what}: {number:,} of {total:,}", file=sys.stderr, flush=True)
 
 
 def number_rows(numbers: Mapping[str, float]) -> list[tuple[str, str]]:

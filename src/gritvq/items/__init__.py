@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from gritvq.items.layouts import *
     from gritvq.items.networks import *
     from gritvq.items.recommenders import *
+    from gritvq.items.requests import *
     from gritvq.items.sequences import *
     from gritvq.items.task import *
     from gritvq.items.tokenizers import *
@@ -26,7 +27,15 @@ __getattr__, __dir__, __all__ = lazy_names(
     {
         "catalogue": ["Catalogue", "ItemData", "embed_texts", "read_catalogue", "read_interactions", "read_item_data"],
         "collaborative": ["collaborative_vectors"],
-        "ids": ["Policy", "PrefixTrie", "SemanticIds", "TrieLogitsProcessor", "resolve"],
+        "ids": [
+            "FilteredOrder",
+            "ItemFilter",
+            "Policy",
+            "PrefixTrie",
+            "SemanticIds",
+            "TrieLogitsProcessor",
+            "resolve",
+        ],
         "interactions": ["Histories", "Interactions", "Split"],
         "layouts": ["convert_item_data"],
         "networks": ["ItemDecoder", "ItemEncoder"],
@@ -54,6 +63,7 @@ __getattr__, __dir__, __all__ = lazy_names(
             "ranks_by_scores",
             "top_items",
         ],
+        "requests": ["Request", "iter_requests", "listed_keys"],
         "sequences": ["SequenceData"],
         "task": ["BestRecommender", "RecommenderTask"],
         "tokenizers": [

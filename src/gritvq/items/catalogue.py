@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from gritvq.files import check_footer, regular_file
@@ -88,6 +88,36 @@ class Catalogue:
         columns = {name: [values[i] for i in numbers] for name, values in self.columns.items()}
         embeddings = None if self.embeddings is None else self.embeddings[rows.numpy()]
         return Catalogue(tuple(self.keys[i] for i in numbers), columns, embeddings)
+
+    def where(self, column: str, value: str) -> Bool[Tensor, " n"]:
+        """Which items have a value in a column, or in a column of lists among its values.
+
+        Values are compared as text; ``"true"`` and ``"false"`` in any spelling, since a CSV file has no booleans.
+
+        Args:
+            column: A column.
+            value: The value as text.
+
+        Raises:
+            ValueError: If there is no such column.
+
+        Example:
+            >>> shelf = Catalogue((1, 2), {"kind": ["soap", "comb"], "stock": [True, False], "for": [["hair"], []]})
+            >>> shelf.where("kind", "comb").tolist(), shelf.where("stock", "true").tolist()
+            ([False, True], [True, False])
+            >>> shelf.where("for", "hair").tolist()
+            [True, False]
+        """
+        if column not in self.columns:
+            raise ValueError(f"expected a column of {', '.join(self.columns) or 'none'}, got {column!r}; choose one.")
+
+        def fits(found: Any) -> bool:
+            if isinstance(found, list | tuple):
+                return any(map(fits, found))
+            text, wanted = str(found).strip(), value.strip()
+            return text == wanted or (wanted.lower() in ("true", "false") and text.lower() == wanted.lower())
+
+        return torch.tensor([found is not None and fits(found) for found in self.columns[column]], dtype=torch.bool)
 
     def vectors(self) -> Float[Tensor, "n D"]:
         """The embeddings as a float32 tensor in memory.

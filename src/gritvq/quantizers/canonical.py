@@ -95,7 +95,8 @@ def ranked(values: Float[Tensor, "*batch K"], count: int, *, largest: bool = Tru
         >>> ranked(torch.tensor([1.0, 3.0, 3.0, 2.0, 3.0]), 2)
         tensor([1, 2])
     """
-    if torch.compiler.is_compiling() and not torch.compiler.is_exporting():  # one graph, whatever the values are
+    compiling = torch.compiler.is_compiling()  # one graph, whatever the values are
+    if (compiling or count == values.shape[-1]) and not torch.compiler.is_exporting():
         return values.argsort(dim=-1, descending=largest, stable=True)[..., :count]
     found, places = values.topk(count, dim=-1, largest=largest)
     if torch.compiler.is_exporting():  # an exported program cannot look at its values

@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, final
+from typing import Any, Literal, final
 
 import numpy as np
 import torch
@@ -187,19 +187,23 @@ class SemanticIds:
 
     # --- looking up ---------------------------------------------------------------------------------------------------
 
-    def rows_of(self, items: Sequence[Key]) -> Int[Tensor, " m"]:
+    def rows_of(self, items: Sequence[Key], *, unknown: Literal["error", "skip"] = "error") -> Int[Tensor, " m"]:
         """Rows of items (m,), int64.
 
+        Args:
+            items: Keys.
+            unknown: ``"skip"`` gives -1 for keys without an id.
+
         Raises:
-            ValueError: If a key is unknown or of another type.
+            ValueError: If a key is unknown, unless that is skipped, or keys are of several types.
         """
         keys = checked_keys(items)
         rows = [self._row_by_key.get(key, -1) for key in keys]
-        if -1 in rows:
-            unknown = [key for key, row in zip(keys, rows, strict=True) if row < 0]
-            more = f" and {len(unknown) - 1} more" if unknown[1:] else ""
+        if -1 in rows and unknown == "error":
+            missing = [key for key, row in zip(keys, rows, strict=True) if row < 0]
+            more = f" and {len(missing) - 1} more" if missing[1:] else ""
             raise ValueError(
-                f"expected items that have an id, got {unknown[0]!r}{more}; keys here are "
+                f"expected items that have an id, got {missing[0]!r}{more}; keys here are "
                 f"{type(self.items[0]).__name__}, add ids of new items with add()"
             )
         return torch.tensor(rows, dtype=torch.int64)

@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from gritvq.items.ids.checks import checked_codes, checked_sizes
+from gritvq.items.ids.filters import FilteredOrder
 from gritvq.tokens import EOS, Vocabulary
 
 __all__ = ["PrefixTrie", "TrieLogitsProcessor"]
@@ -25,7 +26,8 @@ class PrefixTrie(nn.Module):
     the sorted keys ``parent * max(K) + index``. Node -1 means no prefix: it has no children, and every step from it
     returns -1. Several rows may share an id.
 
-    Memory is 24 bytes per node and 8 per row; no n x K matrix is built.
+    The rows below any node are neighbors in ``rows``, so that a filter of rows is a filter of nodes: see
+    :meth:`reaches`. Memory is 32 bytes per node and 8 per row; no n x K matrix is built.
 
     Args:
         codes: Ids (n, Q), one row per item, int64.
@@ -80,12 +82,13 @@ class PrefixTrie(nn.Module):
         differs = torch.zeros(len(codes), dtype=torch.bool)
         differs[0] = True
         parent = torch.zeros(len(codes), dtype=torch.int64)  # of every row's prefix
-        parents, edges = [], []
+        parents, edges, starts = [], [], [torch.zeros(1, dtype=torch.int64)]
         for level in range(levels):
             differs[1:] |= ordered[1:, level] != ordered[:-1, level]
             heads = differs.nonzero()[:, 0]
             parents.append(parent[heads])
             edges.append(ordered[heads, level])
+            starts.append(heads)
             self.largest_fan_out.append(int((parents[-1] - self.offsets[level]).bincount().amax()))
             parent = self.offsets[-1] + differs.cumsum(0) - 1
             self.offsets.append(self.offsets[-1] + len(heads))
@@ -96,9 +99,10 @@ class PrefixTrie(nn.Module):
             "first_child": 1 + torch.searchsorted(every_parent, inner),
             "code": code,
             "keys": every_parent * max(self.codebook_sizes) + code[1:],
-            "first_row": torch.cat([heads, torch.tensor([len(codes)])]),
+            "first_row": torch.cat([*starts, torch.tensor([len(codes)])]),  # of every node, in the order of the ids
             "rows": order,
         }
+        self.largest_group = int(tables["first_row"][self.offsets[-2] :].diff().amax())
         for name, table in tables.items():
             self.register_buffer(name, table.contiguous(), persistent=False)  # rebuilt from the ids
 
@@ -177,62 +181,100 @@ class PrefixTrie(nn.Module):
         within = torch.arange(len(places), device=nodes.device) - (counts.cumsum(0) - counts)[places]
         return self.first_child[nodes][places] + within, places
 
+    def padded_children(self, nodes: Int[Tensor, "*batch"], level: int) -> Int[Tensor, "*batch F"]:
+        """The children of prefixes of length ``level``, in the order of their codes, padded with -1.
+
+        F is the largest number of children that a prefix of this length has. A node of another length has none.
+        """
+        self._check(level)
+        here = (nodes >= self.offsets[level]) & (nodes < self.offsets[level + 1])
+        inner = nodes.where(here, torch.zeros_like(nodes))
+        end = self.first_child[inner + 1].where(here, torch.zeros_like(nodes))
+        columns = torch.arange(self.largest_fan_out[level], device=nodes.device)
+        children = self.first_child[inner][..., None] + columns
+        return children.where(children < end[..., None], torch.full_like(children, -1))
+
+    def reaches(self, nodes: Int[Tensor, " B *batch"], listed: FilteredOrder) -> Bool[Tensor, " B *batch"]:
+        """Whether the ids that start with a node have a row that its list may have; false for -1.
+
+        Args:
+            nodes: Nodes of any level.
+            listed: The rows that each of B lists may have, along ``rows``.
+        """
+        start, end = self._span(nodes)
+        return (listed.num_before(end) > listed.num_before(start)) & (nodes >= 0)
+
     def sizes_of(self, leaves: Int[Tensor, "*batch"]) -> Int[Tensor, "*batch"]:
         """Number of rows with the id of each leaf; 0 for other nodes."""
-        places, good = self._leaf(leaves)
-        return (self.first_row[places + 1] - self.first_row[places]) * good
+        start, end = self._span(leaves)
+        return (end - start) * (leaves >= self.offsets[-2]) * (leaves < self.num_nodes)
 
-    def expand(self, leaves: Int[Tensor, "B W"], count: int) -> Int[Tensor, "B k"]:
+    def expand(self, leaves: Int[Tensor, "B W"], count: int, listed: FilteredOrder | None = None) -> Int[Tensor, "B k"]:
         """The first ``count`` rows of ranked leaves.
 
         Args:
             leaves: Leaves, best first; other nodes have no rows.
             count: Number of rows k.
+            listed: The rows that each list may have, along ``rows``; None for all.
 
         Returns:
             Rows (B, k) by leaf, then by decreasing priority, then by row; -1 after the last.
         """
-        places, _ = self._leaf(leaves)
+        return self.expand_places(leaves, count, listed)[0]
+
+    def expand_places(
+        self, leaves: Int[Tensor, "B W"], count: int, listed: FilteredOrder | None = None
+    ) -> tuple[Int[Tensor, "B k"], Int[Tensor, "B k"]]:
+        """Rows as of :meth:`expand`, and the position of each row's leaf in ``leaves``; undefined after the last."""
+        start, end = self._span(leaves)
         sizes = self.sizes_of(leaves)
+        if listed is not None:
+            sizes = (listed.num_before(end) - listed.num_before(start)) * (sizes > 0)
         ends = sizes.cumsum(1)
-        wanted = torch.arange(count, device=leaves.device).expand(len(leaves), -1).contiguous()
-        groups = torch.searchsorted(ends, wanted, right=True)
+        wanted = torch.arange(count, device=leaves.device).expand(leaves.shape[0], -1).contiguous()
+        if torch.compiler.is_exporting():  # the same with operators that ONNX has
+            groups = (ends[:, None] <= wanted[..., None]).sum(-1)
+        else:
+            groups = torch.searchsorted(ends, wanted, right=True)
         good = groups < leaves.shape[1]
         groups = groups.clamp(max=leaves.shape[1] - 1)
         within = wanted - (ends - sizes).gather(1, groups)
-        rows = self.rows[(self.first_row[places].gather(1, groups) + within).clamp(max=len(self.rows) - 1)]
-        return rows.where(good, torch.full_like(rows, -1))
+        places = start.gather(1, groups)
+        if listed is None:
+            places = places + within
+        else:  # the first place with so many listed rows between the leaf's first place and it; by bisection
+            known, last = listed.num_before(places), end.gather(1, groups) - 1
+            for _ in range((self.largest_group - 1).bit_length()):
+                middle = (places + last) // 2
+                enough = listed.num_before(middle + 1) - known > within
+                places, last = places.where(enough, middle + 1), middle.where(enough, last)
+        rows = self.rows[places.clamp(max=len(self.rows) - 1)]
+        return rows.where(good, torch.full_like(rows, -1)), groups
 
     def leaves_of_rows(self) -> Int[Tensor, " n"]:
         """Position of each row's id among the distinct ids."""
-        sizes = self.first_row[1:] - self.first_row[:-1]
+        sizes = self.first_row[self.offsets[-2] :].diff()
         places = torch.arange(self.num_leaves, device=self.rows.device).repeat_interleave(sizes)
         return torch.empty_like(places).scatter_(0, self.rows, places)
 
     def rows_of(self, leaf: int) -> list[int]:
         """Rows with the id of a leaf; empty for other nodes."""
-        place = leaf - self.offsets[-2]
-        if not 0 <= place < self.num_leaves:
+        if not self.offsets[-2] <= leaf < self.num_nodes:
             return []
-        return self.rows[int(self.first_row[place]) : int(self.first_row[place + 1])].tolist()
+        return self.rows[int(self.first_row[leaf]) : int(self.first_row[leaf + 1])].tolist()
 
     def _masks(self, nodes: Tensor, level: int) -> Tensor:
         """Masks (nodes, K) of allowed indices."""
-        here = (nodes >= self.offsets[level]) & (nodes < self.offsets[level + 1])
-        inner = nodes.where(here, torch.zeros_like(nodes))
-        end = self.first_child[inner + 1].where(here, torch.zeros_like(nodes))
-        columns = torch.arange(self.largest_fan_out[level], device=nodes.device)
-        children = self.first_child[inner][:, None] + columns
-        size = self.codebook_sizes[level]
-        codes = self.code[children.clamp(max=self.num_nodes - 1)].masked_fill_(children >= end[:, None], size)
+        children, size = self.padded_children(nodes, level), self.codebook_sizes[level]
+        codes = self.code[children.clamp(min=0)].masked_fill_(children < 0, size)
         mask = torch.zeros(len(nodes), size + 1, dtype=torch.bool, device=nodes.device)
         return mask.scatter_(1, codes, True)[:, :size]  # the last column is for padding
 
-    def _leaf(self, nodes: Tensor) -> tuple[Tensor, Tensor]:
-        """Positions among the leaves, and whether each node is a leaf."""
-        places = nodes - self.offsets[-2]
-        good = (places >= 0) & (places < self.num_leaves)
-        return places.where(good, torch.zeros_like(places)), good
+    def _span(self, nodes: Tensor) -> tuple[Tensor, Tensor]:
+        """First place in ``rows`` of each node's rows, and the place after the last; undefined for what is no node."""
+        known = nodes.clamp(0, self.num_nodes - 1)
+        start, end = self.first_row[known], self.first_row[known + 1]
+        return start, end.where(end > start, torch.full_like(end, len(self.rows)))  # the next node is a level below
 
     def _check(self, level: int) -> None:
         if not 0 <= level < self.num_levels:

@@ -141,7 +141,8 @@ class EncoderDecoder(Backbone):
         levels = codes.shape[2]
         targets = self.vocabulary.tokens_of(codes[torch.arange(len(codes)), lengths - 1])
         context = self.read(codes[:, : max(1, codes.shape[1] - 1)], lengths - 1)
-        logits = self._logits(context.states, self._mask(context), targets[:, :-1])
+        before = F.pad(targets[:, :-1], (1, 0), value=BOS)
+        logits = self._logits(context.states, self._mask(context), before)
         return F.cross_entropy(logits.float().flatten(0, 1), targets.flatten()) * levels
 
     def read(self, codes: Int[Tensor, "B T Q"], lengths: Int[Tensor, " B"]) -> Context:
@@ -158,14 +159,15 @@ class EncoderDecoder(Backbone):
         """See the base class."""
         width, level = prefixes.shape[1:]
         states, mask = (part.repeat_interleave(width, 0) for part in (context.states, self._mask(context)))
-        logits = self._logits(states, mask, self.vocabulary.tokens_of(prefixes.flatten(0, 1)))[:, -1]
+        tokens = prefixes.new_full((prefixes.shape[0] * width, 1), BOS)
+        if level:
+            tokens = torch.cat([tokens, self.vocabulary.tokens_of(prefixes.flatten(0, 1))], 1)
+        logits = self._logits(states, mask, tokens)[:, -1]
         return logits.float().log_softmax(-1)[:, self.vocabulary.range_of(level)].unflatten(0, (-1, width))
 
     def _logits(self, states: Tensor, mask: Tensor, tokens: Tensor) -> Tensor:
-        """Logits (N, l + 1, V) after BOS and after each token."""
-        return self.model(
-            encoder_outputs=(states,), attention_mask=mask, decoder_input_ids=F.pad(tokens, (1, 0), value=BOS)
-        ).logits
+        """Logits (N, l, V) after each token, of which the first is BOS."""
+        return self.model(encoder_outputs=(states,), attention_mask=mask, decoder_input_ids=tokens).logits
 
     @staticmethod
     def _mask(context: Context) -> Tensor:
@@ -210,7 +212,7 @@ class _CausalDecoder(Backbone):
     def _with_start(self, items: Tensor) -> Tensor:
         """BOS and embedded items (B, T + 1, D)."""
         self._check_length(items.shape[1])
-        return torch.cat([self.embedding.weight[BOS].expand(len(items), 1, -1), items], 1)
+        return torch.cat([self.embedding.weight[BOS].expand(items.shape[0], 1, -1), items], 1)
 
     def _check_length(self, items: int) -> None:
         if items > self.max_items:
@@ -301,7 +303,7 @@ class _ItemDecoder(_CausalDecoder):
     def read(self, codes: Int[Tensor, "B T Q"], lengths: Int[Tensor, " B"]) -> Context:
         """See the base class. States are those after the last item (B, 1, D)."""
         states = self._states(codes)
-        return Context(states[torch.arange(len(codes)), lengths][:, None], torch.ones_like(lengths))
+        return Context(states[torch.arange(codes.shape[0]), lengths][:, None], torch.ones_like(lengths))
 
     @abstractmethod
     def _states(self, codes: Tensor) -> Tensor:
@@ -453,8 +455,12 @@ class ParallelDecoder(_ItemDecoder):
     def _states(self, codes: Tensor) -> Tensor:
         """See the base class."""
         tokens = self.vocabulary.tokens_of(codes)
-        items = F.embedding_bag(tokens.flatten(0, 1), self.embedding.weight, mode="sum") / tokens.shape[2]
-        return self.items(inputs_embeds=self._with_start(items.unflatten(0, tokens.shape[:2]))).last_hidden_state
+        if torch.compiler.is_exporting():  # ONNX has no bags
+            items = self.embedding(tokens).sum(2) / tokens.shape[2]
+        else:
+            items = F.embedding_bag(tokens.flatten(0, 1), self.embedding.weight, mode="sum") / tokens.shape[2]
+            items = items.unflatten(0, tokens.shape[:2])
+        return self.items(inputs_embeds=self._with_start(items)).last_hidden_state
 
     def _heads(self, states: Tensor, first: int, last: int) -> Tensor:
         """Outputs (*batch, last - first, D) of the heads of some channels."""

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from gritvq.component import eval_mode, from_config
-from gritvq.items.ids import PrefixTrie, SemanticIds
+from gritvq.export import Format
+from gritvq.items.ids import FilteredOrder, ItemFilter, PrefixTrie, SemanticIds
 from gritvq.items.interactions import Histories, check_items
 from gritvq.items.recommenders.backbones import Backbone, Context
 from gritvq.items.recommenders.beam_search import Beams, beam_search, exact_scores
-from gritvq.items.recommenders.parallel import ParallelScorer, channel_log_probs
+from gritvq.items.recommenders.parallel import ParallelScorer, RankedItems, channel_log_probs
+from gritvq.items.recommenders.ranking import top_items
 from gritvq.saving import load_weights, read_config, read_tensors, write_folder
 
 __all__ = ["GenerativeRecommender"]
@@ -126,46 +129,135 @@ class GenerativeRecommender(nn.Module):
 
     @torch.no_grad()
     def recommend(
-        self, histories: Histories | Sequence[Sequence[int]], k: int = 10, *, beam: int | None = None
+        self,
+        histories: Histories | Sequence[Sequence[int]],
+        k: int = 10,
+        *,
+        beam: int | None = None,
+        exact: bool = False,
+        allowed: Bool[Tensor, "*B n"] | None = None,
+        exclude: Histories | Sequence[Sequence[int]] | None = None,
     ) -> Int[Tensor, "B k"]:
-        """The k best items, best first, padded with -1: by beam search, or exactly if the backbone is parallel.
+        """The k best items, best first, padded with -1; see :meth:`best`.
+
+        Example:
+            >>> from gritvq.items import DepthDecoder
+            >>> ids = SemanticIds(torch.tensor([[0, 1], [2, 3], [2, 0], [2, 0]]), (4, 4))
+            >>> backbone = DepthDecoder(ids.codebook_sizes, 8, num_layers=1, num_heads=1, hidden_dim=8)
+            >>> recommender, histories = GenerativeRecommender(backbone, ids), [[0, 3], [1]]
+            >>> in_stock = torch.tensor([True, False, True, False])
+            >>> recommender.recommend(histories, 2, allowed=in_stock, exclude=histories).sort().values.tolist()
+            [[-1, 2], [0, 2]]
+        """
+        return self.best(histories, k, beam=beam, exact=exact, allowed=allowed, exclude=exclude).items
+
+    @torch.no_grad()
+    def best(
+        self,
+        histories: Histories | Sequence[Sequence[int]],
+        k: int = 10,
+        *,
+        beam: int | None = None,
+        exact: bool = False,
+        allowed: Bool[Tensor, "*B n"] | None = None,
+        exclude: Histories | Sequence[Sequence[int]] | None = None,
+    ) -> RankedItems:
+        """The k best items and their log-probabilities: by beam search, or exactly if the backbone is parallel.
+
+        Filters act inside the search, so a list is short only if they leave fewer than k items, whatever the beam; if
+        they leave none, it is -1 throughout.
 
         Args:
             histories: Item rows of B users, oldest first; may be empty.
             k: Number of items.
             beam: Beam size; None means the recommender's, and at least k. Unused if the backbone is parallel.
+            exact: Whether to score the whole catalogue instead of searching.
+            allowed: Whether an item may be recommended, to all users (n,) or to each (B, n), bool; None allows all.
+            exclude: Item rows that must not be recommended to each user, B sequences: for items not seen before, the
+                whole histories.
 
         Raises:
-            ValueError: If an item row is out of range, or k or the beam is smaller than 1.
+            ValueError: If an item row is out of range, k or the beam is smaller than 1, or a filter has another shape.
         """
-        if k < 1 or (beam is not None and beam < 1):
-            raise ValueError(f"expected k >= 1 and a beam >= 1, got {k} and {beam}; give larger ones")
+        beam = self._beam(k, beam)
+        item_filter = self._filter(histories, allowed, exclude)
         if self._scorer is not None:
-            return self._scorer.best(self._channel_log_probs(histories), k).items
-        return self.trie.expand(self.search(histories, max(k, self.beam if beam is None else beam)).leaves, k)
+            return self._scorer.best(self._channel_log_probs(histories), k, item_filter=item_filter)
+        if exact:
+            order = self.order.to(self.codes.device)
+            scores = self.scores(histories, allowed=allowed, exclude=exclude)[:, order]
+            places = top_items(scores, k)
+            found = scores.gather(1, places.clamp(min=0)).masked_fill(places < 0, -math.inf)
+            return RankedItems(torch.where(places < 0, -1, order[places.clamp(min=0)]), found)
+        listed = None if item_filter is None else item_filter.along(self.trie.rows)
+        beams = self._search(histories, beam, listed)
+        items, places = self.trie.expand_places(beams.leaves, k, listed)
+        return RankedItems(items, beams.scores.gather(1, places).masked_fill(items < 0, -math.inf))
 
     @torch.no_grad()
-    def search(self, histories: Histories | Sequence[Sequence[int]], beam: int) -> Beams:
-        """The best ids by beam search, as leaves of ``trie``."""
-        with eval_mode(self):
-            return beam_search(self.backbone, self._read(histories), self.trie, beam)
+    def search(
+        self,
+        histories: Histories | Sequence[Sequence[int]],
+        beam: int,
+        *,
+        allowed: Bool[Tensor, "*B n"] | None = None,
+        exclude: Histories | Sequence[Sequence[int]] | None = None,
+    ) -> Beams:
+        """The best ids by beam search, as leaves of ``trie``; filters as of :meth:`best`."""
+        item_filter = self._filter(histories, allowed, exclude)
+        return self._search(histories, beam, None if item_filter is None else item_filter.along(self.trie.rows))
 
     @torch.no_grad()
-    def scores(self, histories: Histories | Sequence[Sequence[int]], *, block: int = 512) -> Float[Tensor, "B n"]:
+    def scores(
+        self,
+        histories: Histories | Sequence[Sequence[int]],
+        *,
+        block: int = 512,
+        allowed: Bool[Tensor, "*B n"] | None = None,
+        exclude: Histories | Sequence[Sequence[int]] | None = None,
+    ) -> Float[Tensor, "B n"]:
         """Exact log-probabilities of all items' ids; equal for items that share an id.
 
         Args:
             histories: Item rows of B users, oldest first; may be empty.
             block: Prefixes scored at a time, see :func:`gritvq.items.exact_scores`. Unused if the backbone is parallel.
+            allowed: Items that may be recommended, see :meth:`best`; all others have the score minus infinity.
+            exclude: Items that must not be recommended to each user, see :meth:`best`; their score is minus infinity.
 
         Raises:
-            ValueError: If an item row is out of range.
+            ValueError: If an item row is out of range, or a filter has another shape.
         """
+        item_filter = self._filter(histories, allowed, exclude)
         if self._scorer is not None:
-            return self._scorer.scores(self._channel_log_probs(histories))
-        with eval_mode(self):
-            found = exact_scores(self.backbone, self._read(histories), self.trie, block=block)
-        return found[:, self.trie.leaves_of_rows()]
+            found = self._scorer.scores(self._channel_log_probs(histories))
+        else:
+            with eval_mode(self):
+                found = exact_scores(self.backbone, self._read(histories), self.trie, block=block)
+            found = found[:, self.trie.leaves_of_rows()]
+        return found if item_filter is None else found.masked_fill(~item_filter.mask().to(found.device), -math.inf)
+
+    def export(
+        self, folder: str | os.PathLike[str], format: Format = "onnx", *, k: int = 10, beam: int | None = None
+    ) -> Path:
+        """Write model, codes and trie as one program ``recommender`` that runs without gritvq.
+
+        It maps ``histories`` (B, max_history), item rows of int64, oldest first, padded with -1 behind the newest, and
+        ``allowed`` (B, n), bool, to ``items`` (B, k) and ``scores`` (B, k) as of :meth:`best`; B is free. Item keys are
+        not in it: they are ``ids.items``. Rounding may change the order of items with nearly equal scores; equal ones
+        keep their order in ONNX, and have any in the torch format.
+
+        Args:
+            folder: Folder of the file; one of the same name is replaced.
+            format: See :func:`gritvq.export.write_programs`.
+            k: Number of items.
+            beam: Beam size; None means the recommender's, and at least k. Unused if the backbone is parallel.
+
+        Raises:
+            ValueError: If k or the beam is smaller than 1, packages are missing, or an operator cannot be exported.
+        """
+        from gritvq.items.recommenders.program import write_recommender
+
+        return write_recommender(self, folder, format, k, self._beam(k, beam))
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> Path:
         """Write ``config.json``, ``model.safetensors``, the ids (folder ``ids``) and the priority; no pickle.
@@ -179,6 +271,14 @@ class GenerativeRecommender(nn.Module):
             _PRIORITY: lambda path: save_file({"priority": self.priority.cpu().contiguous()}, path),
         }
         return write_folder(folder, _KIND, self.backbone, extra, others)
+
+    @staticmethod
+    def is_saved_in(folder: str | os.PathLike[str]) -> bool:
+        """Whether a folder has the ``config.json`` of a recommender, not of something else."""
+        try:
+            return _KIND in read_config(Path(folder), _KIND)
+        except ValueError:
+            return False
 
     @classmethod
     def from_pretrained(
@@ -218,6 +318,26 @@ class GenerativeRecommender(nn.Module):
             known = ids.codes.minimum(torch.tensor(own.codebook_sizes) - 1)
             ids = SemanticIds(known, own.codebook_sizes, ids.items, fingerprint=ids.fingerprint)
         return cls(backbone, ids, max_history=config["max_history"], beam=config["beam"], priority=priority).eval()
+
+    def _beam(self, k: int, beam: int | None) -> int:
+        """The beam size of a search for k items."""
+        if k < 1 or (beam is not None and beam < 1):
+            raise ValueError(f"expected k >= 1 and a beam >= 1, got {k} and {beam}; give larger ones")
+        return max(k, self.beam if beam is None else beam)
+
+    def _filter(
+        self,
+        histories: Histories | Sequence[Sequence[int]],
+        allowed: Tensor | None,
+        exclude: Histories | Sequence[Sequence[int]] | None,
+    ) -> ItemFilter | None:
+        if allowed is None and exclude is None:
+            return None
+        return ItemFilter(self.num_items, len(histories), allowed=allowed, exclude=exclude)
+
+    def _search(self, histories: Histories | Sequence[Sequence[int]], beam: int, listed: FilteredOrder | None) -> Beams:
+        with eval_mode(self):
+            return beam_search(self.backbone, self._read(histories), self.trie, beam, listed=listed)
 
     def _read(self, histories: Histories | Sequence[Sequence[int]]) -> Context:
         return self.backbone.read(*self._codes(histories, self.max_history))

@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from gritvq.component import check_integer
+from gritvq.items.ids import ItemFilter
 from gritvq.items.ids.checks import checked_codes, checked_sizes
 from gritvq.items.recommenders.backbones import Backbone, Context
 from gritvq.quantizers.canonical import ranked
@@ -113,29 +114,46 @@ class ParallelScorer(nn.Module):
         return found
 
     @torch.no_grad()
-    def best(self, log_probs: Float[Tensor, "B V"], k: int, *, block: int | None = None) -> RankedItems:
+    def best(
+        self,
+        log_probs: Float[Tensor, "B V"],
+        k: int,
+        *,
+        block: int | None = None,
+        item_filter: ItemFilter | None = None,
+    ) -> RankedItems:
         """The k items with the highest scores, merged over blocks of items.
 
         Args:
             log_probs: See :meth:`scores`.
             k: Number of items.
             block: See :meth:`scores`.
+            item_filter: Which items each list may have; those that no list may have are not scored. None for all.
 
         Raises:
             ValueError: If the shape is wrong or k is smaller than 1.
         """
         check_integer("k", k, hint="10 is usual")
+        order, listed = self.order, None
+        if item_filter is not None:
+            if item_filter.allowed is not None and item_filter.allowed.ndim == 1:
+                order = order[item_filter.allowed.to(order.device)[order]]
+            listed = item_filter.along(order)
         places = torch.full((len(log_probs), k), -1, device=log_probs.device)
         scores = log_probs.new_full(places.shape, -math.inf)
         start = 0
-        for sums in self._sums(log_probs, self.codes[self.order], block):
+        for sums in self._sums(log_probs, self.codes[order], block):
+            stop = start + len(sums)
+            if listed is not None:
+                sums = sums.masked_fill(~listed.mask(start, stop).expand(len(log_probs), -1).T, -math.inf)
             users = (sums.amax(0) > scores[:, -1]).nonzero()[:, 0]  # the others keep what they have
             values = torch.cat([scores[users], sums.T[users]], 1)
-            here = torch.arange(start, start + len(sums), device=places.device).expand(len(users), -1)
+            here = torch.arange(start, stop, device=places.device).expand(len(users), -1)
             kept = ranked(values, k)
             scores[users], places[users] = values.gather(1, kept), torch.cat([places[users], here], 1).gather(1, kept)
-            start += len(sums)
-        return RankedItems(torch.where(places >= 0, self.order[places], -1), scores)
+            start = stop
+        found = scores > -math.inf
+        return RankedItems(torch.where(found, order[places.where(found, 0)] if len(order) else places, -1), scores)
 
     def check(self, log_probs: Tensor) -> None:
         """Check the shape of log-probabilities.
@@ -156,7 +174,7 @@ class ParallelScorer(nn.Module):
         table = log_probs.T.contiguous()
         if block is None:
             block = max(1, _BLOCK_ENTRIES // max(1, len(log_probs)))
-        for some in codes.split(block):
+        for some in codes.split(block) if len(codes) else ():
             yield F.embedding_bag(some + self.first_columns, table, mode="sum")
 
 
@@ -168,5 +186,5 @@ def channel_log_probs(backbone: Backbone, context: Context) -> Float[Tensor, "B 
         context: Its context of B histories.
     """
     channels = len(backbone.codebook_sizes)
-    nothing = torch.zeros(len(context.lengths), 1, channels, dtype=torch.int64, device=context.lengths.device)
+    nothing = torch.zeros(context.lengths.shape[0], 1, channels, dtype=torch.int64, device=context.lengths.device)
     return torch.cat([backbone.log_probs(context, nothing[..., :level])[:, 0] for level in range(channels)], 1)

@@ -1,0 +1,91 @@
+"""Exported recommenders: the same lists and scores as the recommender has, filters included."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from gritvq.export import load_program
+from gritvq.items import DepthDecoder, EncoderDecoder, GenerativeRecommender, ParallelDecoder, SemanticIds, TokenDecoder
+from gritvq.items.recommenders.program import RecommenderProgram, compare_recommender
+from test_parallel import seeded
+
+onnx = pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime"), pytest.importorskip("onnxscript"), pytest.importorskip("transformers")
+
+SIZES, COUNT = (6, 7), 30
+CODES = torch.stack([torch.randint(0, size, (COUNT,), generator=seeded(place)) for place, size in enumerate(SIZES)], 1)
+SOAK = [pytest.param(kind, marks=pytest.mark.soak) for kind in (TokenDecoder, EncoderDecoder)]
+
+
+def made(kind: Any, **settings: Any) -> GenerativeRecommender:
+    """With ids that items share, and a model that does not say the same of all."""
+    torch.manual_seed(0)
+    shape = {"num_layers": 1, "num_heads": 2, "hidden_dim": 16, "dropout": 0.2}
+    backbone = kind(SIZES, 16, **shape, **{EncoderDecoder: {"head_dim": 8}}.get(kind, {}))
+    for parameter in backbone.parameters():
+        parameter.data.mul_(1.5).add_(0.1 * torch.randn(parameter.shape, generator=seeded(parameter.numel())))
+    priority = torch.arange(COUNT).remainder(7).float()
+    return GenerativeRecommender(backbone, SemanticIds(CODES, SIZES), max_history=5, priority=priority, **settings)
+
+
+@pytest.mark.parametrize("kind", [ParallelDecoder, DepthDecoder, *SOAK])
+def test_onnxruntime_finds_what_pytorch_finds(kind: Any, tmp_path: Path) -> None:
+    recommender = made(kind)
+    path = recommender.export(tmp_path, k=12, beam=9)
+    assert path.name == "recommender.onnx" and recommender.training  # tracing left the model as it was
+    onnx.checker.check_model(str(path), full_check=True)
+    graph = onnx.load(str(path))
+    assert {entry.domain for entry in graph.opset_import} == {""} and not graph.functions
+    assert [each.name for each in graph.graph.input] == ["histories", "allowed"]
+    assert [each.name for each in graph.graph.output] == ["items", "scores"]
+    run = load_program(path)
+    histories = torch.tensor([[3, 7, 7, 29, 0], [4, -1, -1, -1, -1], [-1] * 5, [9, 8, -1, -1, -1], [1, 2, 3, -1, -1]])
+    allowed = torch.rand(5, COUNT, generator=seeded(1)) < 0.5
+    allowed[3], allowed[4] = True, False
+    rows = [row[row >= 0].tolist() for row in histories]
+    wanted = recommender.best(rows, 12, beam=12, allowed=allowed)
+    items, scores = run(histories, allowed)
+    assert torch.equal(items, wanted.items) and items.dtype == torch.int64  # items of one id by priority as well
+    torch.testing.assert_close(scores, wanted.scores, rtol=1e-4, atol=1e-4)
+    assert items[4].eq(-1).all() and scores[4].eq(-math.inf).all()
+    for user in range(5):
+        alone = run(histories[user : user + 1], allowed[user : user + 1])
+        assert torch.equal(alone[0], items[user : user + 1])
+    identical, difference = compare_recommender(recommender, path, 12, 12)
+    assert identical.float().mean() > 0.99 and difference < 1e-4
+
+
+def test_the_torch_format_and_lists_longer_than_the_catalogue(tmp_path: Path) -> None:
+    recommender = made(ParallelDecoder)
+    run = load_program(recommender.export(tmp_path, "torch", k=40))
+    histories, allowed = torch.tensor([[3, 7, -1, -1, -1], [4, -1, -1, -1, -1]]), torch.ones(2, COUNT).bool()
+    items, scores = run(histories, allowed)
+    wanted = recommender.best([[3, 7], [4]], 40)
+    torch.testing.assert_close(scores, wanted.scores, rtol=1e-4, atol=1e-4)
+    assert torch.equal(items.sort().values, wanted.items.sort().values) and items[:, COUNT:].eq(-1).all()
+
+
+@pytest.mark.parametrize("kind", [ParallelDecoder, DepthDecoder, TokenDecoder, EncoderDecoder])
+def test_the_program_itself_is_the_recommender(kind: Any) -> None:
+    recommender = made(kind).eval()
+    histories = torch.tensor([[3, 7, 7, 29, 0], [4, -1, -1, -1, -1]])
+    allowed = torch.rand(2, COUNT, generator=seeded(2)) < 0.3
+    with torch.no_grad():
+        items, scores = RecommenderProgram(recommender, 9, 9)(histories, allowed)
+    wanted = recommender.best([[3, 7, 7, 29, 0], [4]], 9, beam=9, allowed=allowed)
+    assert torch.equal(items, wanted.items)
+    torch.testing.assert_close(scores, wanted.scores, rtol=1e-5, atol=1e-5)
+
+
+def test_says_what_does_not_fit(tmp_path: Path) -> None:
+    for told in ({"k": 0}, {"beam": 0}):
+        with pytest.raises(ValueError, match="expected k >= 1 and a beam >= 1"):
+            made(ParallelDecoder).export(tmp_path / "out", **told)
+    with pytest.raises(ValueError, match="'onnx' or 'torch', got 'keras'"):
+        made(ParallelDecoder).export(tmp_path / "out", "keras")  # type: ignore[arg-type]
+    assert not (tmp_path / "out").exists()
