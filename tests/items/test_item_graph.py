@@ -11,7 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from gritvq.items import ItemGraph, ParallelDecoder, ParallelScorer
+from gritvq.items import (
+    DepthDecoder,
+    GenerativeRecommender,
+    ItemFilter,
+    ItemGraph,
+    ParallelDecoder,
+    ParallelScorer,
+    SemanticIds,
+)
 
 SIZES = (5, 3, 7)
 
@@ -84,6 +92,40 @@ def test_more_steps_and_wider_beams_lose_nothing_and_find_most() -> None:
     hits = (found.items[:, :, None] == exact.items[:, None]).any(1).float().mean()
     assert float(hits) > 0.9
     assert torch.equal(graph.best(given_probs[:7], 10, beam=20, steps=5).items, found.items[:7])  # of a user alone
+
+
+def test_filters_act_inside_the_search() -> None:
+    items, given_probs = scorer(60), log_probs(5)
+    graph = ItemGraph.of(items, tables(), 99)
+    allowed = torch.rand(60, generator=seeded(3)) < 0.3
+    exclude = [items.best(given_probs, 4, item_filter=ItemFilter(60, 5, allowed=allowed)).items[n] for n in range(5)]
+    for chosen in (ItemFilter(60, 5, allowed=allowed), ItemFilter(60, 5, allowed=allowed, exclude=exclude)):
+        found, wanted = (
+            graph.best(given_probs, 6, beam=6, item_filter=chosen),
+            items.best(given_probs, 6, item_filter=chosen),
+        )
+        assert torch.equal(found.items, wanted.items)
+    nothing = graph.best(given_probs, 3, item_filter=ItemFilter(60, 5, allowed=torch.zeros(60, dtype=torch.bool)))
+    assert bool((nothing.items == -1).all()) and bool((nothing.scores == -torch.inf).all())
+
+
+def test_a_recommender_searches_along_its_graph() -> None:
+    pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    ids = SemanticIds(scorer(50).codes.long(), SIZES)
+    backbone = ParallelDecoder(SIZES, 8, num_layers=1, num_heads=1, hidden_dim=8)
+    recommender = GenerativeRecommender(backbone, ids, priority=torch.rand(50, generator=seeded()))
+    graph = ItemGraph.of(ParallelScorer(ids.codes, SIZES, priority=recommender.priority), backbone.tables(), 49)
+    histories = [[3, 7], [1], []]
+    wanted = recommender.best(histories, 5, exclude=histories)
+    found = recommender.best(histories, 5, exclude=histories, graph=graph)
+    assert torch.equal(found.items, wanted.items)
+    other = ItemGraph.of(scorer(50, seed=4), tables(), 3)
+    with pytest.raises(ValueError, match=r"expected a graph of this recommender's ids .* got other ids"):
+        recommender.recommend(histories, graph=other)
+    depth = GenerativeRecommender(DepthDecoder(SIZES, 8, num_layers=1, num_heads=1, hidden_dim=8), ids)
+    with pytest.raises(ValueError, match="parallel backbone, got DepthDecoder"):
+        depth.recommend(histories, graph=graph)
 
 
 def test_the_model_says_how_similar_codes_are() -> None:

@@ -20,6 +20,7 @@ from gritvq.items.ids import FilteredOrder, ItemFilter, PrefixTrie, SemanticIds
 from gritvq.items.interactions import Histories, check_items
 from gritvq.items.recommenders.backbones import Backbone, Context
 from gritvq.items.recommenders.beam_search import Beams, beam_search, exact_scores
+from gritvq.items.recommenders.graph import ItemGraph
 from gritvq.items.recommenders.parallel import ParallelScorer, RankedItems, channel_log_probs
 from gritvq.items.recommenders.ranking import top_items
 from gritvq.saving import load_weights, read_config, read_tensors, write_folder
@@ -137,6 +138,7 @@ class GenerativeRecommender(nn.Module):
         exact: bool = False,
         allowed: Bool[Tensor, "*B n"] | None = None,
         exclude: Histories | Sequence[Sequence[int]] | None = None,
+        graph: ItemGraph | None = None,
     ) -> Int[Tensor, "B k"]:
         """The k best items, best first, padded with -1; see :meth:`best`.
 
@@ -149,7 +151,7 @@ class GenerativeRecommender(nn.Module):
             >>> recommender.recommend(histories, 2, allowed=in_stock, exclude=histories).sort().values.tolist()
             [[-1, 2], [0, 2]]
         """
-        return self.best(histories, k, beam=beam, exact=exact, allowed=allowed, exclude=exclude).items
+        return self.best(histories, k, beam=beam, exact=exact, allowed=allowed, exclude=exclude, graph=graph).items
 
     @torch.no_grad()
     def best(
@@ -161,6 +163,7 @@ class GenerativeRecommender(nn.Module):
         exact: bool = False,
         allowed: Bool[Tensor, "*B n"] | None = None,
         exclude: Histories | Sequence[Sequence[int]] | None = None,
+        graph: ItemGraph | None = None,
     ) -> RankedItems:
         """The k best items and their log-probabilities: by beam search, or exactly if the backbone is parallel.
 
@@ -175,12 +178,23 @@ class GenerativeRecommender(nn.Module):
             allowed: Whether an item may be recommended, to all users (n,) or to each (B, n), bool; None allows all.
             exclude: Item rows that must not be recommended to each user, B sequences: for items not seen before, the
                 whole histories.
+            graph: Search along this graph instead of scoring the whole catalogue, with ``beam`` items per step; for
+                parallel backbones.
 
         Raises:
-            ValueError: If an item row is out of range, k or the beam is smaller than 1, or a filter has another shape.
+            ValueError: If an item row is out of range, k or the beam is smaller than 1, a filter has another shape, or
+                a graph is given that is not of these ids or not for this backbone.
         """
         beam = self._beam(k, beam)
         item_filter = self._filter(histories, allowed, exclude)
+        if graph is not None and (self._scorer is None or not torch.equal(graph.scorer.codes, self._scorer.codes)):
+            raise ValueError(
+                "expected a graph of this recommender's ids and a parallel backbone, got "
+                + ("other ids" if self._scorer is not None else type(self.backbone).__name__)
+                + "; leave graph out, or make it with ItemGraph.of"
+            )
+        if graph is not None:
+            return graph.best(self._channel_log_probs(histories), k, beam=beam, item_filter=item_filter)
         if self._scorer is not None:
             return self._scorer.best(self._channel_log_probs(histories), k, item_filter=item_filter)
         if exact:

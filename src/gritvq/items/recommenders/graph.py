@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from gritvq.component import check_integer
+from gritvq.items.ids import ItemFilter
 from gritvq.items.recommenders.parallel import ParallelScorer, RankedItems
 from gritvq.items.tokenizers.base import tracked
 from gritvq.quantizers.canonical import ranked
@@ -115,7 +116,14 @@ class ItemGraph(nn.Module):
 
     @torch.no_grad()
     def best(
-        self, log_probs: Float[Tensor, "B V"], k: int, *, beam: int = 100, steps: int = 5, seed: int = 0
+        self,
+        log_probs: Float[Tensor, "B V"],
+        k: int,
+        *,
+        beam: int = 100,
+        steps: int = 5,
+        seed: int = 0,
+        item_filter: ItemFilter | None = None,
     ) -> RankedItems:
         """The best items that are found, best first; -1 if there are fewer.
 
@@ -125,6 +133,8 @@ class ItemGraph(nn.Module):
             beam: Items kept in each step.
             steps: Largest number of steps.
             seed: Seed of the random ones of the items to start from.
+            item_filter: Which items each list may have; the search still goes through the others. None for all. Takes
+                a mask of users x items.
 
         Raises:
             ValueError: If a shape is wrong, a number is out of range, or the beam is smaller than k.
@@ -141,26 +151,46 @@ class ItemGraph(nn.Module):
         start = torch.cat([first, rest[rest >= len(first)][: beam - len(first)]]).sort().values
         kept = start.to(log_probs.device).expand(len(log_probs), -1)
         scores = self._scores(log_probs, columns, kept)
+        may = None if item_filter is None else item_filter.mask().to(kept.device)[..., self.scorer.order]
+        found = self._listed(kept, scores, k, may)
         for _ in range(steps):
             before = kept
             near = self.neighbors[kept].flatten(1).long()
-            places = torch.cat([kept, near], 1)
-            values = torch.cat([scores, self._scores(log_probs, columns, near)], 1)
-            places, order = places.sort(dim=1, stable=True)
-            values = values.gather(1, order)
-            values[:, 1:].masked_fill_(places[:, 1:] == places[:, :-1], -torch.inf)  # each item once
-            chosen = ranked(values, beam)
-            kept, scores = places.gather(1, chosen), values.gather(1, chosen)
+            kept, scores = _distinct(
+                torch.cat([kept, near], 1), torch.cat([scores, self._scores(log_probs, columns, near)], 1)
+            )
+            found = self._listed(torch.cat([found[0], kept], 1), torch.cat([found[1], scores], 1), k, may)
+            chosen = ranked(scores, beam)
+            kept, scores = kept.gather(1, chosen), scores.gather(1, chosen)
             if torch.equal(kept.sort(dim=1).values, before.sort(dim=1).values):
                 break
-        chosen = ranked(scores, min(k, beam))
-        values = scores.gather(1, chosen)
-        items = torch.where(values > -torch.inf, self.scorer.order[kept.gather(1, chosen)], -1)
-        missing = k - items.shape[1]
-        return RankedItems(F.pad(items, (0, missing), value=-1), F.pad(values, (0, missing), value=-torch.inf))
+        places, values = found
+        return RankedItems(torch.where(values > -torch.inf, self.scorer.order[places], -1), values)
+
+    @staticmethod
+    def _listed(places: Tensor, scores: Tensor, k: int, may: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The best k places that may be listed, and their scores; minus infinity if there are fewer."""
+        if may is not None:
+            scores = scores.where(may.expand(len(places), -1).gather(1, places), -torch.inf)
+        places, scores = _distinct(places, scores)
+        chosen = ranked(scores, min(k, scores.shape[1]))
+        missing = k - chosen.shape[1]
+        return F.pad(places.gather(1, chosen), (0, missing)), F.pad(
+            scores.gather(1, chosen), (0, missing), value=-torch.inf
+        )
 
     @staticmethod
     def _scores(log_probs: Tensor, columns: Tensor, places: Tensor) -> Float[Tensor, "B C"]:
         """Scores of places, in the order of the channels."""
         found = log_probs.gather(1, columns[places].flatten(1))
         return found.unflatten(1, (places.shape[1], -1)).sum(2)
+
+
+def _distinct(places: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
+    """Both, by place; of places that are there twice all but the best have minus infinity."""
+    best = scores.sort(dim=1, descending=True, stable=True).indices
+    places, scores = places.gather(1, best), scores.gather(1, best)
+    places, order = places.sort(dim=1, stable=True)
+    scores = scores.gather(1, order)
+    again = F.pad(places[:, 1:] == places[:, :-1], (1, 0))
+    return places, scores.masked_fill(again, -torch.inf)
