@@ -42,13 +42,14 @@ def made(entry: dict[str, Any], plan: dict[str, Any], dim: int, seed: int) -> It
         return ResidualKMeans(size, levels, seed=seed, **settings)
     if entry["kind"] == "product":
         return ProductKMeans(size, levels, seed=seed, **settings)
-    unit, width = getattr(presets, entry["unit"]), plan["network"]["dim"]
+    network, budget = plan["network"] | entry.get("network", {}), plan["plan"] | entry.get("plan", {})
+    unit, width = getattr(presets, entry["unit"]), network["dim"]
     if entry["unit"] == "rsq_vae":
         quantizer = unit(width, size, num_levels=levels, **settings)
     else:
         quantizer = residual_stack(lambda: unit(width, size, **settings), levels)
-    networks = (ItemEncoder(dim, **plan["network"]), ItemDecoder(dim, **plan["network"]))
-    return RQVAE(quantizer, encoder=networks[0], decoder=networks[1], seed=seed, **plan["plan"])
+    networks = (ItemEncoder(dim, **network), ItemDecoder(dim, **network))
+    return RQVAE(quantizer, encoder=networks[0], decoder=networks[1], seed=seed, **budget)
 
 
 def measured(tokenizer: ItemTokenizer, x: np.ndarray[Any, Any]) -> dict[str, float]:
@@ -80,7 +81,8 @@ def main() -> None:
     runs = [(name, seed) for seed in plan["seeds"] for name in arguments.tokenizers or plan["tokenizers"]]
     for name, seed in track([run for run in runs if run not in finished], description=path.stem):
         entry = plan["tokenizers"][name]
-        settings = " ".join(f"{k}={v}" for k, v in entry.get("settings", {}).items()) or "-"
+        own = {k: v for part in ("settings", "network", "plan") for k, v in entry.get(part, {}).items()}
+        settings = " ".join(f"{k}={v}" for k, v in own.items()) or "-"
         numbers = measured(made(entry, plan, x.shape[1], seed), x)
         about_run = {"method": name, "preset": entry.get("unit", "-"), "settings": settings, "seed": seed}
         done.append({**about_run, "codebook_size": plan["codebook_size"], **numbers, **about})

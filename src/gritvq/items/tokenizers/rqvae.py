@@ -34,7 +34,8 @@ class RQVAE(ItemTokenizer):
 
     Embeddings are centered and divided by their overall standard deviation, which are saved with the weights. For the
     first ``plain_share`` of the steps only encoder and decoder are trained, with a loss that keeps the latents' mean
-    square at 1. Then the codebook is initialized from the latents; tables that start at k-means get the k-means of
+    square at 1; networks with ``skip`` start as principal component analysis instead, and need no such steps. Then the
+    codebook is initialized from the latents; tables that start at k-means get the k-means of
     :class:`gritvq.items.ResidualKMeans`, which runs until it converges. Then everything is trained together with AdamW
     and a cosine schedule. The loss is ``mean squared error / variance + quantizer's losses + others``. For quantizers
     of a variational bound (``objective`` ``"arelbo"`` or ``"albo"``) it is ``1/2 log`` of that error, or the error, per
@@ -151,7 +152,8 @@ class RQVAE(ItemTokenizer):
             raise ValueError("expected embeddings that differ, got equal ones; check how they were made")
         for part in (self.encoder, self.decoder):
             part.standardize(shift, variance.sqrt().expand_as(shift))  # type: ignore[operator]
-        if getattr(self.encoder, "skip", None) is not None and getattr(self.decoder, "skip", None) is not None:
+        starts_linear = all(getattr(part, "skip", None) is not None for part in (self.encoder, self.decoder))
+        if starts_linear:
             self._start_at_axes((x - shift) / variance.sqrt())
         networks = [*self.encoder.parameters(), *self.decoder.parameters()]
         groups = [{"params": networks}, *self.quantizer.parameter_groups(self.lr)]
@@ -159,7 +161,7 @@ class RQVAE(ItemTokenizer):
             lr=self.lr, warmup_steps=_WARM_UP, schedule="cosine_from_start", weight_decay=_WEIGHT_DECAY
         )
         optimizer, schedule = settings.optimizer(groups, self.steps)
-        num_plain = int(self.plain_share * self.steps)
+        num_plain = 0 if starts_linear else int(self.plain_share * self.steps)
         self.train()
         losses = self._step_losses(x, variance, num_plain, progress)
         for step, _ in enumerate(take_steps(losses, optimizer, schedule)):
