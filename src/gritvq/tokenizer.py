@@ -64,7 +64,8 @@ class Tokenizer(Component, ABC):
 
         It has another quantizer and thus another fingerprint.
         """
-        folded: dict[int, Any] = {id(part): part.fold() for part in self.children() if isinstance(part, Quantizer)}
+        parts = [part for part in self.children() if isinstance(part, (Quantizer, Tokenizer))]
+        folded: dict[int, Any] = {id(part): part.fold() for part in parts}
         copied = copy.deepcopy(self, folded).eval()
         copied._saved = None  # the parts are others
         return copied

@@ -407,6 +407,53 @@ class TestRecommender:
         other = ["fit", "items", "--config", "small.yaml", "--data.folder", str(shop), "--out", "other"]
         said = wrong([*other, "--collaborative_dim", "999"], capsys)
         assert "expected at least dim=999 items" in said and not Path("other").exists()
+        said = wrong([*other, "--ids", "out/semantic-ids"], capsys)
+        assert "expected ids, or collaborative_dim to make them with, got both" in said
+        assert main(["semantic-ids", "report", "out/semantic-ids", "--data", str(shop), "--out", "report"]) == 0
+        shutil.copytree(shop, "grown")  # a new item, which nobody has bought yet
+        table = parquet.read_table("grown/items.parquet")
+        columns = {
+            name: [*values, "new" if name == "item" else values[0]] for name, values in table.to_pydict().items()
+        }
+        parquet.write_table(pyarrow.table(columns), "grown/items.parquet")
+        np.save("grown/item_embeddings.npy", np.concatenate([texts.numpy(), texts[:1].numpy() + 0.01]))
+        assert main(["semantic-ids", "add", "out/semantic-ids", "--data", "grown", "--out", "more"]) == 0
+        more = SemanticIds.load("more")
+        assert len(more) == len(ids) + 1 and torch.equal(more.codes[:-1, :-1], ids.codes[:, :-1])
+
+    def test_held_out_events_change_no_id(self, shop: Path) -> None:
+        """The last two events of each user become others; ids of texts and buyers stay."""
+        shutil.copytree(shop, "other")
+        table = parquet.read_table("other/interactions.parquet").to_pydict()
+        histories = read_item_data(str(shop)).interactions
+        last: dict[Any, list[int]] = {}
+        for row, user in enumerate(table["user"]):
+            last.setdefault(user, []).append(row)
+        order = "timestamp" if "timestamp" in table else "position"
+        moved = 0
+        for rows in last.values():
+            if len(rows) > 3:
+                rows.sort(key=lambda row: table[order][row])
+                for row, source in zip(rows[-2:], rows[:2], strict=True):
+                    moved += table["item"][row] != table["item"][source]
+                    table["item"][row] = table["item"][source]
+        assert moved and histories.num_events == len(table["user"])
+        parquet.write_table(pyarrow.table(table), "other/interactions.parquet")
+        Path("small.yaml").write_text(yaml.safe_dump(small(collaborative_dim=4)))
+        for folder in (str(shop), "other"):
+            told = ["fit", "items", "--config", "small.yaml", "--data.folder", folder, "--plan.max_steps", "1"]
+            assert main([*told, "--out", f"run-{Path(folder).name}"]) == 0
+        found = [SemanticIds.load(f"run-{name}/semantic-ids/ids").codes for name in (shop.name, "other")]
+        assert torch.equal(*found)
+
+    def test_nothing_is_lost_where_nothing_compiles(
+        self, recommender: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        shutil.copytree(recommender, "kept")
+        before = sorted(path.relative_to("kept") for path in Path("kept").rglob("*"))
+        told = ["fit", "items", "--config", "kept/config.yaml", "--out", "kept", "--overwrite", "true"]
+        assert "expected compile false for a RecommenderTask" in wrong([*told, "--plan.compile", "true"], capsys)
+        assert sorted(path.relative_to("kept") for path in Path("kept").rglob("*")) == before
 
     def test_resumes_bitwise(self, recommender: Path) -> None:
         checkpoint = str(recommender / "checkpoints" / "step-6.ckpt")

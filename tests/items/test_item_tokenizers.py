@@ -136,7 +136,25 @@ class TestStartAtPrincipalAxes:
         found = (tokenizer.decoder(latents) - x).square().sum() / (x - x.mean(0)).square().sum()
         assert float(found) == pytest.approx(lost, rel=1e-3)
 
+    def test_a_shared_level_is_started_once(self) -> None:
+        x = blobs()
+        shared = vq_vae(DIM, SIZE, initialization="kmeans")
+        sizes: dict[str, Any] = {"input_dim": DIM, "dim": DIM, "hidden": (), "skip": True}
+        networks = ItemEncoder(**sizes), ItemDecoder(**sizes)
+        quantizer = ResidualQuantizer([shared, shared, shared])
+        found = RQVAE(quantizer, encoder=networks[0], decoder=networks[1], steps=2, lr=1e-12).fit(x)
+        (first,) = {level.codebook for level in found.quantizer.quantizers}  # type: ignore[union-attr]
+        latents = found.encoder(x)
+        error = (latents - first.codes()[found.encode(x)[:, 0]]).square().sum() / latents.square().sum()
+        alone = kmeans(latents.detach(), SIZE, seeded()).codes
+        least = (latents - alone[nearest_code(latents, alone)]).square().sum() / latents.square().sum()
+        assert float(error) < 1.1 * float(least)  # the table is that of the first level, not of what the second leaves
+
     def test_bad_sizes(self) -> None:
+        sizes: dict[str, Any] = {"input_dim": DIM, "dim": 4}
+        networks = ItemEncoder(skip=True, **sizes), ItemDecoder(**sizes)
+        with pytest.raises(ValueError, match="expected encoder and decoder both with skip or both without"):
+            RQVAE(vq_vae(4, 4), encoder=networks[0], decoder=networks[1], steps=2).fit(blobs())
         with pytest.raises(ValueError, match="expected latents of one size up to 12 for networks with skip, got 16"):
             self.error_after_a_step_of_nothing(16, blobs())
         with pytest.raises(ValueError, match=r"got \(3, 12\) for one without skip; set skip"):

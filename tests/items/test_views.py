@@ -11,19 +11,19 @@ import torch
 from sklearn.linear_model import Ridge
 from torch import Tensor
 
-from conftest import DATA
+from gritvq import FreeCodebook, grit_vq
 from gritvq.items import (
+    RQVAE,
     Histories,
+    ItemDecoder,
+    ItemEncoder,
     ItemTokenizer,
     MultiViewTokenizer,
     ProductKMeans,
     ResidualKMeans,
     collaborative_vectors,
-    read_item_data,
 )
 
-BEAUTY = DATA / "recsys" / "amazon_beauty"
-needs_beauty = pytest.mark.skipif(not BEAUTY.exists(), reason="the items of Amazon Beauty are not in ../shared/data")
 SIZES = (4, 6)
 
 
@@ -84,21 +84,14 @@ def test_bad_numbers() -> None:
         collaborative_vectors(train, 2, 1)
 
 
-@needs_beauty
-def test_held_out_events_reach_no_vector() -> None:
-    """The vectors of a split do not change with the items that are held out."""
-    split = read_item_data(BEAUTY).interactions.split()
-    again = read_item_data(BEAUTY).interactions
-    order = torch.randperm(len(split.users), generator=torch.Generator().manual_seed(0))
-    histories = split.train.append(torch.zeros(len(split.train), dtype=torch.int64))
-    ends = histories.offsets[1:][split.users] - 1
-    histories.items[ends] = split.validation[order]
-    histories = histories.append(torch.zeros(len(split.train), dtype=torch.int64))
-    histories.items[histories.offsets[1:][split.users] - 1] = split.test[order]
-    other = type(again)(histories, again.user_keys, again.item_keys).split()
-    assert not torch.equal(other.test, split.test)
-    made = [collaborative_vectors(each.train, each.num_items, 8) for each in (split, other)]
-    torch.testing.assert_close(made[0], made[1], rtol=0, atol=0, equal_nan=True)
+def test_negative_eigenvalues_take_no_place() -> None:
+    """400 items of 20 groups: almost all eigenvalues are negative, many of them larger than the 40th positive one."""
+    generator = np.random.default_rng(0)
+    train = Histories.of([(20 * generator.integers(20) + generator.permutation(20)[:6]).tolist() for _ in range(1500)])
+    found = collaborative_vectors(train, 400, 40)
+    whole = collaborative_vectors(train, 400, 200)  # its subspace is everything
+    assert bool((found.square().sum(0) > 0).all()) and not bool((whole.square().sum(0) > 0).all())
+    torch.testing.assert_close(found @ found.T, whole[:, :40] @ whole[:, :40].T, atol=1e-3, rtol=1e-3)
 
 
 # --- several views ----------------------------------------------------------------------------------------------------
@@ -163,6 +156,35 @@ def test_text_alone_has_the_indices_of_text_with_nothing_beside_it() -> None:
     assert tokenizer.perturbed_codes(missing, 0.0, 1)[0].equal(codes)
 
 
+def test_noise_has_the_unit_of_each_view() -> None:
+    x = torch.cat(views(), 1)
+    scaled = torch.cat([x[:, :4], 1000 * x[:, 4:]], 1)
+    found = [MultiViewTokenizer(ResidualKMeans(16, 2), SIZES).fit(each).perturbed_codes(each) for each in (x, scaled)]
+    assert float((found[0] == found[1]).float().mean()) > 0.95  # up to rounding
+
+
+def test_a_failed_fit_changes_nothing() -> None:
+    x = torch.cat(views(), 1)
+    tokenizer = MultiViewTokenizer(ResidualKMeans(8, 2), SIZES).fit(x)
+    before = tokenizer.encode(x)
+    torch.manual_seed(0)
+    few = torch.randn(3, sum(SIZES)).repeat(5, 1)
+    with pytest.raises(ValueError, match="expected at least 8 different"):
+        tokenizer.fit(few)
+    assert torch.equal(tokenizer.encode(x), before)
+
+
+def test_folding_reaches_the_tokenizer_inside() -> None:
+    x = torch.cat(views(), 1)
+    sizes = {"input_dim": sum(SIZES), "dim": 4, "hidden": (8,)}
+    inner = RQVAE(grit_vq(4, 8), encoder=ItemEncoder(**sizes), decoder=ItemDecoder(**sizes), steps=5)
+    tokenizer = MultiViewTokenizer(inner, SIZES).fit(x)
+    folded = tokenizer.fold()
+    assert torch.equal(folded.encode(x), tokenizer.encode(x))
+    assert type(folded.tokenizer.quantizer.codebook) is FreeCodebook
+    assert type(tokenizer.tokenizer.quantizer.codebook) is not FreeCodebook
+
+
 @pytest.mark.parametrize("inner", [ResidualKMeans(8, 2), ProductKMeans(8, 2, rotate=False)])
 def test_a_saved_one_is_the_same(inner: ItemTokenizer, tmp_path: Path) -> None:
     x = torch.cat(views(), 1)
@@ -180,6 +202,8 @@ def test_a_saved_one_is_the_same(inner: ItemTokenizer, tmp_path: Path) -> None:
         (lambda x: x[:, :9], "expected embeddings of 10 components, views of .4, 6., got 9"),
         (lambda x: x.index_fill(0, torch.tensor([3]), torch.nan), "got a NaN, infinite or larger one in row 3"),
         (lambda x: x.index_fill(1, torch.tensor([5]), torch.inf), "got a NaN, infinite or larger one in row 0"),
+        (lambda x: torch.cat([x[:, :4], torch.full_like(x[:, 4:], torch.inf)], 1), "got a NaN, infinite or larger one"),
+        (lambda x: torch.cat([x[:, :4], torch.full_like(x[:, 4:], 1e16)], 1), "got a NaN, infinite or larger one"),
         (lambda x: torch.cat([x[:, :4], torch.full_like(x[:, 4:], torch.nan)], 1), "at least two items with all views"),
         (lambda x: torch.cat([x[:, :4], torch.ones_like(x[:, 4:])], 1), "expected views that differ between items"),
     ],
@@ -196,7 +220,7 @@ def test_bad_views(change: Any, message: str) -> None:
         ({"sizes": (0, 3)}, "each of sizes"),
         ({"sizes": SIZES, "weights": (1.0,)}, "one weight per view, 2"),
         ({"sizes": SIZES, "weights": (0.0, 0.0)}, "not all 0"),
-        ({"sizes": SIZES, "weights": (2.0, -1.0)}, "each of weights"),
+        ({"sizes": SIZES, "weights": (1.0, -1.0)}, "each of weights"),
         ({"sizes": SIZES, "ridge": 0.0}, "ridge"),
     ],
 )

@@ -17,7 +17,7 @@ from gritvq.cli.run_folder import (
     run_training,
     steps_done,
 )
-from gritvq.cli.semantic_ids import make_ids, tokenizer_arguments, write_ids
+from gritvq.cli.semantic_ids import given_vectors, make_ids, tokenizer_arguments, write_ids
 from gritvq.cli.settings import class_of
 
 __all__ = ["arguments", "fit", "read_data"]
@@ -78,6 +78,10 @@ def fit(parser: Any, config: Any, given: Mapping[str, Any]) -> None:
     check_settings(parser, config, place, changes)
     if config.num_test is not None and config.num_test < 1:
         raise ValueError(f"expected num_test >= 1, got {config.num_test}; leave it out for all users")
+    if config.ids is not None and config.collaborative_dim is not None:
+        raise ValueError(
+            "expected ids, or collaborative_dim to make them with, got both; ids that are made already do not change"
+        )
     found = None if config.ids is None else Path(config.ids).resolve()
     if place.fresh and found is not None and place.run.path.resolve() in (found, *found.parents):
         raise ValueError(
@@ -87,10 +91,9 @@ def fit(parser: Any, config: Any, given: Mapping[str, Any]) -> None:
     items = read_data(config.data.as_dict(), config.k_core)
     split, tokenizer = items.interactions.split(), None
     if config.ids is None and place.fresh:
-        tokenizer, vectors = _with_views(
-            config, parts_of_run(parser, config).tokenizer, items.catalogue.vectors(), split
-        )
-        ids = make_ids(tokenizer, vectors, items.catalogue.keys, config.collisions)
+        texts = items.catalogue.vectors()
+        tokenizer, vectors = _with_views(config, parts_of_run(parser, config).tokenizer, texts, split)
+        ids = make_ids(tokenizer, vectors, items.catalogue.keys, config.collisions, given_vectors(texts))
     else:
         ids = _ids_for(config.ids or str(place.run.semantic_ids), items.interactions.item_keys)
     popularity = Popularity(split.train, split.num_items).counts

@@ -244,7 +244,7 @@ def parts_of_run(parser: Any, config: Any) -> Any:
 
 
 def steps_done(task: Any, plan: Any, config: Any, place: Place, load: Callable[[str], Any] = str) -> int:
-    """Check the checkpoint to resume from, or start from the weights of ``--init_from``.
+    """Check plan and checkpoint before anything is written; start from the weights of ``--init_from``.
 
     Args:
         task: The task.
@@ -256,8 +256,9 @@ def steps_done(task: Any, plan: Any, config: Any, place: Place, load: Callable[[
     Returns:
         Steps that the checkpoint has done; 0 for a new run.
     """
-    from gritvq.training.run import check_checkpoint
+    from gritvq.training.run import check_checkpoint, parts_to_compile
 
+    parts_to_compile(task, plan)
     if place.resume is not None:
         return check_checkpoint(task, plan, place.resume)
     if config.init_from is not None:

@@ -15,6 +15,7 @@ from gritvq.training.run_folder import RunFolder
 __all__ = [
     "JOBS",
     "fit_arguments",
+    "given_vectors",
     "make_ids",
     "semantic_ids",
     "semantic_ids_arguments",
@@ -129,7 +130,9 @@ def _judge(ids: Any, categories: Sequence[Any] | None, vectors: Any, tokenizer: 
 
     decoded = noisy = None
     if vectors is not None and tokenizer is not None:
-        decoded = tokenizer.decode(ids.codes[:, : len(tokenizer.codebook_sizes)])
+        decoded = tokenizer.decode(ids.codes[:, : len(tokenizer.codebook_sizes)])[
+            :, : vectors.shape[1]
+        ]  # the first view
         # the other policies replace codes, so ids are not the tokenizer's, with or without noise
         noisy = tokenizer.perturbed_codes(vectors) if ids.collisions in ("append", "keep") else None
     numbers = ids.report(categories, vectors, reconstructions=decoded, perturbed=noisy)
@@ -217,7 +220,7 @@ def make_ids(
         tokenizer.codebook_sizes,
         keys,
         collisions=collisions,
-        fingerprint={**(encoder or _given(vectors)), "quantizer": tokenizer.fingerprint()},
+        fingerprint={**(encoder or given_vectors(vectors)), "quantizer": tokenizer.fingerprint()},
         **_last_level(tokenizer, vectors, collisions),
     )
 
@@ -229,14 +232,15 @@ def write_ids(out: Path, tokenizer: Any, ids: Any) -> None:
     ids.save(run.ids)
 
 
-def _given(vectors: Any) -> dict[str, str]:
+def given_vectors(vectors: Any) -> dict[str, str]:
+    """Origin of vectors of which nothing is known."""
     return {"encoder": f"given embeddings of {vectors.shape[1]} components"}
 
 
 def _encoder(catalogue: Any, config: Any, vectors: Any) -> dict[str, str]:
     """Origin of the vectors, which must be the same for all items with ids."""
     if config.text_model is None:
-        return _given(vectors)
+        return given_vectors(vectors)
     return {"encoder": config.text_model, "fields": ", ".join(_fields(catalogue, config))}
 
 

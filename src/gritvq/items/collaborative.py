@@ -101,11 +101,16 @@ def collaborative_vectors(
         )
     information = (values * values.sum() / (sums[row] * sums[column])).log().clamp_min(0)
     matrix = torch.sparse_coo_tensor(counts.indices(), information, counts.shape, check_invariants=True).coalesce()
-    size = min(dim + _OVERSAMPLING, num_items)
-    start = torch.randn(num_items, size, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-    basis = torch.linalg.qr(matrix @ start).Q
-    for _ in range(_ITERATIONS):  # squared, so that negative eigenvalues do not alternate
-        basis = torch.linalg.qr(matrix @ (matrix @ basis)).Q
-    found, turn = canonical_eigh(basis.T @ (matrix @ basis))
+    size = 2 * dim + _OVERSAMPLING
+    while True:  # the largest magnitudes; about half of them belong to negative eigenvalues
+        size = min(size, num_items)
+        start = torch.randn(num_items, size, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+        basis = torch.linalg.qr(matrix @ start).Q
+        for _ in range(_ITERATIONS):  # squared, so that negative ones do not alternate
+            basis = torch.linalg.qr(matrix @ (matrix @ basis)).Q
+        found, turn = canonical_eigh(basis.T @ (matrix @ basis))
+        if size == num_items or bool(found[dim - 1] > 0):
+            break
+        size *= 2
     vectors = (basis @ turn[:, :dim]) * found[:dim].clamp_min(0).sqrt()
     return torch.where(known[:, None], vectors, torch.nan).float()

@@ -17,6 +17,7 @@ import torch
 from lightning import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from torch import nn
 
 import gritvq
 from gritvq.component import check_integer
@@ -28,7 +29,7 @@ from gritvq.training.interruption import Interrupted, Interruption, Listener, St
 from gritvq.training.run_folder import RunFolder
 from gritvq.training.task import LOG_EVERY, Task, differing_names, steps_done
 
-__all__ = ["TrainingPlan", "check_checkpoint", "seed_everything", "silence", "train"]
+__all__ = ["TrainingPlan", "check_checkpoint", "parts_to_compile", "seed_everything", "silence", "train"]
 
 _MANY_LOSSES = "ddp_find_unused_parameters_true"  # with several optimizers no loss depends on all parameters
 
@@ -41,8 +42,6 @@ class TrainingPlan:
         max_steps: Optimizer steps.
         seed: Random seed of everything except the data order, which has its own.
         precision: ``"32-true"``, ``"bf16-mixed"`` or ``"16-mixed"``.
-        compile: Train the :attr:`Task.compiled_parts` of the task through ``torch.compile``, which needs a C++ compiler
-            and half a minute at the first step; worth it from some hundred steps on.
         gradient_clip: Largest gradient norm; 0 for none.
         accumulate: Batches per optimizer step.
         validate_every: Steps between validations; 0 for none during training.
@@ -50,6 +49,8 @@ class TrainingPlan:
         accelerator: ``"auto"``, ``"cpu"`` or ``"gpu"``.
         devices: Number of devices on each node.
         num_nodes: Number of nodes.
+        compile: Train the :attr:`Task.compiled_parts` of the task through ``torch.compile``, which needs a C++ compiler
+            and half a minute at the first step; worth it from some hundred steps on.
 
     Raises:
         ValueError: If a number is too small.
@@ -58,7 +59,6 @@ class TrainingPlan:
     max_steps: int = 2000
     seed: int = 0
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
-    compile: bool = False
     gradient_clip: float = 1.0
     accumulate: int = 1
     validate_every: int = 500
@@ -66,6 +66,7 @@ class TrainingPlan:
     accelerator: str = "auto"
     devices: int = 1
     num_nodes: int = 1
+    compile: bool = False
 
     def __post_init__(self) -> None:
         least = {
@@ -123,11 +124,7 @@ def train(
     """
     if resume is not None:
         check_checkpoint(task, plan, resume)
-    compiled = task.compiled_parts if plan.compile else []
-    if plan.compile and not compiled:
-        raise ValueError(
-            f"expected compile false for a {type(task).__name__}, which has no parts to compile, got true; leave it out"
-        )
+    compiled = parts_to_compile(task, plan)
     run = None if folder is None else RunFolder(folder)
     interruption = Interruption(None if run is None else run.last_checkpoint)
     called: list[Callback] = [Listener(interruption), *task.run_callbacks(run), *callbacks, RandomState()]
@@ -208,6 +205,20 @@ def _interrupted(trainer: Trainer, done: int, number: int, saved: Path | None) -
     if saved is not None:
         return Interrupted(f"saved {saved} after step {done:,}; continue with --resume last", number)
     return Interrupted(f"stopped after step {done:,}, which is not saved" if done else "nothing to save yet", number)
+
+
+def parts_to_compile(task: Task, plan: TrainingPlan) -> list[nn.Module]:
+    """Parts of the task that the plan compiles.
+
+    Raises:
+        ValueError: If the plan compiles, and the task has nothing to compile.
+    """
+    found = task.compiled_parts if plan.compile else []
+    if plan.compile and not found:
+        raise ValueError(
+            f"expected compile false for a {type(task).__name__}, which has no parts to compile, got true; leave it out"
+        )
+    return found
 
 
 def check_checkpoint(task: Task, plan: TrainingPlan, path: str | Path) -> int:

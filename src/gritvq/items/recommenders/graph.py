@@ -143,22 +143,19 @@ class ItemGraph(nn.Module):
             check_integer(name, value, hint=f"give a larger {name}")
         check_integer("beam", beam, k, "keep at least the k items wanted")
         self.scorer.check(log_probs)
-        codes, size = self.scorer.codes[self.scorer.order], len(self.neighbors)
-        columns = codes.long() + self.scorer.first_columns
+        size = len(self.neighbors)
         beam = min(beam, size)
         first = torch.arange(beam - beam // 2)
         rest = torch.randperm(size, generator=torch.Generator().manual_seed(seed))
         start = torch.cat([first, rest[rest >= len(first)][: beam - len(first)]]).sort().values
         kept = start.to(log_probs.device).expand(len(log_probs), -1)
-        scores = self._scores(log_probs, columns, kept)
+        scores = self._scores(log_probs, kept)
         may = None if item_filter is None else item_filter.mask().to(kept.device)[..., self.scorer.order]
         found = self._listed(kept, scores, k, may)
         for _ in range(steps):
             before = kept
             near = self.neighbors[kept].flatten(1).long()
-            kept, scores = _distinct(
-                torch.cat([kept, near], 1), torch.cat([scores, self._scores(log_probs, columns, near)], 1)
-            )
+            kept, scores = _distinct(torch.cat([kept, near], 1), torch.cat([scores, self._scores(log_probs, near)], 1))
             found = self._listed(torch.cat([found[0], kept], 1), torch.cat([found[1], scores], 1), k, may)
             chosen = ranked(scores, beam)
             kept, scores = kept.gather(1, chosen), scores.gather(1, chosen)
@@ -179,10 +176,10 @@ class ItemGraph(nn.Module):
             scores.gather(1, chosen), (0, missing), value=-torch.inf
         )
 
-    @staticmethod
-    def _scores(log_probs: Tensor, columns: Tensor, places: Tensor) -> Float[Tensor, "B C"]:
+    def _scores(self, log_probs: Tensor, places: Tensor) -> Float[Tensor, "B C"]:
         """Scores of places, in the order of the channels."""
-        found = log_probs.gather(1, columns[places].flatten(1))
+        columns = self.scorer.codes[self.scorer.order[places]].long() + self.scorer.first_columns
+        found = log_probs.gather(1, columns.flatten(1))
         return found.unflatten(1, (places.shape[1], -1)).sum(2)
 
 

@@ -147,11 +147,11 @@ class ItemTokenizer(Tokenizer):
         if not scale >= 0 or num_draws < 1:
             raise ValueError(f"expected scale >= 0 and num_draws >= 1, got {scale} and {num_draws}; give larger ones")
         found = torch.empty(num_draws, len(x), len(self.codebook_sizes), dtype=torch.int64)
-        total = torch.zeros(3, self.dim, dtype=torch.float64)
+        total = torch.zeros(2, self.dim, dtype=torch.float64)
         for rows in self._chunks(x, batch_size):
-            part, there = rows.double().cpu().nan_to_num(0.0), rows.cpu().isfinite()
-            total += torch.stack([part.sum(0), part.square().sum(0), there.sum(0)])
-        mean, square = total[:2] / total[2].clamp_min(1)
+            part = rows.double().cpu()
+            total += torch.stack([part.sum(0), part.square().sum(0)])
+        mean, square = total / max(len(x), 1)
         deviation = scale * float((square - mean.square()).clamp_min(0).mean().sqrt())
         random = np.random.default_rng(seed)  # its numbers do not depend on the shapes drawn
         with eval_mode(self):
@@ -203,7 +203,7 @@ class ItemTokenizer(Tokenizer):
 
     # --- helpers ------------------------------------------------------------------------------------------------------
 
-    def _usable(self, good: Bool[Tensor, "m D"]) -> Bool[Tensor, " m"]:
+    def _usable(self, rows: Float[Tensor, "m D"], good: Bool[Tensor, "m D"]) -> Bool[Tensor, " m"]:
         """Which rows can be encoded, given which of their numbers are finite and not too large."""
         return good.all(1)
 
@@ -221,7 +221,7 @@ class ItemTokenizer(Tokenizer):
             rows = part.detach().to(self._device(), torch.float32)
         else:
             rows = torch.from_numpy(np.array(part, dtype=np.float32, order="C")).to(self._device())
-        usable = self._usable(rows.abs() <= _LARGEST)
+        usable = self._usable(rows, rows.abs() <= _LARGEST)
         if not bool(usable.all()):
             row, count = start + int((~usable).nonzero()[0]), int((~usable).sum())
             raise ValueError(

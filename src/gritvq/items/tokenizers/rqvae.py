@@ -15,7 +15,7 @@ from gritvq.items.tokenizers.base import ItemTokenizer, tracked
 from gritvq.items.tokenizers.kmeans import kmeans
 from gritvq.items.tokenizers.losses import ItemLoss
 from gritvq.items.tokenizers.search import CodeTable
-from gritvq.quantizers.base import Quantizer, QuantizerOutput, check_quantizer
+from gritvq.quantizers.base import Codebook, Quantizer, QuantizerOutput, check_quantizer
 from gritvq.quantizers.canonical import canonical_eigh
 from gritvq.quantizers.structures import ProductQuantizer, ResidualQuantizer
 from gritvq.quantizers.vector_quantizer import VectorQuantizer
@@ -26,6 +26,8 @@ __all__ = ["RQVAE"]
 _ENCODER_TOLERANCE = 5e-6  # of |z|: measured errors of float32 layers are 3e-7
 _WARM_UP = 50  # steps
 _WEIGHT_DECAY = 0.01
+_SAMPLE = 65536  # items that codes are initialized from, at random
+_MOST_CLUSTERED = 1024  # codes that k-means++ starts from; each takes a step of its own
 _SCALE_WEIGHT = 0.1  # weight of the loss that keeps the latents' mean square at 1 before quantization starts
 
 
@@ -35,11 +37,12 @@ class RQVAE(ItemTokenizer):
     Embeddings are centered and divided by their overall standard deviation, which are saved with the weights. For the
     first ``plain_share`` of the steps only encoder and decoder are trained, with a loss that keeps the latents' mean
     square at 1; networks with ``skip`` start as principal component analysis instead, and need no such steps. Then the
-    codebook is initialized from the latents; tables that start at k-means get the k-means of
-    :class:`gritvq.items.ResidualKMeans`, which runs until it converges. Then everything is trained together with AdamW
-    and a cosine schedule. The loss is ``mean squared error / variance + quantizer's losses + others``. For quantizers
-    of a variational bound (``objective`` ``"arelbo"`` or ``"albo"``) it is ``1/2 log`` of that error, or the error, per
-    component, plus their losses divided by D. Start these with the latents' variance, ``gm_vq(..., variance=1.0)`` or
+    codebook is initialized from the latents of at most 65,536 items. Tables of up to 1,024 codes that start at k-means,
+    alone, in residual levels or in parts of a product, get that of :class:`gritvq.items.ResidualKMeans`. Then all is
+    trained together with AdamW and a cosine schedule. The loss is
+    ``mean squared error / variance + quantizer's losses + others``. For quantizers of a variational bound
+    (``objective`` ``"arelbo"`` or ``"albo"``) it is ``1/2 log`` of that error, or the error, per component, plus their
+    losses divided by D. Start these with the latents' variance, ``gm_vq(..., variance=1.0)`` or
     ``rsq_vae(..., initial_variance=1.0)``; with much smaller ones they collapse.
 
     ``fit`` draws new weights with ``seed``, so it always gives the same tokenizer; if training fails, the tokenizer is
@@ -152,8 +155,10 @@ class RQVAE(ItemTokenizer):
             raise ValueError("expected embeddings that differ, got equal ones; check how they were made")
         for part in (self.encoder, self.decoder):
             part.standardize(shift, variance.sqrt().expand_as(shift))  # type: ignore[operator]
-        starts_linear = all(getattr(part, "skip", None) is not None for part in (self.encoder, self.decoder))
-        if starts_linear:
+        linear = [getattr(part, "skip", None) is not None for part in (self.encoder, self.decoder)]
+        if linear[0] != linear[1]:
+            raise ValueError("expected encoder and decoder both with skip or both without, got one; make them alike")
+        if starts_linear := all(linear):
             self._start_at_axes((x - shift) / variance.sqrt())
         networks = [*self.encoder.parameters(), *self.decoder.parameters()]
         groups = [{"params": networks}, *self.quantizer.parameter_groups(self.lr)]
@@ -203,9 +208,11 @@ class RQVAE(ItemTokenizer):
 
     @torch.no_grad()
     def _initialize(self, x: Tensor, generator: torch.Generator) -> None:
-        latents = torch.cat([self.encoder(rows) for rows in x[:65536].split(8192)])
+        if len(x) > _SAMPLE:
+            x = x[torch.randperm(len(x), generator=generator)[:_SAMPLE].to(x.device)]
+        latents = torch.cat([self.encoder(rows) for rows in x.split(8192)])
         self.quantizer.initialize_codebook(latents, generator)
-        _cluster(self.quantizer, latents, generator)
+        _cluster(self.quantizer, latents, generator, set())
 
     def _loss(self, rows: Tensor, items: Tensor, variance: Tensor, plain: bool) -> Tensor:
         latents = self.encoder(rows)
@@ -257,18 +264,20 @@ class RQVAE(ItemTokenizer):
         return rest, tables[-1]
 
 
-def _cluster(quantizer: Quantizer, rows: Tensor, generator: torch.Generator) -> None:
+def _cluster(quantizer: Quantizer, rows: Tensor, generator: torch.Generator, seen: set[Codebook]) -> None:
     """Where codes start at k-means, run it to its end: a few hundred codes can afford what thousands cannot."""
     if isinstance(quantizer, ResidualQuantizer):
         for level in cast("list[Quantizer]", list(quantizer.quantizers)):
-            _cluster(level, rows, generator)
+            _cluster(level, rows, generator, seen)
             rows = rows - level.decode(level.encode(rows))
     elif isinstance(quantizer, ProductQuantizer) and quantizer.split == "channels":
         for part, own in zip(quantizer.quantizers, rows.split(quantizer.dims, 1), strict=True):
-            _cluster(cast(Quantizer, part), own.contiguous(), generator)
+            _cluster(cast(Quantizer, part), own.contiguous(), generator, seen)
     elif isinstance(quantizer, VectorQuantizer) and quantizer.level_tables() is not None:
         book = quantizer.codebook
-        if book.initialization == "kmeans" and book.writes is not None and len(rows) > book.codebook_size:
+        fits = book.codebook_size <= _MOST_CLUSTERED and len(rows) > book.codebook_size and book not in seen
+        if fits and book.initialization == "kmeans" and book.writes is not None:
+            seen.add(book)
             found = kmeans(rows, book.codebook_size, generator).codes
             book.write(torch.arange(book.codebook_size, device=rows.device), found)
 

@@ -66,11 +66,11 @@ class MultiViewTokenizer(ItemTokenizer):
         if not self.sizes:
             raise ValueError("expected the size of at least one view, got none; give them")
         weights = (1.0,) * len(self.sizes) if weights is None else weights
+        self.weights = tuple(check_number("each of weights", weight) for weight in weights)
         if len(weights) != len(self.sizes) or not sum(weights) > 0:
             raise ValueError(
                 f"expected one weight per view, {len(self.sizes)}, not all 0, got {list(weights)}; correct them"
             )
-        self.weights = tuple(check_number("each of weights", weight) for weight in weights)
         self.ridge = check_number("ridge", ridge, inside=True, hint="0.1 is usual")
         self.tokenizer, self.codebook_sizes = tokenizer, tokenizer.codebook_sizes
 
@@ -85,13 +85,13 @@ class MultiViewTokenizer(ItemTokenizer):
         self.register_buffer("covariance", torch.eye(dim))
         self.tokenizer._restore({"dim": dim})
 
-    def _usable(self, good: Bool[Tensor, "m D"]) -> Bool[Tensor, " m"]:
-        """Each view is finite or has no number, and at least one is finite; where views are left out, all are."""
-        if good.shape[1] != sum(self.sizes):
+    def _usable(self, rows: Float[Tensor, "m D"], good: Bool[Tensor, "m D"]) -> Bool[Tensor, " m"]:
+        """Each view is finite or NaN everywhere, and at least one is finite; where views are left out, all are."""
+        if rows.shape[1] != sum(self.sizes):
             return good.all(1)
-        some = torch.stack([part.any(1) for part in good.split(self.sizes, 1)], 1)
-        every = torch.stack([part.all(1) for part in good.split(self.sizes, 1)], 1)
-        return (some == every).all(1) & every.any(1)
+        whole = torch.stack([part.all(1) for part in good.split(self.sizes, 1)], 1)
+        missing = torch.stack([part.isnan().all(1) for part in rows.split(self.sizes, 1)], 1)
+        return (whole | missing).all(1) & whole.any(1)
 
     def _chunks(self, x: Embeddings, batch_size: int) -> Iterator[Tensor]:
         """See the base class; views that are left out at the end are missing."""
@@ -105,8 +105,8 @@ class MultiViewTokenizer(ItemTokenizer):
     def _fit(self, x: Float[Tensor, "n D"], progress: bool) -> None:
         if x.shape[1] != sum(self.sizes):
             self._allocate(x.shape[1])  # raises
-        parts = [part[part.isfinite().all(1)].double() for part in x.split(self.sizes, 1)]
-        whole = x[x.isfinite().all(1)].double()
+        parts = [part[~part.isnan().any(1)].double() for part in x.split(self.sizes, 1)]
+        whole = x[~x.isnan().any(1)].double()
         if len(whole) < 2:
             raise ValueError(
                 f"expected at least two items with all views, got {len(whole)}; give views that the same items have"
@@ -122,15 +122,20 @@ class MultiViewTokenizer(ItemTokenizer):
         mean, scale = torch.cat(means), lengths.repeat_interleave(torch.tensor(self.sizes, device=x.device))
         rows = (whole - mean) / scale
         covariance = rows.T @ rows / len(rows)
-        self.register_buffer("mean", mean.float())
-        self.register_buffer("scale", scale.float())
-        self.register_buffer("covariance", covariance.float())
-        self.tokenizer.fit(self._joined(x), progress=progress)
+        found = {"mean": mean.float(), "scale": scale.float(), "covariance": covariance.float()}
+        before = {name: self._buffers.get(name) for name in found}
+        try:
+            for name, value in found.items():
+                self.register_buffer(name, value)
+            self.tokenizer.fit(self._joined(x), progress=progress)
+        except BaseException:  # a failed fit changes nothing
+            self._buffers.update(before)
+            raise
 
     def _joined(self, x: Float[Tensor, "n D"]) -> Float[Tensor, "n D"]:
         """What the tokenizer reads."""
         rows = (x.double() - self.mean.double()) / self.scale.double()
-        there = torch.stack([part.isfinite().all(1) for part in rows.split(self.sizes, 1)], 1)
+        there = torch.stack([~part.isnan().any(1) for part in rows.split(self.sizes, 1)], 1)
         owner = torch.arange(len(self.sizes), device=x.device).repeat_interleave(
             torch.tensor(self.sizes, device=x.device)
         )
@@ -151,6 +156,14 @@ class MultiViewTokenizer(ItemTokenizer):
         own = covariance[seen][:, seen]
         own = own + self.ridge * own.diagonal().mean() * torch.eye(len(own), dtype=own.dtype, device=own.device)
         return torch.linalg.solve(own, covariance[seen][:, ~seen])
+
+    @torch.no_grad()
+    def perturbed_codes(
+        self, x: Embeddings, scale: float = 0.1, num_draws: int = 2, seed: int = 0, batch_size: int = 2048
+    ) -> Int[Tensor, "S n L"]:
+        """See the base class; the noise is added to what the tokenizer reads, where all views have one unit."""
+        joined = torch.cat([self._joined(rows) for rows in self._chunks(x, batch_size)])
+        return self.tokenizer.perturbed_codes(joined, scale, num_draws, seed, batch_size)
 
     def _encoder(self) -> Callable[[Float[Tensor, "n D"]], Int[Tensor, "n L"]]:
         encode = self.tokenizer._encoder()
