@@ -197,6 +197,23 @@ def test_an_added_item_is_found_where_the_model_wants_its_id(kind: type[Backbone
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_of_no_users_there_are_no_lists_and_nan_makes_none(kind: type[Backbone]) -> None:
+    recommender = GenerativeRecommender(backbone(kind), catalogue()).eval()
+    nobody = torch.ones(0, 20, dtype=torch.bool)
+    for more in ({}, {"exclude": []}, {"allowed": nobody}, {"exact": True, "exclude": []}):
+        assert [tuple(part.shape) for part in recommender.best([], 7, **more)] == [(0, 7), (0, 7)]
+    assert recommender.recommend(Histories.of([]), 7).shape == (0, 7) and recommender.scores([]).shape == (0, 20)
+    assert [tuple(part.shape) for part in recommender.search([], 5)] == [(0, 5), (0, 5)]
+    with pytest.raises(ValueError, match="items to exclude for each of 0 lists"):
+        recommender.best([], 7, exclude=[[1]])
+    for weight in recommender.backbone.parameters():
+        weight.data.fill_(math.nan)
+    for exact in (False, True):
+        with pytest.raises(ValueError, match="expected log-probabilities, got NaN"):
+            recommender.best([[1, 2]], 7, exact=exact)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_the_longest_history_is_read(kind: type[Backbone]) -> None:
     recommender = GenerativeRecommender(backbone(kind), catalogue(), max_history=20)
     assert recommender.scores([[1] * 20]).isfinite().all()
