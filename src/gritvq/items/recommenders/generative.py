@@ -310,9 +310,10 @@ class GenerativeRecommender(nn.Module):
 
         Args:
             folder: Folder written by :meth:`save_pretrained`.
-            ids: The ids it was trained on, possibly extended by :meth:`SemanticIds.add`; None loads those in the
-                folder. Appended tokens that are larger than in training are clamped to the largest known one, so such
-                an item shares the id and the score of another item.
+            ids: The ids it was trained on, matched by key: in any order, and possibly with more items, such as those
+                of :meth:`SemanticIds.add` or those that the training left out. Item rows are then those of these ids.
+                None loads those in the folder. Appended tokens that are larger than in training are clamped to the
+                largest known one, so such an item shares the id and the score of another item.
             trusted: Modules besides ``gritvq`` that its classes may come from.
 
         Raises:
@@ -322,7 +323,8 @@ class GenerativeRecommender(nn.Module):
         config = read_config(folder, _KIND, {"ids": str, "max_history": int, "beam": int})
         own = SemanticIds.load(folder / _IDS) if ids is None or _digest(ids) != config["ids"] else ids
         ids = own if ids is None else ids
-        if _digest(own) != config["ids"] or not _continues(ids, own):
+        places = None if _digest(own) != config["ids"] else _places(own, ids)
+        if places is None:
             raise ValueError(
                 f"expected the ids that {folder} was trained on, sha256 {config['ids'][:12]}, or these with items "
                 f"added, got others, {_digest(ids)[:12]}; train again, or load it without ids to use those in the "
@@ -335,7 +337,7 @@ class GenerativeRecommender(nn.Module):
             )
         load_weights(backbone, folder, config)
         priority = torch.zeros(len(ids))
-        priority[: len(own)] = _read_priority(folder, config, len(own))
+        priority[places] = _read_priority(folder, config, len(own))
         if ids.codebook_sizes != own.codebook_sizes:
             known = ids.codes.minimum(torch.tensor(own.codebook_sizes) - 1)
             ids = SemanticIds(known, own.codebook_sizes, ids.items, fingerprint=ids.fingerprint)
@@ -392,15 +394,14 @@ def _read_priority(folder: Path, config: Mapping[str, Any], num_items: int) -> T
     return priority
 
 
-def _continues(ids: SemanticIds, old: SemanticIds) -> bool:
-    """Whether the old items come first with their old ids and codebook sizes (except the appended token's)."""
+def _places(old: SemanticIds, ids: SemanticIds) -> Tensor | None:
+    """Rows of the old items; None unless all have their old ids and codebook sizes (except the appended token's)."""
     levels = len(old.codebook_sizes) - (old.collisions == "append")
-    return (
-        ids.collisions == old.collisions
-        and ids.codebook_sizes[:levels] == old.codebook_sizes[:levels]
-        and ids.items[: len(old)] == old.items
-        and torch.equal(ids.codes[: len(old)], old.codes)
-    )
+    if ids.collisions != old.collisions or ids.codebook_sizes[:levels] != old.codebook_sizes[:levels]:
+        return None
+    rows = ids.rows_of(old.items, unknown="skip")
+    fits = len(ids.codebook_sizes) == len(old.codebook_sizes) and bool((rows >= 0).all())
+    return rows if fits and torch.equal(ids.codes[rows], old.codes) else None
 
 
 def _digest(ids: SemanticIds) -> str:
