@@ -240,6 +240,23 @@ class TestLayouts:
         assert "--overwrite true" in wrong(again, capsys)
         assert main([*again, "--overwrite", "true", "--items", "movies.dat"]) == 0
 
+    def test_vectors_beside_a_download_are_used_only_if_they_are_named(
+        self, download: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        vectors = np.random.default_rng(0).normal(size=(60, 8)).astype(np.float32)
+        np.save(download / "item_embeddings.npy", vectors[:50])  # of movies.dat, of which all 50 have events
+        for data in (download, download / "ratings.dat", download / "movies.dat"):
+            said = wrong(["semantic-ids", "fit", "--data", str(data), "--out", "ids", *KMEANS], capsys)
+            assert "without item embeddings, got 'ml-1m/item_embeddings.npy'" in said and "semantic-ids convert" in said
+        assert "semantic-ids convert" in wrong(["fit", "items", "--data.folder", str(download), "--out", "run"], capsys)
+        assert not Path("ids").exists() and not Path("run").exists()
+        np.save("named.npy", vectors)
+        (download / "item_embeddings.npy").rename("of-movies.npy")
+        for data, name, count in ((download, "named.npy", 60), (download / "movies.dat", "of-movies.npy", 50)):
+            told = ["--data", str(data), "--embeddings", name, "--out", f"ids-{count}", *KMEANS]
+            assert main(["semantic-ids", "fit", *told]) == 0
+            assert len(SemanticIds.load(f"ids-{count}/ids")) == count
+
     def test_wrong_data(self, download: Path, capsys: pytest.CaptureFixture[str]) -> None:
         with (download / "ratings.dat").open("a") as file:
             file.write("\n1::2::3")

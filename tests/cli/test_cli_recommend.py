@@ -311,6 +311,22 @@ class TestWrongInput:
         Path("bad.jsonl").write_text('{"id": "a", "history": ["a1"]}\n' + line)
         assert said in asks("bad.jsonl")
 
+    @pytest.mark.parametrize(
+        ("line", "said"),
+        [
+            (
+                "anna,a1,a2",
+                "expected 2 cells, one per column, in line 4 of 'bad.csv', got 3; write a history with comma",
+            ),
+            ("bert", "expected 2 cells, one per column, in line 4 of 'bad.csv', got 1"),
+            ("bert,", "expected a history in line 4 of 'bad.csv', got an empty cell; write [] if"),
+            ('bert,"  "', "expected a history in line 4 of 'bad.csv', got an empty cell"),
+        ],
+    )
+    def test_lines_of_csv_files_that_are_no_requests(self, asks: Any, line: str, said: str) -> None:
+        Path("bad.csv").write_text(f'id,history\n\ncarl,"[a1, a2]"\n{line}\n')
+        assert said in asks("bad.csv")
+
     def test_arguments_that_do_not_fit(self, folder: Path, asks: Any, capsys: pytest.CaptureFixture[str]) -> None:
         path = write_requests("requests.jsonl")
         Path("items.csv").write_text("item,kind\na1,x\n")
@@ -324,6 +340,8 @@ class TestWrongInput:
             (["--k", "0"], "k >= 1"),
             (["--beam", "0"], "beam >= 1"),
             (["--where", "[kind=x]"], "expected --catalogue"),
+            (["--catalogue", "items.csv"], "no --catalogue for lists without --where, got 'items.csv'"),
+            (["--item", "key"], "no --item for lists without --only and --catalogue, got 'key'"),
             (["--where", "[kind]", "--catalogue", "items.csv"], "as [COLUMN=VALUE,...], got 'kind'"),
             (["--where", "[color=x]", "--catalogue", "items.csv"], "expected a column of kind, got 'color'"),
             (["--where", "[kind=y]", "--catalogue", "items.csv"], "leave an item to recommend, got --where"),

@@ -171,6 +171,32 @@ def test_added_items_are_recommended_and_old_ones_score_as_before(policy: Any, t
             GenerativeRecommender.from_pretrained(tmp_path / "model", other)
 
 
+@pytest.mark.parametrize("policy", ["keep", "append"])
+def test_ids_are_matched_by_key_in_any_order_and_with_those_that_training_left_out(policy: Any, tmp_path: Path) -> None:
+    codes = torch.tensor([[0, 1], [0, 1], [2, 3], [1, 1], [3, 0], [0, 1]])
+    whole = SemanticIds.assign(codes, (4, 4), list("abcdef"), collisions=policy)
+    rows = [3, 0, 4, 1]  # as a recommender of a k-core of these ids has them
+    core = SemanticIds(whole.codes[rows], whole.codebook_sizes, list("daeb"), collisions=policy)
+    backbone = DepthDecoder(core.codebook_sizes, 8, num_layers=1, num_heads=1, hidden_dim=8)
+    old = GenerativeRecommender(backbone, core, priority=torch.tensor([4.0, 1, 5, 2])).eval()
+    old.save_pretrained(tmp_path / "model")
+    loaded = GenerativeRecommender.from_pretrained(tmp_path / "model", whole)
+    assert loaded.ids == whole and loaded.priority.tolist() == [1, 2, 0, 4, 5, 0]  # rows are those of the given ids
+    histories = [[0, 2], [], [3, 3, 1]]  # rows of the core
+    moved = [[rows[row] for row in history] for history in histories]
+    torch.testing.assert_close(loaded.scores(moved)[:, rows], old.scores(histories))
+    for name, column, code in (("a", 0, 2), ("b", 1, 3)):  # an old item with another id
+        other = whole.codes.clone()
+        other[whole.items.index(name), column] = code
+        with pytest.raises(ValueError, match=r"expected the ids that .* was trained on"):
+            GenerativeRecommender.from_pretrained(
+                tmp_path / "model", SemanticIds(other, whole.codebook_sizes, whole.items, collisions=policy)
+            )
+    less = SemanticIds(whole.codes[1:], whole.codebook_sizes, whole.items[1:], collisions=policy)
+    with pytest.raises(ValueError, match=r"expected the ids that .* was trained on"):
+        GenerativeRecommender.from_pretrained(tmp_path / "model", less)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_added_item_is_found_where_the_model_wants_its_id(kind: type[Backbone], tmp_path: Path) -> None:
     """Left out of the catalogue and added again without training, it comes back to its place in the lists."""
@@ -194,6 +220,23 @@ def test_an_added_item_is_found_where_the_model_wants_its_id(kind: type[Backbone
     assert narrow.tolist() == [[59, -1, -1]]
     asked = after.recommend([[59]], 60, beam=60)  # as part of a history, too
     assert sorted(asked[0].tolist()) == list(range(60))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_of_no_users_there_are_no_lists_and_nan_makes_none(kind: type[Backbone]) -> None:
+    recommender = GenerativeRecommender(backbone(kind), catalogue()).eval()
+    nobody = torch.ones(0, 20, dtype=torch.bool)
+    for more in ({}, {"exclude": []}, {"allowed": nobody}, {"exact": True, "exclude": []}):
+        assert [tuple(part.shape) for part in recommender.best([], 7, **more)] == [(0, 7), (0, 7)]
+    assert recommender.recommend(Histories.of([]), 7).shape == (0, 7) and recommender.scores([]).shape == (0, 20)
+    assert [tuple(part.shape) for part in recommender.search([], 5)] == [(0, 5), (0, 5)]
+    with pytest.raises(ValueError, match="items to exclude for each of 0 lists"):
+        recommender.best([], 7, exclude=[[1]])
+    for weight in recommender.backbone.parameters():
+        weight.data.fill_(math.nan)
+    for exact in (False, True):
+        with pytest.raises(ValueError, match="expected log-probabilities, got NaN"):
+            recommender.best([[1, 2]], 7, exact=exact)
 
 
 @pytest.mark.parametrize("kind", KINDS)

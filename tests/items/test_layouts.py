@@ -181,7 +181,11 @@ class TestEveryLayout:
             alone = read_interactions(events, item_keys=got.catalogue.keys)
             assert alone.histories.items.tolist() == got.interactions.histories.items.tolist()
         np.save(tmp_path / "item_embeddings.npy", np.eye(3, dtype=np.float16))
-        assert read_item_data(tmp_path).catalogue.vectors().tolist() == np.eye(3).tolist()
+        named = read_item_data(tmp_path, embeddings="item_embeddings.npy")
+        assert named.catalogue.vectors().tolist() == np.eye(3).tolist()
+        for read in (read_item_data, read_catalogue):  # nobody knows the order of its rows
+            with pytest.raises(ValueError, match=r"without item embeddings, got .*semantic-ids convert"):
+                read(tmp_path)
 
     def test_converted_data_are_the_same(self, layout: str, tmp_path: Path) -> None:
         source, out = tmp_path / "source", tmp_path / "out"

@@ -94,6 +94,10 @@ def recommend(parser: Any, config: Any) -> None:
         check_request_place(config)
     else:
         check_unused(parser, config, _OF_FILES, "a single user")
+    if not config.where:
+        check_unused(parser, config, ["catalogue"], "lists without --where")
+    if config.only is None and config.catalogue is None:
+        check_unused(parser, config, ["item"], "lists without --only and --catalogue")
     device = device_named(config.device)
     run = RunFolder(config.run)
     recommender = _loaded(config.run, config.trusted, config.ids).to(device)

@@ -55,7 +55,7 @@ def _catalogue_arguments(parser: Any, required: bool = True) -> None:
         "--embeddings",
         type=str | None,
         default=None,
-        help=".npy file (n, D), one row per item; by default item_embeddings.npy next to the catalogue",
+        help=".npy file (n, D), one row per item; by default item_embeddings.npy next to a catalogue in Parquet or CSV",
     )
     parser.add_argument(
         "--text_model",
@@ -73,13 +73,12 @@ def _catalogue_arguments(parser: Any, required: bool = True) -> None:
 
 def _read(config: Any) -> Any:
     """The catalogue with its embeddings, if there are any."""
-    from gritvq.items.catalogue import read_catalogue
+    from gritvq.items.catalogue import read_catalogue, vectors_beside
 
-    path = Path(config.data).expanduser()
-    folder = path if path.is_dir() else path.parent
-    vectors = Path(config.embeddings) if config.embeddings else folder / "item_embeddings.npy"
-    given = config.text_model is None and (config.embeddings is not None or vectors.is_file())
-    return read_catalogue(path, item=config.item, embeddings=vectors if given else None)
+    path, vectors = Path(config.data).expanduser(), None
+    if config.text_model is None:
+        vectors = Path(config.embeddings) if config.embeddings else vectors_beside(path, config.item)
+    return read_catalogue(path, item=config.item, embeddings=vectors)
 
 
 def _fields(catalogue: Any, config: Any) -> list[str]:

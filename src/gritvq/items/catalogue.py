@@ -46,6 +46,7 @@ __all__ = [
     "read_catalogue",
     "read_interactions",
     "read_item_data",
+    "vectors_beside",
 ]
 
 _logger = logging.getLogger(__name__)
@@ -257,14 +258,15 @@ def read_catalogue(path: str | Path, *, item: str = "item", embeddings: str | Pa
         ValueError: If a file is missing or damaged, a column is missing, keys repeat, or lengths differ.
     """
     path = Path(path).expanduser()
+    named = None if embeddings is None else Path(embeddings).absolute()  # not a path in the folder of the data
     if path.is_dir():
         if (own := own_table(path, "items")) is None:
-            return read_item_data(path, item=item, embeddings=embeddings).catalogue
+            return read_item_data(path, item=item, embeddings=named).catalogue
         path = own
     if has_items(path, (item,)) and not holds_reviews(path):
         return _catalogue(items_table(path), path, item, embeddings)
     if has_events(path, (item,)):
-        return read_item_data(path, item=item, embeddings=embeddings).catalogue
+        return read_item_data(path, item=item, embeddings=named).catalogue
     return _catalogue(_read_table(path, {item: False}), path, item, embeddings)
 
 
@@ -295,7 +297,9 @@ def read_item_data(
             events of the one data set in a public layout.
         items: Path of the catalogue in the folder; None finds ``items.parquet``, ``items.csv`` or the metadata that
             belongs to the events.
-        embeddings: Path of the item vectors in the folder; None uses ``item_embeddings.npy`` if it exists.
+        embeddings: Path of the item vectors in the folder; None uses ``item_embeddings.npy`` of our own layout if it
+            exists. In a public layout vectors are used only if they are named, and row i is that of the i-th item with
+            events, sorted by key.
         user: Column of the user key in the events.
         item: Column of the item key in both files.
         order: Columns to sort events by; see :func:`read_interactions`.
@@ -304,21 +308,24 @@ def read_item_data(
         Interactions and catalogue, not filtered; see :meth:`ItemData.k_core`.
 
     Raises:
-        ValueError: If a file is missing or unusable, the folder holds several data sets in public layouts, or, in our
-            own layout, an event has an item that is not in the catalogue.
+        ValueError: If a file is missing or unusable, the folder holds several data sets in public layouts, or one and
+            ``item_embeddings.npy``, which is not named; or, in our own layout, an event has an item that is not in the
+            catalogue.
     """
     folder = Path(folder).expanduser()
     if interactions is None and folder.is_file():
         folder, interactions = folder.parent, folder.name
-    vectors = folder / (embeddings or "item_embeddings.npy")
-    found = vectors if embeddings is not None or vectors.is_file() else None
+    found = None if embeddings is None else folder / embeddings
     files = layout_files(folder, interactions, items, (user, item))
     if files is not None:
+        found = found or _vectors_in(folder, public=True)
         columns = (order,) if isinstance(order, str) else order
         events = _interactions(_read_events(files.events), files.events[0], user, item, columns)
         table = items_table(files.items, events.item_keys)
         return ItemData(events, _catalogue(table, files.items or files.events[0], "item", found))
-    catalogue = read_catalogue(_find(folder, items, "items"), item=item, embeddings=found)
+    path = _find(folder, items, "items")
+    found = found or _vectors_in(folder, public=has_items(path, (item,)))
+    catalogue = read_catalogue(path, item=item, embeddings=found)
     path = _find(folder, interactions, "interactions")
     events = read_interactions(path, user=user, item=item, order=order, item_keys=catalogue.keys)
     return ItemData(events, catalogue)
@@ -434,6 +441,35 @@ def _find(folder: Path, name: str | Path | None, stem: str) -> Path:
             "MovieLens, got neither; name the file."
         )
     return found
+
+
+def vectors_beside(path: Path, item: str) -> Path | None:
+    """``item_embeddings.npy`` beside a catalogue of our own layout, or in its folder; None if there is none.
+
+    Args:
+        path: The catalogue, as of :func:`read_catalogue`.
+        item: Column of the item key.
+
+    Raises:
+        ValueError: If there is such a file beside a catalogue in a public layout.
+    """
+    if path.is_dir():  # without a table of our own, read_item_data looks for it
+        return _vectors_in(path, public=False) if own_table(path, "items") else None
+    return _vectors_in(path.parent, public=has_items(path, (item,)) or has_events(path, (item,)))
+
+
+def _vectors_in(folder: Path, *, public: bool) -> Path | None:
+    path = folder / "item_embeddings.npy"
+    if not path.is_file():
+        return None
+    if public:  # rows in the order of the file and those sorted by key are easily confused
+        raise ValueError(
+            f"expected item data of RecBole, Amazon reviews or MovieLens without item embeddings, got {str(path)!r}, "
+            "whose rows may be in any order; convert the data with 'gritvq semantic-ids convert' and write vectors in "
+            "the order of its items.parquet, or move the file; name it as embeddings only if its rows are those of the "
+            "catalogue that is read."
+        )
+    return path
 
 
 def open_vectors(path: Path) -> np.ndarray[Any, Any]:

@@ -34,7 +34,8 @@ def iter_requests(path: str | Path, *, id: str = "id", history: str = "history")
     r"""Read requests row by row.
 
     In a Parquet file (``.parquet``) the histories are lists; in JSON Lines (``.jsonl``) each line is an object with the
-    two keys; in a CSV file (``.csv``) a history is text, see :func:`listed_keys`, and ids and keys are strings.
+    two keys; in a CSV file (``.csv``) a history is text, see :func:`listed_keys`, in quotes if it has a comma, and
+    ``[]`` if it has no items; ids and keys are strings.
 
     Args:
         path: The file, by its ending.
@@ -43,7 +44,7 @@ def iter_requests(path: str | Path, *, id: str = "id", history: str = "history")
 
     Raises:
         ValueError: If the file is missing or has another ending; while iterating, if it is damaged, a column is
-            missing, or a row has no id or no history.
+            missing, a row has no id or no history, or a line of a CSV file has more or fewer cells than its header.
 
     Example:
         >>> import tempfile
@@ -124,10 +125,20 @@ def _csv_rows(path: Path, names: tuple[str, str]) -> Iterator[tuple[Any, Any]]:
         header = next(lines, [])
         _check_columns(header, names, path)
         own, history = map(header.index, names)
-        for line in lines:
-            if line:
-                cells = [*line, *[""] * (len(header) - len(line))]
-                yield cells[own] or None, listed_keys(cells[history])
+        for cells in lines:
+            if not cells:
+                continue
+            if len(cells) != len(header):
+                raise ValueError(
+                    f"expected {len(header)} cells, one per column, in line {lines.line_num:,} of {str(path)!r}, got "
+                    f'{len(cells)}; write a history with commas in quotes, as "[soap, comb]"'
+                )
+            if not cells[history].strip():
+                raise ValueError(
+                    f"expected a history in line {lines.line_num:,} of {str(path)!r}, got an empty cell; write [] if "
+                    "there are no items"
+                )
+            yield cells[own] or None, listed_keys(cells[history])
 
 
 def _json_rows(path: Path, names: tuple[str, str]) -> Iterator[tuple[Any, Any]]:

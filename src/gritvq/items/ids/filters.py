@@ -19,8 +19,10 @@ class FilteredOrder(NamedTuple):
     """An :class:`ItemFilter` along an order of n items: how many of the first items may be listed.
 
     Attributes:
-        sums: Number of allowed items before each place, for all lists (n + 1,) or for each (B, n + 1).
+        sums: Number of allowed items before each place, for all lists (n + 1,) or for each (B, n + 1); int64, eight
+            times the memory of the mask that it was made of.
         excluded: Places of the allowed items that each list excludes (B, E), ascending, padded with n; or None.
+            E is the length of the longest list of exclusions.
     """
 
     sums: Int[Tensor, "*B n+1"]
@@ -49,7 +51,8 @@ class ItemFilter:
     """Which of n items each of B lists may have: ``may(b, i) = allowed(b, i) and i not in exclude(b)``.
 
     Searches apply it to what they score, not to what they found: a list has k items whenever the filter leaves k.
-    Exclusions take memory in proportion to their number, not to n.
+    Exclusions become a table of B rows as long as the longest of them, int64, whatever n is. Searches count along the
+    mask: sums in int64, eight times the memory of the mask, and so B x n x 8 bytes for a mask per list.
 
     Args:
         num_items: Number n of items.

@@ -21,7 +21,7 @@ from gritvq.items.interactions import Histories, check_items
 from gritvq.items.recommenders.backbones import Backbone, Context
 from gritvq.items.recommenders.beam_search import Beams, beam_search, exact_scores
 from gritvq.items.recommenders.graph import ItemGraph
-from gritvq.items.recommenders.parallel import ParallelScorer, RankedItems, channel_log_probs
+from gritvq.items.recommenders.parallel import ParallelScorer, RankedItems, channel_log_probs, check_no_nan
 from gritvq.items.recommenders.ranking import top_items
 from gritvq.saving import load_weights, read_config, read_tensors, write_folder
 
@@ -171,7 +171,7 @@ class GenerativeRecommender(nn.Module):
         they leave none, it is -1 throughout.
 
         Args:
-            histories: Item rows of B users, oldest first; may be empty.
+            histories: Item rows of B users, oldest first; may be empty, and there may be none.
             k: Number of items.
             beam: Beam size; None means the recommender's, and at least k. Unused if the backbone is parallel.
             exact: Whether to score the whole catalogue instead of searching.
@@ -182,8 +182,9 @@ class GenerativeRecommender(nn.Module):
                 parallel backbones.
 
         Raises:
-            ValueError: If an item row is out of range, k or the beam is smaller than 1, a filter has another shape, or
-                a graph is given that is not of these ids or not for this backbone.
+            ValueError: If an item row is out of range, k or the beam is smaller than 1, a filter has another shape, a
+                graph is given that is not of these ids or not for this backbone, or the model's log-probabilities are
+                NaN.
         """
         beam = self._beam(k, beam)
         item_filter = self._filter(histories, allowed, exclude)
@@ -193,13 +194,18 @@ class GenerativeRecommender(nn.Module):
                 + ("other ids" if self._scorer is not None else type(self.backbone).__name__)
                 + "; leave graph out, or make it with ItemGraph.of"
             )
+        if not len(histories):
+            return RankedItems(self.codes.new_empty(0, k), self.priority.new_empty(0, k))
         if graph is not None:
-            return graph.best(self._channel_log_probs(histories), k, beam=beam, item_filter=item_filter)
+            log_probs = self._channel_log_probs(histories)
+            check_no_nan(log_probs)
+            return graph.best(log_probs, k, beam=beam, item_filter=item_filter)
         if self._scorer is not None:
             return self._scorer.best(self._channel_log_probs(histories), k, item_filter=item_filter)
         if exact:
             order = self.order.to(self.codes.device)
             scores = self.scores(histories, allowed=allowed, exclude=exclude)[:, order]
+            check_no_nan(scores)
             places = top_items(scores, k)
             found = scores.gather(1, places.clamp(min=0)).masked_fill(places < 0, -math.inf)
             return RankedItems(torch.where(places < 0, -1, order[places.clamp(min=0)]), found)
@@ -242,6 +248,8 @@ class GenerativeRecommender(nn.Module):
             ValueError: If an item row is out of range, or a filter has another shape.
         """
         item_filter = self._filter(histories, allowed, exclude)
+        if not len(histories):
+            return self.priority.new_empty(0, self.num_items)
         if self._scorer is not None:
             found = self._scorer.scores(self._channel_log_probs(histories))
         else:
@@ -302,9 +310,10 @@ class GenerativeRecommender(nn.Module):
 
         Args:
             folder: Folder written by :meth:`save_pretrained`.
-            ids: The ids it was trained on, possibly extended by :meth:`SemanticIds.add`; None loads those in the
-                folder. Appended tokens that are larger than in training are clamped to the largest known one, so such
-                an item shares the id and the score of another item.
+            ids: The ids it was trained on, matched by key: in any order, and possibly with more items, such as those
+                of :meth:`SemanticIds.add` or those that the training left out. Item rows are then those of these ids.
+                None loads those in the folder. Appended tokens that are larger than in training are clamped to the
+                largest known one, so such an item shares the id and the score of another item.
             trusted: Modules besides ``gritvq`` that its classes may come from.
 
         Raises:
@@ -314,7 +323,8 @@ class GenerativeRecommender(nn.Module):
         config = read_config(folder, _KIND, {"ids": str, "max_history": int, "beam": int})
         own = SemanticIds.load(folder / _IDS) if ids is None or _digest(ids) != config["ids"] else ids
         ids = own if ids is None else ids
-        if _digest(own) != config["ids"] or not _continues(ids, own):
+        places = None if _digest(own) != config["ids"] else _places(own, ids)
+        if places is None:
             raise ValueError(
                 f"expected the ids that {folder} was trained on, sha256 {config['ids'][:12]}, or these with items "
                 f"added, got others, {_digest(ids)[:12]}; train again, or load it without ids to use those in the "
@@ -327,7 +337,7 @@ class GenerativeRecommender(nn.Module):
             )
         load_weights(backbone, folder, config)
         priority = torch.zeros(len(ids))
-        priority[: len(own)] = _read_priority(folder, config, len(own))
+        priority[places] = _read_priority(folder, config, len(own))
         if ids.codebook_sizes != own.codebook_sizes:
             known = ids.codes.minimum(torch.tensor(own.codebook_sizes) - 1)
             ids = SemanticIds(known, own.codebook_sizes, ids.items, fingerprint=ids.fingerprint)
@@ -350,8 +360,12 @@ class GenerativeRecommender(nn.Module):
         return ItemFilter(self.num_items, len(histories), allowed=allowed, exclude=exclude)
 
     def _search(self, histories: Histories | Sequence[Sequence[int]], beam: int, listed: FilteredOrder | None) -> Beams:
+        if not len(histories):
+            return Beams(self.codes.new_empty(0, beam), self.priority.new_empty(0, beam))
         with eval_mode(self):
-            return beam_search(self.backbone, self._read(histories), self.trie, beam, listed=listed)
+            found = beam_search(self.backbone, self._read(histories), self.trie, beam, listed=listed)
+        check_no_nan(found.scores)
+        return found
 
     def _read(self, histories: Histories | Sequence[Sequence[int]]) -> Context:
         return self.backbone.read(*self._codes(histories, self.max_history))
@@ -380,15 +394,14 @@ def _read_priority(folder: Path, config: Mapping[str, Any], num_items: int) -> T
     return priority
 
 
-def _continues(ids: SemanticIds, old: SemanticIds) -> bool:
-    """Whether the old items come first with their old ids and codebook sizes (except the appended token's)."""
+def _places(old: SemanticIds, ids: SemanticIds) -> Tensor | None:
+    """Rows of the old items; None unless all have their old ids and codebook sizes (except the appended token's)."""
     levels = len(old.codebook_sizes) - (old.collisions == "append")
-    return (
-        ids.collisions == old.collisions
-        and ids.codebook_sizes[:levels] == old.codebook_sizes[:levels]
-        and ids.items[: len(old)] == old.items
-        and torch.equal(ids.codes[: len(old)], old.codes)
-    )
+    if ids.collisions != old.collisions or ids.codebook_sizes[:levels] != old.codebook_sizes[:levels]:
+        return None
+    rows = ids.rows_of(old.items, unknown="skip")
+    fits = len(ids.codebook_sizes) == len(old.codebook_sizes) and bool((rows >= 0).all())
+    return rows if fits and torch.equal(ids.codes[rows], old.codes) else None
 
 
 def _digest(ids: SemanticIds) -> str:

@@ -17,7 +17,7 @@ from gritvq.items.ids.checks import checked_codes, checked_sizes
 from gritvq.items.recommenders.backbones import Backbone, Context
 from gritvq.quantizers.canonical import ranked
 
-__all__ = ["ParallelScorer", "RankedItems", "channel_log_probs"]
+__all__ = ["ParallelScorer", "RankedItems", "channel_log_probs", "check_no_nan"]
 
 _BLOCK_ENTRIES = 1 << 20  # scores per block: 4 MB
 
@@ -131,9 +131,10 @@ class ParallelScorer(nn.Module):
             item_filter: Which items each list may have; those that no list may have are not scored. None for all.
 
         Raises:
-            ValueError: If the shape is wrong or k is smaller than 1.
+            ValueError: If the shape is wrong, a log-probability is NaN, or k is smaller than 1.
         """
         check_integer("k", k, hint="10 is usual")
+        check_no_nan(log_probs)
         order, listed = self.order, None
         if item_filter is not None:
             if item_filter.allowed is not None and item_filter.allowed.ndim == 1:
@@ -188,3 +189,16 @@ def channel_log_probs(backbone: Backbone, context: Context) -> Float[Tensor, "B 
     channels = len(backbone.codebook_sizes)
     nothing = torch.zeros(context.lengths.shape[0], 1, channels, dtype=torch.int64, device=context.lengths.device)
     return torch.cat([backbone.log_probs(context, nothing[..., :level])[:, 0] for level in range(channels)], 1)
+
+
+def check_no_nan(log_probs: Tensor) -> None:
+    """Check that no log-probability is NaN, which no list could tell from an item that is not allowed.
+
+    Raises:
+        ValueError: If one is.
+    """
+    if bool(log_probs.isnan().any()):
+        raise ValueError(
+            "expected log-probabilities, got NaN; the model's weights or inputs are not finite: load an earlier "
+            "checkpoint, or train it again with a smaller learning rate"
+        )
