@@ -274,8 +274,8 @@ def prior_of(job: Job, layout: TokenLayout, indices: Tensor, labels: Tensor) -> 
     prior = kind(layout, num_classes=CLASSES, **settings)
     plan = TrainingPlan(
         max_steps=own["max_steps"],
-        compile=True,
-        precision="bf16-mixed" if torch.cpu.get_capabilities().get("avx512_bf16") else "32-true",
+        compile=own["compile"],
+        precision="bf16-mixed" if getattr(torch.cpu, "get_capabilities", dict)().get("avx512_bf16") else "32-true",
         validate_every=0,
         checkpoint_every=500,
         accelerator="cpu",

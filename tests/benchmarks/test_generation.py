@@ -41,7 +41,13 @@ def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> generation.Job:
             "task": {},
             "max_steps": 2,
         },
-        "prior": {"network": {"width": 16, "depth": 1, "num_heads": 2}, "task": {}, "batch_size": 8, "max_steps": 2},
+        "prior": {
+            "network": {"width": 16, "depth": 1, "num_heads": 2},
+            "task": {},
+            "batch_size": 8,
+            "compile": False,  # takes longer than all else here
+            "max_steps": 2,
+        },
         "guidance": 2.0,
     }
     return generation.Job(str(tmp_path), None, plan, "study", "vq_vae_ema", {"decay": 0.9}, 0, tmp_path / "work")

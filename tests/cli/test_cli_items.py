@@ -307,7 +307,7 @@ class TestRecommender:
         assert main([*told, "--k", str(NUM_ITEMS)]) == 0
         found = re.findall(r"^\W*\d+\W+a(\d+) ", capsys.readouterr().out, flags=re.MULTILINE)
         assert sorted(map(int, found)) == [row for row in range(3, NUM_ITEMS, 6) if row not in range(3, 15, 2)]
-        Path("requests.csv").write_text("id,history\nanna,a3\nbert,\n")
+        Path("requests.csv").write_text("id,history\nanna,a3\nbert,[]\n")
         told = ["recommend", str(recommender), "--requests", "requests.csv", "--where", "[kind=kind 3]"]
         assert main([*told, "--k", "10"]) == 0
         rows = parquet.read_table("recommendations.parquet").to_pylist()
