@@ -115,17 +115,15 @@ def test_a_recommender_searches_along_its_graph() -> None:
     ids = SemanticIds(scorer(50).codes.long(), SIZES)
     backbone = ParallelDecoder(SIZES, 8, num_layers=1, num_heads=1, hidden_dim=8)
     recommender = GenerativeRecommender(backbone, ids, priority=torch.rand(50, generator=seeded()))
-    graph = ItemGraph.of(ParallelScorer(ids.codes, SIZES, priority=recommender.priority), backbone.tables(), 49)
-    histories = [[3, 7], [1], []]
+    graph, histories = recommender.graph(49), [[3, 7], [1], []]
     wanted = recommender.best(histories, 5, exclude=histories)
     found = recommender.best(histories, 5, exclude=histories, graph=graph)
     assert torch.equal(found.items, wanted.items)
-    other = ItemGraph.of(scorer(50, seed=4), tables(), 3)
-    with pytest.raises(ValueError, match=r"expected a graph of this recommender's ids .* got other ids"):
-        recommender.recommend(histories, graph=other)
+    with pytest.raises(ValueError, match="expected a graph of this recommender, got another one"):
+        recommender.recommend(histories, graph=ItemGraph.of(scorer(50, seed=4), tables(), 3))
     depth = GenerativeRecommender(DepthDecoder(SIZES, 8, num_layers=1, num_heads=1, hidden_dim=8), ids)
-    with pytest.raises(ValueError, match="parallel backbone, got DepthDecoder"):
-        depth.recommend(histories, graph=graph)
+    with pytest.raises(ValueError, match="expected a ParallelDecoder, got DepthDecoder"):
+        depth.graph()
 
 
 def test_the_model_says_how_similar_codes_are() -> None:

@@ -18,7 +18,7 @@ from gritvq.component import eval_mode, from_config
 from gritvq.export import Format
 from gritvq.items.ids import FilteredOrder, ItemFilter, PrefixTrie, SemanticIds
 from gritvq.items.interactions import Histories, check_items
-from gritvq.items.recommenders.backbones import Backbone, Context
+from gritvq.items.recommenders.backbones import Backbone, Context, ParallelDecoder
 from gritvq.items.recommenders.beam_search import Beams, beam_search, exact_scores
 from gritvq.items.recommenders.graph import ItemGraph
 from gritvq.items.recommenders.parallel import ParallelScorer, RankedItems, channel_log_probs, check_no_nan
@@ -178,22 +178,17 @@ class GenerativeRecommender(nn.Module):
             allowed: Whether an item may be recommended, to all users (n,) or to each (B, n), bool; None allows all.
             exclude: Item rows that must not be recommended to each user, B sequences: for items not seen before, the
                 whole histories.
-            graph: Search along this graph instead of scoring the whole catalogue, with ``beam`` items per step; for
-                parallel backbones.
+            graph: Search along this graph, which :meth:`graph` made, instead of scoring the whole catalogue; with
+                ``beam`` items per step.
 
         Raises:
-            ValueError: If an item row is out of range, k or the beam is smaller than 1, a filter has another shape, a
-                graph is given that is not of these ids or not for this backbone, or the model's log-probabilities are
-                NaN.
+            ValueError: If an item row is out of range, k or the beam is smaller than 1, a filter has another shape,
+                the graph is another recommender's, or the model's log-probabilities are NaN.
         """
         beam = self._beam(k, beam)
         item_filter = self._filter(histories, allowed, exclude)
-        if graph is not None and (self._scorer is None or not torch.equal(graph.scorer.codes, self._scorer.codes)):
-            raise ValueError(
-                "expected a graph of this recommender's ids and a parallel backbone, got "
-                + ("other ids" if self._scorer is not None else type(self.backbone).__name__)
-                + "; leave graph out, or make it with ItemGraph.of"
-            )
+        if graph is not None and graph.scorer is not self._scorer:
+            raise ValueError("expected a graph of this recommender, got another one; make it with its method graph")
         if not len(histories):
             return RankedItems(self.codes.new_empty(0, k), self.priority.new_empty(0, k))
         if graph is not None:
@@ -213,6 +208,22 @@ class GenerativeRecommender(nn.Module):
         beams = self._search(histories, beam, listed)
         items, places = self.trie.expand_places(beams.leaves, k, listed)
         return RankedItems(items, beams.scores.gather(1, places).masked_fill(items < 0, -math.inf))
+
+    def graph(self, num_neighbors: int = 50, progress: bool = False) -> ItemGraph:
+        """A graph of items with similar ids, for :meth:`best` with a parallel backbone; make it after training.
+
+        Args:
+            num_neighbors: Edges of each item, see :meth:`gritvq.items.ItemGraph.of`.
+            progress: Whether to show a progress bar; needs the extra ``train``.
+
+        Raises:
+            ValueError: If the backbone is not a :class:`gritvq.items.ParallelDecoder`, or the number is below 1.
+        """
+        if self._scorer is None or not isinstance(self.backbone, ParallelDecoder):
+            raise ValueError(
+                f"expected a ParallelDecoder, got {type(self.backbone).__name__}; search its ids by beams instead"
+            )
+        return ItemGraph.of(self._scorer, self.backbone.tables(), num_neighbors, progress)
 
     @torch.no_grad()
     def search(
