@@ -20,6 +20,7 @@ from pyarrow import parquet
 
 from gritvq.cli import main
 from gritvq.items import (
+    CollaborativeLoss,
     GenerativeRecommender,
     ItemTokenizer,
     MultiViewTokenizer,
@@ -29,6 +30,7 @@ from gritvq.items import (
     ranking_metrics,
 )
 from gritvq.items.catalogue import embed_texts, read_item_data
+from gritvq.training.task import steps_done
 from program import wrong
 from test_catalogue import tiny_encoder
 
@@ -438,6 +440,41 @@ class TestRecommender:
         more = SemanticIds.load("more")
         assert len(more) == len(ids) + 1 and torch.equal(more.codes[:-1, :-1], ids.codes[:, :-1])
 
+    def test_ids_that_agree_with_buyers(self, shop: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        told = ["semantic-ids", "vectors", "--data.folder", str(shop), "--dim", "8", "--out", "buyers.npy"]
+        assert main(told) == 0
+        assert "items that occur with no other" in capsys.readouterr().out
+        split = read_item_data(str(shop)).interactions.split()
+        expected = collaborative_vectors(split.train, split.num_items, 8)
+        assert np.array_equal(np.load("buyers.npy"), expected, equal_nan=True)
+        assert "--overwrite true" in wrong(told, capsys)
+        assert "expected a .npy file to write, got buyers.csv" in wrong([*told, "--out", "buyers.csv"], capsys)
+        sizes = {"input_dim": 16, "dim": 8, "hidden": []}
+        parts = {
+            "quantizer": {
+                "class_path": "gritvq.items.grit_stack",
+                "init_args": {"dim": 8, "codebook_size": 8, "num_levels": 2},
+            },
+            "encoder": {"class_path": "gritvq.items.ItemEncoder", "init_args": sizes},
+            "decoder": {"class_path": "gritvq.items.ItemDecoder", "init_args": sizes},
+            "steps": 150,
+        }
+        vectors, nats = read_item_data(str(shop)).catalogue.vectors(), []
+        for weight in (0.0, 5.0):
+            init = {"vectors": "buyers.npy", "weight": weight}
+            losses = [{"class_path": "gritvq.items.CollaborativeLoss", "init_args": init}]
+            content = {"tokenizer": {"class_path": "gritvq.items.RQVAE", "init_args": {**parts, "losses": losses}}}
+            Path("letter.yaml").write_text(yaml.safe_dump(content))
+            out = ["--data", str(shop), "--out", f"ids-{weight}"]
+            assert main(["semantic-ids", "fit", "--config", "letter.yaml", *out]) == 0
+            made: Any = ItemTokenizer.from_pretrained(f"ids-{weight}/tokenizer")
+            loss = CollaborativeLoss("buyers.npy", weight=1.0)
+            loss.check(NUM_ITEMS, made.quantizer)
+            with torch.no_grad():
+                output = made.quantizer(made.encoder(vectors))
+                nats.append(float(loss(torch.arange(NUM_ITEMS), output, made.quantizer)))
+        assert nats[1] < nats[0] - 0.1
+
     def test_held_out_events_change_no_id(self, shop: Path) -> None:
         """The last two events of each user become others; ids of texts and buyers stay."""
         shutil.copytree(shop, "other")
@@ -471,6 +508,20 @@ class TestRecommender:
         told = ["fit", "items", "--config", "kept/config.yaml", "--out", "kept", "--overwrite", "true"]
         assert "expected compile false for a RecommenderTask" in wrong([*told, "--plan.compile", "true"], capsys)
         assert sorted(path.relative_to("kept") for path in Path("kept").rglob("*")) == before
+
+    def test_stops_early(self, recommender: Path) -> None:
+        """At a rate that moves nothing the second validation is no better than the first."""
+        stopping = {"monitor": "val/ndcg@10", "mode": "max", "patience": 1}
+        content = yaml.safe_load((recommender / "config.yaml").read_text())
+        content["callbacks"] = [{"class_path": "lightning.pytorch.callbacks.EarlyStopping", "init_args": stopping}]
+        content["task"]["lr"], content["plan"]["max_steps"] = 1e-30, 60
+        Path("stopping.yaml").write_text(yaml.safe_dump(content))
+        told = ["fit", "items", "--config", "stopping.yaml", "--ids", str(recommender / "semantic-ids")]
+        assert main([*told, "--out", "run"]) == 0
+        assert steps_done(torch.load("run/checkpoints/last.ckpt", weights_only=True)) == 12
+        assert json.loads(Path("run/metrics.json").read_text())
+        assert main(["fit", "items", "--config", "run/config.yaml", "--out", "run", "--resume", "last"]) == 0
+        assert steps_done(torch.load("run/checkpoints/last.ckpt", weights_only=True)) == 18  # still no better
 
     def test_resumes_bitwise(self, recommender: Path) -> None:
         checkpoint = str(recommender / "checkpoints" / "step-6.ckpt")

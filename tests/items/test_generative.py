@@ -373,11 +373,12 @@ def test_padding_of_tokens_is_not_read() -> None:
 CONFIGS = Path(__file__).parents[2] / "configs" / "items"
 
 
-def test_a_configuration_of_ids_can_be_built() -> None:
+@pytest.mark.parametrize(("name", "levels"), [("ids", 3), ("letter", 4)])
+def test_a_configuration_of_ids_can_be_built(name: str, levels: int) -> None:
     parser = ArgumentParser()
     semantic.fit_arguments(parser)
-    config = parser.parse_args(["--config", str(CONFIGS / "beauty-ids.yaml")])
-    assert parser.instantiate(config).tokenizer.codebook_sizes == (256, 256, 256)
+    config = parser.parse_args(["--config", str(CONFIGS / f"beauty-{name}.yaml")])
+    assert parser.instantiate(config).tokenizer.codebook_sizes == (256,) * levels
 
 
 @pytest.mark.parametrize(

@@ -586,6 +586,29 @@ class TestAlignment:
             with pytest.raises(ValueError, match=rf"a \.npy file of numbers, got .*{name} .* numpy\.save"):
                 CollaborativeLoss(str(tmp_path / name)).check(20, quantizer)
 
+    def test_items_without_collaborative_vectors_are_not_aligned(self, tmp_path: Path) -> None:
+        vectors = torch.randn(20, 4, generator=seeded())
+        quantizer = ResidualQuantizer([vq_vae(4, 8) for _ in range(2)])
+        whole = CollaborativeLoss(str(tmp_path / "whole.npy"), weight=0.5)
+        parts = CollaborativeLoss(str(tmp_path / "parts.npy"), weight=0.5)
+        np.save(tmp_path / "whole.npy", vectors.numpy())
+        vectors[[7, 9]] = torch.nan
+        np.save(tmp_path / "parts.npy", vectors.numpy())
+        for loss in (whole, parts):
+            loss.check(20, quantizer)
+        x = torch.randn(4, 4, generator=seeded(1)).requires_grad_()
+        found = parts(torch.tensor([3, 7, 1, 9]), quantizer(x), quantizer)
+        torch.testing.assert_close(found, whole(torch.tensor([3, 1]), quantizer(x[[0, 2]]), quantizer))
+        found.backward()
+        assert x.grad is not None and not x.grad[[1, 3]].any() and x.grad[[0, 2]].any()
+        assert parts(torch.tensor([7, 9]), quantizer(x[:2]), quantizer).item() == 0
+        for place, value in ((slice(None), torch.nan), ((0, 1), torch.nan), ((0, 1), torch.inf)):
+            wrong = vectors.clone()
+            wrong[place] = value
+            np.save(tmp_path / "parts.npy", wrong.numpy())
+            with pytest.raises(ValueError, match="or NaN throughout where an item has none"):
+                parts.check(20, quantizer)
+
     def test_diversity_loss_prefers_mates(self) -> None:
         quantizer = ResidualQuantizer([vq_vae(2, 8)])
         book = quantizer.quantizers[0].codebook  # type: ignore[union-attr]

@@ -217,11 +217,38 @@ class TestModel:
         assert all(bool((grad.abs().amax() > 0).all()) for grad in (*tables, *heads))
         model.zero_grad()
         states = model._states(codes)[:, :-1].detach()
-        logits = model._logits(model._heads(states, 2, 3)[:, :, 0], 2)
+        logits = model._logits(model._heads(states, [2])[:, :, 0], 2)
         F.cross_entropy(logits.flatten(0, 1), codes[0, :, 2]).backward()
         reached = [bool(grad.abs().amax() > 0) for grad in model.embedding.weight.grad[3:].split(list(SIZES))]
         assert reached == [False, False, True, False]
         assert [bool(part.abs().amax() > 0) for part in model.heads.weight.grad.chunk(4)] == reached
+
+    @pytest.mark.parametrize("sizes", [SIZES, (4,) * 5])
+    @pytest.mark.parametrize("drawn", [1, 2])
+    def test_the_mean_over_all_draws_of_channels_is_the_loss_of_all(self, sizes: tuple[int, ...], drawn: int) -> None:
+        model = decoder(sizes, channels_per_step=drawn).train()
+        codes, lengths = random_codes(10, sizes).unflatten(0, (2, 5)), torch.tensor([5, 2])
+        losses, gradients = {}, {}
+        for seed in range(100):
+            torch.manual_seed(seed)
+            model.zero_grad()
+            loss = model.loss(codes, lengths)
+            loss.backward()
+            moved = [bool(part.abs().amax() > 0) for part in model.heads.weight.grad.chunk(len(sizes))]
+            key = tuple(place for place, moves in enumerate(moved) if moves)
+            assert losses.setdefault(key, loss.detach()) == loss  # the draw alone decides
+            gradients[key] = model.embedding.weight.grad
+        assert len(losses) == math.comb(len(sizes), drawn) and {len(key) for key in losses} == {drawn}
+        model.eval().zero_grad()
+        whole = model.loss(codes, lengths)
+        whole.backward()
+        torch.testing.assert_close(torch.stack(list(losses.values())).mean(), whole)
+        torch.testing.assert_close(torch.stack(list(gradients.values())).mean(0), model.embedding.weight.grad)
+
+    @pytest.mark.parametrize("drawn", [0, 5])
+    def test_no_more_channels_are_drawn_than_there_are(self, drawn: int) -> None:
+        with pytest.raises(ValueError, match=f"channels_per_step from 1 to the 4 channels of the ids, got {drawn}"):
+            decoder(channels_per_step=drawn)
 
     def test_temperature_divides_the_cosines(self) -> None:
         states = torch.randn(3, 16, generator=seeded())

@@ -269,27 +269,19 @@ def _encode(config: Any, parts: Callable[[], Any]) -> None:
 
     import numpy as np
 
-    from gritvq.files import replacing
     from gritvq.items.catalogue import open_vectors
 
-    out = Path(config.out)
-    if out.suffix != ".npy":
-        raise ValueError(f"expected a .npy file to write, got {out}; choose another --out")
-    if out.resolve() == Path(config.embeddings).resolve():
+    if Path(config.out).resolve() == Path(config.embeddings).resolve():
         raise ValueError(
             f"expected another file to write than the embeddings {config.embeddings}; choose another --out"
         )
-    check_places(out.parent, [out.name], config.overwrite)
+    out = _array_file(config)
     tokenizer = _tokenizer(config)
     vectors = open_vectors(Path(config.embeddings))
     started = time.perf_counter()
     codes = tokenizer.encode(vectors, progress=True)
     seconds = time.perf_counter() - started
-    with replacing(out) as scratch, scratch.open("wb") as file:
-        table = np.ascontiguousarray(codes, dtype=np.min_scalar_type(max(tokenizer.codebook_sizes) - 1))
-        # numpy.save does not notice a full disk
-        np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(table))
-        file.write(table.data)
+    _write_array(out, np.ascontiguousarray(codes, dtype=np.min_scalar_type(max(tokenizer.codebook_sizes) - 1)))
     rows = [("items", f"{len(codes):,}"), ("items per second", f"{len(codes) / max(seconds, 1e-9):,.0f}")]
     report("encoded", rows, {"codes": out})
 
@@ -402,6 +394,53 @@ def _convert(config: Any, parts: Callable[[], Any]) -> None:
     report("converted", rows, {Path(name).stem: out / name for name in names})
 
 
+def _vectors_arguments(parser: Any) -> None:
+    from gritvq.items.catalogue import read_item_data
+
+    parser.add_function_arguments(read_item_data, "data")
+    parser.add_argument(
+        "--dim", type=int, default=32, help="size of a vector; the quantizer's dim for CollaborativeLoss"
+    )
+    parser.add_argument("--k_core", type=int | None, default=None, help="as in fit items, whose rows these then are")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the search for eigenvectors")
+    parser.add_argument("--out", type=str, default="collaborative.npy", help="file to write: .npy, (n, dim)")
+    overwrite_argument(parser)
+
+
+def _write_vectors(config: Any, parts: Callable[[], Any]) -> None:
+    """Write vectors of who had which items, made of training events alone; NaN for items that occur with no other."""
+    from gritvq.cli.fit_items import read_data
+    from gritvq.items.collaborative import collaborative_vectors
+
+    out = _array_file(config)
+    split = read_data(config.data.as_dict(), config.k_core).interactions.split()
+    vectors = collaborative_vectors(split.train, split.num_items, config.dim, seed=config.seed).numpy()
+    _write_array(out, vectors)
+    unknown = int((vectors[:, 0] != vectors[:, 0]).sum())  # NaN
+    rows = [("items", f"{len(vectors):,}"), ("items that occur with no other", f"{unknown:,}")]
+    report("collaborative vectors of training events", rows, {"vectors": out})
+
+
+def _array_file(config: Any) -> Path:
+    """The file to write, which must be a .npy."""
+    out = Path(config.out)
+    if out.suffix != ".npy":
+        raise ValueError(f"expected a .npy file to write, got {out}; choose another --out")
+    check_places(out.parent, [out.name], config.overwrite)
+    return out
+
+
+def _write_array(out: Path, table: Any) -> None:
+    """Write a contiguous array, whole or not at all."""
+    import numpy as np
+
+    from gritvq.files import replacing
+
+    with replacing(out) as scratch, scratch.open("wb") as file:  # numpy.save does not notice a full disk
+        np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(table))
+        file.write(table.data)
+
+
 def _tokenizer(config: Any) -> Any:
     from gritvq.items.tokenizers import ItemTokenizer
 
@@ -420,4 +459,5 @@ JOBS: dict[str, tuple[Callable[[Any], None], Callable[[Any, Callable[[], Any]], 
     "report": (_report_arguments, _report),
     "add": (_add_arguments, _add),
     "convert": (_convert_arguments, _convert),
+    "vectors": (_vectors_arguments, _write_vectors),
 }

@@ -199,11 +199,12 @@ class _CausalDecoder(Backbone):
         """Which items are not padding."""
         return torch.arange(codes.shape[1], device=codes.device) < lengths[:, None]
 
-    def _item_loss(self, states: Float[Tensor, "N Q D"], codes: Int[Tensor, "N Q"]) -> Float[Tensor, ""]:
-        """Cross-entropy of ids, a mean over items, summed over levels; levels of one size are one product."""
-        levels = range(codes.shape[1])
-        if len(set(self.codebook_sizes)) > 1:
-            each = [F.cross_entropy(self._logits(states[:, level], level), codes[:, level]) for level in levels]
+    def _item_loss(
+        self, states: Float[Tensor, "N q D"], codes: Int[Tensor, "N q"], levels: Sequence[int]
+    ) -> Float[Tensor, ""]:
+        """Cross-entropy of these levels, a mean over items and a sum over levels; those of one size are one product."""
+        if len({self.codebook_sizes[level] for level in levels}) > 1:
+            each = [F.cross_entropy(self._logits(states[:, i], level), codes[:, i]) for i, level in enumerate(levels)]
             return torch.stack(each).sum()
         tables = torch.stack([self.embedding.weight[self.vocabulary.range_of(level)] for level in levels])
         logits = self._products(lambda a, b: a @ b.transpose(1, 2), states.transpose(0, 1), tables)
@@ -264,7 +265,8 @@ class TokenDecoder(_CausalDecoder):
         context = self.read(codes, lengths)
         states = self.model(inputs_embeds=self.embedding(context.states[:, :-1])).last_hidden_state
         valid = self._valid(codes, lengths)
-        return self._item_loss(states.unflatten(1, (-1, codes.shape[2]))[valid], codes[valid])
+        levels = range(codes.shape[2])
+        return self._item_loss(states.unflatten(1, (-1, len(levels)))[valid], codes[valid], levels)
 
     def read(self, codes: Int[Tensor, "B T Q"], lengths: Int[Tensor, " B"]) -> Context:
         """See the base class. States are BOS and the history's tokens (B, T Q + 1), read by :meth:`log_probs`."""
@@ -358,7 +360,7 @@ class DepthDecoder(_ItemDecoder):
         """See the base class. Every item of each row is a target."""
         valid = self._valid(codes, lengths)
         states, codes = self._states(codes)[:, :-1][valid], codes[valid]
-        return self._item_loss(self._write(states, codes[:, :-1]), codes)
+        return self._item_loss(self._write(states, codes[:, :-1]), codes, range(codes.shape[1]))
 
     def log_probs(self, context: Context, prefixes: Int[Tensor, "B W l"]) -> Float[Tensor, "B W K"]:
         """See the base class."""
@@ -398,12 +400,18 @@ class ParallelDecoder(_ItemDecoder):
         dropout: Dropout rate in [0, 1).
         temperature: Of the softmax over cosines, > 0.
         max_items: Largest number of items in a row.
+        channels_per_step: Channels whose cross-entropy is the loss of a training step, drawn anew in each; None for
+            all. Its expectation is the loss of all channels, and heads and softmax, most of the work of a step, take
+            as many times less as there are fewer.
+
+    Raises:
+        ValueError: If a number is out of range.
 
     References:
         Hou et al., Generating long semantic IDs in parallel for recommendation (RPG), KDD 2025, arXiv 2506.05781,
         sections 3.1 and 3.2. Deviations: every item is scored exactly, there is no graph-constrained decoding; the
         first item of a history is a target, too, predicted from BOS; code embeddings start with a standard deviation of
-        ``.02 sqrt(Q)`` instead of ``.02``, so that an item's is ``.02``.
+        ``.02 sqrt(Q)`` instead of ``.02``, so that an item's is ``.02``. ``channels_per_step`` is ours.
 
     Example:
         >>> model = ParallelDecoder((4, 4), 8, num_layers=1, num_heads=1, hidden_dim=8)
@@ -425,10 +433,17 @@ class ParallelDecoder(_ItemDecoder):
         dropout: float = 0.2,
         temperature: float = 0.05,
         max_items: int = 21,
+        channels_per_step: int | None = None,
     ) -> None:
         super().__init__(codebook_sizes, dim, max_items)
         self.temperature = check_number("temperature", temperature, inside=True, hint="0.05 is usual")
         num_channels = len(self.codebook_sizes)
+        if channels_per_step is not None and not 1 <= channels_per_step <= num_channels:
+            raise ValueError(
+                f"expected channels_per_step from 1 to the {num_channels} channels of the ids, got "
+                f"{channels_per_step!r}; leave it out for all"
+            )
+        self.channels_per_step = channels_per_step
         self.items: Any = gpt2(dim, num_layers, num_heads, hidden_dim, dropout, max_items + 1)
         self.heads = nn.Linear(dim, num_channels * dim)
         with torch.no_grad():
@@ -437,15 +452,17 @@ class ParallelDecoder(_ItemDecoder):
                 parameter.zero_()  # as in the released code: all heads start as the identity
 
     def loss(self, codes: Int[Tensor, "B T Q"], lengths: Int[Tensor, " B"]) -> Float[Tensor, ""]:
-        """See the base class. Every item of each row is a target."""
-        channels, valid = len(self.codebook_sizes), self._valid(codes, lengths)
-        states = self._heads(self._states(codes)[:, :-1][valid], 0, channels)
-        return self._item_loss(states, codes[valid]) / channels
+        """See the base class. Every item of each row is a target; in training the mean is over the drawn channels."""
+        valid, channels = self._valid(codes, lengths), list(range(len(self.codebook_sizes)))
+        if self.training and self.channels_per_step is not None:
+            channels = torch.randperm(len(channels))[: self.channels_per_step].sort().values.tolist()
+        states = self._heads(self._states(codes)[:, :-1][valid], channels)
+        return self._item_loss(states, codes[valid][:, channels], channels) / len(channels)
 
     def log_probs(self, context: Context, prefixes: Int[Tensor, "B W l"]) -> Float[Tensor, "B W K"]:
         """See the base class. The indices of the prefixes are not read."""
         width, level = prefixes.shape[1:]
-        logits = self._logits(self._heads(context.states[:, 0], level, level + 1)[:, 0], level)
+        logits = self._logits(self._heads(context.states[:, 0], [level])[:, 0], level)
         return logits.log_softmax(-1)[:, None].expand(-1, width, -1)
 
     def tables(self) -> list[Float[Tensor, "K D"]]:
@@ -462,10 +479,15 @@ class ParallelDecoder(_ItemDecoder):
             items = items.unflatten(0, tokens.shape[:2])
         return self.items(inputs_embeds=self._with_start(items)).last_hidden_state
 
-    def _heads(self, states: Tensor, first: int, last: int) -> Tensor:
-        """Outputs (*batch, last - first, D) of the heads of some channels."""
-        rows = slice(first * self.dim, last * self.dim)
-        turned = F.linear(states, self.heads.weight[rows], self.heads.bias[rows])
+    def _heads(self, states: Tensor, channels: list[int]) -> Tensor:
+        """Outputs (*batch, len(channels), D) of the heads of some channels."""
+        weight, bias = self.heads.weight, self.heads.bias
+        if len(channels) < len(self.codebook_sizes):
+            rows = torch.tensor(channels, device=weight.device)
+            weight, bias = (
+                part.unflatten(0, (-1, self.dim))[rows].flatten(0, 1) for part in (self.heads.weight, self.heads.bias)
+            )
+        turned = F.linear(states, weight, bias)
         return states[..., None, :] + F.silu(turned).unflatten(-1, (-1, self.dim))
 
     def _products(self, multiply: Callable[[Tensor, Tensor], Tensor], states: Tensor, codes: Tensor) -> Tensor:

@@ -47,8 +47,9 @@ class CollaborativeLoss(ItemLoss):
     h, for example of SASRec.
 
     Args:
-        vectors: ``.npy`` file (n, d): row i belongs to row i of the embeddings, d is the quantizer's ``dim``. Only
-            needed for training.
+        vectors: ``.npy`` file (n, d): row i belongs to row i of the embeddings, d is the quantizer's ``dim``, as
+            ``gritvq semantic-ids vectors`` writes it. Items with rows of NaN, of which nothing is known, are left out
+            of the loss. Only needed for training.
         weight: The paper's alpha; 0.1 in the paper, 0.01 in the authors' script.
 
     Raises:
@@ -80,10 +81,12 @@ class CollaborativeLoss(ItemLoss):
             raise ValueError(
                 f"expected a .npy file of numbers, got {self.vectors} ({error}); write it with numpy.save"
             ) from error
-        if vectors.shape != (num_items, quantizer.dim) or not bool(torch.isfinite(vectors).all()):
+        unknown = vectors.isnan().all(1) if vectors.ndim == 2 else vectors.new_zeros(0, dtype=torch.bool)
+        fits = vectors.shape == (num_items, quantizer.dim) and bool(torch.isfinite(vectors[~unknown]).all())
+        if not fits or bool(unknown.all()):
             raise ValueError(
-                f"expected finite vectors ({num_items}, {quantizer.dim}) in {self.vectors}, got "
-                f"{tuple(vectors.shape)}; give one per item, of the quantizer's dim"
+                f"expected finite vectors ({num_items}, {quantizer.dim}), or NaN throughout where an item has none, in "
+                f"{self.vectors}, got {tuple(vectors.shape)}; give one per item, of the quantizer's dim"
             )
         self._loaded = vectors
 
@@ -92,7 +95,11 @@ class CollaborativeLoss(ItemLoss):
         if self._loaded is None:
             raise ValueError("expected loaded vectors, got none; call check(num_items, quantizer) before training")
         vectors = self._loaded.to(output.quantized)[items.to(self._loaded.device)]
-        logits = output.quantized @ vectors.T
+        known = ~vectors.isnan().any(1)
+        if not bool(known.any()):
+            return output.quantized.sum() * 0
+        vectors, items, quantized = vectors[known], items[known], output.quantized[known]
+        logits = quantized @ vectors.T
         same = (items[:, None] == items) & ~torch.eye(len(items), dtype=torch.bool, device=items.device)
         target = torch.arange(len(items), device=logits.device)
         return self.weight * F.cross_entropy(logits.masked_fill(same, -torch.inf), target)
