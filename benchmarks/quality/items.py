@@ -19,6 +19,7 @@ import numpy as np
 import torch
 import yaml
 from benchmarks.quality.common import HERE, RESULTS, circumstances, hardware
+from benchmarks.quality.peers import SemanticIdKMeans
 from rich.progress import track
 
 from gritvq import SemanticIds
@@ -26,6 +27,7 @@ from gritvq.items import RQVAE, ItemDecoder, ItemEncoder, ItemTokenizer, Product
 from gritvq.quantizers import presets
 from gritvq.results import read_results, write_results
 
+KMEANS: dict[str, type[ResidualKMeans]] = {"residual": ResidualKMeans, "semantic-id": SemanticIdKMeans}
 METRICS = ("uniqueness", "items_in_collision", "largest_group", "reconstruction/relative_error")
 METRICS += ("neighbours/prefix_recall@10", "neighbours/quantized_recall@10")
 METRICS += ("depth1/cohesion", "depth2/cohesion", "depth3/cohesion", "perturbed/kept_ids")
@@ -38,8 +40,8 @@ UNITS |= {f"level{level}/{name}": "codes" for level in range(1, 5) for name in P
 def made(entry: dict[str, Any], plan: dict[str, Any], dim: int, seed: int) -> ItemTokenizer:
     """An unfitted tokenizer of the plan."""
     settings, size, levels = entry.get("settings", {}), plan["codebook_size"], plan["levels"]
-    if entry["kind"] == "residual":
-        return ResidualKMeans(size, levels, seed=seed, **settings)
+    if entry["kind"] in KMEANS:
+        return KMEANS[entry["kind"]](size, levels, seed=seed, **settings)
     if entry["kind"] == "product":
         return ProductKMeans(size, levels, seed=seed, **settings)
     network, budget = plan["network"] | entry.get("network", {}), plan["plan"] | entry.get("plan", {})

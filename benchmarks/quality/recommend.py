@@ -1,12 +1,13 @@
 """Next-item recommendation: what models have to beat, on Amazon Beauty and MovieLens latest-small.
 
     python -m benchmarks.quality.recommend --data ../shared/data/recsys
-    python -m benchmarks.quality.recommend --methods sasrec --seeds 0 1 2
+    python -m benchmarks.quality.recommend --methods sasrec "cornac sasrec" --seeds 0 1 2
 
 Leave-one-out by time, ranks over the whole catalogue, seen items kept, ties at their mean rank. Baselines are exact and
 have no seed. Popularity stands there a second time with half ranks rounded down, and text cosine with 5,000 sampled
 users, as the reference values have it. SASRec is trained on the training part, with its settings chosen and its
-training stopped by NDCG@10 on the validation items; the test items are ranked once per seed.
+training stopped by NDCG@10 on the validation items; the test items are ranked once per seed. SASRec of cornac (extra
+``bench``), which is only run if it is named, has the epoch chosen on 2,000 of the validation users.
 
 Writes ``benchmarks/results/items_baselines_*.csv``. A run that is in it already is not repeated.
 """
@@ -22,6 +23,7 @@ from typing import Any
 
 import torch
 from benchmarks.quality.common import RESULTS, circumstances, hardware
+from benchmarks.quality.peers import cornac_sasrec
 
 from gritvq.items import CoOccurrence, Popularity, SASRec, TextCosine, ranking_metrics, ranks_by_scores
 from gritvq.items.catalogue import ItemData, read_item_data
@@ -30,8 +32,11 @@ from gritvq.results import read_results, write_results
 
 DATA = ("amazon_beauty", "movielens_latest_small")
 METHODS = ("popularity", "co-occurrence", "text cosine", "sasrec")
-SASREC_DATA = ("amazon_beauty",)  # MovieLens has 671 users
+PEERS = ("cornac sasrec",)
+TRAINED = ("sasrec", *PEERS)
+TRAINED_DATA = ("amazon_beauty",)  # MovieLens has 671 users
 SASREC: dict[str, Any] = {"dim": 64, "dropout": 0.4, "lr": 2e-3, "batch_size": 128, "max_epochs": 30, "patience": 3}
+CORNAC: dict[str, Any] = {"embedding_dim": 64, "loss": "ce", "num_heads": 2, "dropout": 0.5, "n_epochs": 40}
 SAMPLED = 5000
 IDENTITY = ("method", "settings", "codebook_size", "seed")
 UNITS = {"seconds": "s", "users": "users", "epochs": "epochs", "parameters": "parameters"}
@@ -89,8 +94,19 @@ def sasrec(data: ItemData, split: Split, seeds: list[int]) -> Iterator[Row]:
         )
 
 
+def of_cornac(data: ItemData, split: Split, seeds: list[int]) -> Iterator[Row]:
+    """One training per seed."""
+    settings = " ".join(f"{name}={value}" for name, value in CORNAC.items())
+    for seed in seeds:
+        begun = time.perf_counter()
+        scores, parameters = cornac_sasrec(split, seed, CORNAC)
+        seconds = time.perf_counter() - begun
+        ranks = test_ranks(scores, split)
+        yield row("cornac sasrec", ranks, seed, settings, seconds=seconds, parameters=parameters)
+
+
 MAKERS: dict[str, Callable[[ItemData, Split, list[int]], Iterator[Row]]] = dict(
-    zip(METHODS, (popularity, co_occurrence, text_cosine, sasrec), strict=True)
+    zip((*METHODS, *PEERS), (popularity, co_occurrence, text_cosine, sasrec, of_cornac), strict=True)
 )
 
 
@@ -103,7 +119,7 @@ def main() -> None:
     """Measure what is missing."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("../shared/data/recsys"), help="folder of the data sets")
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--methods", nargs="+", choices=MAKERS, default=list(METHODS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     arguments = parser.parse_args()
     path = RESULTS / f"items_baselines_{hardware()}_{date.today():%Y%m}.csv"
@@ -112,12 +128,12 @@ def main() -> None:
         data = read_item_data(arguments.data / name)
         split = data.interactions.split()
         for method in arguments.methods:
-            if method == "sasrec" and name not in SASREC_DATA:
+            if method in TRAINED and name not in TRAINED_DATA:
                 continue
             found = read_results(path, IDENTITY) if path.exists() else []
             done = {r["seed"] for r in found if r["data"] == name and r["method"] == method}
-            missing = [seed for seed in arguments.seeds if seed not in done] if method == "sasrec" else arguments.seeds
-            if method != "sasrec" and done:
+            missing = [seed for seed in arguments.seeds if seed not in done] if method in TRAINED else arguments.seeds
+            if method not in TRAINED and done:
                 continue
             for result in MAKERS[method](data, split, missing):
                 found.append({**result, **about, "data": name})

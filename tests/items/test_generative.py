@@ -370,6 +370,29 @@ def test_padding_of_tokens_is_not_read() -> None:
     assert F.pad(short.states, (0, 0, 0, 6)).shape == padded.states.shape
 
 
+@pytest.mark.parametrize("kind", [DepthDecoder, TokenDecoder, ParallelDecoder])
+def test_products_have_few_different_sizes(kind: type[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Programs of oneDNN are kept for each size, so one per number of items would fill the memory."""
+    torch.manual_seed(0)
+    model = kind((4, 4, 4), 8, num_layers=1, num_heads=1, hidden_dim=8, dropout=0.0)
+    sizes, losses = set(), []
+    entropy = F.cross_entropy
+
+    def counted(logits: Tensor, targets: Tensor) -> Tensor:
+        sizes.add(len(targets) // 3)
+        return entropy(logits, targets)
+
+    monkeypatch.setattr(F, "cross_entropy", counted)
+    codes = torch.randint(0, 4, (30, 5, 3))
+    for users in range(1, 31):
+        lengths = torch.randint(1, 6, (users,))
+        losses.append((model.loss(codes[:users], lengths) * lengths.sum(), lengths))
+    assert sizes <= {64, 128, 192}
+    for total, lengths in losses[:5]:  # the same numbers, user by user
+        alone = sum(model.loss(codes[i : i + 1, :n], lengths[i : i + 1]) * n for i, n in enumerate(lengths.tolist()))
+        torch.testing.assert_close(total, alone)
+
+
 CONFIGS = Path(__file__).parents[2] / "configs" / "items"
 
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from gritvq.component import Component, check_number
@@ -21,6 +21,9 @@ from gritvq.priors.transformer import channel_states, gpt2
 from gritvq.tokens import BOS, EOS, PAD, Vocabulary
 
 __all__ = ["Backbone", "Context", "DepthDecoder", "EncoderDecoder", "ParallelDecoder", "TokenDecoder"]
+
+_ROWS = 64  # of which the number of rows in a product is a multiple
+_NONE = -100  # no target, of cross_entropy
 
 
 class Context(NamedTuple):
@@ -195,14 +198,23 @@ class _CausalDecoder(Backbone):
         return multiply(states, codes).float()
 
     @staticmethod
-    def _valid(codes: Tensor, lengths: Tensor) -> Bool[Tensor, "B T"]:
-        """Which items are not padding."""
-        return torch.arange(codes.shape[1], device=codes.device) < lengths[:, None]
+    def _packed(codes: Tensor, lengths: Tensor) -> tuple[Int[Tensor, " N"], Int[Tensor, "N Q"], Int[Tensor, "N Q"]]:
+        """Places in the flattened rows that are not padding, the codes there, and the targets.
+
+        The number N is rounded up to a multiple of 64 by places that are no target: programs of oneDNN are made and
+        kept for each shape, so that memory would grow with every new one.
+        """
+        valid = torch.arange(codes.shape[1], device=codes.device) < lengths[:, None]
+        places = valid.flatten().nonzero()[:, 0]
+        filled = F.pad(places, (0, -len(places) % _ROWS))
+        inputs = codes.flatten(0, 1)[filled]
+        targets = inputs.masked_fill((torch.arange(len(filled), device=codes.device) >= len(places))[:, None], _NONE)
+        return filled, inputs, targets
 
     def _item_loss(
         self, states: Float[Tensor, "N q D"], codes: Int[Tensor, "N q"], levels: Sequence[int]
     ) -> Float[Tensor, ""]:
-        """Cross-entropy of these levels, a mean over items and a sum over levels; those of one size are one product."""
+        """Cross-entropy, a mean over targets and a sum over these levels; those of one size are one product."""
         if len({self.codebook_sizes[level] for level in levels}) > 1:
             each = [F.cross_entropy(self._logits(states[:, i], level), codes[:, i]) for i, level in enumerate(levels)]
             return torch.stack(each).sum()
@@ -264,9 +276,9 @@ class TokenDecoder(_CausalDecoder):
         """See the base class. Every item of each row is a target."""
         context = self.read(codes, lengths)
         states = self.model(inputs_embeds=self.embedding(context.states[:, :-1])).last_hidden_state
-        valid = self._valid(codes, lengths)
+        places, _, targets = self._packed(codes, lengths)
         levels = range(codes.shape[2])
-        return self._item_loss(states.unflatten(1, (-1, len(levels)))[valid], codes[valid], levels)
+        return self._item_loss(states.unflatten(1, (-1, len(levels))).flatten(0, 1)[places], targets, levels)
 
     def read(self, codes: Int[Tensor, "B T Q"], lengths: Int[Tensor, " B"]) -> Context:
         """See the base class. States are BOS and the history's tokens (B, T Q + 1), read by :meth:`log_probs`."""
@@ -358,9 +370,9 @@ class DepthDecoder(_ItemDecoder):
 
     def loss(self, codes: Int[Tensor, "B T Q"], lengths: Int[Tensor, " B"]) -> Float[Tensor, ""]:
         """See the base class. Every item of each row is a target."""
-        valid = self._valid(codes, lengths)
-        states, codes = self._states(codes)[:, :-1][valid], codes[valid]
-        return self._item_loss(self._write(states, codes[:, :-1]), codes, range(codes.shape[1]))
+        places, inputs, targets = self._packed(codes, lengths)
+        states = self._states(codes)[:, :-1].flatten(0, 1)[places]
+        return self._item_loss(self._write(states, inputs[:, :-1]), targets, range(codes.shape[2]))
 
     def log_probs(self, context: Context, prefixes: Int[Tensor, "B W l"]) -> Float[Tensor, "B W K"]:
         """See the base class."""
@@ -453,11 +465,12 @@ class ParallelDecoder(_ItemDecoder):
 
     def loss(self, codes: Int[Tensor, "B T Q"], lengths: Int[Tensor, " B"]) -> Float[Tensor, ""]:
         """See the base class. Every item of each row is a target; in training the mean is over the drawn channels."""
-        valid, channels = self._valid(codes, lengths), list(range(len(self.codebook_sizes)))
+        places, _, targets = self._packed(codes, lengths)
+        channels = list(range(len(self.codebook_sizes)))
         if self.training and self.channels_per_step is not None:
             channels = torch.randperm(len(channels))[: self.channels_per_step].sort().values.tolist()
-        states = self._heads(self._states(codes)[:, :-1][valid], channels)
-        return self._item_loss(states, codes[valid][:, channels], channels) / len(channels)
+        states = self._heads(self._states(codes)[:, :-1].flatten(0, 1)[places], channels)
+        return self._item_loss(states, targets[:, channels], channels) / len(channels)
 
     def log_probs(self, context: Context, prefixes: Int[Tensor, "B W l"]) -> Float[Tensor, "B W K"]:
         """See the base class. The indices of the prefixes are not read."""
