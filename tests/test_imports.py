@@ -52,6 +52,7 @@ ALLOWED: dict[str, set[str]] = {
     "priors": SMALL | {"saving", "tokens", "training"},
     "text": SMALL | QUANTIZERS | {"saving", "export", "tokenizer", "tokens", "training", "priors"},
     "items": SMALL | QUANTIZERS | {"saving", "export", "tokenizer", "tokens", "training", "priors"},
+    "interop": SMALL | QUANTIZERS | {"saving", "export", "tokenizer", "tokens", "training", "images", "items", "text"},
 }
 MAY_IMPORT_LIGHTNING = ("task.py", "data.py", "sequences.py", "callbacks.py")  # of a domain
 HEAVY = {"lightning", "jsonargparse", "rich", "matplotlib", "PIL", "skimage", "pyarrow", "datasets", "tensorboard"}

@@ -1,0 +1,20 @@
+"""Readers of other libraries' quantizers, and a way to put ours in their place.
+
+Names are imported when they are first used.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from gritvq.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from gritvq.interop.weights import *
+
+__getattr__, __dir__, __all__ = lazy_names(
+    __name__,
+    {
+        "weights": ["Weights"],
+    },
+)
