@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING
 from gritvq.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from gritvq.interop.codecs import *
     from gritvq.interop.weights import *
 
 __getattr__, __dir__, __all__ = lazy_names(
     __name__,
     {
+        "codecs": ["from_dac", "from_encodec", "from_mimi"],
         "weights": ["Weights"],
     },
 )
