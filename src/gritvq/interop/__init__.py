@@ -12,6 +12,7 @@ from gritvq.lazy import lazy_names
 if TYPE_CHECKING:
     from gritvq.interop.codecs import *
     from gritvq.interop.image_models import *
+    from gritvq.interop.replace import *
     from gritvq.interop.weights import *
 
 __getattr__, __dir__, __all__ = lazy_names(
@@ -19,6 +20,7 @@ __getattr__, __dir__, __all__ = lazy_names(
     {
         "codecs": ["from_dac", "from_encodec", "from_mimi"],
         "image_models": ["from_diffusers", "from_llamagen", "from_taming", "tokenizer_from_llamagen"],
+        "replace": ["Convention", "Layout", "QuantizerAdapter", "replace_quantizer"],
         "weights": ["Weights"],
     },
 )
