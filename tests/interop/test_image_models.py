@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gritvq import ProjectedQuantizer, VectorQuantizer
+from gritvq.component import from_config, to_config
 from gritvq.interop import from_diffusers, from_llamagen, from_taming, tokenizer_from_llamagen
 
 SHAPE = (10, 40, 25)  # batch, height, width: ten thousand latents
@@ -109,15 +110,36 @@ def test_taming(first: str) -> None:
     assert rules == {"CodebookLoss": 0.25, "CommitmentLoss": 1.0}
 
 
+def test_gumbel_of_taming_without_its_noise() -> None:
+    state, h = state_of(8, 4, 64), latents(8)
+    del state["quantize.embedding.weight"]
+    table, proj = torch.randn(64, 4, dtype=torch.float64), torch.randn(64, 4, 1, 1, dtype=torch.float64)
+    bias = torch.randn(64, dtype=torch.float64)
+    state |= {"quantize.embed.weight": table, "quantize.proj.weight": proj, "quantize.proj.bias": bias}
+    logits = F.conv2d(F.conv2d(h, state["quant_conv.weight"], state["quant_conv.bias"]), proj, bias)
+    chosen = logits.argmax(1)
+    values = F.conv2d(table[chosen].movedim(-1, 1), state["post_quant_conv.weight"], state["post_quant_conv.bias"])
+    quantizer = from_taming(state)
+    output = quantizer(h.movedim(1, -1))
+    assert torch.equal(output.indices[..., 0], chosen)
+    torch.testing.assert_close(output.quantized.movedim(-1, 1), values, rtol=0, atol=1e-12)
+    assert torch.equal(quantizer.fold().encode(h.movedim(1, -1)), output.indices)
+    rebuilt = from_config(to_config(quantizer))
+    rebuilt.load_state_dict(quantizer.state_dict())
+    assert torch.equal(rebuilt.double().encode(h.movedim(1, -1)), output.indices)
+
+
 def test_what_cannot_be_read() -> None:
     state = state_of(8, 4, 16)
     with pytest.raises(ValueError, match=r"expected no quantize\.used, got one; their indices are remapped"):
         from_taming({**state, "quantize.used": torch.arange(4)})
     with pytest.raises(ValueError, match=r"expected no quantize\.used, got one; their indices are remapped"):
         from_diffusers({**state, "quantize.used": torch.arange(4)})
-    gumbel = {"quantize.embed.weight": torch.randn(16, 4), "quantize.proj.weight": torch.randn(16, 4, 1, 1)}
-    with pytest.raises(ValueError, match="a Gumbel quantizer draws its codes at random, in eval too"):
+    gumbel = {"quantize.embed.weight": torch.randn(16, 4), "quantize.proj.weight": torch.randn(16, 6, 1, 1)}
+    with pytest.raises(ValueError, match=r"logits with weights \(16, 4\), as the codes, .* got \(16, 6\); a quantizer"):
         from_taming({**gumbel, "quantize.proj.bias": torch.zeros(16)})
+    with pytest.raises(ValueError, match=r"expected no quantize\.used, got one; their indices are remapped"):
+        from_taming({**gumbel, "quantize.used": torch.arange(4)})
     with pytest.raises(ValueError, match=r"expected no other tensors, got quantize\.embedding\.cluster_size; the"):
         from_taming({**state, "quantize.embedding.cluster_size": torch.ones(16)})
     with pytest.raises(ValueError, match=r"a tensor post_quant_conv\.weight, got none left"):

@@ -19,7 +19,13 @@ __getattr__, __dir__, __all__ = lazy_names(
     __name__,
     {
         "codecs": ["from_dac", "from_encodec", "from_mimi"],
-        "image_models": ["from_diffusers", "from_llamagen", "from_taming", "tokenizer_from_llamagen"],
+        "image_models": [
+            "LogitAssignment",
+            "from_diffusers",
+            "from_llamagen",
+            "from_taming",
+            "tokenizer_from_llamagen",
+        ],
         "replace": ["Convention", "Layout", "QuantizerAdapter", "replace_quantizer"],
         "weights": ["Weights"],
     },

@@ -15,19 +15,63 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from torch import Tensor
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
 
 from gritvq.component import Component
 from gritvq.images import ImageTokenizer, VQGANDecoder, VQGANEncoder
 from gritvq.interop.assembling import affine_of, between, refuse, table_quantizer
 from gritvq.interop.weights import Weights
-from gritvq.quantizers.base import LearningRule, Quantizer
+from gritvq.quantizers.base import Assignment, LearningRule, Quantizer
+from gritvq.quantizers.codebooks.rowwise import plain_table
+from gritvq.quantizers.functional import at_least_float32
 from gritvq.quantizers.learning import CodebookLoss, CommitmentLoss
 from gritvq.quantizers.vector_quantizer import VectorQuantizer
 
-__all__ = ["from_diffusers", "from_llamagen", "from_taming", "tokenizer_from_llamagen"]
+__all__ = ["LogitAssignment", "from_diffusers", "from_llamagen", "from_taming", "tokenizer_from_llamagen"]
 
 _OTHER_PARTS = r"(encoder|decoder|loss|model_ema)\..*"
+_PAIRS = 1 << 22  # logits of a block: 16 MB
+
+
+class LogitAssignment(Assignment):
+    """The code of the largest logit of a linear layer, whatever the codes are: ``argmax_k <w_k, x> + b_k``.
+
+    What remains of a quantizer that was trained with Gumbel noise on its logits, without the noise. The layer is not
+    trained: no gradient passes the choice. Logits are computed in blocks of 4 million.
+
+    Args:
+        dim: Size D of a vector.
+        codebook_size: Number of codes K.
+
+    Example:
+        >>> indices, q = LogitAssignment(2, 4)(torch.randn(5, 2), torch.randn(4, 2))
+        >>> indices.shape, q.shape
+        (torch.Size([5]), torch.Size([5, 2]))
+
+    References:
+        Ramesh et al., "Zero-Shot Text-to-Image Generation", ICML 2021, arXiv 2102.12092 (tokens by argmax after a
+        training with Gumbel noise).
+    """
+
+    def __init__(self, dim: int, codebook_size: int) -> None:
+        super().__init__()
+        self.logits = nn.Linear(dim, codebook_size).requires_grad_(False)
+
+    @torch.no_grad()
+    def _choice(self, x: Float[Tensor, "N D"]) -> Int[Tensor, " N"]:
+        weight, bias = at_least_float32(self.logits.weight), at_least_float32(self.logits.bias)
+        rows = x.to(weight.dtype).split(max(1, _PAIRS // len(weight)))
+        return torch.cat([F.linear(block, weight, bias).argmax(1) for block in rows])
+
+    def forward(
+        self, x: Float[Tensor, "N D"], codes: Float[Tensor, "K D"]
+    ) -> tuple[Int[Tensor, " N"], Float[Tensor, "N D"]]:
+        """Indices (N,) and the rows of ``codes`` they name (N, D)."""
+        indices = self._choice(x)
+        return indices, F.embedding(indices, codes)
 
 
 def from_diffusers(
@@ -52,7 +96,6 @@ def from_diffusers(
         ValueError: If a tensor is missing or left over, or indices are remapped.
 
     Example:
-        >>> import torch
         >>> quantizer = from_diffusers({"embedding.weight": torch.randn(16, 4)})
         >>> quantizer.encode(torch.randn(2, 8, 8, 4)).shape
         torch.Size([2, 8, 8, 1])
@@ -68,8 +111,9 @@ def from_taming(state: Mapping[str, Tensor], prefix: str = "", *, beta: float = 
 
     Latents are (B, H, W, C) here and indices (B, H, W, 1); theirs are (B, C, H, W) and flat.
 
-    A Gumbel quantizer (``quantize.embed``, ``quantize.proj``) is refused: it draws its codes at random, in eval too, by
-    logits of a layer of its own.
+    A Gumbel quantizer (``quantize.embed``, ``quantize.proj``) draws its codes at random, in eval too. Here every vector
+    gets the most probable one, the largest logit without the noise, as :class:`LogitAssignment` says. That is for
+    tokens: its layer of logits and its codes are not trained further.
 
     Args:
         state: ``checkpoint["state_dict"]``, or the state dict of ``quantize`` alone. Encoder, decoder and losses in it
@@ -84,10 +128,10 @@ def from_taming(state: Mapping[str, Tensor], prefix: str = "", *, beta: float = 
         it has neither.
 
     Raises:
-        ValueError: If a tensor is missing or left over, indices are remapped, or codes are drawn.
+        ValueError: If a tensor is missing or left over, or indices are remapped; or if the logits of a Gumbel quantizer
+            are of vectors of another size than its codes.
 
     Example:
-        >>> import torch
         >>> state = {"quantize.embedding.weight": torch.randn(16, 4)}
         >>> for name, shape in (("quant_conv", (4, 8, 1, 1)), ("post_quant_conv", (8, 4, 1, 1))):
         ...     state |= {f"{name}.weight": torch.randn(shape), f"{name}.bias": torch.randn(shape[0])}
@@ -98,13 +142,8 @@ def from_taming(state: Mapping[str, Tensor], prefix: str = "", *, beta: float = 
         Esser et al., "Taming Transformers for High-Resolution Image Synthesis", CVPR 2021, arXiv 2012.09841.
     """
     weights = Weights(state, prefix)
-    refuse(
-        weights,
-        r"(quantize\.)?(embed|proj)\.(weight|bias)",
-        "a Gumbel quantizer draws its codes at random, in eval too, so that no other could give the same indices; to "
-        "start from its codes write quantize.embed.weight into a codebook of ours",
-    )
-    quantizer = _with_maps(weights, _taming_table(weights, beta, legacy))
+    gumbel = {"embed.weight", "quantize.embed.weight"} & set(weights.names)
+    quantizer = _with_maps(weights, _gumbel_table(weights) if gumbel else _taming_table(weights, beta, legacy))
     weights.finish()
     return quantizer.eval()
 
@@ -134,7 +173,6 @@ def from_llamagen(
         ValueError: If a tensor is missing or left over.
 
     Example:
-        >>> import torch
         >>> quantizer = from_llamagen({"embedding.weight": torch.randn(16, 4), "codebook_used": torch.zeros(8)})
         >>> bool((quantizer(torch.randn(5, 4)).quantized.norm(dim=-1) - 1 < 1e-6).all())
         True
@@ -168,7 +206,6 @@ def tokenizer_from_llamagen(
         ValueError: If a tensor is missing, left over or of another size.
 
     Example:
-        >>> import torch
         >>> tokenizer_from_llamagen({"quantize.embedding.weight": torch.randn(16, 4)})
         Traceback (most recent call last):
         ValueError: expected a tensor encoder.conv_in.weight, got none left; check which module the state dict is of
@@ -187,16 +224,38 @@ def tokenizer_from_llamagen(
 def _taming_table(weights: Weights, beta: float, legacy: bool) -> VectorQuantizer:
     """The codes, with their two losses."""
     own = _own_part(weights)
-    refuse(
-        own,
-        "used",
-        "their indices are remapped to the codes in use, which a lookup alone does not tell; build the module without "
-        "`remap` and map the indices yourself",
-    )
+    _refuse_remapping(own)
     rules: list[LearningRule] = [CodebookLoss(beta if legacy else 1.0), CommitmentLoss(1.0 if legacy else beta)]
     quantizer = table_quantizer(own.take("embedding.weight", (None, None)), rules)
     own.finish()
     return quantizer
+
+
+def _gumbel_table(weights: Weights) -> VectorQuantizer:
+    """The codes, chosen by logits."""
+    own = _own_part(weights)
+    _refuse_remapping(own)
+    codes, logits = at_least_float32(own.take("embed.weight", (None, None))), affine_of(own, "proj")
+    own.finish()
+    if logits.weight.shape != codes.shape or logits.bias is None:
+        raise ValueError(
+            f"expected a layer of logits with weights {tuple(codes.shape)}, as the codes, and a bias, got "
+            f"{tuple(logits.weight.shape)}{' without one' if logits.bias is None else ''}; a quantizer here takes and "
+            "returns vectors of one size"
+        )
+    choice = LogitAssignment(codes.shape[1], codes.shape[0]).to(codes.device)
+    choice.logits.weight, choice.logits.bias = (nn.Parameter(each.clone(), False) for each in logits)
+    table = plain_table(codes)
+    return VectorQuantizer(table, choice, learning=[])
+
+
+def _refuse_remapping(weights: Weights) -> None:
+    refuse(
+        weights,
+        "used",
+        "their indices are remapped to the codes in use, which a lookup alone does not tell; build the module without "
+        "`remap` and map the indices yourself",
+    )
 
 
 def _llamagen_table(weights: Weights, l2_norm: bool, beta: float) -> VectorQuantizer:

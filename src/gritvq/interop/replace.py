@@ -89,7 +89,7 @@ class QuantizerAdapter(nn.Module):
         self.quantizer, self.layout, self.returns = quantizer, layout, returns
         self.losses: dict[str, Tensor] = {}
 
-    def forward(self, x: Float[Tensor, B * layout], mask: Tensor | None = None) -> Any:
+    def forward(self, x: Float[Tensor, " B *layout"], mask: Tensor | None = None) -> Any:
         """Quantize, in the model's layout and convention.
 
         Args:
@@ -121,7 +121,7 @@ class QuantizerAdapter(nn.Module):
             spread = perplexity(flat[flat >= 0].unique(return_counts=True)[1])
         return output.quantized, output.loss, (spread, None, flat)
 
-    def get_codes_from_indices(self, indices: Int[Tensor, "*tokens"]) -> Float[Tensor, B * layout]:
+    def get_codes_from_indices(self, indices: Int[Tensor, "*tokens"]) -> Float[Tensor, " B *layout"]:
         """Values of indices as the convention of vector-quantize-pytorch returns them, in the model's layout.
 
         Example:
@@ -133,7 +133,7 @@ class QuantizerAdapter(nn.Module):
         """
         return self._placed(self.quantizer.decode(self._asked(indices)))
 
-    def get_output_from_indices(self, indices: Int[Tensor, "*tokens"]) -> Float[Tensor, B * layout]:
+    def get_output_from_indices(self, indices: Int[Tensor, "*tokens"]) -> Float[Tensor, " B *layout"]:
         """The same: what comes out has passed all projections."""
         return self.get_codes_from_indices(indices)
 
