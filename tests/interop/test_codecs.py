@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gritvq import ResidualQuantizer
+from gritvq.component import from_config, to_config
 from gritvq.interop import from_dac, from_encodec, from_mimi
 
 BATCH, TIME = 10, 1000  # ten thousand latents
@@ -259,6 +260,20 @@ def test_dac_that_is_something_else() -> None:
     state |= {"quantizer.quantizers.0.out_proj.weight": torch.randn(5, 2, 1)}
     with pytest.raises(ValueError, match=r"weights \(2, 4\) and \(4, 2\), got \(2, 4\) and \(5, 2\)"):
         from_dac(state)
+
+
+@torch.no_grad()
+def test_what_was_read_can_be_saved(encodec: Any, dac: Any, mimi: Any) -> None:
+    for quantizer, dim in (
+        (from_encodec(encodec.state_dict()), 12),
+        (from_dac(dac.float().state_dict()), 16),
+        (from_mimi(mimi.state_dict(), prefix=""), 12),
+    ):
+        rebuilt = from_config(to_config(quantizer))
+        rebuilt.load_state_dict(quantizer.state_dict())
+        x = torch.randn(100, dim)
+        ours, theirs = rebuilt.eval()(x), quantizer(x)
+        assert torch.equal(ours.indices, theirs.indices) and torch.equal(ours.quantized, theirs.quantized)
 
 
 # --- Mimi -------------------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ As for codecs, equality of indices is tested in float64, where no two random cod
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from gritvq import ProjectedQuantizer, VectorQuantizer
 from gritvq.component import from_config, to_config
+from gritvq.images import ImageTokenizer
 from gritvq.interop import from_diffusers, from_llamagen, from_taming, tokenizer_from_llamagen
 
 SHAPE = (10, 40, 25)  # batch, height, width: ten thousand latents
@@ -171,6 +173,26 @@ def test_llamagen(l2_norm: bool) -> None:
     torch.testing.assert_close(output.quantized.movedim(-1, 1), values, rtol=0, atol=1e-12)
 
 
+def test_llamagen_trains_as_theirs() -> None:
+    """Losses and gradients: with l2_norm both see vectors of unit length."""
+    table = torch.randn(16, 4, dtype=torch.float64, requires_grad=True)
+    ours = from_llamagen({"embedding.weight": table}).train()
+    x, upstream = torch.randn(50, 4, dtype=torch.float64, requires_grad=True), torch.randn(50, 4, dtype=torch.float64)
+    output = ours(x)
+    z, codes = F.normalize(x, dim=-1), F.normalize(table, dim=-1)
+    q = codes[output.indices[:, 0]]
+    loss = F.mse_loss(q, z.detach()) + 0.25 * F.mse_loss(q.detach(), z)
+    torch.testing.assert_close(output.loss.double(), loss)
+    book = ours.quantizer.codebook.weight
+    mine = torch.autograd.grad((output.quantized * upstream).sum() + output.loss, [x, book])
+    other = torch.autograd.grad(((z + (q - z).detach()) * upstream).sum() + loss, [x, table])
+    for a, b in zip(mine, other, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7)
+    ours.initialize_codebook(5 * x.detach())
+    assert F.mse_loss(ours(x).quantized, z) < F.mse_loss(q, z)
+    assert torch.equal(ours.fold().encode(x), ours.encode(x))
+
+
 def llamagen_state(width: int, multipliers: list[int], num_blocks: int, hidden: int, dim: int) -> dict[str, Tensor]:
     """Names and shapes of all tensors of such a model."""
     state: dict[str, Tensor] = {"quantize.embedding.weight": torch.randn(32, dim)}
@@ -287,10 +309,12 @@ class Reference:
 
 @torch.no_grad()
 @pytest.mark.parametrize("multipliers", [[1, 2], [1, 1, 2]])
-def test_tokenizer_of_llamagen(multipliers: list[int]) -> None:
+def test_tokenizer_of_llamagen(multipliers: list[int], tmp_path: Path) -> None:
     state = llamagen_state(32, multipliers, 2, 16, 4)
     tokenizer, reference = tokenizer_from_llamagen(state), Reference(state)
     assert tokenizer.factor == 2 ** (len(multipliers) - 1) and not tokenizer.training
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    tokenizer = ImageTokenizer.from_pretrained(tmp_path / "tokenizer")
     images = torch.rand(4, 3, 32, 16)
     tokens = tokenizer.encode(images)
     theirs = reference.encoded(2 * images - 1)

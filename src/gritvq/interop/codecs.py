@@ -97,7 +97,8 @@ def from_dac(
     back. Latents are (B, T, D) here and indices (B, T, levels); theirs are (B, D, T) and (B, levels, T). The first n
     levels are ``encode(latents, num_levels=n)``, and ``decode`` takes any number of them.
 
-    The gradient is theirs, too: straight-through at every level, in the space of its codes.
+    The gradient is theirs, too: straight-through at every level, in the space of its codes. For their dropout of levels
+    put the levels into ``ResidualQuantizer(list(quantizer.quantizers), dropout=0.5)``.
 
     Args:
         state: State dict of the model, or of its quantizer with ``prefix=""``. The 1 x 1 convolutions may be

@@ -24,13 +24,20 @@ from gritvq.component import Component
 from gritvq.images import ImageTokenizer, VQGANDecoder, VQGANEncoder
 from gritvq.interop.assembling import affine_of, between, refuse, table_quantizer
 from gritvq.interop.weights import Weights
-from gritvq.quantizers.base import Assignment, LearningRule, Quantizer
+from gritvq.quantizers.base import Assignment, LearningRule, Quantizer, WrappedQuantizer
 from gritvq.quantizers.codebooks.rowwise import plain_table
-from gritvq.quantizers.functional import at_least_float32
+from gritvq.quantizers.functional import at_least_float32, to_unit_length
 from gritvq.quantizers.learning import CodebookLoss, CommitmentLoss
 from gritvq.quantizers.vector_quantizer import VectorQuantizer
 
-__all__ = ["LogitAssignment", "from_diffusers", "from_llamagen", "from_taming", "tokenizer_from_llamagen"]
+__all__ = [
+    "LogitAssignment",
+    "UnitLengthQuantizer",
+    "from_diffusers",
+    "from_llamagen",
+    "from_taming",
+    "tokenizer_from_llamagen",
+]
 
 _OTHER_PARTS = r"(encoder|decoder|loss|model_ema)\..*"
 _PAIRS = 1 << 22  # logits of a block: 16 MB
@@ -72,6 +79,40 @@ class LogitAssignment(Assignment):
         """Indices (N,) and the rows of ``codes`` they name (N, D)."""
         indices = self._choice(x)
         return indices, F.embedding(indices, codes)
+
+
+class UnitLengthQuantizer(WrappedQuantizer):
+    """A quantizer of directions: vectors are scaled to unit length first, and losses and surrogate see them so.
+
+    For codes of unit length, whose nearest one is then that of the nearest direction. The gradient passes the scaling,
+    so nothing pulls on the length of a vector.
+
+    Args:
+        quantizer: The quantizer inside, such as one of ``FreeCodebook(dim, codebook_size, normalize=True)``.
+
+    Example:
+        >>> from gritvq import FreeCodebook
+        >>> quantizer = UnitLengthQuantizer(VectorQuantizer(FreeCodebook(2, 8, normalize=True)))
+        >>> x = torch.randn(5, 2)
+        >>> torch.equal(quantizer.encode(x), quantizer.encode(4 * x))
+        True
+
+    References:
+        Yu et al., "Vector-quantized Image Modeling with Improved VQGAN" (ViT-VQGAN), ICLR 2022, arXiv 2110.04627.
+    """
+
+    def before(self, x: Float[Tensor, "*batch D"]) -> Tensor:
+        """To unit length."""
+        return to_unit_length(at_least_float32(super().before(x)))
+
+    def initialize_codebook(self, x: Float[Tensor, "*batch D"], generator: torch.Generator | None = None) -> None:
+        """Fit the codes to the directions."""
+        self._check_input(x, None)
+        self.quantizer.initialize_codebook(to_unit_length(at_least_float32(x.detach())), generator)
+
+    def fold(self) -> UnitLengthQuantizer:
+        """The same around the folded quantizer."""
+        return UnitLengthQuantizer(self.quantizer.fold()).eval()
 
 
 def from_diffusers(
@@ -155,15 +196,12 @@ def from_llamagen(
 
     Latents are (B, H, W, C) here and indices (B, H, W, 1); theirs are (B, C, H, W) and flat.
 
-    Indices and values are theirs. Training is not quite: with ``l2_norm`` their losses and their straight-through
-    gradient see latents of unit length, ours see them as they are.
-
     Args:
         state: State dict of the model (``checkpoint["model"]``), or of its ``quantize``. Encoder and decoder in it are
             left out; :func:`tokenizer_from_llamagen` reads them, too.
         prefix: Beginning of the names.
         l2_norm: Whether codes are taken by direction and have unit length: their ``codebook_l2_norm``.
-        beta: Weight of the commitment loss if training goes on.
+        beta: Weight of the commitment loss if training goes on. Their entropy loss, off by default, is not added.
 
     Returns:
         A quantizer in eval mode: projected where the state dict has ``quant_conv`` and ``post_quant_conv``, plain where
@@ -258,13 +296,13 @@ def _refuse_remapping(weights: Weights) -> None:
     )
 
 
-def _llamagen_table(weights: Weights, l2_norm: bool, beta: float) -> VectorQuantizer:
+def _llamagen_table(weights: Weights, l2_norm: bool, beta: float) -> Quantizer:
     own = _own_part(weights)
     own.ignore("codebook_used")  # indices of recent steps, for a count of codes in use
     codes = own.take("embedding.weight", (None, None))
     own.finish()
-    rules = [CodebookLoss(), CommitmentLoss(beta)]
-    return table_quantizer(codes, rules, metric="cosine" if l2_norm else "euclidean", normalize=l2_norm)
+    quantizer = table_quantizer(codes, [CodebookLoss(), CommitmentLoss(beta)], normalize=l2_norm)
+    return UnitLengthQuantizer(quantizer) if l2_norm else quantizer
 
 
 def _own_part(weights: Weights) -> Weights:
@@ -273,7 +311,7 @@ def _own_part(weights: Weights) -> Weights:
     return weights.part("quantize.") if inside else weights
 
 
-def _with_maps(weights: Weights, quantizer: VectorQuantizer) -> Quantizer:
+def _with_maps(weights: Weights, quantizer: Quantizer) -> Quantizer:
     """The quantizer between the convolutions around it, if there are any; the other parts of the model left out."""
     weights.ignore(_OTHER_PARTS)
     if not any(name.startswith(("quant_conv.", "post_quant_conv.")) for name in weights.names):

@@ -316,7 +316,7 @@ def _written(quantizer: Quantizer, codes: Tensor) -> bool:
 def _take_over(read: Quantizer, quantizer: Quantizer, name: str) -> None:
     """Codes and maps of a quantizer that was read, by one of the same levels."""
     theirs, ours = _levels(read), _levels(quantizer)
-    if [size for _, size in theirs] != [size for _, size in ours]:
+    if [size for _, size in theirs] != [size for _, size in ours] or read.input_dim != quantizer.input_dim:
         raise ValueError(
             f"expected a quantizer of the levels of {name} to start from its codes, {_sizes(theirs)}, got "
             f"{_sizes(ours)}; build it of the same sizes, or pass start_from=False"
