@@ -282,9 +282,9 @@ def _gumbel_table(weights: Weights) -> VectorQuantizer:
             "returns vectors of one size"
         )
     choice = LogitAssignment(codes.shape[1], codes.shape[0]).to(codes.device)
-    choice.logits.weight, choice.logits.bias = (nn.Parameter(each.clone(), False) for each in logits)
-    table = plain_table(codes)
-    return VectorQuantizer(table, choice, learning=[])
+    choice.logits.weight = nn.Parameter(logits.weight.clone(), requires_grad=False)
+    choice.logits.bias = nn.Parameter(logits.bias.clone(), requires_grad=False)
+    return VectorQuantizer(plain_table(codes), choice, learning=[])
 
 
 def _refuse_remapping(weights: Weights) -> None:

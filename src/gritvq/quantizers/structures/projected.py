@@ -41,7 +41,7 @@ class ProjectedQuantizer(WrappedQuantizer):
 
     References:
         Levels with maps of their own: Kumar et al., "High-Fidelity Audio Compression with Improved RVQGAN" (DAC),
-        NeurIPS 2023, arXiv 2306.06546, section 3.2.
+        NeurIPS 2023, arXiv 2306.06546.
     """
 
     def __init__(self, quantizer: Quantizer, dim: int, *, own_surrogate: bool = False) -> None:
