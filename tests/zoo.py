@@ -304,6 +304,9 @@ QUANTIZERS: dict[str, Callable[[int, int], Quantizer]] = {
     ),
     "projected": lambda d, k: ProjectedQuantizer(grit_vq(4, k), d),
     "projected-fsq": lambda d, k: ProjectedQuantizer(FSQ([5, 4, 3]), d),
+    "residual-projected": lambda d, k: ResidualQuantizer(
+        [ProjectedQuantizer(vq_vae(4, k), d, own_surrogate=True) for _ in range(3)]
+    ),
     "projected-residual": lambda d, k: ProjectedQuantizer(ResidualQuantizer([vq_vae(4, k), vq_vae(4, k)]), d),
     "variational-latent": lambda d, k: VariationalLatent(
         vq_vae(d // 2, k), coherence=RepresentationCoherenceLoss(), kl_weight=1e-3, initial_log_variance=-2.0

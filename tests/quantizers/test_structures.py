@@ -436,6 +436,42 @@ class TestProjected:
         for parameter in quantizer.parameters():
             assert parameter.grad is not None and parameter.grad.any()
 
+    def test_levels_with_maps_of_their_own(self) -> None:
+        """Levels of own_surrogate: the sum as it is written, with the gradient that belongs to it."""
+        levels = [ProjectedQuantizer(vq_vae(2, SIZE), DIM, own_surrogate=True) for _ in range(3)]
+        for level in levels:
+            torch.nn.init.normal_(level.project_out.bias)
+        quantizer, x = ResidualQuantizer(levels), torch.randn(20, DIM, requires_grad=True)
+        output = quantizer(x)
+        rest, total, chosen = x, torch.zeros(20, DIM), []
+        for level in levels:
+            y = level.project_in(rest)
+            codes = level.quantizer.codebook.codes()
+            nearest = torch.cdist(y, codes).argmin(1)
+            value = level.project_out(y + (codes[nearest] - y).detach())
+            rest, total = rest - value, total + value
+            chosen.append(nearest)
+        assert torch.equal(output.indices, torch.stack(chosen, 1))
+        torch.testing.assert_close(output.quantized, total)
+        parameters = [x, *(p for level in levels for p in (*level.project_in.parameters(), level.project_out.weight))]
+        upstream = torch.randn(20, DIM)
+        for ours, theirs in zip(
+            torch.autograd.grad(output.quantized, parameters, upstream),
+            torch.autograd.grad(total, parameters, upstream),
+            strict=True,
+        ):
+            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+        assert sorted(output.losses)[:2] == ["0/codebook", "0/commitment"]
+        quantizer.eval()
+        assert torch.equal(quantizer.decode(output.indices), quantizer(x).quantized)
+        folded = quantizer.fold()
+        assert torch.equal(folded.encode(x), output.indices)
+        assert torch.equal(folded(x).quantized, quantizer(x).quantized)
+        error = [(quantizer.decode(quantizer.encode(x, beam=b)) - x).square().sum() for b in (1, 4)]
+        assert error[1] < error[0]
+        alone = levels[0].eval()
+        assert torch.equal(alone.decode(alone.encode(x)), alone(x).quantized) and alone.surrogate is None
+
     def test_identity_maps_change_nothing(self) -> None:
         inner, x = vq_vae(DIM, SIZE), torch.randn(50, DIM)
         quantizer = ProjectedQuantizer(inner, DIM)

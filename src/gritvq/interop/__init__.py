@@ -10,11 +10,24 @@ from typing import TYPE_CHECKING
 from gritvq.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from gritvq.interop.codecs import *
+    from gritvq.interop.image_models import *
+    from gritvq.interop.replace import *
     from gritvq.interop.weights import *
 
 __getattr__, __dir__, __all__ = lazy_names(
     __name__,
     {
+        "codecs": ["from_dac", "from_encodec", "from_mimi"],
+        "image_models": [
+            "LogitAssignment",
+            "UnitLengthQuantizer",
+            "from_diffusers",
+            "from_llamagen",
+            "from_taming",
+            "tokenizer_from_llamagen",
+        ],
+        "replace": ["Convention", "Layout", "QuantizerAdapter", "replace_quantizer"],
         "weights": ["Weights"],
     },
 )

@@ -78,7 +78,8 @@ def check_hard_part(part: Quantizer, where: str) -> None:
     if has_trained_maps(part):
         raise ValueError(
             f"expected parts whose maps before and after quantizing have no parameters, got {kind}: they would get no "
-            f"gradient; put the whole {where} into a ProjectedQuantizer instead"
+            f"gradient; put the whole {where} into a ProjectedQuantizer instead, or give all levels of a "
+            "ResidualQuantizer own_surrogate=True"
         )
     if part.surrogate is None:
         raise ValueError(
