@@ -10,11 +10,15 @@ from typing import TYPE_CHECKING
 from gritvq.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from gritvq.interop.resize import *
+    from gritvq.interop.vector_quantize_pytorch import *
     from gritvq.interop.weights import *
 
 __getattr__, __dir__, __all__ = lazy_names(
     __name__,
     {
+        "resize": ["Resized", "resize_codebook"],
+        "vector_quantize_pytorch": ["from_vector_quantize_pytorch"],
         "weights": ["Weights"],
     },
 )
