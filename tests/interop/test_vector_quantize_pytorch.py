@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +15,7 @@ from torch import Tensor, nn
 from gritvq import ChannelsFirst, Quantizer
 from gritvq.component import from_config, to_config
 from gritvq.interop import from_vector_quantize_pytorch
+from gritvq.interop.vector_quantize_pytorch.kinds import KINDS
 from gritvq.saving import tensors_of
 
 vqp = pytest.importorskip("vector_quantize_pytorch")
@@ -435,21 +439,28 @@ def test_settings_that_act_in_training_only_are_taken_without_it() -> None:
     assert not quantizer.training and not any(parameter.requires_grad for parameter in quantizer.parameters())
 
 
-def test_every_argument_of_their_constructors_is_known() -> None:
-    """One that a later version adds has to be looked at."""
-    import inspect
+LEVELS_OF = {  # which of their classes the levels of others are
+    "ResidualVQ": ["VectorQuantize"],
+    "GroupedResidualVQ": ["ResidualVQ", "VectorQuantize"],
+    "ResidualSimVQ": ["SimVQ"],
+    "ResidualFSQ": ["FSQ"],
+    "ResidualLFQ": ["LFQ"],
+}
 
-    from gritvq.interop.vector_quantize_pytorch.kinds import KINDS
 
-    for name, kind in KINDS.items():
-        known = {*kind.read, *kind.unused, *kind.training, *kind.fixed}
-        classes = [
-            name,
-            *{"ResidualVQ": ["VectorQuantize"], "GroupedResidualVQ": ["ResidualVQ", "VectorQuantize"]}.get(name, []),
-        ]
-        classes += {"ResidualSimVQ": ["SimVQ"], "ResidualFSQ": ["FSQ"], "ResidualLFQ": ["LFQ"]}.get(name, [])
-        theirs = {each for cls in classes for each in inspect.signature(getattr(vqp, cls).__init__).parameters}
-        theirs -= {"self", "kwargs", "vq_kwargs", "sim_vq_kwargs"}
-        own = {"separate_codebook_per_head", "heads"} if "VQ" in name else set()
-        own |= {"preserve_symmetry", "channel_first", "codebook_scale"}  # what levels are not asked for
-        assert theirs - known <= own and known <= theirs, name
+@pytest.mark.parametrize("name", KINDS)
+def test_every_argument_of_their_constructors_is_known_and_described(name: str) -> None:
+    """One that a later version adds has to be looked at, and named on the page."""
+    kind = KINDS[name]
+    known = {*kind.read, *kind.unused, *kind.training, *kind.fixed}
+    signatures = [inspect.signature(getattr(vqp, each).__init__) for each in [name, *LEVELS_OF.get(name, [])]]
+    theirs = {argument for signature in signatures for argument in signature.parameters}
+    theirs -= {"self", "kwargs", "vq_kwargs", "sim_vq_kwargs"}
+    asked = {"heads", "separate_codebook_per_head", "preserve_symmetry", "channel_first", "codebook_scale"}
+    assert known <= theirs and theirs - known <= (
+        asked if name in LEVELS_OF else set()
+    )  # levels decide some themselves
+    page = (Path(__file__).parents[2] / "docs" / "moving.md").read_text()
+    section = page.partition("## From vector-quantize-pytorch")[2].partition("\n## ")[0]
+    described = {word for code in re.findall(r"`([^`\n]+)`", section) for word in re.findall(r"\w+", code)}
+    assert known <= described, sorted(known - described)
