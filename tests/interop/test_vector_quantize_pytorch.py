@@ -270,6 +270,36 @@ def test_moving_averages_go_on_from_theirs(name: str) -> None:
         assert (found - torch.cat([rows.flatten() for rows in codes])).abs().max() < 1e-5 * (1 + seed)
 
 
+@pytest.mark.parametrize(
+    ("kind", "arguments"),
+    [
+        ("VectorQuantize", {**VQ, "threshold_ema_dead_code": 2}),
+        ("VectorQuantize", {**VQ, "use_cosine_sim": True, "decay": 0.9}),
+        ("VectorQuantize", {**VQ, "heads": 2, "codebook_dim": 3, "separate_codebook_per_head": True}),
+        ("ResidualVQ", {**RVQ, "codebook_dim": 4}),
+    ],
+)
+def test_what_was_trained_there_goes_on_here(kind: str, arguments: dict[str, Any]) -> None:
+    """Codes made by their k-means from the first batch, and moved by ten more."""
+    torch.manual_seed(0)
+    module = getattr(vqp, kind)(**arguments, kmeans_init=True)
+    with pytest.raises(ValueError, match="run one through their module and save it again"):
+        from_vector_quantize_pytorch(module.state_dict(), kind, **arguments)
+    for _ in range(11):
+        module.train()(torch.randn(2, 400, DIM))
+    quantizer = from_vector_quantize_pytorch(module.state_dict(), kind, **arguments, kmeans_init=True).eval()
+    x = latents(kind, module.eval(), DIM)
+    values, indices = run(kind, module, x)
+    found = quantizer(x)
+    assert torch.equal(found.indices, indices) and (found.quantized - values).abs().max() < 1e-6
+    if "threshold_ema_dead_code" not in arguments:  # revival draws from the batch
+        module.train()(x)
+        quantizer.train()(x)
+        quantizer.update_codebook()
+        again = quantizer.eval()(x)
+        assert (again.quantized - run(kind, module.eval(), x)[0]).abs().amax(-1).median() < 1e-5
+
+
 def test_learned_codes_take_the_same_gradient() -> None:
     module = theirs_of("vq-learned").train()
     quantizer = ours_of("vq-learned", module)

@@ -32,7 +32,7 @@ def fsq(weights: Weights, settings: Settings) -> Quantizer:
 
 
 def _grid(settings: Settings, symmetric: bool) -> FSQ:
-    levels = list(settings.required("levels"))
+    levels = [int(level) for level in settings.required("levels")]
     if math.prod(levels) > 2**24:
         raise ValueError(
             f"expected at most 2^24 codes, got 2^{math.log2(math.prod(levels)):.1f}: their index is summed in float32, "

@@ -84,8 +84,14 @@ _OF_SIMVQ: dict[str, Any] = {
     "commitment_weight": 1.0,
     "frozen_codebook_dim": None,
 }
-_OF_FSQ_UNUSED = ("keep_num_codebooks_dim", "scale", "allowed_dtypes", "projection_has_bias", "return_indices")
-_OF_FSQ_UNUSED = (*_OF_FSQ_UNUSED, "force_quantization_f32")
+_OF_FSQ_UNUSED = (
+    "keep_num_codebooks_dim",
+    "scale",
+    "allowed_dtypes",
+    "projection_has_bias",
+    "return_indices",
+    "force_quantization_f32",
+)
 _OF_LFQ: dict[str, Any] = {
     "dim": None,
     "codebook_size": None,

@@ -35,7 +35,7 @@ class _Tables(NamedTuple):
 
 
 def _tables(weights: Weights, settings: Settings, num_tables: int, dim: int | None) -> _Tables:
-    if not bool(weights.take("_codebook.initted", ())):
+    if not bool(weights.take("_codebook.initted").all()):  # of shape () or, in old versions, (1,)
         raise ValueError(
             f"expected a codebook that has seen data, got {weights.prefix}_codebook.initted = False: with kmeans_init "
             "the codes are made from the first batch; run one through their module and save it again"
