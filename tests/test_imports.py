@@ -173,7 +173,7 @@ def test_the_program_without_its_packages_says_what_to_install() -> None:
     assert done.stderr == "gritvq: error: expected the package jsonargparse, got none; pip install 'gritvq[train]'\n"
 
 
-@pytest.mark.parametrize("wing", ["images", "items", "priors", "text", "tokens", "training"])
+@pytest.mark.parametrize("wing", ["images", "interop", "items", "priors", "text", "tokens", "training"])
 def test_names_of_a_wing_are_all_there(wing: str) -> None:
     package = importlib.import_module(f"gritvq.{wing}")
     for name in package.__all__:

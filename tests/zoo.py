@@ -14,6 +14,7 @@ from gritvq import (
     LFQ,
     AffineCodebook,
     Assignment,
+    BoundedQuantizer,
     BridgeCodebook,
     ClippedRadius,
     Codebook,
@@ -44,6 +45,7 @@ from gritvq import (
     MultiScaleQuantizer,
     NearestAssignment,
     NoiseSubstitution,
+    NormalizedQuantizer,
     OrthogonalityLoss,
     PerturbedQuantizer,
     PowerRadius,
@@ -58,6 +60,7 @@ from gritvq import (
     RotationTrick,
     SampledAssignment,
     SaturatingRadius,
+    ScaledQuantizer,
     ShiftedRadius,
     SmoothRadius,
     SoftAssignment,
@@ -308,6 +311,20 @@ QUANTIZERS: dict[str, Callable[[int, int], Quantizer]] = {
         [ProjectedQuantizer(vq_vae(4, k), d, own_surrogate=True) for _ in range(3)]
     ),
     "projected-residual": lambda d, k: ProjectedQuantizer(ResidualQuantizer([vq_vae(4, k), vq_vae(4, k)]), d),
+    "normalized": lambda d, k: NormalizedQuantizer(
+        VectorQuantizer(FreeCodebook(d, k, normalize=True), NearestAssignment("cosine"), learning=[EMAUpdate()])
+    ),
+    "mapped": lambda d, k: BoundedQuantizer(
+        ResidualQuantizer(
+            [
+                ScaledQuantizer(
+                    FSQ([4, 3, 2, 5, 2, 3][:d], symmetric=True, bound="clamp"), [0.9 + 0.1 * i for i in range(d)]
+                ),
+                ScaledQuantizer(LFQ(d, first_bit="highest"), 0.25),
+            ]
+        ),
+        1.5,
+    ),
     "variational-latent": lambda d, k: VariationalLatent(
         vq_vae(d // 2, k), coherence=RepresentationCoherenceLoss(), kl_weight=1e-3, initial_log_variance=-2.0
     ),

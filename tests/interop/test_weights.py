@@ -32,3 +32,9 @@ def test_what_is_missing_or_of_another_shape() -> None:
         weights.take("x", (None, 4))
     with pytest.raises(ValueError, match=r"names begin with 'c\.', got a\.x"):
         Weights({"a.x": torch.ones(1)}, "c.")
+
+
+def test_a_part_without_tensors_is_empty_if_it_may_be() -> None:
+    weights = Weights({"other": torch.zeros(1)}, "grid.", required=False)
+    assert weights.names == []
+    weights.finish()

@@ -179,3 +179,47 @@ def test_constants_survive_the_way_over_the_meta_device(make: Callable[[], Quant
     assert torch.equal(output.indices, expected(x).indices)
     assert torch.equal(found.decode(output.indices), expected(x).quantized)
     assert not found.state_dict() and len(list(found.buffers())) == 2
+
+
+class TestSymmetricGrid:
+    def test_codes_are_evenly_spaced_and_symmetric(self) -> None:
+        for bound in ("tanh", "clamp"):
+            quantizer = FSQ([4], symmetric=True, bound=bound).eval()
+            values = quantizer.decode(torch.arange(4)[:, None])
+            assert torch.allclose(values[:, 0], torch.linspace(-1, 1, 4))
+            x = torch.randn(500, 1)
+            assert torch.allclose(quantizer(-x).quantized, -quantizer(x).quantized)
+            inside = x.tanh() if bound == "tanh" else x.clamp(-1, 1)
+            assert torch.equal(quantizer.encode(x)[:, 0], nearest_code(inside, values))
+
+    @pytest.mark.parametrize("symmetric", [False, True])
+    def test_a_clamp_passes_the_gradient_inside_only(self, symmetric: bool) -> None:
+        x = torch.tensor([[-7.0, -0.3, 0.4, 7.0]], requires_grad=True)
+        FSQ([5, 5, 5, 5], symmetric=symmetric, bound="clamp")(x).quantized.sum().backward()
+        assert x.grad is not None
+        assert torch.allclose(x.grad, torch.tensor([[0.0, 1.0, 1.0, 0.0]]), atol=1e-2)  # the plain one widens by 1e-3
+
+    def test_an_unknown_bound_is_said(self) -> None:
+        with pytest.raises(ValueError, match="expected bound 'tanh' or 'clamp', got 'soft'"):
+            FSQ([3, 3], bound="soft")  # type: ignore[arg-type]
+
+    def test_folding_keeps_the_form(self) -> None:
+        quantizer = FSQ([4, 3], symmetric=True, bound="clamp")
+        x = torch.randn(50, 2)
+        assert torch.equal(quantizer.fold()(x).quantized, quantizer(x).quantized)
+
+
+class TestFirstBit:
+    @pytest.mark.parametrize("make", [LFQ, BSQ])
+    def test_the_highest_bit_is_the_first_component(self, make: type[LFQ] | type[BSQ]) -> None:
+        quantizer, plain = make(5, first_bit="highest").eval(), make(5).eval()
+        x = torch.randn(100, 5)
+        assert torch.equal(quantizer.encode(x), plain.encode(x.flip(1)))
+        assert torch.equal(quantizer(x).quantized, plain(x).quantized)
+        assert torch.equal(quantizer.decode(quantizer.encode(x)), plain(x).quantized)
+        assert torch.equal(quantizer.fold().encode(x), quantizer.encode(x))
+        assert int(quantizer.encode(torch.tensor([[1.0, -1.0, -1.0, -1.0, -1.0]]))) == 16
+
+    def test_another_place_is_said(self) -> None:
+        with pytest.raises(ValueError, match="expected first_bit 'lowest' or 'highest', got 'last'"):
+            LFQ(3, first_bit="last")  # type: ignore[arg-type]

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from gritvq.interop.codecs import *
     from gritvq.interop.image_models import *
     from gritvq.interop.replace import *
+    from gritvq.interop.resize import *
+    from gritvq.interop.vector_quantize_pytorch import *
     from gritvq.interop.weights import *
 
 __getattr__, __dir__, __all__ = lazy_names(
@@ -28,6 +30,8 @@ __getattr__, __dir__, __all__ = lazy_names(
             "tokenizer_from_llamagen",
         ],
         "replace": ["Convention", "Layout", "QuantizerAdapter", "replace_quantizer"],
+        "resize": ["Resized", "resize_codebook"],
+        "vector_quantize_pytorch": ["from_vector_quantize_pytorch"],
         "weights": ["Weights"],
     },
 )

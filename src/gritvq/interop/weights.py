@@ -17,9 +17,10 @@ class Weights:
         state: A state dict.
         prefix: Beginning of the names that belong to the part that is read, such as ``"quantizer."``; others do not
             count.
+        required: Whether there must be such names; modules without parameters have none.
 
     Raises:
-        ValueError: If no name begins like this.
+        ValueError: If no name begins like this, though one is required.
 
     Example:
         >>> import torch
@@ -30,10 +31,10 @@ class Weights:
         >>> weights.finish()
     """
 
-    def __init__(self, state: Mapping[str, Tensor], prefix: str = "") -> None:
+    def __init__(self, state: Mapping[str, Tensor], prefix: str = "", *, required: bool = True) -> None:
         self.prefix = prefix
         self._left = {name[len(prefix) :]: value for name, value in state.items() if name.startswith(prefix)}
-        if not self._left:
+        if required and not self._left:
             found = ", ".join(sorted(state)[:3]) or "none"
             raise ValueError(f"expected tensors whose names begin with {prefix!r}, got {found}; give another prefix")
 

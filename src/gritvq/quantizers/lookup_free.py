@@ -1,7 +1,8 @@
 r"""Lookup-free quantizers: the codes are the points of a fixed grid, so there is no table, no search and no dead code.
 
 A vector is bounded, every component is rounded on its own, and the digits are read as one integer: digit i has weight
-``prod_{j<i} L_j``. Nothing grows with the number of codes K: 2^40 of them cost as much as 2^10.
+``prod_{j<i} L_j``, unless the first one is declared to be the highest. Nothing grows with the number of codes K: 2^40
+of them cost as much as 2^10.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +25,8 @@ from gritvq.quantizers.surrogates import StraightThrough
 
 __all__ = ["BSQ", "FSQ", "LFQ"]
 
+BitPlace = Literal["lowest", "highest"]
+
 
 class _Grid(Quantizer):
     """Codes on a grid with ``levels[i]`` values in component i; subclasses say how values and digits correspond.
@@ -30,13 +34,15 @@ class _Grid(Quantizer):
     Args:
         levels: Number of values of each component.
         surrogate: Gradient rule through the rounding.
+        descending: Whether the first digit has the largest weight.
     """
 
     counts: Tensor
     weights: Tensor
 
-    def __init__(self, levels: Sequence[int], surrogate: Surrogate) -> None:
+    def __init__(self, levels: Sequence[int], surrogate: Surrogate, descending: bool = False) -> None:
         super().__init__()
+        self._descending = descending
         if len(levels) < 1 or any(not isinstance(level, int) or level < 2 for level in levels):
             raise ValueError(f"expected at least one level count, each an integer >= 2, got {list(levels)!r}")
         size = math.prod(levels)
@@ -53,7 +59,8 @@ class _Grid(Quantizer):
 
     def _write_constants(self, device: torch.device | None) -> None:
         """Level counts and weights of the digits: integers, which no conversion to half precision can round."""
-        weights = [math.prod(self.levels[:i]) for i in range(self.dim)]
+        places = [self.levels[i + 1 :] if self._descending else self.levels[:i] for i in range(self.dim)]
+        weights = [math.prod(lower) for lower in places]
         for name, value in (("counts", self.levels), ("weights", weights)):
             self.register_buffer(name, torch.tensor(value, dtype=torch.int64, device=device), persistent=False)
 
@@ -105,12 +112,18 @@ class FSQ(_Grid):
     ``s = atanh(o / h)``; the code is ``round(b_i) / floor(L_i / 2)``, in [-1, 1]. The gradient is that of the bounded
     value (straight-through). There is no loss and nothing to initialize.
 
+    The symmetric form is ``b_i = tanh(x_i)`` with the code ``2 floor((L - 1)(b_i + 1) / 2 + 1/2) / (L - 1) - 1``:
+    evenly spaced from -1 to 1 also for even L, so that -x has the code -q.
+
     Args:
         levels: Values per component, each at least 2; 5 or more work best, as the authors say. D is their number, K
             their product.
+        symmetric: Whether codes lie symmetrically around 0 also for even level counts.
+        bound: ``"tanh"``, or ``"clamp"`` for a hard clamp to [-1, 1] in its place, which keeps the spacing of latents
+            that are in range already and gives no gradient beyond it.
 
     Raises:
-        ValueError: If a level is below 2, or K exceeds 2^63.
+        ValueError: If a level is below 2, K exceeds 2^63, or the bound is unknown.
 
     Example:
         >>> quantizer = FSQ([8, 5, 5, 5])
@@ -119,33 +132,48 @@ class FSQ(_Grid):
         ((1000,), torch.Size([2, 7, 1]), {})
 
     References:
-        Mentzer et al., "Finite Scalar Quantization: VQ-VAE Made Simple", ICLR 2024, arXiv 2309.15505, section 3.
+        Mentzer et al., "Finite Scalar Quantization: VQ-VAE Made Simple", ICLR 2024, arXiv 2309.15505, section 3. The
+        symmetric form: Parker et al., "Scaling Transformers for Low-Bitrate High-Quality Speech Coding", ICLR 2025,
+        arXiv 2411.19842, section 3.2, without its noise.
     """
 
-    def __init__(self, levels: Sequence[int]) -> None:
+    def __init__(
+        self, levels: Sequence[int], *, symmetric: bool = False, bound: Literal["tanh", "clamp"] = "tanh"
+    ) -> None:
+        if bound not in ("tanh", "clamp"):
+            raise ValueError(f"expected bound 'tanh' or 'clamp', got {bound!r}; choose one")
         super().__init__(levels, StraightThrough())
+        self.symmetric, self.bound = symmetric, bound
 
     def before(self, x: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch D"]:
         """The bounded value, scaled as the codes are; float32 or wider."""
         with torch.autocast(x.device.type, enabled=False):
             x = at_least_float32(x)
+            if self.symmetric:
+                return x.tanh() if self.bound == "tanh" else x.clamp(-1, 1)
             counts = self.counts.to(x.dtype)
             scale = (counts - 1) * (1 + 1e-3) / 2
             offset = torch.where(self.counts % 2 == 0, 0.5, 0.0).to(x.dtype)
+            if self.bound == "clamp":
+                return ((x + offset / scale).clamp(-1, 1) * scale - offset) / (self.counts // 2)
             return (torch.tanh(x + torch.atanh(offset / scale)) * scale - offset) / (self.counts // 2)
 
     def digits(self, y: Float[Tensor, "*batch D"]) -> Int[Tensor, "*batch D"]:
         """Rounded to the grid; from 1001 levels on the widened bound reaches beyond its ends."""
+        if self.symmetric:
+            return ((self.counts - 1) * (y + 1) / 2 + 0.5).floor().long()
         half = self.counts // 2
         return ((y * half).round().long() + half).clamp_min(0).minimum(self.counts - 1)
 
     def values(self, digits: Int[Tensor, "*batch D"]) -> Float[Tensor, "*batch D"]:
-        """``(digit - floor(L/2)) / floor(L/2)``."""
+        """``(digit - floor(L/2)) / floor(L/2)``; of the symmetric form ``2 digit / (L - 1) - 1``."""
+        if self.symmetric:
+            return digits.float() * (2.0 / (self.counts - 1)) - 1.0
         half = self.counts // 2
         return (digits - half).float() / half
 
     def _plain(self) -> FSQ:
-        return FSQ(self.levels)
+        return FSQ(self.levels, symmetric=self.symmetric, bound=self.bound)
 
 
 class _Binary(_Grid):
@@ -165,14 +193,17 @@ class _Binary(_Grid):
         balance: float,
         temperature: float,
         commitment_weight: float,
+        first_bit: BitPlace,
     ) -> None:
         check_integer("dim", dim, hint="it is the number of bits")
+        if first_bit not in ("lowest", "highest"):
+            raise ValueError(f"expected first_bit 'lowest' or 'highest', got {first_bit!r}; choose one")
         weights = {"entropy_weight": entropy_weight, "balance": balance, "commitment_weight": commitment_weight}
         for name, weight in weights.items():
             check_number(name, weight)
         check_number("temperature", temperature, inside=True)
-        super().__init__([2] * dim, StraightThrough())
-        self.value = value
+        super().__init__([2] * dim, StraightThrough(), descending=first_bit == "highest")
+        self.value, self.first_bit = value, first_bit
         self.entropy_weight, self.balance, self.temperature = entropy_weight, balance, temperature
         self.commitment_weight = commitment_weight
 
@@ -222,6 +253,7 @@ class LFQ(_Binary):
         balance: Weight of the batch entropy inside it.
         temperature: Softmax temperature in squared latent units.
         commitment_weight: Weight of the commitment loss.
+        first_bit: Whether component 0 is the ``"lowest"`` or the ``"highest"`` bit of the index.
 
     Example:
         >>> quantizer = LFQ(10)
@@ -241,11 +273,12 @@ class LFQ(_Binary):
         balance: float = 1.0,
         temperature: float = 1.0,
         commitment_weight: float = 0.25,
+        first_bit: BitPlace = "lowest",
     ) -> None:
-        super().__init__(dim, 1.0, entropy_weight, balance, temperature, commitment_weight)
+        super().__init__(dim, 1.0, entropy_weight, balance, temperature, commitment_weight, first_bit)
 
     def _plain(self) -> LFQ:
-        return LFQ(self.dim, entropy_weight=0.0, commitment_weight=0.0)
+        return LFQ(self.dim, entropy_weight=0.0, commitment_weight=0.0, first_bit=self.first_bit)
 
 
 class BSQ(_Binary):
@@ -260,6 +293,7 @@ class BSQ(_Binary):
         balance: Weight of the batch entropy inside it.
         temperature: Softmax temperature in squared latent units; components on the sphere are small, so it is too.
         commitment_weight: Weight of the commitment loss.
+        first_bit: Whether component 0 is the ``"lowest"`` or the ``"highest"`` bit of the index.
 
     Example:
         >>> BSQ(16)(torch.randn(3, 16)).quantized.norm(dim=1).round(decimals=5)
@@ -277,8 +311,11 @@ class BSQ(_Binary):
         balance: float = 1.0,
         temperature: float = 0.01,
         commitment_weight: float = 0.25,
+        first_bit: BitPlace = "lowest",
     ) -> None:
-        super().__init__(dim, 1 / math.sqrt(max(1, dim)), entropy_weight, balance, temperature, commitment_weight)
+        super().__init__(
+            dim, 1 / math.sqrt(max(1, dim)), entropy_weight, balance, temperature, commitment_weight, first_bit
+        )
 
     def before(self, x: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch D"]:
         """The vector at unit length, float32 or wider."""
@@ -286,4 +323,4 @@ class BSQ(_Binary):
             return to_unit_length(at_least_float32(x))
 
     def _plain(self) -> BSQ:
-        return BSQ(self.dim, entropy_weight=0.0, commitment_weight=0.0)
+        return BSQ(self.dim, entropy_weight=0.0, commitment_weight=0.0, first_bit=self.first_bit)

@@ -108,6 +108,17 @@ class Codebook(Component, ABC):
             "only through shared parameters; use FreeCodebook, AffineCodebook or MLPCodebook"
         )
 
+    def selected(self, rows: Int[Tensor, " M"]) -> Codebook:
+        """A new codebook of this class whose codes are these, in this order; a row may come several times.
+
+        Raises:
+            ValueError: If codes of this class do not exist one by one (``writes`` is None).
+        """
+        raise ValueError(
+            f"expected a codebook whose codes can be selected, got {type(self).__name__}; fold the quantizer first, "
+            "which leaves a plain table"
+        )
+
     def observed_by(self, statistics: CodeStatistics) -> None:
         """Register statistics of these codes, to be notified when rows are overwritten, for as long as they exist."""
         self._observers.setdefault(self, WeakSet()).add(statistics)

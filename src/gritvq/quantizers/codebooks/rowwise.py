@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from gritvq.component import check_integer
+from gritvq.component import check_integer, to_config
 from gritvq.quantizers.base import Codebook
 from gritvq.quantizers.codebooks.recomputed import mapped_rows
 from gritvq.quantizers.functional import at_least_float32, transforming
@@ -78,9 +78,28 @@ class FreeCodebook(Codebook):
         self.tell_overwritten(rows)
         return torch.ones(len(rows), dtype=torch.bool, device=rows.device)
 
+    def selected(self, rows: Int[Tensor, " M"]) -> FreeCodebook:
+        """A table of these codes."""
+        return _with_rows(self, "weight", rows)
+
     def row_parameter(self) -> nn.Parameter:
         """The table."""
         return self.weight
+
+
+_Rows = TypeVar("_Rows", bound=Codebook)
+
+
+def _with_rows(codebook: _Rows, name: str, rows: Int[Tensor, " M"]) -> _Rows:
+    """The same codebook with these rows of its parameter ``name``; what is frozen stays frozen."""
+    arguments = {**to_config(codebook)["init_args"], "codebook_size": len(rows)}
+    own = codebook.get_parameter(name)
+    new = type(codebook)(**arguments).to(own.device, own.dtype)
+    state = codebook.state_dict()
+    new.load_state_dict({**state, name: state[name][rows]})
+    for key, parameter in new.named_parameters():
+        parameter.requires_grad_(codebook.get_parameter(key).requires_grad)
+    return new
 
 
 def plain_table(codes: Float[Tensor, "K D"]) -> FreeCodebook:
@@ -156,6 +175,10 @@ class _TransformedCodebook(Codebook):
         self.base[rows[good]] = solved[good]
         self.tell_overwritten(rows[good])
         return good
+
+    def selected(self, rows: Int[Tensor, " M"]) -> _TransformedCodebook:
+        """The same map over these base rows."""
+        return _with_rows(self, "base", rows)
 
     def learning_rate_scales(self) -> dict[nn.Parameter, float]:
         """``lr_scale``, and the base table's own."""

@@ -8,6 +8,7 @@ their channels last everywhere; :class:`ChannelsFirst` goes around the whole.
 
 from gritvq.quantizers.structures.channels_first import ChannelsFirst
 from gritvq.quantizers.structures.hierarchical import HierarchicalQuantizer
+from gritvq.quantizers.structures.mapped import BoundedQuantizer, NormalizedQuantizer, ScaledQuantizer
 from gritvq.quantizers.structures.multiscale import MultiScaleQuantizer
 from gritvq.quantizers.structures.perturbed import PerturbedQuantizer
 from gritvq.quantizers.structures.product import ProductQuantizer
@@ -15,11 +16,14 @@ from gritvq.quantizers.structures.projected import ProjectedQuantizer
 from gritvq.quantizers.structures.residual import ResidualQuantizer
 
 __all__ = [
+    "BoundedQuantizer",
     "ChannelsFirst",
     "HierarchicalQuantizer",
     "MultiScaleQuantizer",
+    "NormalizedQuantizer",
     "PerturbedQuantizer",
     "ProductQuantizer",
     "ProjectedQuantizer",
     "ResidualQuantizer",
+    "ScaledQuantizer",
 ]
