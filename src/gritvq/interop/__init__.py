@@ -23,7 +23,6 @@ __getattr__, __dir__, __all__ = lazy_names(
         "codecs": ["from_dac", "from_encodec", "from_mimi"],
         "image_models": [
             "LogitAssignment",
-            "UnitLengthQuantizer",
             "from_diffusers",
             "from_llamagen",
             "from_taming",

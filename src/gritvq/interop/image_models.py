@@ -24,15 +24,15 @@ from gritvq.component import Component
 from gritvq.images import ImageTokenizer, VQGANDecoder, VQGANEncoder
 from gritvq.interop.assembling import affine_of, between, refuse, table_quantizer
 from gritvq.interop.weights import Weights
-from gritvq.quantizers.base import Assignment, LearningRule, Quantizer, WrappedQuantizer
+from gritvq.quantizers.base import Assignment, LearningRule, Quantizer
 from gritvq.quantizers.codebooks.rowwise import plain_table
-from gritvq.quantizers.functional import at_least_float32, to_unit_length
+from gritvq.quantizers.functional import at_least_float32
 from gritvq.quantizers.learning import CodebookLoss, CommitmentLoss
+from gritvq.quantizers.structures import NormalizedQuantizer
 from gritvq.quantizers.vector_quantizer import VectorQuantizer
 
 __all__ = [
     "LogitAssignment",
-    "UnitLengthQuantizer",
     "from_diffusers",
     "from_llamagen",
     "from_taming",
@@ -79,40 +79,6 @@ class LogitAssignment(Assignment):
         """Indices (N,) and the rows of ``codes`` they name (N, D)."""
         indices = self._choice(x)
         return indices, F.embedding(indices, codes)
-
-
-class UnitLengthQuantizer(WrappedQuantizer):
-    """A quantizer of directions: vectors are scaled to unit length first, and losses and surrogate see them so.
-
-    For codes of unit length, whose nearest one is then that of the nearest direction. The gradient passes the scaling,
-    so nothing pulls on the length of a vector.
-
-    Args:
-        quantizer: The quantizer inside, such as one of ``FreeCodebook(dim, codebook_size, normalize=True)``.
-
-    Example:
-        >>> from gritvq import FreeCodebook
-        >>> quantizer = UnitLengthQuantizer(VectorQuantizer(FreeCodebook(2, 8, normalize=True)))
-        >>> x = torch.randn(5, 2)
-        >>> torch.equal(quantizer.encode(x), quantizer.encode(4 * x))
-        True
-
-    References:
-        Yu et al., "Vector-quantized Image Modeling with Improved VQGAN" (ViT-VQGAN), ICLR 2022, arXiv 2110.04627.
-    """
-
-    def before(self, x: Float[Tensor, "*batch D"]) -> Tensor:
-        """To unit length."""
-        return to_unit_length(at_least_float32(super().before(x)))
-
-    def initialize_codebook(self, x: Float[Tensor, "*batch D"], generator: torch.Generator | None = None) -> None:
-        """Fit the codes to the directions."""
-        self._check_input(x, None)
-        self.quantizer.initialize_codebook(to_unit_length(at_least_float32(x.detach())), generator)
-
-    def fold(self) -> UnitLengthQuantizer:
-        """The same around the folded quantizer."""
-        return UnitLengthQuantizer(self.quantizer.fold()).eval()
 
 
 def from_diffusers(
@@ -302,7 +268,7 @@ def _llamagen_table(weights: Weights, l2_norm: bool, beta: float) -> Quantizer:
     codes = own.take("embedding.weight", (None, None))
     own.finish()
     quantizer = table_quantizer(codes, [CodebookLoss(), CommitmentLoss(beta)], normalize=l2_norm)
-    return UnitLengthQuantizer(quantizer) if l2_norm else quantizer
+    return NormalizedQuantizer(quantizer) if l2_norm else quantizer
 
 
 def _own_part(weights: Weights) -> Weights:

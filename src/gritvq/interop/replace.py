@@ -268,6 +268,11 @@ def _check_dim(old: nn.Module, name: str, quantizer: Quantizer) -> None:
 
 def _start_from_old(quantizer: Quantizer, tensors: dict[str, Tensor], name: str) -> None:
     """Take over the codes of another library's module."""
+    if any(re.fullmatch(r"layers\.\d+\._codebook\.embed", each) and value.ndim == 3 for each, value in tensors.items()):
+        raise ValueError(
+            f"expected a quantizer that says itself what it is, got {name}, a residual one of vector-quantize-pytorch; "
+            "read it with from_vector_quantize_pytorch(...), pass what that returns, and start_from=False"
+        )
     for pattern, reader in (
         (r"(vq\.)?layers\.\d+\._?codebook\.embed", from_encodec),
         (r"quantizers\.\d+\.in_proj\..*", from_dac),

@@ -73,11 +73,20 @@ class Weights:
         return value.detach()
 
     def part(self, prefix: str) -> Weights:
-        """The tensors whose names begin like this, which count as read here and have to be read there."""
-        own = {name: self._left.pop(name) for name in self.names if name.startswith(prefix)}
-        part = Weights(own, prefix)
-        part.prefix = self.prefix + prefix
-        return part
+        """The tensors whose names begin like this, which count as read here and have to be read there.
+
+        Raises:
+            ValueError: If there are none.
+        """
+        found = self.names
+        own = {self.prefix + name: self._left.pop(name) for name in found if name.startswith(prefix)}
+        if not own:
+            known = ", ".join(found[:3]) or "none"
+            raise ValueError(
+                f"expected tensors whose names begin with {self.prefix + prefix!r}, got {known}; check which module "
+                "the state dict is of"
+            )
+        return Weights(own, self.prefix + prefix)
 
     def ignore(self, *patterns: str) -> None:
         """Leave out tensors that say nothing about indices or values, by regular expressions for whole names."""
