@@ -528,7 +528,7 @@ def data_far_from_the_origin(library: Library) -> Found:
         chosen = distances.gather(1, library.call(quantizer, x)[1].view(-1, 1)).squeeze(1)
         wrong[mean] = float((chosen > distances.min(1).values * (1 + 1e-6)).double().mean())
     text = ", ".join(f"{100 * share:.1f} % at mean {mean}" for mean, share in wrong.items())
-    return Found(f"not the nearest: {text}", not any(wrong.values()))
+    return Found(f"wrong: {text}", not any(wrong.values()))
 
 
 @probe(
@@ -657,9 +657,7 @@ def weights_of_the_codebook_and_commitment_losses(library: Library) -> Found:
         library.call(quantizer, drawn(1, 64, 8))[2].backward()
         gradients.append(next(p.grad for p in quantizer.parameters() if p.grad is not None))
     times = float(gradients[1].norm() / gradients[0].norm())
-    return Found(
-        f"three times the commitment weight: {times:.3g} times the gradient of the codes", abs(times - 1) < 1e-4
-    )
+    return Found(f"commitment weight times 3: gradient of the codes times {times:.3g}", abs(times - 1) < 1e-4)
 
 
 @probe("Finite scalars of 8^9 and 8^11 codes: code to index to code is exact, or refused")
@@ -803,7 +801,7 @@ def usage_is_measured_and_everything_is_documented(library: Library) -> Found:
     parts = library.main_parts()
     told = [part for part in parts if (getattr(part, "__doc__", "") or "").strip()]
     usage = library.measures_usage()
-    text = f"usage: {'yes' if usage else 'no'}; documented: {len(told)} of {len(parts)}"
+    text = f"{'measured' if usage else 'not measured'}; {len(told)} of {len(parts)} have docstrings"
     return Found(text, usage and len(told) == len(parts))
 
 
