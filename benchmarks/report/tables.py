@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 
-def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table; columns from the third on are numbers, aligned to the right."""
-    rule = ["---" if number < 2 else "---:" for number in range(len(columns))]
+def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]], texts: int = 2) -> str:
+    """A Markdown table; columns after the first ``texts`` are numbers, aligned to the right."""
+    rule = ["---" if number < texts else "---:" for number in range(len(columns))]
     return "\n".join("| " + " | ".join(row) + " |" for row in (columns, rule, *rows))
 
 
