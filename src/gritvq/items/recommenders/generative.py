@@ -23,7 +23,7 @@ from gritvq.items.recommenders.beam_search import Beams, beam_search, exact_scor
 from gritvq.items.recommenders.graph import ItemGraph
 from gritvq.items.recommenders.parallel import ParallelScorer, RankedItems, channel_log_probs, check_no_nan
 from gritvq.items.recommenders.ranking import top_items
-from gritvq.saving import load_weights, read_config, read_tensors, write_folder
+from gritvq.saving import CONFIG, WEIGHTS, load_weights, local_folder, read_config, read_tensors, write_folder
 
 __all__ = ["GenerativeRecommender"]
 
@@ -315,22 +315,29 @@ class GenerativeRecommender(nn.Module):
 
     @classmethod
     def from_pretrained(
-        cls, folder: str | os.PathLike[str], ids: SemanticIds | None = None, trusted: Iterable[str] = ()
+        cls,
+        folder: str | os.PathLike[str],
+        ids: SemanticIds | None = None,
+        trusted: Iterable[str] = (),
+        *,
+        revision: str | None = None,
     ) -> GenerativeRecommender:
-        """Load a recommender, in eval mode.
+        """Load a recommender from a folder or, by name, from the Hugging Face Hub; in eval mode.
 
         Args:
-            folder: Folder written by :meth:`save_pretrained`.
+            folder: Folder written by :meth:`save_pretrained`, or ``"owner/name"`` (needs ``huggingface_hub``).
             ids: The ids it was trained on, matched by key: in any order, and possibly with more items, such as those
                 of :meth:`SemanticIds.add` or those that the training left out. Item rows are then those of these ids.
                 None loads those in the folder. Appended tokens that are larger than in training are clamped to the
                 largest known one, so such an item shares the id and the score of another item.
             trusted: Modules besides ``gritvq`` that its classes may come from.
+            revision: Branch, tag or commit on the Hub.
 
         Raises:
             ValueError: If files are missing or damaged, or the ids are not those of training.
         """
-        folder = Path(folder)
+        files = (CONFIG, WEIGHTS, _PRIORITY, f"{_IDS}/*")
+        folder = local_folder(folder, revision=revision, what="the folder of a recommender", files=files)
         config = read_config(folder, _KIND, {"ids": str, "max_history": int, "beam": int})
         own = SemanticIds.load(folder / _IDS) if ids is None or _digest(ids) != config["ids"] else ids
         ids = own if ids is None else ids
