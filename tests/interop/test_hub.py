@@ -500,7 +500,7 @@ def test_errors_of_the_hub_are_one_sentence(hub: Hub, monkeypatch: pytest.Monkey
         raise huggingface_hub.errors.HfHubHTTPError("403 Forbidden: no rights\n\nCannot access.", response=RESPONSE)
 
     monkeypatch.setattr(hub, "upload_folder", refused)
-    with pytest.raises(ValueError, match="got HfHubHTTPError: 403 Forbidden: no rights; log in with") as caught:
+    with pytest.raises(ValueError, match="got HfHubHTTPError: 403 Forbidden: no rights; is it reachable, and are you logged in") as caught:
         push_to_hub(image_tokenizer(), NAME)
     assert "\n" not in str(caught.value)
 

@@ -82,11 +82,8 @@ def model_card(
         >>> from gritvq import fsq
         >>> from gritvq.images import ImageDecoder, ImageEncoder
         >>> tokenizer = ImageTokenizer(ImageEncoder(4, width=8), fsq(4, 16), ImageDecoder(4, width=8))
-        >>> print(model_card(tokenizer, "somebody/small", license="mit")[:66])
-        ---
-        library_name: gritvq
-        license: mit
-        pipeline_tag: image-featur
+        >>> model_card(tokenizer, "somebody/small", license="mit").splitlines()[1:4]
+        ['library_name: gritvq', 'license: mit', 'pipeline_tag: image-feature-extraction']
     """
     with opened(source, run, trusted) as artifact:
         return card_of(artifact, repo_id, license, metrics, datasets, revision)

@@ -81,9 +81,8 @@ def push_to_hub(
 ) -> str:
     """Upload an artifact with a model card, so that ``from_pretrained(repo_id)`` loads it; needs ``huggingface_hub``.
 
-    The artifact is loaded and its checksums are compared first, and nothing is uploaded if anything is wrong. The files
-    are uploaded in one commit. A model card that the repository has is replaced, as are the plots of an earlier upload;
-    its other files stay.
+    The artifact is loaded and its checksums are compared first, and nothing is uploaded if anything is wrong. A model
+    card that the repository has is replaced, as are the plots of an earlier upload; its other files stay.
 
     Args:
         source: A tokenizer, prior, recommender, model of text or semantic ids; its folder; or the folder of its run,
@@ -125,10 +124,10 @@ def push_to_hub(
                     delete_patterns=[f"{PLOTS}/*.png"],
                 )
         except Exception as error:  # the client's many errors: no token, no permission, no network, no such license
-            said = next(iter(str(error).strip().splitlines()), "")
+            said = next(iter(str(error).strip().splitlines()), "").rstrip(". ")
             raise ValueError(
-                f"expected a Hub that takes {repo_id!r}, got {type(error).__name__}{': ' if said else ''}{said}; log "
-                "in with 'hf auth login' and a token that may write there"
+                f"expected a Hub that takes {repo_id!r}, got {type(error).__name__}{': ' if said else ''}{said}; is it "
+                "reachable, and are you logged in ('hf auth login') with a token that may write there?"
             ) from error
     if is_public:
         raise ValueError(f"expected a private repository, got {repo_id!r}, which is public; choose another name")
