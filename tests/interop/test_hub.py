@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import inspect
 import json
 import re
 import shutil
@@ -93,15 +94,25 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
 
+    real_api, real_download = huggingface_hub.HfApi, huggingface_hub.snapshot_download
+
     class HfApi:
         def __init__(self, token: str | None = None) -> None:
             found.tokens.append(token)
 
         def __getattr__(self, name: str) -> Any:
-            return getattr(found, name)
+            def called(*arguments: Any, **more: Any) -> Any:
+                inspect.signature(getattr(real_api, name)).bind(self, *arguments, **more)  # the real one takes these
+                return getattr(found, name)(*arguments, **more)
+
+            return called
+
+    def snapshot_download(*arguments: Any, **more: Any) -> str:
+        inspect.signature(real_download).bind(*arguments, **more)
+        return found.snapshot_download(*arguments, **more)
 
     monkeypatch.setattr(huggingface_hub, "HfApi", HfApi)
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", found.snapshot_download)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
     return found
 
 
@@ -500,7 +511,9 @@ def test_errors_of_the_hub_are_one_sentence(hub: Hub, monkeypatch: pytest.Monkey
         raise huggingface_hub.errors.HfHubHTTPError("403 Forbidden: no rights\n\nCannot access.", response=RESPONSE)
 
     monkeypatch.setattr(hub, "upload_folder", refused)
-    with pytest.raises(ValueError, match="got HfHubHTTPError: 403 Forbidden: no rights; is it reachable, and are you logged in") as caught:
+    with pytest.raises(
+        ValueError, match="got HfHubHTTPError: 403 Forbidden: no rights; is it reachable, and are you logged in"
+    ) as caught:
         push_to_hub(image_tokenizer(), NAME)
     assert "\n" not in str(caught.value)
 
@@ -528,6 +541,12 @@ def test_the_verb_pushes_a_folder(hub: Hub, capsys: pytest.CaptureFixture[str]) 
     assert main(words) == 0
     assert hub.private[NAME] and hub.commits == ["Ids"] and "license" in capsys.readouterr().out
     assert SemanticIds.from_pretrained(NAME, revision="v1") == semantic_ids()
+
+
+def test_a_recommender_is_asked_by_name(hub: Hub, capsys: pytest.CaptureFixture[str]) -> None:
+    push_to_hub(recommender(), NAME)
+    assert main(["recommend", NAME, "--history", "[item 0,item 3]", "--k", "2"]) == 0
+    assert "item" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
