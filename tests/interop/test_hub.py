@@ -415,6 +415,29 @@ def test_a_trained_run(hub: Hub, capsys: pytest.CaptureFixture[str]) -> None:
     assert Tokenizer.from_pretrained(NAME).fingerprint() == Tokenizer.from_pretrained("demo/tokenizer").fingerprint()
 
 
+def test_a_trained_run_of_a_recommender(hub: Hub) -> None:
+    events = [f"{user},{item},{item}" for user in range(30) for item in range(5)]
+    Path("data").mkdir()
+    Path("data/interactions.csv").write_text("user,item,time\n" + "\n".join(events) + "\n")
+    Path("data/items.csv").write_text("item,title\n" + "\n".join(f"{n},item {n}" for n in range(5)) + "\n")
+    codes = torch.randint(0, 4, (5, 2), generator=torch.Generator().manual_seed(0))
+    SemanticIds.assign(codes, (4, 4), range(5)).save("ids")
+    words = ["fit", "items", "--data.folder", "data", "--ids", "ids", "--plan.max_steps", "2", "--out", "run"]
+    words += ["--backbone", "gritvq.items.DepthDecoder", "--backbone.dim", "8", "--backbone.num_heads", "1"]
+    assert main([*words, "--backbone.num_layers", "1", "--backbone.hidden_dim", "8"]) == 0
+    push_to_hub("run", NAME)
+    rows = rows_of(hub.card())
+    assert (rows["data"], rows["steps"], rows["seed"]) == ("data", "2", "0")
+    assert rows["split train"] == "30 users, 90 events" and rows["split test"] == "30 users, 30 events"
+    assert rows["weights"] in ("of the best validation", "of the last step") and float(rows["ndcg@10"]) > 0
+    loaded = GenerativeRecommender.from_pretrained(NAME)
+    assert loaded.trained["steps"] == 2 and same(loaded.scores([[0]]), _loaded_here("run").scores([[0]]))
+
+
+def _loaded_here(run: str) -> GenerativeRecommender:
+    return GenerativeRecommender.from_pretrained(RunFolder(run).recommender)
+
+
 # --- what is wrong uploads nothing ------------------------------------------------------------------------------------
 
 

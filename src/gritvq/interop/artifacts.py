@@ -92,7 +92,7 @@ def _saved(source: Any, folder: Path, trusted: Iterable[str]) -> tuple[Path, set
     """Write an artifact in memory; where, and the modules of its classes."""
     if isinstance(source, SemanticIds):
         return source.save(folder), set(trusted)
-    if not isinstance(source, tuple(_CLASSES.values())):
+    if not isinstance(source, (Tokenizer, Prior, GenerativeRecommender, TraceModel)):
         raise ValueError(
             "expected a tokenizer, prior, recommender, model of text, semantic ids, or the folder of one, got "
             f"{type(source).__name__}; save other models with their own library"

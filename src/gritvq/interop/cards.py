@@ -31,7 +31,7 @@ _WHAT = {
     "prior": "A generative model of the discrete tokens of a tokenizer.",
     "text model": "A generative model of text.",
 }
-_EXTRAS = {"item tokenizer": "", "semantic ids": "items", "recommender": "items", "prior": ""}
+_EXTRAS = {"item tokenizer": "", "semantic ids": "items", "recommender": "items", "prior": "priors"}
 _EXTRAS |= {"text tokenizer": "text", "text model": "text"}
 _PIPELINES = {
     "image tokenizer": "image-feature-extraction",
@@ -162,7 +162,7 @@ def _facts(artifact: Artifact, kind: str) -> Rows:
         rows += [("items", f"{len(loaded):,}"), *_codes(loaded.codebook_sizes), ("collisions", loaded.collisions)]
         return [*rows, ("distinct ids", f"{len(loaded.prefixes[-1].counts):,}")]
     described = loaded.backbone if artifact.kind == "recommender" else loaded
-    rows += [("class", _code(type(loaded).__name__))] if described is not loaded else []
+    rows += [("class", _code("gritvq.items.GenerativeRecommender"))] if described is not loaded else []
     rows += _parts("backbone" if described is not loaded else "class", to_config(described))
     if isinstance(loaded, ImageTokenizer):
         layout = loaded.quantizer.layout
@@ -250,6 +250,7 @@ def _training(artifact: Artifact) -> Rows:
     if isinstance(told.get("classes"), list):
         some = ", ".join(map(str, told["classes"][:10]))
         rows += [("names of the classes", some + (", ..." if told["classes"][10:] else ""))]
+    rows += [("weights", str(told["weights"]))] if "weights" in told else []
     for key, name in (("steps", "steps"), ("seed", "seed"), ("version", "version of gritvq")):
         value = told.get(key)
         rows += [(name, str(value) if key == "seed" and value is not None else _value(value))]
@@ -294,7 +295,7 @@ def _shown_plots(artifact: Artifact) -> str:
 
 def _license(license: str | None) -> str:
     if license is None:
-        return "Unknown: nothing was said about it, so there is no permission to use it beyond what the law grants."
+        return "Unknown: none was given."
     return f"`{license}`"
 
 

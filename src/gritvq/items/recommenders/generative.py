@@ -44,6 +44,9 @@ class GenerativeRecommender(nn.Module):
         beam: Default beam size; unused if the backbone is parallel.
         priority: Priority of each item (n,), such as its number of training events.
 
+    Attributes:
+        trained: What a loaded recommender says of its training, plain values by name.
+
     Raises:
         ValueError: If the backbone was made for other codebook sizes or shorter histories, or a number is out of range.
 
@@ -83,6 +86,7 @@ class GenerativeRecommender(nn.Module):
                 f"it with max_items {max_history + 1}, or reduce max_history"
             )
         self.backbone, self.ids, self.max_history, self.beam = backbone, ids, max_history, beam
+        self.trained: dict[str, Any] = {}
         priority = torch.zeros(len(ids.codes)) if priority is None else priority.detach().cpu().float()
         self._trie: PrefixTrie | None = None
         self._scorer: ParallelScorer | None = None
@@ -292,13 +296,19 @@ class GenerativeRecommender(nn.Module):
 
         return write_recommender(self, folder, format, k, self._beam(k, beam))
 
-    def save_pretrained(self, folder: str | os.PathLike[str]) -> Path:
+    def save_pretrained(self, folder: str | os.PathLike[str], training: Mapping[str, Any] | None = None) -> Path:
         """Write ``config.json``, ``model.safetensors``, the ids (folder ``ids``) and the priority; no pickle.
+
+        Args:
+            folder: New, empty, or one that holds a recommender, which is replaced.
+            training: Plain values about the run, for ``config.json``; ``trained`` where None.
 
         Raises:
             ValueError: If the path is a file, or a folder with other files.
         """
+        told = dict(self.trained if training is None else training)
         extra = {"max_history": self.max_history, "beam": self.beam, "ids": _digest(self.ids)}
+        extra |= {"training": told} if told else {}
         others = {
             _IDS: self.ids.save,
             _PRIORITY: lambda path: save_file({"priority": self.priority.cpu().contiguous()}, path),
@@ -359,7 +369,9 @@ class GenerativeRecommender(nn.Module):
         if ids.codebook_sizes != own.codebook_sizes:
             known = ids.codes.minimum(torch.tensor(own.codebook_sizes) - 1)
             ids = SemanticIds(known, own.codebook_sizes, ids.items, fingerprint=ids.fingerprint)
-        return cls(backbone, ids, max_history=config["max_history"], beam=config["beam"], priority=priority).eval()
+        made = cls(backbone, ids, max_history=config["max_history"], beam=config["beam"], priority=priority).eval()
+        made.trained = training if isinstance(training := config.get("training"), dict) else {}
+        return made
 
     def _beam(self, k: int, beam: int | None) -> int:
         """The beam size of a search for k items."""
