@@ -131,7 +131,7 @@ def saved_kind(folder: Path, kinds: Sequence[str]) -> tuple[str, dict[str, Any]]
     config = read_header(folder, CONFIG, "a folder", _FORMAT, FORMAT_VERSION)
     for kind in kinds:
         if kind in config or _OLD_KINDS.get(kind) in config:
-            return kind, config
+            return kind, read_config(folder, kind)
     raise ValueError(f"expected one of {', '.join(kinds)} in {folder / CONFIG}, got {sorted(config)}; update gritvq")
 
 

@@ -77,7 +77,7 @@ class Hub:
             within = path.relative_to(place).as_posix()
             if any(fnmatch.fnmatch(within, pattern) for pattern in allow_patterns):
                 (cache / within).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(path, cache / within)
+                (cache / within).symlink_to(path)  # as in the client's cache
         return str(cache)
 
     def files(self, name: str = NAME, revision: str = "main") -> set[str]:
@@ -438,6 +438,18 @@ def _loaded_here(run: str) -> GenerativeRecommender:
     return GenerativeRecommender.from_pretrained(RunFolder(run).recommender)
 
 
+OLD = Path(__file__).parents[1] / "artefacts" / "0.1.0"
+
+
+@pytest.mark.parametrize("folder", sorted(path.name for path in OLD.iterdir() if path.is_dir()))
+def test_artifacts_of_the_first_version(folder: str, hub: Hub) -> None:
+    push_to_hub(OLD / folder, NAME)
+    place = hub.folder / NAME / "main"
+    for path in (OLD / folder).rglob("*"):
+        assert path.is_dir() or (place / path.relative_to(OLD / folder)).read_bytes() == path.read_bytes()
+    run_examples(hub.card())
+
+
 # --- what is wrong uploads nothing ------------------------------------------------------------------------------------
 
 
@@ -450,6 +462,8 @@ def test_bad_names(name: str, hub: Hub) -> None:
         push_to_hub(image_tokenizer(), name)
     with pytest.raises(ValueError, match="expected a name 'owner/name' for the Hub"):
         prepare_upload(image_tokenizer(), name, "out")
+    with pytest.raises(ValueError, match="expected a name 'owner/name' for the Hub"):
+        model_card(image_tokenizer(), name)
     assert not hub.commits and not hub.folder.exists()
 
 

@@ -19,6 +19,7 @@ from gritvq.text.tokenizer import TextTokenizer
 __all__ = ["model_card"]
 
 UNKNOWN, PLOTS, _NOT_SAID = "unknown", "plots", "not said"
+_PART = r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]*[A-Za-z0-9_])?"
 Rows = list[tuple[str, str]]
 
 _WHAT = {
@@ -75,8 +76,7 @@ def model_card(
         trusted: Modules besides ``gritvq`` that its classes may come from.
 
     Raises:
-        ValueError: If there is no artifact, it is damaged, the run wrote another one, or a license's or data set's name
-            is malformed.
+        ValueError: If there is no artifact, it is damaged, the run wrote another one, or a name is malformed.
 
     Example:
         >>> from gritvq import fsq
@@ -98,6 +98,8 @@ def card_of(
     revision: str | None,
 ) -> str:
     """See :func:`model_card`."""
+    check_repo_id(repo_id)
+    check_revision(revision)
     check_license(license)
     for name in datasets:
         if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
@@ -126,6 +128,26 @@ def check_license(license: str | None) -> None:
             f"expected the identifier of a license as the Hub has it, such as 'mit' or 'apache-2.0', got {license!r}; "
             "leave it out if it is unknown"
         )
+
+
+def check_repo_id(repo_id: str) -> None:
+    """Raises a ValueError if a name cannot be one of a repository on the Hub.
+
+    Example:
+        >>> check_repo_id("owner/my-tokenizer")
+    """
+    good = isinstance(repo_id, str) and len(repo_id) <= 96 and re.fullmatch(f"{_PART}/{_PART}", repo_id)
+    if not good or "--" in repo_id or ".." in repo_id or repo_id.endswith(".git"):
+        raise ValueError(
+            f"expected a name 'owner/name' for the Hub, of letters, digits, '-', '_' and '.', got {repo_id!r}; choose "
+            "another one"
+        )
+
+
+def check_revision(revision: str | None) -> None:
+    """Raises a ValueError if this cannot be the name of a branch."""
+    if revision is not None and (not re.fullmatch(r"[\w.-][\w./-]*", revision) or ".." in revision):
+        raise ValueError(f"expected the name of a branch, got {revision!r}; use letters, digits, '-', '_' and '.'")
 
 
 def plots_of(artifact: Artifact) -> list[Path]:

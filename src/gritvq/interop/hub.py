@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 import tempfile
 from collections.abc import Iterable, Sequence
@@ -11,13 +10,12 @@ from typing import Any
 
 from gritvq.files import holds_files, replacing_files
 from gritvq.interop.artifacts import Shareable, opened
-from gritvq.interop.cards import PLOTS, card_of, plots_of
+from gritvq.interop.cards import PLOTS, card_of, check_repo_id, check_revision, plots_of
 from gritvq.lazy import optional
 
 __all__ = ["prepare_upload", "push_to_hub"]
 
 CARD = "README.md"
-_PART = r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]*[A-Za-z0-9_])?"
 
 
 def prepare_upload(
@@ -50,7 +48,7 @@ def prepare_upload(
         ValueError: If an argument is wrong, the artifact is damaged, or the folder holds something.
     """
     check_repo_id(repo_id)
-    _check_revision(revision)
+    check_revision(revision)
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or holds_files(folder)):
         raise ValueError(f"expected a new or empty folder to write to, got {folder}; choose another one")
@@ -132,23 +130,3 @@ def push_to_hub(
     if is_public:
         raise ValueError(f"expected a private repository, got {repo_id!r}, which is public; choose another name")
     return address
-
-
-def check_repo_id(repo_id: str) -> None:
-    """Raises a ValueError if a name cannot be one of a repository on the Hub.
-
-    Example:
-        >>> check_repo_id("owner/my-tokenizer")
-    """
-    good = isinstance(repo_id, str) and len(repo_id) <= 96 and re.fullmatch(f"{_PART}/{_PART}", repo_id)
-    if not good or "--" in repo_id or ".." in repo_id or repo_id.endswith(".git"):
-        raise ValueError(
-            f"expected a name 'owner/name' for the Hub, of letters, digits, '-', '_' and '.', got {repo_id!r}; choose "
-            "another one"
-        )
-
-
-def _check_revision(revision: str | None) -> None:
-    """Raises a ValueError if this cannot be the name of a branch."""
-    if revision is not None and (not re.fullmatch(r"[\w.-][\w./-]*", revision) or ".." in revision):
-        raise ValueError(f"expected the name of a branch, got {revision!r}; use letters, digits, '-', '_' and '.'")
