@@ -242,7 +242,9 @@ def test_the_card_of_a_tokenizer_says_what_its_files_say(hub: Hub) -> None:
         **{"version": "0.1.0", "steps": 1200, "seed": 3},
         "data": {"path": "/home/somebody/secret/cifar10", "splits": {"train": {"pictures": 50000, "from": "train"}}},
     }
-    card = model_card(tokenizer, NAME, metrics={"psnr": 23.456789, "pictures": 10000, "nothing": None})
+    card = model_card(
+        tokenizer, NAME, metrics={"psnr": 23.456789, "pictures": 10000, "tokens": 12345678.0, "nothing": None}
+    )
     rows = rows_of(card)
     assert rows["class"] == "`gritvq.images.ImageTokenizer`" and rows["encoder"] == "`gritvq.images.ImageEncoder`"
     assert rows["codebook sizes"] == ", ".join(map(str, tokenizer.quantizer.codebook_sizes))
@@ -253,6 +255,7 @@ def test_the_card_of_a_tokenizer_says_what_its_files_say(hub: Hub) -> None:
     assert (rows["steps"], rows["seed"], rows["version of gritvq"]) == ("1,200", "3", "0.1.0")
     assert rows["split train"] == "50,000 pictures, from train"
     assert (rows["psnr"], rows["pictures"], rows["nothing"]) == ("23.4568", "10,000", "undefined")
+    assert rows["tokens"] == "12,345,678"
     assert rows["fingerprint"] == f"`{tokenizer.fingerprint()}`"
     assert front_matter(card)["license"] == "unknown" and "\n## License\n\nUnknown" in card
     assert "## Plots" not in card

@@ -412,7 +412,7 @@ def _value(value: Any) -> str:
         return _NOT_SAID
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return str(value)
-    return f"{value:,}" if isinstance(value, int) else f"{value:.6g}"
+    return f"{int(value):,}" if isinstance(value, int) or value.is_integer() else f"{value:.6g}"
 
 
 def _json_of(path: Path) -> dict[str, Any]:
