@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ __all__ = [
     "local_folder",
     "read_config",
     "read_tensors",
+    "saved_kind",
     "write_folder",
 ]
 
@@ -83,25 +84,55 @@ def write_folder(
     return folder
 
 
-def local_folder(source: str | os.PathLike[str]) -> Path:
+def local_folder(
+    source: str | os.PathLike[str],
+    *,
+    revision: str | None = None,
+    what: str = "a tokenizer folder",
+    files: Sequence[str] = (CONFIG, WEIGHTS),
+) -> Path:
     """The folder itself, or what the Hugging Face Hub has under the name ``owner/name``.
 
+    Args:
+        source: The folder, or the name on the Hub.
+        revision: Branch, tag or commit on the Hub; the main branch if None.
+        what: What is expected, in words.
+        files: Files to fetch from the Hub, as patterns.
+
     Raises:
-        ValueError: If it is neither, the client is missing or the Hub cannot be reached.
+        ValueError: If it is neither, a folder is given with a revision, the client is missing, or the Hub cannot be
+            reached or has no such name or revision.
     """
     folder = Path(source)
     if folder.is_dir():
+        if revision is not None:
+            raise ValueError(f"expected no revision for the folder {folder} here, got {revision!r}; leave it out")
         return folder
     name = str(source)
     if folder.exists() or name.count("/") != 1 or name.startswith((".", "/", "~")):
-        raise ValueError(f"expected a tokenizer folder or a Hub name 'owner/name', got {name!r}, which is neither")
+        raise ValueError(f"expected {what} or a Hub name 'owner/name', got {name!r}, which is neither")
     hub = optional("huggingface_hub", "hub", f"to look on the Hub for {name!r}, which is no folder here")
     try:
-        return Path(hub.snapshot_download(name, allow_patterns=[CONFIG, WEIGHTS]))
-    except Exception as error:  # the client's many errors all mean the same to the caller
-        raise ValueError(
-            f"expected a tokenizer folder or a reachable Hub name, got {name!r} ({type(error).__name__})"
-        ) from error
+        return Path(hub.snapshot_download(name, revision=revision, allow_patterns=list(files)))
+    except Exception as error:  # the client's many errors mean one of two things to the caller
+        if type(error).__name__ == "RevisionNotFoundError":
+            raise ValueError(
+                f"expected a branch, tag or commit of {name!r} on the Hub, got {revision!r}, which it does not have"
+            ) from error
+        raise ValueError(f"expected {what} or a reachable Hub name, got {name!r} ({type(error).__name__})") from error
+
+
+def saved_kind(folder: Path, kinds: Sequence[str]) -> tuple[str, dict[str, Any]]:
+    """Which of these kinds of artifact a folder holds, and its ``config.json``.
+
+    Raises:
+        ValueError: If it is missing, damaged, foreign, of a newer version, or of none of these kinds.
+    """
+    config = read_header(folder, CONFIG, "a folder", _FORMAT, FORMAT_VERSION)
+    for kind in kinds:
+        if kind in config or _OLD_KINDS.get(kind) in config:
+            return kind, read_config(folder, kind)
+    raise ValueError(f"expected one of {', '.join(kinds)} in {folder / CONFIG}, got {sorted(config)}; update gritvq")
 
 
 def read_config(folder: Path, kind: str, wanted: Mapping[str, type] | None = None) -> dict[str, Any]:

@@ -102,7 +102,13 @@ class Tokenizer(Component, ABC):
         return write_folder(folder, _KIND, self, {**self._settings(), **more})
 
     @classmethod
-    def from_pretrained(cls: type[_Self], source: str | os.PathLike[str], trusted: Iterable[str] = ()) -> _Self:
+    def from_pretrained(
+        cls: type[_Self],
+        source: str | os.PathLike[str],
+        trusted: Iterable[str] = (),
+        *,
+        revision: str | None = None,
+    ) -> _Self:
         """Load a tokenizer from a folder or, by name, from the Hugging Face Hub; in eval mode.
 
         ``Tokenizer.from_pretrained`` returns the class that was saved; a subclass does not accept other classes.
@@ -110,11 +116,12 @@ class Tokenizer(Component, ABC):
         Args:
             source: A folder, or ``"owner/name"`` (needs ``huggingface_hub``).
             trusted: Modules besides ``gritvq`` that its classes may come from.
+            revision: Branch, tag or commit on the Hub.
 
         Raises:
             ValueError: If there is no tokenizer, it is damaged, or written by a newer version.
         """
-        folder = local_folder(source)
+        folder = local_folder(source, revision=revision)
         config = read_config(folder, _KIND)
         tokenizer = from_config(config[_KIND], trusted)
         if not isinstance(tokenizer, cls):

@@ -357,14 +357,14 @@ def test_the_hub_is_asked_for_names(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     folder = small().save_pretrained(tmp_path / "t")
     asked: list[str] = []
 
-    def snapshot_download(name: str, allow_patterns: list[str]) -> str:
+    def snapshot_download(name: str, revision: str | None, allow_patterns: list[str]) -> str:
         asked.append(name)
         return str(folder)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
     assert isinstance(Tokenizer.from_pretrained("somebody/something"), Tokenizer) and asked == ["somebody/something"]
 
-    def unreachable(name: str, allow_patterns: list[str]) -> str:
+    def unreachable(name: str, revision: str | None, allow_patterns: list[str]) -> str:
         raise ConnectionError("no network")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", unreachable)

@@ -48,3 +48,13 @@ def test_a_run_stays_unless_told(tmp_path: Path) -> None:
         run.check(overwrite=False, instead="go on, ")
     with pytest.raises(ValueError, match=r"got the file .*config.yaml; choose another --out"):
         RunFolder(run.config).check(overwrite=True)
+
+
+def test_the_model_of_a_run(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "run")
+    assert run.model is None and not run.is_run
+    for folder in (run.tokenizer, run.text_model, run.prior, run.recommender):  # what is trained hides what it needs
+        folder.mkdir(parents=True)
+        (folder / "config.json").write_text("{}")
+        assert run.model == folder and run.is_run
+    assert {path.suffix for path in run.plots} == {".png"}

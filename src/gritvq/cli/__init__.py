@@ -23,6 +23,7 @@ from gritvq.cli import fit as fitting
 from gritvq.cli import generate as generating
 from gritvq.cli import images_from as chaining
 from gritvq.cli import measure as measuring
+from gritvq.cli import push as pushing
 from gritvq.cli import recommend as recommending
 from gritvq.cli import semantic_ids as semantic
 from gritvq.cli.compare import comparison_entries, paper_of
@@ -137,6 +138,7 @@ _VERBS: dict[str, tuple[Callable[[Any], None], Verb]] = {
     "export": (measuring.export_arguments, measuring.export),
     "compare": (comparing.compare_arguments, comparing.compare),
     "presets": (comparing.presets_arguments, comparing.show_presets),
+    "push": (pushing.push_arguments, pushing.push),
     "recommend": (recommending.recommend_arguments, recommending.recommend),
     "semantic-ids": (semantic.semantic_ids_arguments, semantic.semantic_ids),
     "completion": (completion_arguments, completion),

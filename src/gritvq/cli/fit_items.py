@@ -106,6 +106,8 @@ def fit(parser: Any, config: Any, given: Mapping[str, Any]) -> None:
     task = RecommenderTask(recommender, **arguments_of(config.task))
     done = steps_done(task, plan, config, place, task.load)
     open_run(parser, config, place, done, changes)
+    if place.launch.first:
+        write_json(place.run.data, {"data": folder, "splits": _splits(split)})
     if tokenizer is not None:
         write_ids(place.run.semantic_ids, tokenizer, ids)
     trainer, taken = run_training(task, data, plan, place, done, **extras_of(parser, config))
@@ -145,6 +147,16 @@ def _ids_for(folder: str, items: Sequence[Any]) -> Any:
         return ids
     codes = ids.ids_of(items)  # raises if an item has none
     return SemanticIds(codes, ids.codebook_sizes, items, collisions=ids.collisions, fingerprint=ids.fingerprint)
+
+
+def _splits(split: Any) -> dict[str, dict[str, int]]:
+    """Numbers of users and events."""
+    counts = split.report()
+    held_out = {"users": counts["evaluated_users"], "events": counts["evaluated_users"]}
+    return {
+        "train": {"users": counts["users"], "events": counts["train_events"]},
+        **dict.fromkeys(("validation", "test"), held_out),
+    }
 
 
 def _tested(recommender: Any, split: Any, num_users: int | None) -> dict[str, float]:

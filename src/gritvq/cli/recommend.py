@@ -21,7 +21,7 @@ _OF_FILES = ["id_column", "history_column", "unknown", "batch_size", "out", "ove
 
 def recommend_arguments(parser: Any) -> None:
     """Arguments of recommend."""
-    parser.add_argument("run", type=str, help="folder of a run of 'fit items', or of a recommender")
+    parser.add_argument("run", type=str, help="folder of a run of 'fit items', or a recommender's folder or Hub name")
     parser.add_argument("--user", type=str | None, default=None, help="key of a user in the data")
     parser.add_argument(
         "--history", type=str | None, default=None, help='items, oldest first: [KEY,KEY,...]; "quote" keys with a comma'

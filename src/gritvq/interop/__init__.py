@@ -1,4 +1,4 @@
-"""Readers of other libraries' quantizers, and a way to put ours in their place.
+"""Readers of other libraries' quantizers, a way to put ours in their place, and the Hugging Face Hub.
 
 Names are imported when they are first used.
 """
@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING
 from gritvq.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from gritvq.interop.cards import *
     from gritvq.interop.codecs import *
+    from gritvq.interop.hub import *
     from gritvq.interop.image_models import *
     from gritvq.interop.replace import *
     from gritvq.interop.resize import *
@@ -20,7 +22,9 @@ if TYPE_CHECKING:
 __getattr__, __dir__, __all__ = lazy_names(
     __name__,
     {
+        "cards": ["model_card"],
         "codecs": ["from_dac", "from_encodec", "from_mimi"],
+        "hub": ["prepare_upload", "push_to_hub"],
         "image_models": [
             "LogitAssignment",
             "from_diffusers",

@@ -64,9 +64,13 @@ class RecommenderTask(Task):
         return [] if run is None else [BestRecommender(run.recommender)]
 
     def finish(self, run: RunFolder, training: Mapping[str, Any]) -> None:
-        """Write ``recommender/`` unless a validation has; the last weights are in the last checkpoint."""
-        if not run.recommender.exists():
-            self.recommender.save_pretrained(run.recommender)
+        """Write ``recommender/``; weights of the best validation stay, and the last ones are in the last checkpoint."""
+        callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
+        validated = any(isinstance(each, BestRecommender) and each.best >= 0 for each in callbacks)
+        validated = validated and run.recommender.exists()  # not so if it was resumed in another folder
+        recommender = self.load(run.recommender) if validated else self.recommender
+        told = {**training, "weights": "of the best validation" if validated else "of the last step"}
+        recommender.save_pretrained(run.recommender, told)
 
     def load(self, source: str | Path) -> GenerativeRecommender:
         """Load a recommender, trusting the packages that this one's classes come from."""

@@ -16,7 +16,7 @@ from gritvq.component import Component, check_integer, check_number, eval_mode, 
 from gritvq.priors.heads import Head, HeadName, head_for
 from gritvq.priors.sampling import Guidance, Noise, Sampler, Seeds, seeds_of
 from gritvq.priors.transformer import Transformer
-from gritvq.saving import load_weights, read_config, write_folder
+from gritvq.saving import load_weights, local_folder, read_config, write_folder
 from gritvq.tokens import TokenLayout
 
 __all__ = ["Prior", "Progress"]
@@ -302,19 +302,21 @@ class Prior(Component, ABC):
         layout: TokenLayout | None = None,
         fingerprint: str | None = None,
         trusted: Iterable[str] = (),
+        revision: str | None = None,
     ) -> _Self:
-        """Load a prior, in eval mode.
+        """Load a prior from a folder or, by name, from the Hugging Face Hub; in eval mode.
 
         Args:
-            folder: What :meth:`save_pretrained` wrote.
+            folder: What :meth:`save_pretrained` wrote, or ``"owner/name"`` (needs ``huggingface_hub``).
             layout: Layout of the tokens to use it with; not compared if None.
             fingerprint: Fingerprint of the tokenizer to use it with; not compared if None.
             trusted: Modules besides ``gritvq`` that its classes may come from.
+            revision: Branch, tag or commit on the Hub.
 
         Raises:
             ValueError: If files are missing or damaged, it is another kind of prior, or layout or fingerprint differ.
         """
-        folder = Path(folder)
+        folder = local_folder(folder, revision=revision, what="the folder of a prior")
         config = read_config(folder, _KIND)
         saved = config.get("fingerprint")
         if not isinstance(saved, str | None):

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import itertools
+import json
+import os
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from gritvq.files import replacing_files
+from gritvq.lazy import optional
+
 __all__ = ["BOS", "EOS", "PAD", "Vocabulary"]
 
 PAD, BOS, EOS = 0, 1, 2
+_SPECIAL = {"pad_token": "<pad>", "bos_token": "<bos>", "eos_token": "<eos>"}  # in the order of their numbers
 
 
 class Vocabulary:
@@ -80,6 +87,63 @@ class Vocabulary:
             tensor([3, 4, 5, 6])
         """
         return slice(self.first_tokens[channel], self.first_tokens[channel + 1])
+
+    # --- as words -----------------------------------------------------------------------------------------------------
+
+    @property
+    def words(self) -> list[str]:
+        """A word for each token: ``<pad>``, ``<bos>``, ``<eos>``, then ``<c1_17>`` for index 17 of channel 1.
+
+        Raises:
+            ValueError: If ``first_token`` leaves no room for the special tokens.
+        """
+        first = self.first_tokens[0]
+        if first <= EOS:
+            raise ValueError(f"expected first_token >= {EOS + 1} for words of PAD, BOS and EOS, got {first}")
+        special = [*_SPECIAL.values(), *(f"<special_{token}>" for token in range(EOS + 1, first))]
+        return special + [f"<c{q}_{i}>" for q, size in enumerate(self.codebook_sizes) for i in range(size)]
+
+    def text_of(self, tokens: Int[Tensor, "*T"]) -> str:
+        """Tokens of one sequence as words with blanks between them, in row-major order.
+
+        Raises:
+            ValueError: If a token is out of range.
+
+        Example:
+            >>> Vocabulary((4, 8)).text_of(torch.tensor([[3, 14], [6, 0]]))
+            '<c0_0> <c1_7> <c0_3> <pad>'
+        """
+        words, flat = self.words, tokens.reshape(-1).tolist()
+        if wrong := [token for token in flat if not 0 <= token < len(words)]:
+            raise ValueError(f"expected tokens in [0, {len(words)}), got {wrong[0]}; are they of another vocabulary?")
+        return " ".join(words[token] for token in flat)
+
+    def save_pretrained_tokenizer(self, folder: str | os.PathLike[str]) -> Path:
+        """Write a tokenizer of ``transformers`` for text of :attr:`words`; needs ``tokenizers`` (the extra ``text``).
+
+        ``AutoTokenizer.from_pretrained(folder)`` loads it. Its numbers are the tokens of this vocabulary; it puts BOS
+        and EOS around a sequence unless ``add_special_tokens=False``, and a word that is none of these is an error.
+
+        Args:
+            folder: Any folder, such as that of a model; ``tokenizer.json`` and ``tokenizer_config.json`` are replaced.
+
+        Raises:
+            ValueError: If ``tokenizers`` is missing, or ``first_token`` leaves no room for the special tokens.
+        """
+        words = self.words
+        tokenizers = optional("tokenizers", "text", "to write a tokenizer of transformers")
+        made = tokenizers.Tokenizer(tokenizers.models.WordLevel({word: token for token, word in enumerate(words)}))
+        made.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+        made.add_special_tokens(words[: self.first_tokens[0]])
+        bos, eos = _SPECIAL["bos_token"], _SPECIAL["eos_token"]
+        made.post_processor = tokenizers.processors.TemplateProcessing(
+            single=f"{bos} $A {eos}", special_tokens=[(bos, BOS), (eos, EOS)]
+        )
+        settings = {"tokenizer_class": "PreTrainedTokenizerFast", **_SPECIAL, "clean_up_tokenization_spaces": False}
+        with replacing_files(folder) as scratch:
+            made.save(str(scratch / "tokenizer.json"))
+            (scratch / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+        return Path(folder)
 
     @staticmethod
     def _of(numbers: Sequence[int], values: Tensor, channels: Tensor | None) -> Tensor:

@@ -74,8 +74,18 @@ class RunFolder:
     @property
     def is_run(self) -> bool:
         """Whether the folder contains a run: its settings or its model."""
-        models = self.tokenizer, self.recommender, self.prior, self.text_model
-        return self.config.is_file() or any((model / CONFIG).is_file() for model in models)
+        return self.config.is_file() or self.model is not None
+
+    @property
+    def model(self) -> Path | None:
+        """The folder of what the run trained: a recommender, a prior, a model of text or a tokenizer; or None."""
+        models = self.recommender, self.prior, self.text_model, self.tokenizer
+        return next((model for model in models if (model / CONFIG).is_file()), None)
+
+    @property
+    def plots(self) -> tuple[Path, ...]:
+        """Places of all plots that a run may write."""
+        return self.reconstructions, self.usage, self.codebook, self.samples, self.collisions, self.tree
 
     def check(self, overwrite: bool, instead: str = "") -> None:
         """Check that a new run can be written here.
@@ -109,6 +119,5 @@ class RunFolder:
         for part in (self.logs, self.checkpoints, *models, self.semantic_ids, self.ids):
             if part not in but:
                 shutil.rmtree(part, ignore_errors=True)
-        plots = self.reconstructions, self.usage, self.codebook, self.samples, self.collisions, self.tree
-        for part in (self.data, self.metrics, self.report, self.texts, self.codes, *plots):
+        for part in (self.data, self.metrics, self.report, self.texts, self.codes, *self.plots):
             part.unlink(missing_ok=True)

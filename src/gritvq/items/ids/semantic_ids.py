@@ -29,6 +29,7 @@ from gritvq.items.ids.metrics import report
 from gritvq.items.ids.trie import PrefixTrie
 from gritvq.items.interactions import Key
 from gritvq.lazy import optional
+from gritvq.saving import local_folder
 
 __all__ = ["FORMAT_VERSION", "Key", "SemanticIds"]
 
@@ -320,6 +321,20 @@ class SemanticIds:
             parquet.write_table(pyarrow.table(columns), scratch / _TABLE, compression="zstd")
             write_header(scratch / _HEADER, content)
         return folder
+
+    @classmethod
+    def from_pretrained(cls, source: str | os.PathLike[str], *, revision: str | None = None) -> SemanticIds:
+        """Read ids from a folder, as :meth:`load`, or, by name, from the Hugging Face Hub.
+
+        Args:
+            source: A folder, or ``"owner/name"`` (needs ``huggingface_hub``).
+            revision: Branch, tag or commit on the Hub.
+
+        Raises:
+            ValueError: As :meth:`load`, or if the Hub cannot be reached or has no such name or revision.
+        """
+        files = (_HEADER, _TABLE)
+        return cls.load(local_folder(source, revision=revision, what="a folder of semantic ids", files=files))
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> SemanticIds:

@@ -23,7 +23,7 @@ from gritvq.items.recommenders.beam_search import Beams, beam_search, exact_scor
 from gritvq.items.recommenders.graph import ItemGraph
 from gritvq.items.recommenders.parallel import ParallelScorer, RankedItems, channel_log_probs, check_no_nan
 from gritvq.items.recommenders.ranking import top_items
-from gritvq.saving import load_weights, read_config, read_tensors, write_folder
+from gritvq.saving import CONFIG, WEIGHTS, load_weights, local_folder, read_config, read_tensors, write_folder
 
 __all__ = ["GenerativeRecommender"]
 
@@ -43,6 +43,9 @@ class GenerativeRecommender(nn.Module):
         max_history: Largest number of items read.
         beam: Default beam size; unused if the backbone is parallel.
         priority: Priority of each item (n,), such as its number of training events.
+
+    Attributes:
+        trained: What a loaded recommender says of its training, plain values by name.
 
     Raises:
         ValueError: If the backbone was made for other codebook sizes or shorter histories, or a number is out of range.
@@ -83,6 +86,7 @@ class GenerativeRecommender(nn.Module):
                 f"it with max_items {max_history + 1}, or reduce max_history"
             )
         self.backbone, self.ids, self.max_history, self.beam = backbone, ids, max_history, beam
+        self.trained: dict[str, Any] = {}
         priority = torch.zeros(len(ids.codes)) if priority is None else priority.detach().cpu().float()
         self._trie: PrefixTrie | None = None
         self._scorer: ParallelScorer | None = None
@@ -292,13 +296,19 @@ class GenerativeRecommender(nn.Module):
 
         return write_recommender(self, folder, format, k, self._beam(k, beam))
 
-    def save_pretrained(self, folder: str | os.PathLike[str]) -> Path:
+    def save_pretrained(self, folder: str | os.PathLike[str], training: Mapping[str, Any] | None = None) -> Path:
         """Write ``config.json``, ``model.safetensors``, the ids (folder ``ids``) and the priority; no pickle.
+
+        Args:
+            folder: New, empty, or one that holds a recommender, which is replaced.
+            training: Plain values about the run, for ``config.json``; ``trained`` where None.
 
         Raises:
             ValueError: If the path is a file, or a folder with other files.
         """
+        told = dict(self.trained if training is None else training)
         extra = {"max_history": self.max_history, "beam": self.beam, "ids": _digest(self.ids)}
+        extra |= {"training": told} if told else {}
         others = {
             _IDS: self.ids.save,
             _PRIORITY: lambda path: save_file({"priority": self.priority.cpu().contiguous()}, path),
@@ -315,22 +325,29 @@ class GenerativeRecommender(nn.Module):
 
     @classmethod
     def from_pretrained(
-        cls, folder: str | os.PathLike[str], ids: SemanticIds | None = None, trusted: Iterable[str] = ()
+        cls,
+        folder: str | os.PathLike[str],
+        ids: SemanticIds | None = None,
+        trusted: Iterable[str] = (),
+        *,
+        revision: str | None = None,
     ) -> GenerativeRecommender:
-        """Load a recommender, in eval mode.
+        """Load a recommender from a folder or, by name, from the Hugging Face Hub; in eval mode.
 
         Args:
-            folder: Folder written by :meth:`save_pretrained`.
+            folder: Folder written by :meth:`save_pretrained`, or ``"owner/name"`` (needs ``huggingface_hub``).
             ids: The ids it was trained on, matched by key: in any order, and possibly with more items, such as those
                 of :meth:`SemanticIds.add` or those that the training left out. Item rows are then those of these ids.
                 None loads those in the folder. Appended tokens that are larger than in training are clamped to the
                 largest known one, so such an item shares the id and the score of another item.
             trusted: Modules besides ``gritvq`` that its classes may come from.
+            revision: Branch, tag or commit on the Hub.
 
         Raises:
             ValueError: If files are missing or damaged, or the ids are not those of training.
         """
-        folder = Path(folder)
+        files = (CONFIG, WEIGHTS, _PRIORITY, f"{_IDS}/*")
+        folder = local_folder(folder, revision=revision, what="the folder of a recommender", files=files)
         config = read_config(folder, _KIND, {"ids": str, "max_history": int, "beam": int})
         own = SemanticIds.load(folder / _IDS) if ids is None or _digest(ids) != config["ids"] else ids
         ids = own if ids is None else ids
@@ -352,7 +369,9 @@ class GenerativeRecommender(nn.Module):
         if ids.codebook_sizes != own.codebook_sizes:
             known = ids.codes.minimum(torch.tensor(own.codebook_sizes) - 1)
             ids = SemanticIds(known, own.codebook_sizes, ids.items, fingerprint=ids.fingerprint)
-        return cls(backbone, ids, max_history=config["max_history"], beam=config["beam"], priority=priority).eval()
+        made = cls(backbone, ids, max_history=config["max_history"], beam=config["beam"], priority=priority).eval()
+        made.trained = training if isinstance(training := config.get("training"), dict) else {}
+        return made
 
     def _beam(self, k: int, beam: int | None) -> int:
         """The beam size of a search for k items."""

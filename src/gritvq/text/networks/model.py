@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from gritvq.component import Component, eval_mode, from_config
-from gritvq.saving import load_weights, read_config, write_folder
+from gritvq.saving import load_weights, local_folder, read_config, write_folder
 from gritvq.text.generation import Writing, write_documents
 from gritvq.text.networks.latents import GaussianLatents
 from gritvq.text.networks.parts import SegmentDecoder, SegmentEncoder
@@ -221,21 +221,25 @@ class TraceModel(Component):
         return write_folder(folder, _KIND, self, {"text": form, "training": told})
 
     @classmethod
-    def from_pretrained(cls, folder: str | os.PathLike[str], trusted: Iterable[str] = ()) -> TraceModel:
-        """Load a model, in eval mode.
+    def from_pretrained(
+        cls, folder: str | os.PathLike[str], trusted: Iterable[str] = (), *, revision: str | None = None
+    ) -> TraceModel:
+        """Load a model from a folder or, by name, from the Hugging Face Hub; in eval mode.
 
         Args:
-            folder: What :meth:`save_pretrained` wrote.
+            folder: What :meth:`save_pretrained` wrote, or ``"owner/name"`` (needs ``huggingface_hub``).
             trusted: Modules besides ``gritvq`` that its classes may come from.
+            revision: Branch, tag or commit on the Hub.
 
         Raises:
             ValueError: If files are missing or damaged, or it is another kind of model.
         """
-        config = read_config(Path(folder), _KIND)
+        folder = local_folder(folder, revision=revision, what="the folder of a model of text")
+        config = read_config(folder, _KIND)
         model = from_config(config[_KIND], trusted)
         if not isinstance(model, cls):
             raise ValueError(f"expected a {cls.__name__} in {folder}, got {type(model).__name__}; it is another kind")
-        load_weights(model, Path(folder), config)
+        load_weights(model, folder, config)
         model.use(None if config.get("text") is None else TextFormat.from_settings(config["text"]))
         training = config.get("training")
         model.trained = training if isinstance(training, dict) else {}
