@@ -116,6 +116,7 @@ OTHERS = {
     "semantic-ids report": ("nowhere",),
     "semantic-ids add": ("nowhere", "--data", "nowhere"),
     "semantic-ids convert": ("nowhere", "--out", "nowhere"),
+    "semantic-ids vectors": ("--data.folder", "nowhere"),
     "completion": ("nothing",),
 }
 
