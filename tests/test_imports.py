@@ -21,7 +21,7 @@ QUANTIZERS = PARTS | FOUR
 QUANTIZERS |= {
     f"quantizers.{room}" for room in ("vector_quantizer", "structures", "lookup_free", "stochastic", "presets")
 }
-QUANTIZERS |= {"quantizers.metrics", "quantizers.kernels"}
+QUANTIZERS |= {"quantizers.metrics", "quantizers.kernels", "quantizers.diagnosis"}
 ALLOWED: dict[str, set[str]] = {
     "component": set(),
     "distributed": set(),
@@ -43,6 +43,7 @@ ALLOWED: dict[str, set[str]] = {
     "quantizers.stochastic": PARTS | {"quantizers.codebooks", "quantizers.assignments", "quantizers.vector_quantizer"},
     "quantizers.presets": QUANTIZERS,
     "quantizers.metrics": PARTS,
+    "quantizers.diagnosis": PARTS | {"quantizers.learning", "quantizers.metrics", "quantizers.vector_quantizer"},
     "saving": {"component", "files", "lazy"},
     "export": {"files", "lazy", "quantizers.base"},
     "tokenizer": {"component", "export", "quantizers.base", "saving"},

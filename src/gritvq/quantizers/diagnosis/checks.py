@@ -67,12 +67,13 @@ def of_table(path: str, codes: Tensor, metric: str) -> Iterator[Finding]:
     typical = float(near.quantile(0.9))
     typical = typical if typical > 1e-3 * spread / len(rows) else spread
     share = float((near <= _COPY * typical).double().mean())
-    if share > _COPIES:
+    limit = max(_COPIES, 4 / len(asked))  # one or two pairs of few codes are chance
+    if share > limit:
         says = (
             f"{percent(share)} of the codes{within(path)} have another code nearer than 1 % of the typical distance "
             f"between neighbors, {typical:.3g}: two codes that say the same."
         )
-        yield Finding("codes are duplicates", says, share, _COPIES, anew, path, settings)
+        yield Finding("codes are duplicates", says, share, limit, anew, path, settings)
 
 
 def of_rank_alone(path: str, codes: Tensor) -> Iterator[Finding]:

@@ -46,7 +46,8 @@ def examine(
     - *codes are not finite*, *latents are not finite*: share of rows with NaN or infinity > 0.
     - *codes are zero*: more than one ``|c_k| <= 1e-6 median |c|``. One code may be zero, two are copies.
     - *codes are duplicates*: share of codes whose nearest other code is nearer than 1 % of the 90 % quantile of these
-      distances, > 5 %. Of random codes in one dimension, the worst case, 2 % are; in D dimensions ``0.01^D``.
+      distances, > 5 % and more than 4 codes. Of random codes in one dimension, the worst case, 2 % are; in D dimensions
+      about ``0.01^D``.
     - *codes have low rank*: share of the latents' variance in those principal directions of ``q`` in which ``q`` has
       less than 1 % of the latents' variance, > 1/2, where at least 4 D codes are in use. A code of low rate leaves out
       the directions of little variance (reverse water-filling), never those of most. Without latents: effective
