@@ -188,16 +188,19 @@ def _sizes(patient: _Patient) -> tuple[int, ...]:
     """Codes of each channel, also of a run without a tokenizer."""
     if patient.tokenizer is not None:
         return tuple(patient.tokenizer.quantizer.codebook_sizes)
-    size = _quantizer_of(patient.settings).get("init_args", {}).get("codebook_size")
+    size = (_quantizer_of(patient.settings)[1].get("init_args") or {}).get("codebook_size")
     return (size,) if isinstance(size, int) else ()
 
 
-def _quantizer_of(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Class and arguments of a run's quantizer."""
-    found: Any = settings
-    for name in ("tokenizer", "quantizer"):
-        found = found.get(name) if isinstance(found, dict) else None
-    return found if isinstance(found, dict) else {}
+def _quantizer_of(settings: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Where a run's quantizer is set, and its class and arguments."""
+    for place in ("tokenizer", "model"):
+        found = settings.get(place)
+        for name in ("init_args", "quantizer") if place == "model" else ("quantizer",):
+            found = found.get(name) if isinstance(found, dict) else None
+        if isinstance(found, dict):
+            return f"{place}.quantizer", found
+    return "", {}
 
 
 # --- examining --------------------------------------------------------------------------------------------------------
@@ -276,7 +279,7 @@ def _lines(text: str, first: str = "", others: str = "") -> list[str]:
 
 def _arguments(finding: Finding, settings: Mapping[str, Any]) -> list[str]:
     """Arguments of ``gritvq fit`` that mend a finding: those that the run's quantizer takes and does not have yet."""
-    described = _quantizer_of(settings)
+    place, described = _quantizer_of(settings)
     try:
         takes = set(inspect.signature(class_of(described["class_path"])).parameters)
     except Exception:  # none, or a class that is not there
@@ -287,10 +290,9 @@ def _arguments(finding: Finding, settings: Mapping[str, Any]) -> list[str]:
     for name, value in finding.settings:
         if name == "lr" and isinstance(lr, int | float):
             given.append(f"--task.lr {lr / 3:.2g}")
-        elif name in ("dim", "codebook_size") and name in takes and own.get(name) != value:
-            given.append(f"--{name} {value}")
         elif name in takes and own.get(name) != value:
-            given.append(f"--tokenizer.quantizer.{name} {value}")
+            short = name in ("dim", "codebook_size") and place == "tokenizer.quantizer"  # of encoder and decoder too
+            given.append(f"--{name} {value}" if short else f"--{place}.{name} {value}")
     return given
 
 

@@ -83,7 +83,7 @@ def export(tokenizer: TextTokenizer, config: Any) -> None:
 
 
 def latents(tokenizer: TextTokenizer, config: Any, source: str, settings: Any) -> tuple[Tensor, str, float]:
-    """Latents (N, D) of the segments of documents, where they come from, and how many a document has.
+    """Latents (N, D) of the segments of documents, where they come from, and how many a row of a batch has.
 
     Args:
         tokenizer: On its device, in eval mode.
@@ -102,12 +102,12 @@ def latents(tokenizer: TextTokenizer, config: Any, source: str, settings: Any) -
     documents, about, _ = _documents_to_measure(tokenizer, config, source)
     chosen = list(itertools.islice(documents, config.num_images))
     device = next(tokenizer.parameters()).device
-    rows = (row for own in form.tokens(chosen) for row in own)
-    found = [tokenizer.latents(form.batch_of(group).to(device)) for group in _groups(rows, config.batch_size)]
+    rows = [row for own in form.tokens(chosen) for row in own]
+    found = [tokenizer.latents(form.batch_of(group).to(device)) for group in _groups(iter(rows), config.batch_size)]
     if not found:
         raise ValueError(f"expected at least one document in {about['data']}, got none; give others with --data.path")
     values = torch.cat(found)
-    return values, f"{len(chosen):,} documents of {about['data']}", len(values) / len(chosen)
+    return values, f"{len(chosen):,} documents of {about['data']}", len(values) / len(rows)
 
 
 class _Seen:
