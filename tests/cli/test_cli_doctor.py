@@ -112,24 +112,17 @@ def test_settings_that_cannot_work(
 @pytest.mark.parametrize(
     ("words", "expected", "argument"),
     [
-        (
-            ["--preset", "vq_vae", "--codebook_size", "256", "--tokenizer.quantizer.lr_scale", "0.001"],
-            "dead codes",
-            "lr_scale 10",
-        ),
-        (
-            ["--tokenizer.quantizer.revival_interval", "1", "--codebook_size", "512"],
-            "too few vectors per step",
-            "revival",
-        ),
-        (["--preset", "simvq", "--tokenizer.quantizer.commitment_weight", "300"], "latents do not vary", "commitment"),
+        (["gritvq.vq_vae", "codebook_size=256", "commitment_weight=50"], "dead codes", "lr_scale 10"),
+        (["gritvq.vq_vae_ema", "codebook_size=512", "revival_interval=1"], "too few vectors per step", "revival"),
+        (["gritvq.simvq", "commitment_weight=300"], "latents have low rank", "--dim 2"),
     ],
 )
 def test_larger_sabotage(
     words: list[str], expected: str, argument: str, pictures: Path, tmp_path: Path, monkeypatch: Any, capsys: Any
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    fit(tmp_path, pictures, "--plan.max_steps", "400", *words)
+    given = [word for each in words[1:] for word in (f"--tokenizer.quantizer.{each}".split("="))]
+    fit(tmp_path, pictures, "--tokenizer.quantizer", words[0], *given, "--plan.max_steps", "400")
     _, content = examined(capsys, "run")
     assert expected in named(content), named(content)
     own = next(each for each in content["findings"] if each["name"] == expected)

@@ -426,7 +426,7 @@ def test_batches_that_are_too_small() -> None:
 def test_every_quantizer_can_be_examined(make: Callable[[int, int], Quantizer]) -> None:
     torch.manual_seed(0)
     quantizer = make(DIM, SIZE)
-    shape = (8, 4, 4) if quantizer.layout else (128,)
+    shape = {0: (128,), 1: (8, 12), 2: (8, 4, 4)}[len(quantizer.layout)]
     latents = torch.randn(*shape, quantizer.input_dim)
     quantizer.initialize_codebook(latents)
     for latent in (latents, None):
