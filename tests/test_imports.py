@@ -147,10 +147,11 @@ Path("pictures").mkdir()
 for number in range(8):
     pixels = np.random.default_rng(number).integers(0, 256, (16, 16, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(f"pictures/{number}.png")
-helps = ["validate", "evaluate", "inspect", "encode", "decode", "export", "presets", "recommend", "semantic-ids fit"]
+helps = ["validate", "evaluate", "inspect", "doctor", "encode", "decode", "export", "presets", "recommend"]
+helps += ["semantic-ids fit"]
 lines = ["--version", "--help", *(f"{verb} --help" for verb in helps)]
 lines += ["presets", "encode pictures --tokenizer tokenizer", "decode tokens.npz --tokenizer tokenizer"]
-lines += [f"{verb} tokenizer --data.path pictures" for verb in ("validate", "inspect")]
+lines += [f"{verb} tokenizer --data.path pictures" for verb in ("validate", "inspect", "doctor")]
 for line in lines:
     said = io.StringIO()
     with contextlib.redirect_stdout(said), contextlib.redirect_stderr(io.StringIO()):

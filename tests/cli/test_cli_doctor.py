@@ -78,7 +78,7 @@ def test_nothing_is_found_in_a_healthy_run(run: Path, pictures: Path, capsys: py
     assert content["findings"] == [] and said.splitlines()[0] == "run: nothing found"
     assert f"1,728 latents of 108 training pictures of {pictures}; logs up to step 120" in said
     said, content = examined(capsys, str(run), "--data.path", str(pictures / "000.png"))
-    assert content["findings"] == [] and "16 latents of 1 pictures of" in said
+    assert content["findings"] == [] and "16 latents of 1 picture of" in said
     said, content = examined(capsys, str(run / "tokenizer"), "--num_images", "70")
     assert content["findings"] == [] and "1,120 latents of 70 training pictures" in said and "logs" not in said
 

@@ -53,6 +53,11 @@ def test_a_planted_fault_is_named(name: str, course: Course, expected: str) -> N
     assert (said[0].number < said[0].limit) == (expected in ("usage falls", "quantizer's losses vanish"))
 
 
+def test_late_levels_may_have_little_left() -> None:
+    levels = {f"train_{level}/commitment": lambda done, level=level: 0.02 * 0.3**level for level in range(12)}
+    assert examine_logs(logs(**levels)) == []
+
+
 def test_dead_codes_of_the_last_validation() -> None:
     dead = {"val/usage": [(999, 0.1)], "val/tokens": [(999, 4096.0)]}
     said = examine_logs(dead, 64)

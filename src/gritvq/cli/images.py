@@ -242,7 +242,7 @@ def latents(
     per_picture = float(side**2 if side else rows.shape[1])
     if together:
         found = [grid for grid in found if grid.shape[1:] == found[0].shape[1:]]
-    return torch.cat(found), f"{seen:,} {about}", per_picture
+    return torch.cat(found), f"{seen:,} {about if seen > 1 else about.replace('pictures', 'picture', 1)}", per_picture
 
 
 def encode(tokenizer: ImageTokenizer, config: Any, device: torch.device, write: Callable[..., Path]) -> None:

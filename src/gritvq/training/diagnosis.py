@@ -10,7 +10,7 @@ from statistics import median
 
 from gritvq.quantizers.diagnosis import Finding, least_usage, most_severe_first
 
-__all__ = ["Logs", "examine_logs", "read_logs"]
+__all__ = ["examine_logs", "read_logs"]
 
 Logs = Mapping[str, Sequence[tuple[int, float]]]
 
@@ -51,8 +51,8 @@ def examine_logs(logs: Logs, codebook_size: int | None = None) -> list[Finding]:
     - *commitment loss explodes*: median of its last tenth over its median in the tenth before half of the run, > 3,
       while the reconstruction loss does not grow as much, and it is the larger of both. It may grow while the encoder
       learns to use its range, in the first half; after that, with a falling learning rate, a healthy one is level.
-    - *quantizer's losses vanish*: commitment or codebook loss over the reconstruction loss in the last tenth, < 1e-5:
-      latents that lie on their codes to 0.3 % of the error's size carry nothing but the code.
+    - *quantizer's losses vanish*: commitment or codebook loss of all levels over the reconstruction loss in the last
+      tenth, < 1e-5: latents so near to their codes carry nothing else, so no gradient says where codes should move.
     - *usage falls*: usage of the last validation (or, without two, of the last 100 steps) over the best before, < 1/2.
     - *dead codes*: usage of the last validation below :func:`gritvq.quantizers.diagnosis.least_usage`; needs
       ``codebook_size``.
@@ -93,33 +93,36 @@ def _of_losses(logs: Logs) -> Iterator[Finding]:
 
 def _of_commitment(logs: Logs) -> Iterator[Finding]:
     main = _finite(logs.get("train/reconstruction", ()))
-    for name, values in logs.items():
-        kind = name.rpartition("/")[2]
-        values = _finite(values)
-        if kind not in ("commitment", "codebook") or len(values) < _LEAST or len(main) < _LEAST:
+    if len(main) < _LEAST:
+        return
+    main_middle, main_end = _middle_and_end(main)
+    if main_middle <= 0 or main_end <= 0:  # a likelihood, which may be negative
+        return
+    last: dict[str, float] = {}
+    for name, given in logs.items():
+        kind, values = name.rpartition("/")[2], _finite(given)
+        if not name.startswith("train/") or kind not in ("commitment", "codebook") or len(values) < _LEAST:
             continue
-        (middle, end), (main_middle, main_end) = _middle_and_end(values), _middle_and_end(main)
+        middle, end = _middle_and_end(values)
+        last[kind] = last.get(kind, 0.0) + end
+        grown = end / middle if middle > 0 else 1.0
         part = name.removeprefix("train/").rpartition("/")[0]
         where = f" of level {part}" if part else ""
-        if (
-            kind == "commitment"
-            and middle > 0
-            and end / middle > max(3.0, 3 * main_end / main_middle)
-            and end > main_end
-        ):
+        if kind == "commitment" and grown > max(3.0, 3 * main_end / main_middle) and end > main_end:
             says = (
-                f"The commitment loss{where} has grown {end / middle:.3g} times in the second half of the run, to "
-                f"{end:.3g}; the reconstruction loss is {main_end:.3g}: latents run away from the codes."
+                f"The commitment loss{where} has grown {grown:.3g} times in the second half of the run, to {end:.3g}; "
+                f"the reconstruction loss is {main_end:.3g}: latents run away from the codes."
             )
             advice = "Raise the commitment weight or the codes' learning rate, or lower that of the encoder."
             settings = (("commitment_weight", 1.0), ("lr_scale", 10))
-            yield Finding("commitment loss explodes", says, end / middle, 3, advice, part, settings)
-        if main_end > 0 and end / main_end < 1e-5:
-            says = f"The {kind} loss{where} is {end / main_end:.1g} of the reconstruction loss."
+            yield Finding("commitment loss explodes", says, grown, 3, advice, part, settings)
+    for kind, end in last.items():
+        if end / main_end < 1e-5:
+            says = f"The {kind} loss is {end / main_end:.1g} of the reconstruction loss: latents hold their code only."
             advice = "Lower the commitment weight: the encoder obeys the codes and learns nothing from the data."
-            settings = (("commitment_weight", 0.25),)
-            yield Finding("quantizer's losses vanish", says, end / main_end, 1e-5, advice, part, settings)
-            break
+            weight = (("commitment_weight", 0.25),)
+            yield Finding("quantizer's losses vanish", says, end / main_end, 1e-5, advice, settings=weight)
+            return
 
 
 def _of_usage(logs: Logs, codebook_size: int | None) -> Iterator[Finding]:

@@ -74,8 +74,9 @@ def examine(
     - *codes are not in the optimizer*: trained parameters of codebooks in none of its groups, > 0.
     - *learning rate of the codes is ignored*: codes with ``lr_scale`` other than 1 at the encoder's rate, > 0.
     - *learning rate of the codes is too low*: ``lr lr_scale mean_rate num_steps``, the way that AdamW moves a component
-      at most (about ``lr`` a step), below the root mean square of the latents' components, where codes start from
-      random numbers. Said only of a part with another fault that it explains: dead codes, or codes elsewhere.
+      at most (about ``lr`` a step; ``1 + sqrt D`` times that under an affine map, whose D weights and bias all move),
+      below the root mean square of the latents' components, where codes start from random numbers. Said only of a part
+      with another fault that it explains: dead codes, or codes elsewhere.
     - *moving average is too slow*: ``num_steps (1 - decay) < 1``, a window longer than the run; or a code's vectors in
       its window, ``vectors_per_step / (K (1 - decay)) < 4``: half of the standard deviation of a cell would be noise.
     - *too few vectors per step*: ``interval vectors_per_step / K < 3`` under a revival: ``exp(-3)``, 5 % of the codes
@@ -106,7 +107,8 @@ def examine(
         >>> [(finding.name, finding.number) for finding in examine(quantizer, latents)]
         [('codes are not finite', 0.25)]
     """
-    with torch.random.fork_rng(), warnings.catch_warnings():
+    devices = [] if latents is None or latents.device.type != "cuda" else [latents.device]
+    with torch.random.fork_rng(devices), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         found = list(of_finite_codes(quantizer))
         if found:  # everything else would speak of these
@@ -115,9 +117,9 @@ def examine(
         if optimizer is not None:
             found += of_optimizer(quantizer, optimizer)
         if latents is None:
-            for path, part in leaves(twin):
-                for _, codes in tables_of(part):
-                    found += of_table(path, codes.double(), metric_of(part))
+            for path, inner in leaves(twin):
+                for _, codes in tables_of(inner):
+                    found += of_table(path, codes.double(), metric_of(inner))
                     found += of_rank_alone(path, codes.double())
             return most_severe_first(found)
         latents, bad = finite_latents(quantizer, latents.detach())

@@ -139,7 +139,10 @@ def usage_findings(
         advice = (
             "Take fewer codes, or a larger weight of the entropy that spreads vectors over them, where there is one."
         )
-        settings = (("codebook_size", max(2, power_of_two(size * usage))),)
+        settings = (
+            ("entropy_weight", 1.0),
+            ("codebook_size", max(2, power_of_two(size * usage))),
+        )
     even = uniform_usage(size, num)
     if usage < least_usage(size, num):
         says = (

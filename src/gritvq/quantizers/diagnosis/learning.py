@@ -20,6 +20,7 @@ from gritvq.quantizers.vector_quantizer import VectorQuantizer
 __all__ = ["no_gradient", "of_optimizer", "of_training", "without_gradient"]
 
 _LIVE = 3.0  # vectors per code between two looks for dead codes
+_MOST_TIMES = 128  # the encoder's rate, which codes can still be trained at
 
 
 def of_optimizer(quantizer: Quantizer, optimizer: torch.optim.Optimizer) -> Iterator[Finding]:
@@ -74,21 +75,24 @@ def of_training(part: Part, training: TrainingFacts, share: float, is_ill: bool)
     quantizer, where, path = part.quantizer, within(part.path), part.path
     if not isinstance(quantizer, VectorQuantizer):
         return
-    size, per_step = quantizer.codebook_sizes[0], training.vectors_per_step * share
+    size, per_step = quantizer.codebook_sizes[0], max(1.0, training.vectors_per_step * share)
     averages = [rule for rule in _rules(quantizer) if isinstance(rule, EMAUpdate)]
     revivals = [rule for rule in _rules(quantizer) if isinstance(rule, DeadCodeRevival)]
     scales = list(quantizer.codebook.learning_rate_scales().values())
+    factor = {"table": 1.0, "rows": 1 + math.sqrt(quantizer.dim), None: math.inf}[quantizer.codebook.writes]
     if is_ill and scales and quantizer.codebook.initialization == "normal":
-        reach = training.lr * max(scales) * training.mean_rate * training.num_steps
+        reach = training.lr * max(scales) * training.mean_rate * training.num_steps * factor
         needed = float(part.x.square().mean().sqrt())
         if reach < needed:
-            times = max(2, power_of_two(2 * max(scales) * needed / reach))
+            times = max(2, power_of_two(2 * max(scales) * needed / max(reach, 1e-12)))
             says = (
                 f"In {training.num_steps:,} steps a component of a code{where} moves by {reach:.2g} at most, and the "
                 f"latents' components are {needed:.2g} large: codes cannot follow."
             )
             advice = "Give the codes a higher learning rate, start them from data, or train longer."
-            settings: tuple[tuple[str, Any], ...] = (("lr_scale", times), ("initialization", "kmeans"))
+            settings: tuple[tuple[str, Any], ...] = (("initialization", "kmeans"),)
+            if times <= _MOST_TIMES:
+                settings = (("lr_scale", times), *settings)
             yield Finding("learning rate of the codes is too low", says, reach, needed, advice, path, settings)
     for rule in averages:
         window = 1 / (1 - rule.decay)
