@@ -21,7 +21,7 @@ QUANTIZERS = PARTS | FOUR
 QUANTIZERS |= {
     f"quantizers.{room}" for room in ("vector_quantizer", "structures", "lookup_free", "stochastic", "presets")
 }
-QUANTIZERS |= {"quantizers.metrics", "quantizers.kernels"}
+QUANTIZERS |= {"quantizers.metrics", "quantizers.kernels", "quantizers.diagnosis"}
 ALLOWED: dict[str, set[str]] = {
     "component": set(),
     "distributed": set(),
@@ -43,6 +43,7 @@ ALLOWED: dict[str, set[str]] = {
     "quantizers.stochastic": PARTS | {"quantizers.codebooks", "quantizers.assignments", "quantizers.vector_quantizer"},
     "quantizers.presets": QUANTIZERS,
     "quantizers.metrics": PARTS,
+    "quantizers.diagnosis": PARTS | {"quantizers.learning", "quantizers.metrics", "quantizers.vector_quantizer"},
     "saving": {"component", "files", "lazy"},
     "export": {"files", "lazy", "quantizers.base"},
     "tokenizer": {"component", "export", "quantizers.base", "saving"},
@@ -148,10 +149,11 @@ Path("pictures").mkdir()
 for number in range(8):
     pixels = np.random.default_rng(number).integers(0, 256, (16, 16, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(f"pictures/{number}.png")
-helps = ["validate", "evaluate", "inspect", "encode", "decode", "export", "presets", "recommend", "semantic-ids fit"]
+helps = ["validate", "evaluate", "inspect", "doctor", "encode", "decode", "export", "presets", "recommend"]
+helps += ["semantic-ids fit"]
 lines = ["--version", "--help", *(f"{verb} --help" for verb in helps)]
 lines += ["presets", "encode pictures --tokenizer tokenizer", "decode tokens.npz --tokenizer tokenizer"]
-lines += [f"{verb} tokenizer --data.path pictures" for verb in ("validate", "inspect")]
+lines += [f"{verb} tokenizer --data.path pictures" for verb in ("validate", "inspect", "doctor")]
 for line in lines:
     said = io.StringIO()
     with contextlib.redirect_stdout(said), contextlib.redirect_stderr(io.StringIO()):

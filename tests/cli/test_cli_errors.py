@@ -104,6 +104,7 @@ CONFIGURED = {
 }
 OTHERS = {
     "demo": ("--steps", "-1"),
+    "doctor": ("nowhere",),
     "encode": ("nowhere", "--tokenizer", "nowhere"),
     "decode": ("nowhere", "--tokenizer", "nowhere"),
     "images-from": ("./nowhere",),
@@ -265,6 +266,9 @@ class TestOneMessage:
             (["fit", "--plan.max_stepz=3"], "did you mean '--plan.max_steps'?"),
             (["fit", "--preset", "fsqq"], "did you mean 'fsq'?"),
             (["validate", "x", "--data.pth", "y"], "did you mean '--data.path'?"),
+            (["doctor", "x", "--num_imges", "3"], "did you mean '--num_images'?"),
+            (["doctor", "x", "--num_images", "0"], "expected num_images >= 1, got 0"),
+            (["doctor", "x"], "expected a tokenizer folder or a Hub name 'owner/name', got 'x', which is neither"),
             (["inspect", "x", "--uot", "y"], "did you mean '--out'?"),
             (["encode", "x", "--tokeniser", "y"], "did you mean '--tokenizer'?"),
             (["decode", "x", "--tokeniser", "y"], "did you mean '--tokenizer'?"),

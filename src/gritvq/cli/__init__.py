@@ -17,6 +17,7 @@ from typing import Any
 
 from gritvq import __version__
 from gritvq.cli import compare as comparing
+from gritvq.cli import doctor as examining
 from gritvq.cli import errors, tokens
 from gritvq.cli import evaluate as evaluating
 from gritvq.cli import fit as fitting
@@ -131,6 +132,7 @@ _VERBS: dict[str, tuple[Callable[[Any], None], Verb]] = {
     "validate": (functools.partial(measuring.measure_arguments, out="runs/validate"), measuring.validate),
     "evaluate": (evaluating.evaluate_arguments, evaluating.evaluate),
     "inspect": (functools.partial(measuring.measure_arguments, out="runs/inspect"), measuring.inspect),
+    "doctor": (examining.doctor_arguments, examining.doctor),
     "encode": (tokens.encode_arguments, tokens.encode),
     "decode": (tokens.decode_arguments, tokens.decode),
     "images-from": (chaining.images_from_arguments, chaining.images_from),

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import warnings
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,7 @@ __all__ = [
     "encode",
     "export",
     "inspect",
+    "latents",
     "size_of",
     "validate",
 ]
@@ -161,6 +163,86 @@ def inspect(tokenizer: ImageTokenizer, parser: Any, config: Any) -> None:
         ],
         {"codebook": run.codebook, "usage": run.usage, "reconstructions": run.reconstructions},
     )
+
+
+def latents(
+    tokenizer: ImageTokenizer, config: Any, source: str, settings: Mapping[str, Any] | None
+) -> tuple[Tensor, str, float]:
+    """Latents of pictures, as training sees them: of the training crops of a run, or of whole pictures that are given.
+
+    Args:
+        tokenizer: On its device, in eval mode.
+        config: See :func:`gritvq.cli.doctor.doctor_arguments`.
+        source: The tokenizer's folder.
+        settings: The data of its run; what the tokenizer says itself where None.
+
+    Returns:
+        Latents (N, D), or (B, h, w, D) where vectors are quantized together; where they come from; latents per picture
+        in training.
+
+    Raises:
+        ValueError: If the data is not there, or no picture can be read.
+    """
+    import torch
+
+    from gritvq.images.data import ImageData
+    from gritvq.images.files import open_pictures
+
+    device = next(tokenizer.parameters()).device
+    factor, together, most = tokenizer.factor, bool(tokenizer.quantizer.layout), config.num_images
+    own = dict(settings) if settings is not None else {}
+    size = own.get("size")
+    if config.data.path is not None:
+        pictures = open_pictures(
+            config.data.path,
+            channels=tokenizer.channels,
+            split=None,
+            column=config.data.column or "image",
+            strict=config.data.strict,
+        )
+        groups = (
+            images
+            for group, images in _batches(pictures, config.batch_size, "encoding")
+            if _fits(tokenizer, group, False)
+        )
+        about = f"pictures of {config.data.path}"
+    else:
+        known = own_data(tokenizer, source) if settings is None else own
+        names = ("path", "size", "channels", "column", "num_validation", "seed")
+        try:
+            data = ImageData(**{k: v for k, v in known.items() if k in names}, batch_size=config.batch_size)
+            data.setup("fit")
+        except (TypeError, ValueError, OSError) as error:
+            raise ValueError(f"the data of the run is not there: {error}") from error
+        groups = (images for images in data.train_dataloader())
+        about, size = f"training pictures of {data.path}", data.size
+    found: list[Tensor] = []
+    room = max(1, 2**17 // most)  # of one picture, so that all have a say
+    known_ones: set[bytes] = set()
+    seen, idle = 0, 0
+    for images in groups:
+        marks = [hashlib.sha256(image.numpy().tobytes()).digest() for image in images]
+        new = [k for k, mark in enumerate(marks) if mark not in known_ones and mark not in marks[:k]][: most - seen]
+        known_ones |= set(marks)
+        idle = 0 if new else idle + 1
+        if idle > _SHOWN:  # training goes round without end
+            break
+        if not new:
+            continue
+        images = images[new]
+        grid = tokenizer.latents(images.to(device))
+        rows = grid.flatten(1, -2)
+        found.append(grid if together else rows[:, :: -(-rows.shape[1] // room)].flatten(0, 1))
+        seen += len(images)
+        if seen >= most:
+            break
+    if not found:
+        raise ValueError(f"expected at least one readable picture in {config.data.path}, got none; give others")
+    side = -(-int(size) // factor) if isinstance(size, int) else None
+    per_picture = float(side**2 if side else rows.shape[1])
+    if together:
+        found = [grid for grid in found if grid.shape[1:] == found[0].shape[1:]]
+    return torch.cat(found), f"{seen:,} {about if seen > 1 else about.replace('pictures', 'picture', 1)}", per_picture
 
 
 def encode(tokenizer: ImageTokenizer, config: Any, device: torch.device, write: Callable[..., Path]) -> None:

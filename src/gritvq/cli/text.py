@@ -32,6 +32,7 @@ __all__ = [
     "export",
     "generate",
     "inspect",
+    "latents",
     "text_place",
     "validate",
     "write_page",
@@ -81,6 +82,34 @@ def export(tokenizer: TextTokenizer, config: Any) -> None:
     report("exported", [("identical indices of random documents", said)], {"encoder": encoder})
 
 
+def latents(tokenizer: TextTokenizer, config: Any, source: str, settings: Any) -> tuple[Tensor, str, float]:
+    """Latents (N, D) of the segments of documents, where they come from, and how many a row of a batch has.
+
+    Args:
+        tokenizer: On its device, in eval mode.
+        config: See :func:`gritvq.cli.doctor.doctor_arguments`.
+        source: The tokenizer's folder.
+        settings: Not needed: a tokenizer of texts says what it was trained on.
+
+    Raises:
+        ValueError: If the data is not there, or has no document.
+    """
+    import torch
+
+    form = tokenizer.format
+    if form is None:
+        raise ValueError(f"expected a tokenizer with a vocabulary in {source}, got one without; train one")
+    documents, about, _ = _documents_to_measure(tokenizer, config, source)
+    chosen = list(itertools.islice(documents, config.num_images))
+    device = next(tokenizer.parameters()).device
+    rows = [row for own in form.tokens(chosen) for row in own]
+    found = [tokenizer.latents(form.batch_of(group).to(device)) for group in _groups(iter(rows), config.batch_size)]
+    if not found:
+        raise ValueError(f"expected at least one document in {about['data']}, got none; give others with --data.path")
+    values = torch.cat(found)
+    return values, f"{len(chosen):,} documents of {about['data']}", len(values) / len(rows)
+
+
 class _Seen:
     """Segments by the code of their first channel."""
 
@@ -112,7 +141,7 @@ def _measure(tokenizer: TextTokenizer, config: Any, *more: str) -> tuple[_Seen, 
     if form is None:
         raise ValueError(f"expected a tokenizer with a vocabulary in {config.tokenizer}, got one without; train one")
     device = device_named(config.device)
-    documents, about, tokens = _documents_to_measure(tokenizer, config)
+    documents, about, tokens = _documents_to_measure(tokenizer, config, config.tokenizer)
     tokenizer = tokenizer.fold().to(device)  # codes made once
     used, seen = CodebookUsage(tokenizer.quantizer.codebook_sizes), _Seen(form)
     shown: list[Document] = []
@@ -147,7 +176,7 @@ def _measure(tokenizer: TextTokenizer, config: Any, *more: str) -> tuple[_Seen, 
 
 
 def _documents_to_measure(
-    tokenizer: TextTokenizer, config: Any
+    tokenizer: TextTokenizer, config: Any, source: str
 ) -> tuple[Iterator[Document], dict[str, str], int | None]:
     """Documents, ``data`` and ``split`` for the report, and how many tokens they have if it is known."""
     from gritvq.text import Corpus, Reading, TextData
@@ -156,7 +185,7 @@ def _documents_to_measure(
     if given.path is not None:
         reading = Reading(column=given.column or "text", unit=given.unit, encoding=given.encoding)
         return iter(Corpus(given.path, reading)), {"data": given.path, "split": "all"}, None
-    settings = own_data(tokenizer, config.tokenizer)
+    settings = own_data(tokenizer, source)
     try:
         names = ("path", "validation", "num_validation", "seed")
         data = TextData(**{name: settings[name] for name in names}, reading=Reading(**settings["reading"]))
@@ -164,7 +193,7 @@ def _documents_to_measure(
         return data.held_out(), {"data": data.path, "split": "held out by the tokenizer's own run"}, tokens
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(
-            f"expected the held-out documents of the data that {config.tokenizer} was trained on, got none ({error}); "
+            f"expected the held-out documents of the data that {source} was trained on, got none ({error}); "
             "give others with --data.path"
         ) from error
 

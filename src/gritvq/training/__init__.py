@@ -12,6 +12,7 @@ from gritvq.lazy import lazy_names
 if TYPE_CHECKING:
     from gritvq.training.callbacks import *
     from gritvq.training.data import *
+    from gritvq.training.diagnosis import *
     from gritvq.training.objectives import *
     from gritvq.training.optimizer import *
     from gritvq.training.run import *
@@ -31,6 +32,7 @@ __getattr__, __dir__, __all__ = lazy_names(
             "WeightAverage",
         ],
         "data": ["DataModule", "TrainingData"],
+        "diagnosis": ["examine_logs", "read_logs"],
         "objectives": ["ElboObjective", "Objective", "ReconstructionObjective", "TwoPathObjective", "objective_for"],
         "optimizer": ["OptimizerSettings"],
         "run": ["TrainingPlan", "seed_everything", "train"],
