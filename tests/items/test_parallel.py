@@ -250,6 +250,17 @@ class TestModel:
         with pytest.raises(ValueError, match=f"channels_per_step from 1 to the 4 channels of the ids, got {drawn}"):
             decoder(channels_per_step=drawn)
 
+    def test_items_may_be_dropped_more_often_than_the_rest(self) -> None:
+        model = decoder(dropout=0.0, input_dropout=0.5).train()
+        rates = {name: part.p for name, part in model.items.named_modules() if isinstance(part, torch.nn.Dropout)}
+        assert rates.pop("drop") == 0.5 and set(rates.values()) == {0.0}
+        assert decoder(dropout=0.25).items.drop.p == 0.25
+        codes, lengths = random_codes()[None, :4], torch.tensor([4])
+        torch.manual_seed(0)
+        assert len({float(model.loss(codes, lengths)) for _ in range(3)}) == 3
+        model.eval()
+        assert len({float(model.loss(codes, lengths)) for _ in range(3)}) == 1
+
     def test_temperature_divides_the_cosines(self) -> None:
         states = torch.randn(3, 16, generator=seeded())
         cold, warm = decoder(temperature=0.1), decoder(temperature=0.4)

@@ -98,7 +98,15 @@ class Transformer(nn.Module):
         return optional("transformers", "priors").DynamicCache()
 
 
-def gpt2(dim: int, num_layers: int, num_heads: int, hidden_dim: int, dropout: float, positions: int) -> Any:
+def gpt2(
+    dim: int,
+    num_layers: int,
+    num_heads: int,
+    hidden_dim: int,
+    dropout: float,
+    positions: int,
+    input_dropout: float | None = None,
+) -> Any:
     """GPT-2 over given embeddings; its own token embedding is not used.
 
     Args:
@@ -108,6 +116,7 @@ def gpt2(dim: int, num_layers: int, num_heads: int, hidden_dim: int, dropout: fl
         hidden_dim: Width inside the feed-forward layers.
         dropout: In [0, 1).
         positions: Longest sequence.
+        input_dropout: That of the given embeddings, if it is another one.
 
     Raises:
         ValueError: If the width is no multiple of the heads.
@@ -124,7 +133,7 @@ def gpt2(dim: int, num_layers: int, num_heads: int, hidden_dim: int, dropout: fl
             n_head=num_heads,
             n_inner=hidden_dim,
             resid_pdrop=dropout,
-            embd_pdrop=dropout,
+            embd_pdrop=dropout if input_dropout is None else input_dropout,
             attn_pdrop=0.0,  # for fused attention
             activation_function="gelu_pytorch_tanh",
             bos_token_id=None,

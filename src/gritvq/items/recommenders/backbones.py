@@ -412,6 +412,7 @@ class ParallelDecoder(_ItemDecoder):
         dropout: Dropout rate in [0, 1).
         temperature: Of the softmax over cosines, > 0.
         max_items: Largest number of items in a row.
+        input_dropout: Dropout rate of the embedded items, in [0, 1); ``dropout`` if None.
         channels_per_step: Channels whose cross-entropy is the loss of a training step, drawn anew in each; None for
             all. Its expectation is the loss of all channels, and heads and softmax, most of the work of a step, take
             as many times less as there are fewer.
@@ -445,6 +446,7 @@ class ParallelDecoder(_ItemDecoder):
         dropout: float = 0.2,
         temperature: float = 0.05,
         max_items: int = 21,
+        input_dropout: float | None = None,
         channels_per_step: int | None = None,
     ) -> None:
         super().__init__(codebook_sizes, dim, max_items)
@@ -456,7 +458,7 @@ class ParallelDecoder(_ItemDecoder):
                 f"{channels_per_step!r}; leave it out for all"
             )
         self.channels_per_step = channels_per_step
-        self.items: Any = gpt2(dim, num_layers, num_heads, hidden_dim, dropout, max_items + 1)
+        self.items: Any = gpt2(dim, num_layers, num_heads, hidden_dim, dropout, max_items + 1, input_dropout)
         self.heads = nn.Linear(dim, num_channels * dim)
         with torch.no_grad():
             self.embedding.weight[EOS + 1 :] *= num_channels**0.5
