@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from gritvq.quantizers.base import Quantizer
+from gritvq.quantizers.canonical import canonical_eigh
 from gritvq.quantizers.diagnosis.findings import Finding, percent, power_of_two, usage_findings, within
 from gritvq.quantizers.diagnosis.parts import Part, leaves, tables_of
 from gritvq.quantizers.functional import nearest_codes, perplexity
@@ -157,7 +158,7 @@ def of_part(part: Part) -> Iterator[Finding]:
         yield Finding("codes are too small", says, ratio, limit, advice, path, settings)
         return
     if int(part.indices.unique().numel()) >= 4 * dim and dim > 1 and error <= variance:
-        own, axes = torch.linalg.eigh(of_q)
+        own, axes = canonical_eigh(of_q)
         theirs = ((x - x.mean(0)) @ axes).square().mean(0)
         blind = float(theirs[own < _BLIND * theirs].sum()) / variance
         if blind > _BLIND_SHARE:
