@@ -80,7 +80,7 @@ def of_table(path: str, codes: Tensor, metric: str) -> Iterator[Finding]:
 def of_rank_alone(path: str, codes: Tensor) -> Iterator[Finding]:
     """The rank of codes without latents to compare with."""
     dim = codes.shape[1]
-    rank, limit = directions(covariance(codes)), max(1.5, dim / 8)
+    rank, limit = directions(covariance(codes)), max(1.5, dim / 32)
     if dim >= 4 and len(codes) >= 4 * dim and rank < limit:
         says = f"The codes{within(path)} lie in {rank:.1f} of {dim} directions."
         yield Finding("codes have low rank", says, rank, limit, _RANK_ADVICE, path, (("dim", power_of_two(rank)),))
@@ -102,7 +102,7 @@ def of_latents(x: Tensor, with_rank: bool) -> Iterator[Finding]:
         )
         yield Finding("latents do not vary", says, number, 1e-6, advice, settings=(("commitment_weight", 0.25),))
         return
-    rank, limit = directions(own), max(1.5, dim / 8)
+    rank, limit = directions(own), max(1.5, dim / 32)
     if with_rank and dim >= 4 and len(x) >= 4 * dim and rank < limit:
         says = f"The latents vary in {rank:.1f} of {dim} directions: the other components repeat these."
         advice = "Take a smaller dim, or a lower commitment weight, which draws latents together."

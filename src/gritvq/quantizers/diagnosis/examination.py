@@ -51,9 +51,10 @@ def examine(
     - *codes have low rank*: share of the latents' variance in those principal directions of ``q`` in which ``q`` has
       less than 1 % of the latents' variance, > 1/2, where at least 4 D codes are in use. A code of low rate leaves out
       the directions of little variance (reverse water-filling), never those of most. Without latents: effective
-      number of directions of the codes, ``exp`` of the entropy of their shares of variance, < max(1.5, D / 8).
-    - *latents have low rank*: that number for the latents, < max(1.5, D / 8), where D >= 4: then an eighth of D would
-      do, and most of the encoder's output is redundant. Not where latents hold variances too.
+      number of directions of the codes, ``exp`` of the entropy of their shares of variance, < max(1.5, D / 32).
+    - *latents have low rank*: that number for the latents, < max(1.5, D / 32), where D >= 4: most of the encoder's
+      output is redundant. Natural pictures differ in brightness most of all, so that healthy latents of 16 components
+      have 2. Not where latents hold variances too.
     - *latents do not vary*: ``V / mean |x|^2 < 1e-6``: float32 leaves three digits to tell vectors apart.
     - *worse than the mean*, of parts that take the nearest code: ``mean |x - q|^2 / V > 1``. One code at the mean of
       the latents would be better. It is *codes are too large* where the codes' root mean square from their mean is
