@@ -22,8 +22,8 @@ from gritvq.tokens import BOS, EOS, PAD, Vocabulary
 
 __all__ = ["Backbone", "Context", "DepthDecoder", "EncoderDecoder", "ParallelDecoder", "TokenDecoder"]
 
-_ROWS = 64  # of which the number of rows in a product is a multiple
-_NONE = -100  # no target, of cross_entropy
+_ROWS = 64  # the number of rows in a product is a multiple of this
+_NONE = -100  # what cross_entropy takes for no target
 
 
 class Context(NamedTuple):
@@ -422,9 +422,10 @@ class ParallelDecoder(_ItemDecoder):
 
     References:
         Hou et al., Generating long semantic IDs in parallel for recommendation (RPG), KDD 2025, arXiv 2506.05781,
-        sections 3.1 and 3.2. Deviations: every item is scored exactly, there is no graph-constrained decoding; the
-        first item of a history is a target, too, predicted from BOS; code embeddings start with a standard deviation of
-        ``.02 sqrt(Q)`` instead of ``.02``, so that an item's is ``.02``. ``channels_per_step`` is ours.
+        sections 3.1 and 3.2. Deviations: every item is scored exactly unless an :class:`gritvq.items.ItemGraph` is
+        given; the first item of a history is a target, too, predicted from BOS; code embeddings start with a standard
+        deviation of ``.02 sqrt(Q)`` instead of ``.02``, so that an item's is ``.02``; attention has no dropout.
+        ``channels_per_step`` is ours.
 
     Example:
         >>> model = ParallelDecoder((4, 4), 8, num_layers=1, num_heads=1, hidden_dim=8)
