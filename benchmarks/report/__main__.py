@@ -19,6 +19,7 @@ from benchmarks.report import speed as performance_page
 from benchmarks.report.items import with_tables
 from benchmarks.report.peers import with_probes
 from benchmarks.report.priors import generation_section, with_priors
+from benchmarks.report.reliability import with_reliability
 from benchmarks.report.tables import circumstances, markdown_table
 from benchmarks.report.text import with_navigation, with_text
 
@@ -354,6 +355,8 @@ def main() -> int:
     pages[generation] = with_priors(generation.read_text(), RESULTS)
     peers = DOCS / "peers.md"
     pages[peers] = with_probes(peers.read_text(), RESULTS)
+    reliability = DOCS / "reliability.md"
+    pages[reliability] = with_reliability(reliability.read_text(), RESULTS)
     text, navigation = DOCS / "text.md", ROOT / "mkdocs.yml"
     pages[text] = with_text(text.read_text(), RESULTS, DOCS)
     pages[navigation] = with_navigation(navigation.read_text(), DOCS)
