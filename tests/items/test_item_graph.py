@@ -122,7 +122,7 @@ def test_a_recommender_searches_along_its_graph() -> None:
     with pytest.raises(ValueError, match="expected a graph of this recommender, got another one"):
         recommender.recommend(histories, graph=ItemGraph.of(scorer(50, seed=4), tables(), 3))
     depth = GenerativeRecommender(DepthDecoder(SIZES, 8, num_layers=1, num_heads=1, hidden_dim=8), ids)
-    with pytest.raises(ValueError, match="expected a ParallelDecoder, got DepthDecoder"):
+    with pytest.raises(ValueError, match="expected a ParallelDecoder or CatalogueDecoder, got DepthDecoder"):
         depth.graph()
 
 

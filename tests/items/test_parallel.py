@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gritvq.items import (
+    CatalogueDecoder,
     GenerativeRecommender,
     Histories,
     ParallelDecoder,
@@ -311,6 +312,73 @@ def test_it_learns_to_beat_popularity_and_a_run_goes_on_bitwise(tmp_path: Path) 
     assert all(torch.equal(own, other) for own, other in zip(whole.parameters(), again.parameters(), strict=True))
     best = GenerativeRecommender.from_pretrained(tmp_path / "a" / "recommender")
     assert isinstance(best.backbone, ParallelDecoder) and best.backbone.temperature == 0.2
+
+
+class TestCatalogueDecoder:
+    """One softmax over the items, whose vectors are the sums of their codes' embeddings."""
+
+    @staticmethod
+    def model(**changes: Any) -> CatalogueDecoder:
+        pytest.importorskip("transformers")
+        torch.manual_seed(0)
+        made = CatalogueDecoder(SIZES, 16, **{"num_layers": 1, "hidden_dim": 16, "dropout": 0.0, **changes})
+        torch.nn.init.normal_(made.embedding.weight, std=0.5)
+        return made
+
+    def test_the_loss_is_that_of_vectors_made_by_hand(self) -> None:
+        model, codes = self.model(), random_codes()
+        first = torch.tensor([0, 5, 8, 308]) + 3  # after BOS, EOS, PAD
+        vectors = torch.stack([sum(model.embedding.weight[first[q] + c] for q, c in enumerate(row)) for row in codes])
+        lines = torch.tensor([[3, 9, 1], [7, 2, 0]])
+        lengths = torch.tensor([3, 2])
+        states = model._states(codes[lines])[:, :-1]
+        each = -(states @ vectors.T).log_softmax(-1).gather(2, lines[..., None])[..., 0]
+        wanted = torch.cat([each[0], each[1, :2]]).mean()
+        torch.testing.assert_close(model.loss(codes[lines], lengths, codes), wanted)
+        inputs = model._with_start(vectors[lines])
+        torch.testing.assert_close(model.items(inputs_embeds=inputs * 4).last_hidden_state[:, :-1], states)
+
+    def test_scores_are_sums_over_the_channels(self) -> None:
+        codes = random_codes()
+        made = GenerativeRecommender(self.model(), SemanticIds(codes, SIZES)).eval()
+        state = made.backbone.read(codes[torch.tensor([[1, 2]])], torch.tensor([2])).states[0, 0]
+        torch.testing.assert_close(made.scores([[1, 2]])[0], made.backbone._vectors(codes) @ state)
+        shared = made.scores([[1, 2]])[0, (codes == codes[4]).all(1)]
+        assert bool((shared == shared[0]).all())
+
+    def test_drawn_negatives_stand_for_all_others(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        codes = random_codes()
+        codes[3] = codes[30]  # one id, which is no negative of itself
+        model = self.model(num_negatives=5).train()
+        drawn = torch.tensor([30, 1, 1, 20, 8])
+        monkeypatch.setattr(torch, "randint", lambda *_, **__: drawn)
+        lines = torch.tensor([[3, 9]])
+        scores = model._states(codes[lines])[0, :-1] @ model._vectors(codes).T
+        others = [scores[0, drawn[1:]], scores[1, drawn]]
+        wanted = [
+            (scores[t, i].exp() + 39 / 5 * others[t].exp().sum()).log() - scores[t, i] for t, i in enumerate([3, 9])
+        ]
+        found = model.loss(codes[lines], torch.tensor([2]), codes)
+        torch.testing.assert_close(found, torch.stack(wanted).mean())
+        exact = model.eval().loss(codes[lines], torch.tensor([2]), codes)
+        torch.testing.assert_close(exact, -scores.log_softmax(1)[[0, 1], [3, 9]].mean())
+
+    def test_learns_to_beat_popularity_in_fewer_steps(self) -> None:
+        seed_everything(0, 1)
+        ids, split = SemanticIds(random_codes(30, (4,) * 6), (4,) * 6), walks()
+        made = GenerativeRecommender(CatalogueDecoder(ids.codebook_sizes, 16, num_layers=1, dropout=0.05), ids)
+        data = SequenceData(split, every_prefix=False, batch_size=64)
+        task = RecommenderTask(made, lr=1e-2, warmup_steps=5, weight_decay=0.0)
+        train(task, data, TrainingPlan(max_steps=90, validate_every=90, accelerator="cpu"), progress=False)
+        numbers = ranking_metrics(rank_in_list(made.eval().recommend(split.test_inputs, 10), split.test))
+        assert numbers["ndcg@10"] > 0.6, numbers
+
+    def test_says_what_is_missing(self) -> None:
+        codes = random_codes()
+        with pytest.raises(ValueError, match=r"expected the ids of the catalogue, got none; pass all of them"):
+            self.model().loss(codes[None, :3], torch.tensor([3]))
+        with pytest.raises(ValueError, match=r"num_negatives"):
+            CatalogueDecoder(SIZES, 16, num_negatives=0)
 
 
 class TestFolders:

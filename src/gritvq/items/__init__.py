@@ -42,6 +42,7 @@ __getattr__, __dir__, __all__ = lazy_names(
         "recommenders": [
             "Backbone",
             "Beams",
+            "CatalogueDecoder",
             "CoOccurrence",
             "DepthDecoder",
             "EncoderDecoder",

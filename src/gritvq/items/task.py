@@ -112,8 +112,8 @@ class RecommenderTask(Task):
         if self.measures_now:
             self.check_finite(loss)
             backbone = self.recommender.backbone
-            channels = len(backbone.codebook_sizes) if backbone.parallel else 1  # the loss is a mean over these
-            self.log("train/nats_per_item", channels * loss.detach())
+            levels = len(backbone.codebook_sizes) if backbone.mean_over_levels else 1
+            self.log("train/nats_per_item", levels * loss.detach())
         return [loss]
 
     def validation_step(self, batch: tuple[Histories, Tensor], batch_idx: int) -> None:

@@ -1,6 +1,13 @@
 """Recommendation of the next item: ranking metrics, baselines, SASRec, generative models with their search."""
 
-from gritvq.items.recommenders.backbones import Backbone, DepthDecoder, EncoderDecoder, ParallelDecoder, TokenDecoder
+from gritvq.items.recommenders.backbones import (
+    Backbone,
+    CatalogueDecoder,
+    DepthDecoder,
+    EncoderDecoder,
+    ParallelDecoder,
+    TokenDecoder,
+)
 from gritvq.items.recommenders.baselines import CoOccurrence, Popularity, TextCosine
 from gritvq.items.recommenders.beam_search import Beams, beam_search, exact_scores
 from gritvq.items.recommenders.generative import GenerativeRecommender
@@ -19,6 +26,7 @@ from gritvq.items.recommenders.sasrec import SASRec
 __all__ = [
     "Backbone",
     "Beams",
+    "CatalogueDecoder",
     "CoOccurrence",
     "DepthDecoder",
     "EncoderDecoder",

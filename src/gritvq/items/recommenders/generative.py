@@ -18,7 +18,8 @@ from gritvq.component import eval_mode, from_config
 from gritvq.export import Format
 from gritvq.items.ids import FilteredOrder, ItemFilter, PrefixTrie, SemanticIds
 from gritvq.items.interactions import Histories, check_items
-from gritvq.items.recommenders.backbones import Backbone, Context, ParallelDecoder
+from gritvq.items.recommenders.backbones import Backbone, Context
+from gritvq.items.recommenders.backbones.parallel import LookupDecoder
 from gritvq.items.recommenders.beam_search import Beams, beam_search, exact_scores
 from gritvq.items.recommenders.graph import ItemGraph
 from gritvq.items.recommenders.parallel import ParallelScorer, RankedItems, channel_log_probs, check_no_nan
@@ -130,7 +131,7 @@ class GenerativeRecommender(nn.Module):
         if not bool((lengths > 0).all()):
             empty = int((lengths == 0).nonzero()[0])
             raise ValueError(f"expected at least one item in each history, got none in history {empty}; leave it out")
-        return self.backbone.loss(codes, lengths)
+        return self.backbone.loss(codes, lengths, self.codes)
 
     @torch.no_grad()
     def recommend(
@@ -170,6 +171,8 @@ class GenerativeRecommender(nn.Module):
         graph: ItemGraph | None = None,
     ) -> RankedItems:
         """The k best items and their log-probabilities: by beam search, or exactly if the backbone is parallel.
+
+        The scores of a :class:`gritvq.items.CatalogueDecoder` are log-probabilities up to a constant of each history.
 
         Filters act inside the search, so a list is short only if they leave fewer than k items, whatever the beam; if
         they leave none, it is -1 throughout.
@@ -221,11 +224,12 @@ class GenerativeRecommender(nn.Module):
             progress: Whether to show a progress bar; needs the extra ``train``.
 
         Raises:
-            ValueError: If the backbone is not a :class:`gritvq.items.ParallelDecoder`, or the number is below 1.
+            ValueError: If the backbone is not parallel, or the number is below 1.
         """
-        if self._scorer is None or not isinstance(self.backbone, ParallelDecoder):
+        if self._scorer is None or not isinstance(self.backbone, LookupDecoder):
             raise ValueError(
-                f"expected a ParallelDecoder, got {type(self.backbone).__name__}; search its ids by beams instead"
+                f"expected a ParallelDecoder or CatalogueDecoder, got {type(self.backbone).__name__}; search its ids "
+                "by beams instead"
             )
         return ItemGraph.of(self._scorer, self.backbone.tables(), num_neighbors, progress)
 
@@ -251,7 +255,7 @@ class GenerativeRecommender(nn.Module):
         allowed: Bool[Tensor, "*B n"] | None = None,
         exclude: Histories | Sequence[Sequence[int]] | None = None,
     ) -> Float[Tensor, "B n"]:
-        """Exact log-probabilities of all items' ids; equal for items that share an id.
+        """Exact log-probabilities of all items' ids, as of :meth:`best`; equal for items that share an id.
 
         Args:
             histories: Item rows of B users, oldest first; may be empty.
