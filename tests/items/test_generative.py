@@ -414,6 +414,7 @@ def test_a_configuration_of_ids_can_be_built(name: str, levels: int) -> None:
         ("small", (256, 256, 256, 27), 1e6, 2e6),
         ("tiger", (256, 256, 256, 27), 4e6, 6e6),
         ("parallel", (256,) * 32, 3e6, 4e6),
+        ("catalogue", (256,) * 32, 5e5, 1e6),
     ],
 )
 def test_complete_runs_can_be_built(name: str, sizes: tuple[int, ...], smallest: float, largest: float) -> None:
