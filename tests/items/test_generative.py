@@ -433,5 +433,6 @@ def test_complete_runs_can_be_built(name: str, sizes: tuple[int, ...], smallest:
     batch = SequenceData(split(), every_prefix=model.every_prefix, **config.batches.as_dict()).batch(0)
     assert len(batch) == config.batches.batch_size and batch.lengths.max() <= config.batches.max_history + 1
     with torch.no_grad():
-        assert math.log(256) < float(recommender(batch[:4])) < 100  # far from knowing, not broken
+        chance = 0.9 * math.log(30) if isinstance(model, CatalogueDecoder) else math.log(256)
+        assert chance < float(recommender(batch[:4])) < 100  # far from knowing, not broken
     assert TrainingPlan(**config.plan.as_dict()).max_steps >= 1000
