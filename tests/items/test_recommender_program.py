@@ -10,8 +10,18 @@ import pytest
 import torch
 
 from gritvq.export import load_program
-from gritvq.items import DepthDecoder, EncoderDecoder, GenerativeRecommender, ParallelDecoder, SemanticIds, TokenDecoder
+from gritvq.items import (
+    DepthDecoder,
+    EncoderDecoder,
+    GenerativeRecommender,
+    Histories,
+    ParallelDecoder,
+    SASRec,
+    SemanticIds,
+    TokenDecoder,
+)
 from gritvq.items.recommenders.program import RecommenderProgram, compare_recommender
+from gritvq.items.recommenders.ranking import top_items
 from test_parallel import seeded
 
 onnx = pytest.importorskip("onnx")
@@ -89,3 +99,26 @@ def test_says_what_does_not_fit(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="'onnx' or 'torch', got 'keras'"):
         made(ParallelDecoder).export(tmp_path / "out", "keras")  # type: ignore[arg-type]
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("format", ["torch", pytest.param("onnx", marks=pytest.mark.soak)])
+def test_sasrec_as_a_program(format: Any, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = SASRec(COUNT, 16, max_length=5, dropout=0.3)
+    for parameter in model.parameters():
+        parameter.data.add_(0.2 * torch.randn(parameter.shape, generator=seeded(parameter.numel())))
+    path = model.export(tmp_path, format, k=7)
+    assert path.stem == "recommender" and model.training
+    histories = torch.tensor([[3, 7, 7, 29, 0], [4, -1, -1, -1, -1], [-1] * 5, [1, 2, 3, -1, -1]])
+    allowed = torch.rand(4, COUNT, generator=seeded(1)) < 0.5
+    allowed[3] = False
+    allowed[3, :2] = True
+    items, scores = load_program(path)(histories, allowed)
+    wanted = model.scores(Histories.of([row[row >= 0].tolist() for row in histories]))
+    best = top_items(wanted.masked_fill(~allowed, -math.inf), 7)
+    known = torch.tensor([0, 1, 3])  # an empty history has equal scores, whose order torch does not promise
+    assert torch.equal(items[known], best[known]) and items.dtype == torch.int64
+    torch.testing.assert_close(scores[:3], wanted.gather(1, items.clamp(min=0))[:3], rtol=1e-4, atol=1e-4)
+    assert allowed[2, items[2]].all() and scores[3, 2:].eq(-math.inf).all()
+    with pytest.raises(ValueError, match="expected k >= 1, got 0"):
+        model.export(tmp_path / "none", k=0)

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["doctor", "doctor_arguments"]
 
 _OF_PICTURES, _OF_TEXTS = ["data.strict"], ["data.unit", "data.encoding"]
+_UNUSED = {"pictures": _OF_TEXTS, "texts": _OF_PICTURES, "items": [*_OF_PICTURES, *_OF_TEXTS, "data.column"]}
 
 
 def doctor_arguments(parser: Any) -> None:
@@ -39,11 +40,12 @@ def doctor_arguments(parser: Any) -> None:
         "--data.path",
         type=str | None,
         default=None,
-        help="what 'gritvq encode' takes; default: the training pictures, or the held-out documents, of the run",
+        help="what 'gritvq encode' takes, or a .npy file of item embeddings or their catalogue; default: the training "
+        "pictures, or the held-out documents, of the run",
     )
     document_arguments(parser, "data.")
     parser.add_argument("--data.strict", type=bool, default=False, help="whether an unreadable picture is an error")
-    parser.add_argument("--num_images", type=int, default=512, help="pictures or documents to look at, at most")
+    parser.add_argument("--num_images", type=int, default=512, help="pictures, documents or items to look at")
     machine_arguments(parser)
     parser.add_argument("--json", type=str | None, default=None, help="file for the findings, .json")
     overwrite_argument(parser)
@@ -119,7 +121,7 @@ def _patient(parser: Any, config: Any) -> _Patient:
                 f"expected a run of a tokenizer, got {config.path}, which has another model; give another run"
             )
         source = str(run.tokenizer) if (run.tokenizer / "config.json").is_file() else config.path
-        tokenizer, jobs, what = loaded(source, config.trusted)
+        tokenizer, jobs, what = loaded(source, config.trusted, items=True)
         near = RunFolder(Path(source).resolve().parent)
         settings = _settings(near) if near.config.is_file() else {}
         patient = _Patient(None, settings, tokenizer, jobs, what, [f"the tokenizer {source}"])
@@ -140,8 +142,7 @@ def _patient(parser: Any, config: Any) -> _Patient:
             tokenizer, step = _from_checkpoint(run)
             said = f"the checkpoint of step {step:,}"
         patient = _Patient(run, settings, tokenizer, jobs, what, [said] if tokenizer is not None else [])
-    names = _OF_TEXTS if patient.what == "pictures" else _OF_PICTURES
-    check_unused(parser, config, names, f"a tokenizer of {patient.what}")
+    check_unused(parser, config, _UNUSED[patient.what], f"a tokenizer of {patient.what}")
     return patient
 
 
@@ -213,6 +214,8 @@ def _of_tokenizer(patient: _Patient, config: Any) -> list[Finding]:
     from gritvq.quantizers.diagnosis import examine
 
     tokenizer = patient.tokenizer.to(device_named(config.device)).eval()
+    if patient.what == "items":
+        return _of_items(patient, config)
     quantizer: Quantizer = tokenizer.quantizer
     source = str(patient.run.tokenizer) if patient.run is not None else config.path
     settings = patient.settings.get("data") if patient.what == "pictures" else None
@@ -227,6 +230,28 @@ def _of_tokenizer(patient: _Patient, config: Any) -> list[Finding]:
     count = latents.numel() // latents.shape[-1]
     patient.said.append(f"{count:,} latents of {about}")
     return examine(quantizer, latents, training=_facts(patient, per_sample))
+
+
+def _of_items(patient: _Patient, config: Any) -> list[Finding]:
+    """Findings of a tokenizer of items: of its quantizer, or of each table that it searches."""
+    import torch
+
+    from gritvq.quantizers.diagnosis import examine
+
+    tokenizer, given = patient.tokenizer, config.data.path is not None
+    if given:
+        parts, about = patient.jobs.searches(tokenizer, config)
+        patient.said.append(about)
+    else:
+        parts = tokenizer.searches(torch.zeros(1, tokenizer.dim))
+        patient.said.append("no data (give item embeddings with --data.path)")
+    found = []
+    for name, (quantizer, latents) in parts.items():
+        for finding in examine(quantizer, latents if given else None):
+            part = ".".join(part for part in (name, finding.part) if part)
+            says = f"{name}: {finding.says}" if name else finding.says
+            found.append(finding._replace(part=part, says=says))
+    return found
 
 
 def _facts(patient: _Patient, per_sample: float) -> TrainingFacts | None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from gritvq.cli.machine import device_named, machine_arguments
 from gritvq.cli.output import trusted_argument
+from gritvq.cli.priors import export_prior, is_prior
 from gritvq.cli.recommend import export_recommender, is_recommender
 from gritvq.cli.run_folder import overwrite_argument
 from gritvq.cli.settings import check_positive, check_unused
@@ -59,7 +59,7 @@ def inspect(parser: Any, config: Any) -> None:
 def export_arguments(parser: Any) -> None:
     """Arguments of export."""
     parser.add_argument(
-        "tokenizer", type=str, help="tokenizer folder or Hub name; or folder of a recommender, or of its run"
+        "tokenizer", type=str, help="tokenizer folder or Hub name; or folder of a recommender or prior, or of its run"
     )
     parser.add_argument("--out", type=str, default="exported", help="folder for the files")
     overwrite_argument(parser)
@@ -74,28 +74,28 @@ def export_arguments(parser: Any) -> None:
 
 
 def export(parser: Any, config: Any) -> None:
-    """Export encoder and, of pictures, decoder, or a recommender as programs that run without gritvq; check them."""
+    """Export a tokenizer, a recommender or a prior as programs that run without gritvq; check them."""
     if is_recommender(config.tokenizer):
         check_unused(parser, config, ["size"], "a recommender")
         export_recommender(config)
         return
-    tokenizer, jobs = _loaded(parser, config, ["size"], [])
-    check_unused(parser, config, ["k", "beam", "ids"], "a tokenizer")
+    if is_prior(config.tokenizer):
+        check_unused(parser, config, ["size", "k", "beam", "ids"], "a prior")
+        export_prior(config)
+        return
+    tokenizer, jobs, what = loaded(config.tokenizer, config.trusted, items=True)
+    check_unused(parser, config, ["k", "beam", "ids"] + ["size"] * (what != "pictures"), f"a tokenizer of {what}")
     jobs.export(tokenizer, config)
 
 
 def _measured(parser: Any, config: Any) -> tuple[Any, Any]:
-    check_positive(batch_size=config.batch_size)
-    device_named(config.device)
-    return _loaded(parser, config, _OF_PICTURES, _OF_TEXTS)
-
-
-def _loaded(parser: Any, config: Any, of_pictures: Sequence[str], of_texts: Sequence[str]) -> tuple[Any, Any]:
     """The tokenizer, and the module with the jobs of its domain.
 
     Raises:
         ValueError: If there is no tokenizer, one of something else, or an argument is not for it.
     """
+    check_positive(batch_size=config.batch_size)
+    device_named(config.device)
     tokenizer, jobs, what = loaded(config.tokenizer, config.trusted)
-    check_unused(parser, config, of_texts if what == "pictures" else of_pictures, f"a tokenizer of {what}")
+    check_unused(parser, config, _OF_TEXTS if what == "pictures" else _OF_PICTURES, f"a tokenizer of {what}")
     return tokenizer, jobs

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from gritvq.priors import Prior
     from gritvq.tokens import TokenLayout, TokenRow
 
-__all__ = ["Held", "PriorDomain", "domain_of"]
+__all__ = ["Held", "PriorDomain", "domain_of", "export_prior", "is_prior"]
 
 _GRID, _PICTURES, _SHOWN = "grid.png", "pictures", 64
 _TEXTS_SHOWN = 12
@@ -213,6 +213,35 @@ def domain_of(source: str, trusted: Sequence[str]) -> PriorDomain:
     """
     tokenizer = loaded(source, trusted)[0]
     return _Texts(tokenizer) if isinstance(tokenizer, TextTokenizer) else _Pictures(tokenizer)
+
+
+def is_prior(source: str) -> bool:
+    """Whether this is the folder of a prior, or of a run that made one."""
+    from gritvq.priors import Prior
+
+    return RunFolder(source).prior.is_dir() or Prior.is_saved_in(source)
+
+
+def export_prior(config: Any) -> None:
+    """Export one step of a prior, see :func:`gritvq.cli.measure.export_arguments`."""
+    from gritvq.priors import Prior
+    from gritvq.priors.program import compare_prior
+
+    check_places(Path(config.out), [f"prior.{'onnx' if config.format == 'onnx' else 'pt2'}"], config.overwrite)
+    prior = Prior.from_pretrained(_folder_of(config.tokenizer), trusted=config.trusted)
+    path = prior.export(config.out, config.format)
+    identical, difference = compare_prior(prior, path)
+    rows = [
+        ("positions", f"{prior.layout.length:,}"),
+        ("identical most probable indices for random tokens", f"{int(identical.sum()):,} of {identical.numel():,}"),
+        ("largest difference of logits", f"{difference:.1e}"),
+    ]
+    report("exported", rows, {"prior": path})
+
+
+def _folder_of(source: str) -> Path:
+    run = RunFolder(source)
+    return run.prior if run.prior.is_dir() else run.path
 
 
 def _in_turn(prior: Prior, num: int) -> Tensor | None:

@@ -116,8 +116,13 @@ def encode(parser: Any, config: Any) -> None:
     warn_of_tokens(tokenizer.quantizer)
 
 
-def loaded(source: Any, trusted: Sequence[str]) -> tuple[Any, Any, str]:
+def loaded(source: Any, trusted: Sequence[str], items: bool = False) -> tuple[Any, Any, str]:
     """The tokenizer, the module with the jobs of its domain, and what it takes.
+
+    Args:
+        source: Folder or Hub name.
+        trusted: Modules that its classes may come from.
+        items: Whether the verb has a job for tokenizers of items.
 
     Raises:
         ValueError: If there is no tokenizer, or one of something else.
@@ -136,6 +141,12 @@ def loaded(source: Any, trusted: Sequence[str]) -> tuple[Any, Any, str]:
         from gritvq.cli import text
 
         return tokenizer, text, "texts"
+    from gritvq.items.tokenizers import ItemTokenizer
+
+    if items and isinstance(tokenizer, ItemTokenizer):
+        from gritvq.cli import items as jobs
+
+        return tokenizer, jobs, "items"
     raise ValueError(
         f"expected a tokenizer of pictures or texts in {source}, got a {type(tokenizer).__name__}; for items "
         "use 'gritvq semantic-ids'"

@@ -149,9 +149,11 @@ class AutoregressivePrior(Prior):
         """Log-probabilities (B, T) of the positions given those before them, in the given order (B, T)."""
         if order is not None:
             rows = rows.gather(1, order[..., None].expand_as(rows))
+        return self.head.log_prob(self._states(rows, classes, order), rows)
+
+    def _states(self, rows: Tensor, classes: Tensor, order: Tensor | None = None) -> Tensor:
         before = F.pad(self.head.embed(rows)[:, :-1], (0, 0, 1, 0))
-        inputs = before + self._positions(order) + classes[:, None]
-        return self.head.log_prob(self.transformer(inputs), rows)
+        return self.transformer(before + self._positions(order) + classes[:, None])
 
     def _positions(self, order: Tensor | None = None) -> Tensor:
         """(..., T, D): embeddings of the position to predict and, if the order is random, of the one before it."""

@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from gritvq.component import Component, check_integer, check_number, eval_mode, from_config
+from gritvq.export import Format
 from gritvq.priors.heads import Head, HeadName, head_for
 from gritvq.priors.sampling import Guidance, Noise, Sampler, Seeds, seeds_of
 from gritvq.priors.transformer import Transformer
@@ -142,6 +143,51 @@ class Prior(Component, ABC):
         """
 
     @torch.no_grad()
+    def logits(self, rows: Int[Tensor, "B T Q"], condition: Int[Tensor, " B"] | None = None) -> Float[Tensor, "B T V"]:
+        """What :meth:`sample` draws from at each position, at temperature 1 and without guidance.
+
+        Each position is given what it depends on: the positions before it, the earlier scales, or, of a masked prior,
+        the positions that are known. The V = ``sum(head.sizes)`` logits are those of one softmax after the other.
+
+        Args:
+            rows: Indices by position, as of :meth:`rows_of`; -1 where they are not known yet.
+            condition: Classes; None for an unconditional prior.
+
+        Raises:
+            ValueError: If the shape is wrong, or the classes are missing, superfluous or out of range.
+
+        Example:
+            >>> from gritvq.priors import MaskedPrior
+            >>> prior = MaskedPrior(TokenLayout((16,), (2, 2)), width=16, depth=1, num_heads=2)
+            >>> prior.logits(torch.full((1, 4, 1), -1)).shape
+            torch.Size([1, 4, 16])
+        """
+        if rows.ndim != 3 or rows.shape[1:] != self.present.shape:
+            raise ValueError(f"expected rows (B, {', '.join(map(str, self.present.shape))}), got {tuple(rows.shape)}")
+        rows = rows.to(self.present.device)
+        with eval_mode(self):
+            states = self._states(rows, self._embedded_classes(self._classes_of(condition, len(rows))))
+            return self.head.logits(states, rows)
+
+    def export(self, folder: str | os.PathLike[str], format: Format = "onnx") -> Path:
+        """Write one step of sampling as a program ``prior`` that runs without gritvq, for any number of samples.
+
+        It maps ``rows`` (B, T, Q), int64, and, if there are classes, ``classes`` (B,), -1 for none, to ``logits``
+        (B, T, V) as :meth:`logits` does. A loop around it draws a position, or a scale, or what the masked prior keeps,
+        writes it into the rows, and calls it again; nothing is cached between the calls.
+
+        Args:
+            folder: Folder of the file; one of the same name is replaced.
+            format: See :func:`gritvq.export.write_programs`.
+
+        Raises:
+            ValueError: If packages are missing, or an operator cannot be exported.
+        """
+        from gritvq.priors.program import write_prior
+
+        return write_prior(self, folder, format)
+
+    @torch.no_grad()
     def sample(
         self,
         num: int,
@@ -198,6 +244,10 @@ class Prior(Component, ABC):
     @abstractmethod
     def _loss(self, rows: Int[Tensor, "B T Q"], classes: Float[Tensor, "B D"]) -> dict[str, Tensor]:
         """Training loss of rows, given the embeddings of their classes."""
+
+    @abstractmethod
+    def _states(self, rows: Int[Tensor, "B T Q"], classes: Float[Tensor, "B D"]) -> Float[Tensor, "B T D"]:
+        """States of all positions, given what each depends on; rows are -1 where they are not known."""
 
     @abstractmethod
     def _sample(
@@ -293,6 +343,14 @@ class Prior(Component, ABC):
         """
         extra = {"fingerprint": self.fingerprint, "training": dict(self.trained if training is None else training)}
         return write_folder(folder, _KIND, self, extra)
+
+    @staticmethod
+    def is_saved_in(folder: str | os.PathLike[str]) -> bool:
+        """Whether a folder has the ``config.json`` of a prior, not of something else."""
+        try:
+            return _KIND in read_config(Path(folder), _KIND)
+        except ValueError:
+            return False
 
     @classmethod
     def from_pretrained(

@@ -43,6 +43,20 @@ class Head(Component, ABC):
         """Log-probability of the indices of each position in nats, summed over its channels; -1 counts nothing."""
 
     @abstractmethod
+    def logits(self, states: Float[Tensor, "*batch D"], indices: Int[Tensor, "*batch Q"]) -> Float[Tensor, "*batch V"]:
+        """Logits of all that may be drawn at each position, V = sum(:attr:`sizes`), one softmax after the other.
+
+        Args:
+            states: Of the positions.
+            indices: What a softmax that depends on those before it is given; others ignore them.
+        """
+
+    @property
+    @abstractmethod
+    def sizes(self) -> tuple[int, ...]:
+        """Number of logits of each softmax: codes of each channel, or levels of each of its digits."""
+
+    @abstractmethod
     def sample(
         self, states: Float[Tensor, "streams *batch D"], draw: Draw, present: Bool[Tensor, "*positions Q"]
     ) -> Int[Tensor, "*batch Q"]:
@@ -74,6 +88,11 @@ class _TableHead(Head):
         self.output = nn.Linear(output_width, ends[-1], bias=False)
         for weight in (self.embedding.weight, self.output.weight):
             nn.init.normal_(weight, std=0.02)
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """See the base class."""
+        return self.codebook_sizes
 
     def embed(self, indices: Int[Tensor, "*batch Q"]) -> Float[Tensor, "*batch D"]:
         """See the base class."""
@@ -116,6 +135,10 @@ class SoftmaxHead(_TableHead):
         """See the base class."""
         found = [self._channel_log_prob(states, indices, q) for q in range(len(self.codebook_sizes))]
         return torch.stack(found).sum(0)
+
+    def logits(self, states: Float[Tensor, "*batch D"], indices: Int[Tensor, "*batch Q"]) -> Float[Tensor, "*batch V"]:
+        """See the base class."""
+        return self.output(states).float()
 
     def sample(
         self, states: Float[Tensor, "streams *batch D"], draw: Draw, present: Bool[Tensor, "*positions Q"]
@@ -176,6 +199,12 @@ class DepthHead(_TableHead):
         found = [self._channel_log_prob(hidden[:, q], rows, q) for q in range(rows.shape[1])]
         return torch.stack(found).sum(0).view(indices.shape[:-1])
 
+    def logits(self, states: Float[Tensor, "*batch D"], indices: Int[Tensor, "*batch Q"]) -> Float[Tensor, "*batch V"]:
+        """See the base class."""
+        hidden = self._states(states.flatten(0, -2), indices.flatten(0, -2)[:, :-1])
+        found = [self._logits(hidden[:, q], q) for q in range(len(self.codebook_sizes))]
+        return torch.cat(found, 1).unflatten(0, states.shape[:-1])
+
     def sample(
         self, states: Float[Tensor, "streams *batch D"], draw: Draw, present: Bool[Tensor, "*positions Q"]
     ) -> Int[Tensor, "*batch Q"]:
@@ -227,7 +256,7 @@ class BitHead(Head):
     """
 
     weights: Tensor
-    sizes: Tensor
+    bases: Tensor
     channel_of: Tensor
 
     def __init__(
@@ -256,12 +285,21 @@ class BitHead(Head):
             self.digits = DepthHead(flat, width, depth=depth, depth_width=inner, dropout=dropout)
         weights = [math.prod(each[:n]) for each in self.levels for n in range(len(each))]
         channels = [q for q, each in enumerate(self.levels) for _ in each]
-        for name, value in (("weights", weights), ("sizes", flat), ("channel_of", channels)):
+        for name, value in (("weights", weights), ("bases", flat), ("channel_of", channels)):
             self.register_buffer(name, torch.tensor(value), persistent=False)
 
     def log_prob(self, states: Float[Tensor, "*batch D"], indices: Int[Tensor, "*batch Q"]) -> Float[Tensor, "*batch"]:
         """See the base class."""
         return self.digits.log_prob(states, self.digits_of(indices))
+
+    def logits(self, states: Float[Tensor, "*batch D"], indices: Int[Tensor, "*batch Q"]) -> Float[Tensor, "*batch V"]:
+        """See the base class: of each digit."""
+        return self.digits.logits(states, self.digits_of(indices))
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """See the base class."""
+        return self.digits.sizes
 
     def sample(
         self, states: Float[Tensor, "streams *batch D"], draw: Draw, present: Bool[Tensor, "*positions Q"]
@@ -278,7 +316,7 @@ class BitHead(Head):
     def digits_of(self, indices: Int[Tensor, "*batch Q"]) -> Int[Tensor, "*batch digits"]:
         """Digits of all channels, -1 for those of an index -1."""
         each = indices[..., self.channel_of]
-        return (each // self.weights % self.sizes).masked_fill(each < 0, -1)
+        return (each // self.weights % self.bases).masked_fill(each < 0, -1)
 
 
 def head_for(

@@ -148,9 +148,10 @@ class MaskedPrior(Prior):
 
     def _log_probs(self, rows: Tensor, masked: Tensor, classes: Tensor) -> Tensor:
         """Log-probabilities (B, T) of the positions given those that are not masked."""
-        return self.head.log_prob(self._states(rows, masked, classes), rows)
+        return self.head.log_prob(self._states(rows.masked_fill(masked[..., None], -1), classes), rows)
 
-    def _states(self, rows: Tensor, masked: Tensor, classes: Tensor) -> Tensor:
+    def _states(self, rows: Tensor, classes: Tensor) -> Tensor:
+        masked = (rows < 0).all(-1)
         inputs = torch.where(masked[..., None], self.mask, self.head.embed(rows)) + self.places.weight
         everything = torch.ones(rows.shape[1], rows.shape[1], dtype=torch.bool, device=rows.device)
         return self.transformer(inputs + classes[:, None], everything)
@@ -171,7 +172,7 @@ class MaskedPrior(Prior):
             cold = place_of(n, steps) if ranks is None else 0.0
             scores: list[Tensor] = []
             draw = sampler.at(place_of(n, steps), 1 - cold, scores)
-            states = self._states(rows.repeat(streams, 1, 1), masked.repeat(streams, 1), classes.flatten(0, 1))
+            states = self._states(rows.repeat(streams, 1, 1), classes.flatten(0, 1))
             drawn = self.head.sample(states.unflatten(0, (streams, -1)), draw, self.present)
             if ranks is None:
                 noise = self.confidence_noise * (1 - cold)

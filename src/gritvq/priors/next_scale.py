@@ -102,9 +102,12 @@ class NextScalePrior(Prior):
 
     def _log_probs(self, rows: Tensor, classes: Tensor) -> Tensor:
         """Log-probabilities (B, T) of the positions given the earlier scales."""
+        return self.head.log_prob(self._states(rows, classes), rows)
+
+    def _states(self, rows: Tensor, classes: Tensor) -> Tensor:
         embedded = list(self.head.embed(rows).split(self._sizes, 1))
         inputs = [self._inputs(embedded[:number], classes) for number in range(len(embedded))]
-        return self.head.log_prob(self.transformer(torch.cat(inputs, 1), self._mask(self.layout.length)), rows)
+        return self.transformer(torch.cat(inputs, 1), self._mask(self.layout.length))
 
     def _mask(self, length: int) -> Tensor:
         """Block-causal mask (length, length) of the first positions."""

@@ -88,7 +88,7 @@ class Transformer(nn.Module):
                 causal attention if None.
             cache: What :meth:`new_cache` made; it grows by T.
         """
-        seen = None if mask is None else mask.expand(len(inputs), 1, *mask.shape)
+        seen = None if mask is None else mask.expand(inputs.shape[0], 1, *mask.shape)
         kept = {} if cache is None else {self._cache_name: cache, "use_cache": True}
         return self.model(inputs_embeds=self.dropout(inputs), attention_mask=seen, **kept).last_hidden_state
 

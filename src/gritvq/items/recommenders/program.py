@@ -21,8 +21,9 @@ from gritvq.quantizers.canonical import ranked
 
 if TYPE_CHECKING:
     from gritvq.items.recommenders.generative import GenerativeRecommender
+    from gritvq.items.recommenders.sasrec import SASRec
 
-__all__ = ["RecommenderProgram", "compare_recommender", "write_recommender"]
+__all__ = ["RecommenderProgram", "SASRecProgram", "compare_recommender", "write_recommender", "write_sasrec"]
 
 
 class RecommenderProgram(nn.Module):
@@ -67,12 +68,36 @@ class RecommenderProgram(nn.Module):
         scores = log_probs[:, self.columns[:, 0]]
         for channel in range(1, self.columns.shape[1]):  # in the order of the channels, as in ParallelScorer
             scores = scores + log_probs[:, self.columns[:, channel]]
-        scores = scores.masked_fill(~allowed, -math.inf)
-        places = ranked(scores, min(self.k, len(self.order)))
-        scores = scores.gather(1, places)
-        items = torch.where(scores > -math.inf, self.order[places], -1)
-        short = (0, self.k - places.shape[1])
-        return F.pad(items, short, value=-1), F.pad(scores, short, value=-math.inf)
+        places, scores = _best(scores, allowed, self.k)
+        return torch.where(places >= 0, self.order[places.clamp(min=0)], -1), scores
+
+
+class SASRecProgram(nn.Module):
+    """Histories (B, T) and which items are allowed (B, n) to items (B, k) and their scores (B, k), by :class:`SASRec`.
+
+    Args:
+        model: The recommender.
+        k: Number of items.
+    """
+
+    def __init__(self, model: SASRec, k: int) -> None:
+        super().__init__()
+        self.model, self.k = model, k
+
+    def forward(
+        self, histories: Int[Tensor, "B T"], allowed: Bool[Tensor, "B n"]
+    ) -> tuple[Int[Tensor, "B k"], Float[Tensor, "B k"]]:
+        """Items and scores, best first, padded with -1 and minus infinity."""
+        return _best(self.model.scores_of_rows(histories), allowed, self.k)
+
+
+def _best(scores: Tensor, allowed: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Places and scores of the best ones, padded with -1 and minus infinity."""
+    scores = scores.masked_fill(~allowed, -math.inf)
+    places = ranked(scores, min(k, scores.shape[1]))
+    scores = scores.gather(1, places)
+    short = (0, k - places.shape[1])
+    return F.pad(places.masked_fill(scores == -math.inf, -1), short, value=-1), F.pad(scores, short, value=-math.inf)
 
 
 def write_recommender(
@@ -80,10 +105,19 @@ def write_recommender(
 ) -> Path:
     """Write the program of a recommender; see :meth:`GenerativeRecommender.export`."""
     program = RecommenderProgram(copy.deepcopy(recommender).cpu(), k, beam)  # a program is traced in eval mode
+    return _written(program, recommender.max_history, recommender.num_items, folder, format)
+
+
+def write_sasrec(model: SASRec, folder: str | os.PathLike[str], format: Format, k: int) -> Path:
+    """Write the program of a SASRec; see :meth:`SASRec.export`."""
+    return _written(SASRecProgram(copy.deepcopy(model).cpu(), k), model.max_length, model.num_items, folder, format)
+
+
+def _written(program: nn.Module, length: int, num_items: int, folder: str | os.PathLike[str], format: Format) -> Path:
     batch = torch.export.Dim("batch")
-    example = torch.full((2, recommender.max_history), -1)
+    example = torch.full((2, length), -1)
     example[0, 0] = 0
-    inputs = example, torch.ones(2, recommender.num_items, dtype=torch.bool)
+    inputs = example, torch.ones(2, num_items, dtype=torch.bool)
     names = ("histories", "allowed", "items", "scores")
     written = write_programs(folder, {"recommender": Program(program, inputs, ({0: batch}, {0: batch}), names)}, format)
     return written["recommender"]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import time
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from gritvq.component import check_integer, eval_mode
+from gritvq.export import Format
 from gritvq.items.interactions import Histories, Split, check_items
 from gritvq.items.recommenders.ranking import ranking_metrics, ranks_by_scores
 from gritvq.training.optimizer import OptimizerSettings, take_steps
@@ -102,11 +105,37 @@ class SASRec(nn.Module):
             ValueError: If an item row is out of range.
         """
         check_items(histories.items, self.num_items)
-        rows = histories.aligned(self.max_length).to(self.embedding.weight.device)
-        length = (rows >= 0).sum(1)
         with eval_mode(self):
-            hidden = self(rows)[torch.arange(len(rows)), (length - 1).clamp_min(0)]
-        return (hidden * (length > 0)[:, None]) @ self.embedding.weight.T
+            return self.scores_of_rows(histories.aligned(self.max_length).to(self.embedding.weight.device))
+
+    def scores_of_rows(self, items: Int[Tensor, "B T"]) -> Float[Tensor, "B n"]:
+        """Scores of all items after the last of each row; zeros for a row without items.
+
+        Args:
+            items: As for :meth:`forward`.
+        """
+        length = (items >= 0).sum(1)
+        last = (length - 1).clamp_min(0)[:, None, None].expand(-1, 1, self.dim)
+        return (self(items).gather(1, last)[:, 0] * (length > 0)[:, None]) @ self.embedding.weight.T
+
+    def export(self, folder: str | os.PathLike[str], format: Format = "onnx", *, k: int = 10) -> Path:
+        """Write the model as one program ``recommender`` that runs without gritvq, for any number of users.
+
+        It maps ``histories`` (B, max_length), item rows of int64, oldest first, padded with -1 behind the newest, and
+        ``allowed`` (B, n), bool, to ``items`` (B, k), the allowed ones with the highest :meth:`scores`, and their
+        ``scores`` (B, k), as the program of a :class:`gritvq.items.GenerativeRecommender` does.
+
+        Args:
+            folder: Folder of the file; one of the same name is replaced.
+            format: See :func:`gritvq.export.write_programs`.
+            k: Number of items.
+
+        Raises:
+            ValueError: If k is smaller than 1, packages are missing, or an operator cannot be exported.
+        """
+        from gritvq.items.recommenders.program import write_sasrec
+
+        return write_sasrec(self, folder, format, check_integer("k", k))
 
     def item_vectors(self) -> Float[Tensor, "n D"]:
         """A copy of the item embeddings, float32 on the CPU, for :class:`gritvq.items.CollaborativeLoss`."""

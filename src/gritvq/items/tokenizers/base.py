@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -13,8 +15,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gritvq.component import check_integer, eval_mode
+from gritvq.export import Format
 from gritvq.items.ids.checks import checked_codes
 from gritvq.lazy import optional
+from gritvq.quantizers.base import Quantizer
 from gritvq.tokenizer import Tokenizer
 
 __all__ = ["Embeddings", "ItemTokenizer", "tracked"]
@@ -112,6 +116,27 @@ class ItemTokenizer(Tokenizer):
         with eval_mode(self):
             return self._decode(codes)
 
+    def export(self, folder: str | os.PathLike[str], format: Format = "onnx") -> tuple[Path, Path]:
+        """Write the tokenizer as two programs that run without gritvq, for any number of items.
+
+        ``encoder`` maps ``embeddings`` (n, D), float32, to ``indices`` (n, L), int64, as :meth:`encode` does: it
+        computes in float64 what would depend on rounding. ``decoder`` maps ``indices`` to ``embeddings`` as
+        :meth:`decode` does. Inputs are not checked.
+
+        Args:
+            folder: Folder of the files; files of the same names are replaced.
+            format: See :func:`gritvq.export.write_programs`.
+
+        Returns:
+            Paths of the encoder and the decoder.
+
+        Raises:
+            ValueError: Before :meth:`fit`, if packages are missing, or if an operator cannot be exported.
+        """
+        from gritvq.items.tokenizers.program import write_item_tokenizer
+
+        return write_item_tokenizer(self, folder, format)
+
     @torch.no_grad()
     def last_level(self, x: Embeddings, batch_size: int = 2048) -> tuple[Float[Tensor, "n d"], Float[Tensor, "K d"]]:
         """Inputs of the last level and its table; the last index is that of the nearest row of the table.
@@ -162,6 +187,35 @@ class ItemTokenizer(Tokenizer):
                     place.copy_(encode(rows + deviation * noise.to(rows.device)))
         return found
 
+    @torch.no_grad()
+    def searches(self, x: Embeddings, batch_size: int = 2048) -> dict[str, tuple[Quantizer, Float[Tensor, "n d"]]]:
+        """The quantizers inside and the vectors that each is given, by name, for :func:`gritvq.quantizers.diagnosis`.
+
+        A tokenizer whose networks lead to one quantizer has that one, named ``""``; one that searches tables has
+        ``level1``, ``level2``, ... or, where they are parts of a vector, ``part1``, ``part2``, ...
+
+        Args:
+            x: Embeddings (n, D), at least one.
+            batch_size: Rows per batch; affects only memory and time.
+
+        Raises:
+            ValueError: As :meth:`encode`.
+
+        Example:
+            >>> from gritvq.items import ResidualKMeans
+            >>> from gritvq.quantizers.diagnosis import examine
+            >>> x = torch.randn(400, 8, generator=torch.Generator().manual_seed(0))
+            >>> found = ResidualKMeans(16, 2).fit(x).searches(x)
+            >>> {name: examine(quantizer, latents) for name, (quantizer, latents) in found.items()}
+            {'level1': [], 'level2': []}
+        """
+        with eval_mode(self):
+            groups = [self._searches(rows) for rows in self._chunks(x, batch_size)]
+        return {
+            name: (quantizer, torch.cat([group[name][1] for group in groups]))
+            for name, (quantizer, _) in groups[0].items()
+        }
+
     def _settings(self) -> dict[str, Any]:
         """The size of an embedding, which :meth:`fit` determines."""
         return {"dim": self.dim}
@@ -189,6 +243,10 @@ class ItemTokenizer(Tokenizer):
     def _encoder(self) -> Callable[[Float[Tensor, "n D"]], Int[Tensor, "n L"]]:
         """A function that maps checked rows to indices, each row independently; made once for all batches."""
 
+    def _program_encoder(self) -> Callable[[Float[Tensor, "n D"]], Int[Tensor, "n L"]]:
+        """The same for a program: traced by ``torch.export``, on the CPU and without checks."""
+        return self._encoder()
+
     @abstractmethod
     def _decode(self, codes: Int[Tensor, "n L"]) -> Float[Tensor, "n D"]:
         """Embeddings of checked indices."""
@@ -196,6 +254,10 @@ class ItemTokenizer(Tokenizer):
     @abstractmethod
     def _last_level(self, x: Float[Tensor, "n D"]) -> tuple[Tensor, Tensor]:
         """Inputs of the last level for checked rows, and its table."""
+
+    @abstractmethod
+    def _searches(self, x: Float[Tensor, "n D"]) -> dict[str, tuple[Quantizer, Tensor]]:
+        """The quantizers inside by name, and what each is given of checked rows."""
 
     @abstractmethod
     def _allocate(self, dim: int) -> None:

@@ -11,8 +11,9 @@ from torch import Tensor
 from gritvq.component import check_integer
 from gritvq.items.tokenizers.base import ItemTokenizer, tracked
 from gritvq.items.tokenizers.kmeans import kmeans, plus_plus
-from gritvq.items.tokenizers.search import CodeTable
+from gritvq.items.tokenizers.search import CodeTable, quantizer_of
 from gritvq.lazy import optional
+from gritvq.quantizers.base import Quantizer
 
 __all__ = ["ProductKMeans"]
 
@@ -96,13 +97,15 @@ class ProductKMeans(ItemTokenizer):
             self.rotation = rotation
 
     def _encoder(self) -> Callable[[Float[Tensor, "n D"]], Int[Tensor, "n P"]]:
-        tables = [CodeTable(table) for table in self.tables]
+        tables = [CodeTable(table.clone()) for table in self.tables]  # a program saves each alone
 
         def decided(x: Tensor) -> Tensor:
             parts = x.chunk(len(tables), 1)
             return torch.stack([table.nearest(part) for part, table in zip(parts, tables, strict=True)], 1)
 
         def rotated(x: Tensor) -> Tensor:
+            if torch.compiler.is_exporting():
+                return decided(x.double() @ self.rotation.double().T)
             length = x.norm(dim=1)
             parts = (x @ self.rotation.T).chunk(len(tables), 1)
             found = [
@@ -120,6 +123,11 @@ class ProductKMeans(ItemTokenizer):
     def _decode(self, codes: Int[Tensor, "n P"]) -> Float[Tensor, "n D"]:
         values = torch.cat([table[own] for own, table in zip(codes.unbind(1), self.tables, strict=True)], 1)
         return values if self.rotation is None else values @ self.rotation
+
+    def _searches(self, x: Float[Tensor, "n D"]) -> dict[str, tuple[Quantizer, Tensor]]:
+        turned = x if self.rotation is None else x @ self.rotation.T
+        parts = enumerate(zip(self.tables, turned.chunk(len(self.tables), 1), strict=True), 1)
+        return {f"part{number}": (quantizer_of(table), part) for number, (table, part) in parts}
 
     def _last_level(self, x: Float[Tensor, "n D"]) -> tuple[Tensor, Tensor]:
         turned = x if self.rotation is None else x @ self.rotation.T

@@ -12,7 +12,8 @@ from torch import Tensor
 from gritvq.component import check_integer
 from gritvq.items.tokenizers.base import ItemTokenizer, tracked
 from gritvq.items.tokenizers.kmeans import balanced_kmeans, kmeans, plus_plus
-from gritvq.items.tokenizers.search import CodeTable, lengths
+from gritvq.items.tokenizers.search import CodeTable, lengths, quantizer_of
+from gritvq.quantizers.base import Quantizer
 from gritvq.quantizers.functional import code_counts, code_sums
 
 __all__ = ["ResidualKMeans"]
@@ -131,7 +132,7 @@ class ResidualKMeans(ItemTokenizer):
         return F.pad(rest, (0, 1)) if self.balanced else rest
 
     def _encoder(self) -> Callable[[Float[Tensor, "n D"]], Int[Tensor, "n L"]]:
-        tables = [CodeTable(table) for table in self.tables]
+        tables = [CodeTable(table.clone()) for table in self.tables]  # a program saves each alone
 
         def encode(x: Tensor) -> Tensor:
             found = []
@@ -144,10 +145,18 @@ class ResidualKMeans(ItemTokenizer):
 
     def _decode(self, codes: Int[Tensor, "n L"]) -> Float[Tensor, "n D"]:
         tables = self.tables[..., : self.dim] if self.values is None else self.values
-        total = torch.zeros(len(codes), self.dim, device=codes.device)
+        total = torch.zeros(codes.shape[0], self.dim, device=codes.device)
         for own, table in zip(codes.unbind(1), tables, strict=True):
             total = total + table[own]
         return total
+
+    def _searches(self, x: Float[Tensor, "n D"]) -> dict[str, tuple[Quantizer, Tensor]]:
+        found: dict[str, tuple[Quantizer, Tensor]] = {}
+        for level, table in enumerate(self.tables):
+            x = self._scaled(x, level)
+            found[f"level{level + 1}"] = quantizer_of(table[:, : x.shape[1]]), x  # prices left out
+            x, _ = self._step(x, CodeTable(table))
+        return found
 
     def _last_level(self, x: Float[Tensor, "n D"]) -> tuple[Tensor, Tensor]:
         for level, table in enumerate(self.tables[:-1]):

@@ -231,25 +231,31 @@ class RQVAE(ItemTokenizer):
 
     def _encoder(self) -> Callable[[Float[Tensor, "n D"]], Int[Tensor, "n L"]]:
         """Encodes in float32, and in float64 if rounding may decide."""
-        found = self.quantizer.level_tables()
+        found, wide = self.quantizer.level_tables(), copy.deepcopy(self.encoder).double().requires_grad_(False)
         if found is None:  # encode everything in float64
-            encoder, folded = copy.deepcopy(self.encoder).double(), copy.deepcopy(self.quantizer).double().fold()
-            return lambda x: folded.encode(encoder(x.double()))
+            folded = copy.deepcopy(self.quantizer).double().fold().requires_grad_(False)
+            return lambda x: folded.encode(wide(x.double()))
         tables = [CodeTable(table) for table in found]
 
         def encode(x: Tensor) -> Tensor:
+            if torch.compiler.is_exporting():
+                return _decided_codes(wide(x.double()), tables)
             codes, doubt = _residual_codes(self.encoder(x), tables)
             rows = doubt.nonzero().squeeze(1)
             if len(rows):
-                latents = copy.deepcopy(self.encoder).double()(x[rows].double())
-                codes[rows] = _decided_codes(latents, tables)
+                codes[rows] = _decided_codes(wide(x[rows].double()), tables)
             return codes
 
         return encode
 
     def _decode(self, codes: Int[Tensor, "n L"]) -> Float[Tensor, "n D"]:
         values = self.quantizer.decode(codes)
+        if torch.compiler.is_exporting():
+            return self.decoder(values)
         return torch.cat([values.new_empty(0, self.dim), *(self.decoder(part) for part in values.split(8192))])
+
+    def _searches(self, x: Float[Tensor, "n D"]) -> dict[str, tuple[Quantizer, Tensor]]:
+        return {"": (self.quantizer, self.encoder(x))}
 
     def _last_level(self, x: Float[Tensor, "n D"]) -> tuple[Tensor, Tensor]:
         tables = self.quantizer.level_tables()

@@ -6,9 +6,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from gritvq.quantizers.base import Quantizer
+from gritvq.quantizers.codebooks import FreeCodebook
 from gritvq.quantizers.functional import central_code
+from gritvq.quantizers.vector_quantizer import VectorQuantizer
 
-__all__ = ["CodeTable", "lengths"]
+__all__ = ["CodeTable", "lengths", "quantizer_of"]
 
 _BLOCK_ENTRIES = 1 << 20  # scores per block: 4 MB, which stay in the cache
 _BLOCK_ROWS = 256
@@ -49,8 +52,8 @@ class CodeTable:
 
     def nearest(self, x: Float[Tensor, "N D"]) -> Int[Tensor, " N"]:
         """Indices of the nearest codes of float32 or float64 rows; ties up to 1e-12 go to the lowest index."""
-        if x.dtype == torch.float64:
-            return self.double()._decide(x)
+        if x.dtype == torch.float64 or torch.compiler.is_exporting():  # a program does not look at doubts
+            return self.double()._decide(x.double())
         indices, doubt = self.nearest_and_doubt(x)
         rows = doubt.nonzero().squeeze(1)
         if len(rows):
@@ -84,13 +87,18 @@ class CodeTable:
         return indices, doubt
 
     def _decide(self, x: Float[Tensor, "N D"]) -> Int[Tensor, " N"]:
+        if torch.compiler.is_exporting():
+            return self._decided(x)
         indices = torch.empty(len(x), dtype=torch.int64, device=x.device)
         for place in self._blocks(x):
-            rows = x[place] - self._center
-            scores = self._scores(rows)
-            slack = 1e-12 * self._reach * (rows.norm(dim=1) + self._reach)
-            indices[place] = (scores <= (scores.amin(1) + slack)[:, None]).int().argmax(1)
+            indices[place] = self._decided(x[place])
         return indices
+
+    def _decided(self, x: Float[Tensor, "N D"]) -> Int[Tensor, " N"]:
+        rows = x - self._center
+        scores = self._scores(rows)
+        slack = 1e-12 * self._reach * (rows.norm(dim=1) + self._reach)
+        return (scores <= (scores.amin(1) + slack)[:, None]).int().argmax(1)
 
     def _scores(self, rows: Tensor) -> Tensor:
         """Half the squared distances minus half the squared length of the row."""
@@ -101,6 +109,18 @@ class CodeTable:
         return [slice(start, start + step) for start in range(0, len(x), step)]
 
 
+def quantizer_of(codes: Float[Tensor, "K D"]) -> Quantizer:
+    """A quantizer that takes the nearest of these codes, to be examined.
+
+    Example:
+        >>> quantizer_of(torch.tensor([[0.0], [1.0]])).encode(torch.tensor([[0.9]]))
+        tensor([[1]])
+    """
+    book = FreeCodebook(codes.shape[1], len(codes))
+    book.weight.data.copy_(codes)
+    return VectorQuantizer(book).to(codes.device).eval()
+
+
 def lengths(x: Float[Tensor, "N D"]) -> Float[Tensor, "N 1"]:
     """Euclidean lengths of rows, computed in float64 so that they do not depend on the batch.
 
@@ -108,6 +128,8 @@ def lengths(x: Float[Tensor, "N D"]) -> Float[Tensor, "N 1"]:
         >>> lengths(torch.tensor([[3.0, 4.0]]))
         tensor([[5.]])
     """
+    if torch.compiler.is_exporting():
+        return x.double().square().sum(1, keepdim=True).sqrt().float()
     found = x.new_empty(len(x), 1)
     for place, rows in zip(found.split(_BLOCK_ROWS), x.split(_BLOCK_ROWS), strict=True):  # blocks fit into the cache
         place.copy_(rows.double().square_().sum(1, keepdim=True).sqrt_())

@@ -12,8 +12,11 @@ from torch import Tensor
 
 from gritvq.component import check_integer, check_number
 from gritvq.items.tokenizers.base import Embeddings, ItemTokenizer
+from gritvq.quantizers.base import Quantizer
 
 __all__ = ["MultiViewTokenizer"]
+
+_MOST_VIEWS = 4  # of a program, which has a matrix for each of the 2^V - 2 patterns
 
 
 class MultiViewTokenizer(ItemTokenizer):
@@ -169,11 +172,40 @@ class MultiViewTokenizer(ItemTokenizer):
         encode = self.tokenizer._encoder()
         return lambda x: encode(self._joined(x))
 
+    def _program_encoder(self) -> Callable[[Float[Tensor, "n D"]], Int[Tensor, "n L"]]:
+        """See the base class; a program has the matrix of every pattern of missing views."""
+        count = len(self.sizes)
+        if count > _MOST_VIEWS:
+            raise ValueError(f"expected at most {_MOST_VIEWS} views in a program, got {count}; join some of them")
+        encode = self.tokenizer._program_encoder()
+        owner = torch.arange(count).repeat_interleave(torch.tensor(self.sizes))
+        mean, scale = self.mean.double(), self.scale.double()
+        weights = torch.tensor(self.weights, dtype=torch.float64).sqrt()[owner]
+        patterns, matrices = [], []
+        for number in range(1, 2**count - 1):
+            pattern = torch.tensor([bool(number >> view & 1) for view in range(count)])
+            seen, matrix = pattern[owner], torch.zeros(len(owner), len(owner), dtype=torch.float64)
+            matrix[seen.nonzero(), (~seen).nonzero()[:, 0]] = self._regression(seen)
+            patterns.append(pattern), matrices.append(matrix)
+
+        def of_views(x: Tensor) -> Tensor:
+            known = ~x.isnan()
+            rows = torch.where(known, (x.double() - mean) / scale, 0.0)
+            there, whole = torch.stack([part.all(1) for part in known.split(self.sizes, 1)], 1), rows
+            for pattern, matrix in zip(patterns, matrices, strict=True):
+                whole = whole + torch.where((there == pattern).all(1, keepdim=True), rows @ matrix, 0.0)
+            return encode((whole * weights).float())
+
+        return of_views
+
     def _decode(self, codes: Int[Tensor, "n L"]) -> Float[Tensor, "n D"]:
         rows = self.tokenizer._decode(codes)
-        weights = torch.tensor(self.weights, device=rows.device).sqrt()
-        shares = weights.repeat_interleave(torch.tensor(self.sizes, device=rows.device))
+        weights = [weight for weight, size in zip(self.weights, self.sizes, strict=True) for _ in range(size)]
+        shares = torch.tensor(weights, device=rows.device).sqrt()
         return torch.where(shares > 0, rows / shares, 0.0) * self.scale + self.mean
+
+    def _searches(self, x: Float[Tensor, "n D"]) -> dict[str, tuple[Quantizer, Tensor]]:
+        return self.tokenizer._searches(self._joined(x))
 
     def _last_level(self, x: Float[Tensor, "n D"]) -> tuple[Tensor, Tensor]:
         return self.tokenizer._last_level(self._joined(x))
