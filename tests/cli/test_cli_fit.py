@@ -266,6 +266,62 @@ def test_callbacks_loggers_and_progress_without_a_terminal(capsys: pytest.Captur
     assert saved["callbacks"][0]["class_path"] == monitor["class_path"]
 
 
+_OWN_LOGGER = """
+import json
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities import rank_zero_only
+
+
+class Lines(Logger):
+    def __init__(self, path: str, project: str = "none"):
+        super().__init__()
+        self.path, self.name, self.version = path, project, 0
+
+    name = version = None
+
+    def _write(self, **what):
+        with open(self.path, "a") as file:
+            file.write(json.dumps(what) + "\\n")
+
+    @rank_zero_only
+    def log_hyperparams(self, params, *args, **kwargs):
+        self._write(settings=params)
+
+    @rank_zero_only
+    def log_metrics(self, metrics, step=None):
+        self._write(step=step, metrics=metrics)
+
+    @rank_zero_only
+    def finalize(self, status):
+        self._write(ended=status)
+"""
+
+
+def test_a_logger_of_another_package_gets_settings_and_metrics(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As W&B, MLflow and others come: a class that the configuration names, resumed runs included."""
+    Path("others").mkdir()
+    Path("others/others_logger.py").write_text(_OWN_LOGGER)
+    monkeypatch.syspath_prepend("others")
+    told = small("--plan.max_steps", "20", "--plan.validate_every", "10")
+    named = {"class_path": "others_logger.Lines", "init_args": {"path": "lines.jsonl", "project": "tokens"}}
+    content = yaml.safe_load(Path("small.yaml").read_text())
+    Path("small.yaml").write_text(yaml.safe_dump({**content, "loggers": [named]}))
+    assert main(told) == 0
+    lines = [json.loads(line) for line in Path("lines.jsonl").read_text().splitlines()]
+    settings = lines[0]["settings"]
+    assert settings["plan"]["max_steps"] == 20 and settings["tokenizer"]["quantizer"]["init_args"]["dim"] == 4
+    assert settings == yaml.safe_load(Path("run/config.yaml").read_text())
+    measured = [line for line in lines if "metrics" in line]
+    assert {line["step"] for line in measured if "val/psnr" in line["metrics"]} == {9, 19}
+    assert {line["step"] for line in measured if "train/psnr" in line["metrics"]} == {9, 19}
+    assert lines[-1] == {"ended": "success"}
+    assert list(Path("run/logs").glob("run-0/metrics.csv")) and list(Path("run/logs").glob("run-0/events*"))
+    assert main(["fit", "images", "--config", "run/config.yaml", "--resume", "last", "--plan.max_steps", "30"]) == 0
+    lines = [json.loads(line) for line in Path("lines.jsonl").read_text().splitlines()]
+    assert max(line.get("step", 0) for line in lines) >= 29 and lines[-1] == {"ended": "success"}
+    assert sum("settings" in line for line in lines) == 2
+
+
 class Counted(Callback):
     """Counts how often it is made, and what it draws."""
 

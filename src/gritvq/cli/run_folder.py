@@ -223,7 +223,7 @@ def extra_arguments(parser: Any) -> None:
 
 
 def extras_of(parser: Any, config: Any) -> dict[str, Any]:
-    """The given callbacks and loggers, made without changing the run's random state."""
+    """The given callbacks and loggers, made without changing the run's random state; loggers get the settings."""
     import torch
 
     asked = {name: config[name] for name in ("callbacks", "loggers") if config[name]}
@@ -233,6 +233,9 @@ def extras_of(parser: Any, config: Any) -> dict[str, Any]:
     extra_arguments(own)
     with torch.random.fork_rng():
         made = own.instantiate(own.parse_settings(asked))
+        settings = yaml.safe_load(_dumped(parser, config, None))
+        for logger in made.loggers or ():
+            logger.log_hyperparams(settings)
     return {name: made[name] for name in asked}
 
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from gritvq.training.diagnosis import *
     from gritvq.training.objectives import *
     from gritvq.training.optimizer import *
+    from gritvq.training.progress import *
     from gritvq.training.run import *
     from gritvq.training.run_folder import *
     from gritvq.training.task import *
@@ -28,13 +29,13 @@ __getattr__, __dir__, __all__ = lazy_names(
             "CollapseWarning",
             "FrozenStage",
             "RandomState",
-            "StepProgress",
             "WeightAverage",
         ],
         "data": ["DataModule", "TrainingData"],
         "diagnosis": ["examine_logs", "read_logs"],
         "objectives": ["ElboObjective", "Objective", "ReconstructionObjective", "TwoPathObjective", "objective_for"],
         "optimizer": ["OptimizerSettings"],
+        "progress": ["Pace", "StepProgress"],
         "run": ["TrainingPlan", "seed_everything", "train"],
         "run_folder": ["RunFolder"],
         "task": ["Task"],

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import sys
-import time
 from typing import Any, cast
 
 import torch
@@ -24,13 +22,11 @@ __all__ = [
     "CollapseWarning",
     "FrozenStage",
     "RandomState",
-    "StepProgress",
     "WeightAverage",
     "collapse_advice",
 ]
 
 log = logging.getLogger("gritvq")
-_QUIET = 60.0  # seconds between progress lines
 
 
 def _tokenizer(task: LightningModule) -> Autoencoder:
@@ -289,79 +285,3 @@ class CollapseWarning(Callback):
         advice = collapse_advice(float(values["val/usage"]), size, float(values["val/tokens"]))
         if advice is not None:
             log.warning("%s", advice)
-
-
-class StepProgress(Callback):
-    """A progress bar over the steps with the task's recent metrics.
-
-    If stderr is not a terminal, it prints a line after every tenth of the run and at least once a minute.
-    """
-
-    def __init__(self) -> None:
-        self.bar: Any = None
-        self.said, self.when = 0, 0.0
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Open the bar."""
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-        self.said, self.when = cast(Task, pl_module).step, time.monotonic()
-        console = Console(stderr=True)
-        if not trainer.is_global_zero or not console.is_terminal:
-            return
-        self.bar = Progress(
-            TextColumn("training"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(compact=True),
-            TextColumn("{task.fields[live]}"),
-            console=console,
-        )
-        self.bar.start()
-        self.task = self.bar.add_task("training", total=trainer.max_steps, completed=self.said, live="")
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Advance the bar, or print a line."""
-        done, total = cast(Task, pl_module).step, trainer.max_steps
-        if self.bar is not None:
-            self.bar.update(self.task, completed=done, live=_live(trainer))
-        elif trainer.is_global_zero and done > self.said:
-            tenth = done * 10 // total > self.said * 10 // total
-            if tenth or time.monotonic() > self.when + _QUIET:
-                self.said, self.when = done, time.monotonic()
-                print(f"step {done:,} of {total:,}  {_live(trainer)}".rstrip(), file=sys.stderr, flush=True)
-
-    def on_validation_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, *_: Any
-    ) -> None:
-        """Show the progress of a validation."""
-        if self.bar is not None:
-            self.bar.update(self.task, live=f"validating {batch_idx + 1} of {trainer.num_val_batches[0]}")
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Close the bar."""
-        if self.bar is not None:
-            self.bar.stop()
-            self.bar = None
-
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Close the bar before the error is printed."""
-        self.on_train_end(trainer, pl_module)
-
-
-def _live(trainer: Trainer) -> str:
-    values = trainer.callback_metrics
-    return "  ".join(
-        f"{name} {float(values[key]):.{digits}f}"
-        for name, key, digits in (
-            ("PSNR", "train/psnr", 2),
-            ("usage", "train/usage", 3),
-            ("perplexity", "train/perplexity", 0),
-            ("nats per item", "train/nats_per_item", 3),
-            ("NDCG@10", "val/ndcg@10", 4),
-        )
-        if key in values
-    )

@@ -22,10 +22,11 @@ from torch import nn
 import gritvq
 from gritvq.component import check_integer
 from gritvq.files import check_archive
-from gritvq.training.callbacks import RandomState, StepProgress
+from gritvq.training.callbacks import RandomState
 from gritvq.training.checkpoints import CheckpointFiles
 from gritvq.training.data import DataModule, TrainingData
 from gritvq.training.interruption import Interrupted, Interruption, Listener, Stop
+from gritvq.training.progress import StepProgress
 from gritvq.training.run_folder import RunFolder
 from gritvq.training.task import LOG_EVERY, Task, differing_names, steps_done
 
@@ -131,7 +132,7 @@ def train(
     called.append(interruption)
     logging_to = list(loggers)
     if progress:
-        called.append(StepProgress())
+        called.append(StepProgress(plan.validate_every if run is not None else 0))
     if run is not None:
         warnings.filterwarnings("ignore", message=".*ModelCheckpoint with manual optimization")
         checkpointing = ModelCheckpoint(
