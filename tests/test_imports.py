@@ -206,7 +206,7 @@ def test_the_house_stays_small() -> None:
     }
     # 60, and seven of the wing of priors: to component, lazy, saving, tokens, training, and from items and cli; ten of
     # text: to component, export, files, lazy, priors (sampling), quantizers, saving, tokenizer, training, and from cli;
-    # one of items and one of priors, to export: their programs; four of interop: to component, images, lazy, quantizers;
-    # eight of sharing, which opens every kind of artifact: interop to files, items, priors, saving, text, tokenizer and
-    # training (the run's folder), and from cli
+    # one of items and one of priors, to export: their programs; four of interop: to component, images, lazy,
+    # quantizers; eight of sharing, which opens every kind of artifact: interop to files, items, priors, saving, text,
+    # tokenizer and training (the run's folder), and from cli
     assert len(rooms) <= 21 and len({(start, end) for start, end in arrows if start != end}) <= 91

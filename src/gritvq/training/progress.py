@@ -45,9 +45,7 @@ class Pace:
 
     def __init__(self, total: int, validate_every: int = 0, clock: Callable[[], float] = time.monotonic) -> None:
         self.total, self.validate_every, self._clock = total, validate_every, clock
-        self._steps = deque[tuple[int, float]](
-            maxlen=_WINDOW + 1
-        )  # done, and when, on a clock that rests with training
+        self._steps = deque[tuple[int, float]](maxlen=_WINDOW + 1)  # done, and when, rests left out
         self._rested, self._validations, self._since = 0.0, 0, clock()
 
     def step(self, done: int) -> None:
