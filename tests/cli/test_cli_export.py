@@ -74,6 +74,11 @@ def test_doctor_of_an_item_tokenizer(folder: Path, capsys: pytest.CaptureFixture
         ("codes are duplicates", "level2"),
         ("dead codes", "level2"),
     ]
+    tokenizer.tables[0, :3] = torch.nan  # type: ignore[index]
+    tokenizer.save_pretrained("run/tokenizer")
+    assert main([*words, "--overwrite", "true"]) == 0
+    findings = json.loads(Path("found.json").read_text())["findings"]
+    assert [(each["name"], each["part"]) for each in findings] == [("codes are not finite", "level1")]
     assert "no --data.column for a tokenizer of items" in wrong(["doctor", "run", "--data.column", "x"], capsys)
     assert "expected a .npy file of item embeddings" in wrong(["doctor", "run", "--data.path", "none.npy"], capsys)
     np.save("others.npy", np.zeros((4, 3), np.float32))

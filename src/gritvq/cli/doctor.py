@@ -247,6 +247,8 @@ def _of_items(patient: _Patient, config: Any) -> list[Finding]:
         patient.said.append("no data (give item embeddings with --data.path)")
     found = []
     for name, (quantizer, latents) in parts.items():
+        if found and not bool(latents.isfinite().all(1).any()):  # by codes of the levels before, which are found
+            continue
         for finding in examine(quantizer, latents if given else None):
             part = ".".join(part for part in (name, finding.part) if part)
             says = f"{name}: {finding.says}" if name else finding.says
