@@ -116,8 +116,8 @@ def encoding(folder: Path) -> Iterator[Figure]:
         for number in range(count):
             coarse = Image.fromarray(draw.integers(0, 256, (8, 8, 3), dtype=np.uint8))
             coarse.resize((SIDE, SIDE), Image.Resampling.BICUBIC).save(folder / str(count) / f"{number:05}.png")
-    seconds, peaks = {}, {}
-    for count in (FEW, FEW, MANY):  # the first warms the files up
+    seconds, worked, peaks = {}, {}, {}
+    for count in (FEW, MANY):
         begun = time.perf_counter()
         words = ["encode", str(folder / str(count)), "--tokenizer", str(tokenizer), "--overwrite", "true"]
         words += ["--out", str(folder / f"{count}.npz")]
@@ -126,9 +126,11 @@ def encoding(folder: Path) -> Iterator[Figure]:
         assert status == 0, words
         process.returncode = 0
         seconds[count], peaks[count] = time.perf_counter() - begun, usage.ru_maxrss / 1024
+        worked[count] = usage.ru_utime + usage.ru_stime
     what = f"{MANY:,} pictures of {SIDE} x {SIDE} pixels"
-    rate = (MANY - FEW) / (seconds[MANY] - seconds[FEW])
-    yield Figure(what, "`gritvq encode`, start apart", f"{rate:,.0f} pictures/s", ">= 500/s")
+    for asked, taken, wanted in (("", seconds, ">= 500/s"), (", by a second of processor time", worked, "")):
+        rate = (MANY - FEW) / (taken[MANY] - taken[FEW])
+        yield Figure(what, f"`gritvq encode`, start apart{asked}", f"{rate:,.0f} pictures/s", wanted)
     yield Figure(what, "`gritvq encode`, the whole command", f"{seconds[MANY]:.1f} s")
     more = peaks[MANY] - peaks[FEW]
     value = f"{peaks[MANY]:,.0f} MiB, {more:+,.0f} MiB"
