@@ -245,7 +245,7 @@ def _of_items(patient: _Patient, config: Any) -> list[Finding]:
     else:
         parts = tokenizer.searches(torch.zeros(1, tokenizer.dim))
         patient.said.append("no data (give item embeddings with --data.path)")
-    found = []
+    found: list[Finding] = []
     for name, (quantizer, latents) in parts.items():
         if found and not bool(latents.isfinite().all(1).any()):  # by codes of the levels before, which are found
             continue
