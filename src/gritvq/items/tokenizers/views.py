@@ -186,7 +186,8 @@ class MultiViewTokenizer(ItemTokenizer):
             pattern = torch.tensor([bool(number >> view & 1) for view in range(count)])
             seen, matrix = pattern[owner], torch.zeros(len(owner), len(owner), dtype=torch.float64)
             matrix[seen.nonzero(), (~seen).nonzero()[:, 0]] = self._regression(seen)
-            patterns.append(pattern), matrices.append(matrix)
+            patterns.append(pattern)
+            matrices.append(matrix)
 
         def of_views(x: Tensor) -> Tensor:
             known = ~x.isnan()
