@@ -11,6 +11,7 @@ import torch
 
 from gritvq.export import load_program
 from gritvq.items import (
+    CatalogueDecoder,
     DepthDecoder,
     EncoderDecoder,
     GenerativeRecommender,
@@ -29,7 +30,7 @@ pytest.importorskip("onnxruntime"), pytest.importorskip("onnxscript"), pytest.im
 
 SIZES, COUNT = (6, 7), 30
 CODES = torch.stack([torch.randint(0, size, (COUNT,), generator=seeded(place)) for place, size in enumerate(SIZES)], 1)
-SOAK = [pytest.param(kind, marks=pytest.mark.soak) for kind in (TokenDecoder, EncoderDecoder)]
+SOAK = [pytest.param(kind, marks=pytest.mark.soak) for kind in (TokenDecoder, EncoderDecoder, CatalogueDecoder)]
 
 
 def made(kind: Any, **settings: Any) -> GenerativeRecommender:
@@ -80,7 +81,7 @@ def test_the_torch_format_and_lists_longer_than_the_catalogue(tmp_path: Path) ->
     assert torch.equal(items.sort().values, wanted.items.sort().values) and items[:, COUNT:].eq(-1).all()
 
 
-@pytest.mark.parametrize("kind", [ParallelDecoder, DepthDecoder, TokenDecoder, EncoderDecoder])
+@pytest.mark.parametrize("kind", [ParallelDecoder, CatalogueDecoder, DepthDecoder, TokenDecoder, EncoderDecoder])
 def test_the_program_itself_is_the_recommender(kind: Any) -> None:
     recommender = made(kind).eval()
     histories = torch.tensor([[3, 7, 7, 29, 0], [4, -1, -1, -1, -1]])
