@@ -70,11 +70,19 @@ class Early(Callback):
         self.told.tell()
 
 
-def go(task: Told, pictures: str, folder: Path, resume: Path | None = None, **changes: Any) -> None:
+def go(
+    task: Told,
+    pictures: str,
+    folder: Path,
+    resume: Path | None = None,
+    callbacks: Sequence[Callback] = (),
+    **changes: Any,
+) -> None:
     plan = TrainingPlan(
         **{"max_steps": 13, "validate_every": 4, "checkpoint_every": 50, "accelerator": "cpu", **changes}
     )
-    train(task, ImageData(pictures, batch_size=4), plan, folder=folder, resume=resume, progress=False)
+    data = ImageData(pictures, batch_size=4)
+    train(task, data, plan, folder=folder, resume=resume, progress=False, callbacks=callbacks)
 
 
 def logged(folder: Path) -> dict[tuple[int, str], str]:
@@ -167,3 +175,52 @@ def test_rates_of_a_checkpoint_are_kept_or_refused(pictures: str, straight: Path
     with pytest.raises(ValueError, match=r"expected max_steps >= 13, the steps that .* got 12; increase it"):
         go(Told(), pictures, tmp_path / "run", resume=straight / "checkpoints" / "last.ckpt", max_steps=12)
     assert not (tmp_path / "run").exists()
+
+
+class Died(BaseException):
+    """Nobody catches this, so what is on the disk is what a killed process leaves."""
+
+
+class Dies(Callback):
+    """Ends the run once the checkpoint of a step is written, or in the validation after a step."""
+
+    def __init__(self, step: int, *, validating: bool) -> None:
+        self.at, self.validating = step, validating
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.validating and trainer.global_step == self.at:
+            raise Died
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        write = trainer.strategy.checkpoint_io.save_checkpoint
+
+        def then_die(checkpoint: dict[str, Any], path: str, **more: Any) -> None:
+            write(checkpoint, path, **more)
+            if not self.validating and checkpoint["step"] == self.at and str(path).endswith("last.ckpt"):
+                raise Died
+
+        trainer.strategy.checkpoint_io.save_checkpoint = then_die  # type: ignore[method-assign, assignment]
+
+
+@pytest.mark.parametrize(
+    ("step", "validating", "goes_on_from", "accumulate"),
+    [
+        (8, True, 4, 1),  # the checkpoint of step 8 waits for the validation
+        (8, False, 8, 2),
+        (10, False, 10, 2),  # whose metrics are logged before the checkpoint is written
+    ],
+)
+def test_a_killed_run_goes_on_as_if_nothing_had_happened(
+    step: int, validating: bool, goes_on_from: int, accumulate: int, pictures: str, tmp_path: Path
+) -> None:
+    more: dict[str, Any] = {"checkpoint_every": 2 if step == 10 else 4, "accumulate": accumulate, "max_steps": 11}
+    go(Told(), pictures, tmp_path / "straight", **more)
+    last = tmp_path / "killed" / "checkpoints" / "last.ckpt"
+    with pytest.raises(Died):
+        go(Told(), pictures, tmp_path / "killed", callbacks=[Dies(step, validating=validating)], **more)
+    assert torch.load(last, weights_only=True)["step"] == goes_on_from
+    go(Told(), pictures, tmp_path / "killed", resume=last, **more)
+    assert logged(tmp_path / "killed") == logged(tmp_path / "straight")
+    assert {step for step, name in logged(tmp_path / "killed") if name == "train/psnr"} == {9}
+    name = "tokenizer/model.safetensors"
+    assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "straight" / name).read_bytes()

@@ -229,7 +229,9 @@ class RandomState(Callback):
         self.states: dict[str, Tensor] = {}
 
     def state_dict(self) -> dict[str, Any]:
-        """The current states, one row per process."""
+        """The current states, one row per process; those to restore if no step has been done since."""
+        if self.states:
+            return self.states
         states = {"torch": all_gather_rows(torch.get_rng_state()[None])}
         if torch.cuda.is_available() and torch.cuda.is_initialized():
             states["cuda"] = all_gather_rows(torch.cuda.get_rng_state()[None])
@@ -245,6 +247,7 @@ class RandomState(Callback):
             if name in self.states and (name == "torch" or torch.cuda.is_available()):
                 rows = self.states[name].reshape(-1, self.states[name].shape[-1])  # earlier versions saved one row
                 setter(rows[trainer.global_rank % len(rows)].clone())  # a view of a row crashes PyTorch
+        self.states = {}
 
 
 def collapse_advice(usage: float, codebook_size: int, num_tokens: float) -> str | None:

@@ -1,16 +1,19 @@
-"""Checkpoint files: written atomically, with a checksum, and read without unpickling code."""
+"""Checkpoint files: written atomically, with a checksum, of whole steps, and read without unpickling code."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
+from lightning import LightningModule, Trainer
 from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.pytorch.callbacks import ModelCheckpoint
 
 from gritvq.files import check_archive, replacing, seal_archive
+from gritvq.training.task import Task
 
-__all__ = ["CheckpointFiles"]
+__all__ = ["CheckpointFiles", "StepCheckpoint"]
 
 
 class CheckpointFiles(TorchCheckpointIO):
@@ -34,3 +37,41 @@ class CheckpointFiles(TorchCheckpointIO):
         """
         check_archive(Path(path))
         return super().load_checkpoint(path, *arguments, **settings)
+
+
+class StepCheckpoint(ModelCheckpoint):
+    """Writes the checkpoint of a step once all of this step is logged, and validated if that is due.
+
+    Lightning's own writes it before. A run that is killed in between and resumed then lacks that step's metrics and
+    that validation, and whatever depends on it, such as which weights are the best so far.
+    """
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self._waits = False  # for a validation
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Write it if it is due, unless a validation comes first."""
+        task = cast(Task, pl_module)
+        if task.ends_step and trainer.global_step % self._every_n_train_steps == 0:
+            self._waits = _validates(trainer, task)
+            if not self._waits:
+                task.log_now()
+                super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the one that has waited."""
+        if self._waits:
+            self._waits = False
+            super().on_train_batch_end(trainer, pl_module, None, None, 0)
+
+
+def _validates(trainer: Trainer, task: Task) -> bool:
+    """Whether there is a validation after this step."""
+    return (
+        trainer.enable_validation
+        and sum(trainer.num_val_batches) > 0
+        and task.step * task.accumulate % trainer.val_check_batch == 0
+    )

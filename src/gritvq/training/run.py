@@ -15,7 +15,6 @@ from typing import Literal
 import lightning
 import torch
 from lightning import Callback, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from torch import nn
 
@@ -23,7 +22,7 @@ import gritvq
 from gritvq.component import check_integer
 from gritvq.files import check_archive
 from gritvq.training.callbacks import RandomState
-from gritvq.training.checkpoints import CheckpointFiles
+from gritvq.training.checkpoints import CheckpointFiles, StepCheckpoint
 from gritvq.training.data import DataModule, TrainingData
 from gritvq.training.interruption import Interrupted, Interruption, Listener, Stop
 from gritvq.training.progress import StepProgress
@@ -135,7 +134,7 @@ def train(
         called.append(StepProgress(plan.validate_every if run is not None else 0))
     if run is not None:
         warnings.filterwarnings("ignore", message=".*ModelCheckpoint with manual optimization")
-        checkpointing = ModelCheckpoint(
+        checkpointing = StepCheckpoint(
             dirpath=run.checkpoints,
             filename="step-{step}",
             auto_insert_metric_name=False,

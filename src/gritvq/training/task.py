@@ -48,6 +48,7 @@ class Task(LightningModule, ABC):
         self.optimizer_settings = optimizer_settings
         self.step, self.accumulate, self.gradient_clip = 0, 1, optimizer_settings.gradient_clip
         self._batches, self._log_every = 0, LOG_EVERY  # batches of the current step so far
+        self._logged = False
 
     @abstractmethod
     def losses(self, batch: Any) -> Iterable[Tensor]:
@@ -135,7 +136,20 @@ class Task(LightningModule, ABC):
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Log each step once, with its last batch."""
-        self.trainer.log_every_n_steps = 0 if self._batches else self._log_every  # type: ignore[attr-defined]
+        silent = self._batches > 0 or self._logged
+        self.trainer.log_every_n_steps = 0 if silent else self._log_every  # type: ignore[attr-defined]
+        self._logged = False
+
+    @property
+    def ends_step(self) -> bool:
+        """Whether the batch that has just been computed was the last one of its step."""
+        return self._batches == 0
+
+    def log_now(self) -> None:
+        """Hand the metrics of this step to the loggers, as Lightning does after the callbacks of its last batch."""
+        self.trainer.log_every_n_steps = self._log_every  # type: ignore[attr-defined]
+        self.trainer._logger_connector.update_train_step_metrics()
+        self._logged = True
 
     @abstractmethod
     def run_callbacks(self, run: RunFolder | None) -> list[Callback]:

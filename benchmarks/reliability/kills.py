@@ -1,0 +1,227 @@
+"""Kills the program at random moments, and starts it again: what is there is whole, and the end is that of one run.
+
+    python -m benchmarks.reliability.kills --work /tmp/kills
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from benchmarks.reliability.figures import Figure, write_figures
+from benchmarks.reliability.jobs import JOBS, Job, differing, finished, make_data, program, result_of, whole
+
+__all__ = ["Reference", "Trial", "figures_of", "reference", "trial"]
+
+COMMAND = "python -m benchmarks.reliability.kills"
+TRIALS = {"fit images": 7, "fit items": 7, "fit prior": 6, "fit text": 4, "semantic-ids add": 4}  # 3 of the others
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A run that nobody stopped: how long it took, how many temporary names were seen, and what came out."""
+
+    seconds: float
+    names: int
+    result: dict[str, str]
+
+
+@dataclass
+class Trial:
+    """What was seen of one run that was killed and started again, perhaps several times."""
+
+    job: str
+    sent: int = 0
+    while_running: int = 0
+    faults: list[str] = field(default_factory=list)  # something is damaged
+    differences: list[str] = field(default_factory=list)
+    moments: list[str] = field(default_factory=list)
+
+
+class Watch:
+    """Counts the temporary names that come and go below a folder."""
+
+    def __init__(self, out: Path) -> None:
+        self.out, self.seen = out, set[str]()
+
+    def look(self) -> int:
+        """How many there have been so far."""
+        places = [self.out.parent] if self.out.suffix else [self.out, *_folders_in(self.out)]
+        for place in places:
+            try:
+                self.seen |= {entry.path for entry in os.scandir(place) if entry.name.startswith(".wr")}
+            except OSError:  # gone, or not there yet
+                continue
+        return len(self.seen)
+
+
+def _folders_in(folder: Path) -> list[str]:
+    try:
+        return [entry.path for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith(".wr")]
+    except OSError:
+        return []
+
+
+def prepared(job: Job, data: Path, folder: Path, before: dict[str, Path]) -> None:
+    """A folder with the data, and what an earlier command has written."""
+    folder.mkdir(parents=True)
+    (folder / "data").symlink_to(data / "data")
+    if job.before is not None:
+        old = before[job.before] / job.out
+        (shutil.copytree if old.is_dir() else shutil.copy)(old, folder / job.out)
+
+
+def reference(job: Job, folder: Path) -> Reference:
+    """Run the job without a kill, watching what comes and goes."""
+    watch, started = Watch(folder / job.out), time.perf_counter()
+    process = program(job.command, folder)
+    reader = threading.Thread(target=process.communicate, daemon=True)
+    reader.start()
+    while process.poll() is None:
+        watch.look()
+        time.sleep(0.0005)
+    if process.returncode:
+        raise RuntimeError(f"exit code {process.returncode} of gritvq {job.command} in {folder}")
+    whole(folder / job.out)
+    return Reference(time.perf_counter() - started, len(watch.seen), result_of(folder / job.out))
+
+
+def killed(command: str, out: Path, moment: Callable[[float, int], bool], trial: Trial) -> None:
+    """Start a command, and kill its whole group at a moment that depends on the time and on what was seen."""
+    process, watch = program(command, out.parent), Watch(out)
+    threading.Thread(target=process.communicate, daemon=True).start()
+    started = time.perf_counter()
+    while process.poll() is None and not moment(time.perf_counter() - started, watch.look()):
+        time.sleep(0.0005)
+    trial.sent += 1
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+    process.wait()
+    trial.while_running += process.returncode == -signal.SIGKILL
+    if process.returncode not in (0, -signal.SIGKILL):
+        trial.faults.append(f"exit code {process.returncode} of gritvq {command}")
+
+
+def trial(job: Job, number: int, folder: Path, straight: Reference, seed: int) -> Trial:
+    """Kill the job one or three times, look at what is there each time, let it end, and compare."""
+    draw, found, out = random.Random(f"{seed} {job.name} {number}"), Trial(job.name), folder / job.out
+    old = result_of(out) if out.is_file() else {}
+    command: str | None = job.command
+    for _ in range(3 if number % 3 == 2 else 1):
+        if command is None:
+            break
+        if number % 2 and straight.names:
+            wanted, delay = draw.randint(1, straight.names), draw.choice((0.0, draw.uniform(0, 0.01)))
+            found.moments.append(f"name {wanted} + {1000 * delay:.1f} ms")
+            seen: list[float] = []
+
+            def moment(now: float, names: int, wanted: int = wanted, delay: float = delay, seen: list = seen) -> bool:
+                if names >= wanted and not seen:
+                    seen.append(now)
+                return bool(seen) and now - seen[0] >= delay
+        else:
+            at = draw.uniform(0, straight.seconds)
+            found.moments.append(f"{at:.2f} s")
+
+            def moment(now: float, names: int, at: float = at) -> bool:
+                return now >= at
+
+        killed(command, out, moment, found)
+        try:
+            whole(out) if out.exists() else None
+            if out.is_file() and result_of(out) not in (old, straight.result):
+                raise ValueError(f"{out.name} is neither the old nor the new one")
+        except Exception as error:
+            found.faults.append(f"{type(error).__name__}: {error}")
+        command = job.again(folder)
+    try:
+        while command is not None:
+            finished(command, folder)
+            command = None
+        whole(out)
+        found.differences = differing(straight.result, result_of(out))
+    except Exception as error:
+        found.differences.append(f"{type(error).__name__}: {error}")
+    return found
+
+
+def figures_of(trials: Iterable[Trial]) -> list[Figure]:
+    """Rows of the table: one kind of job after the other, then all."""
+    trials = list(trials)
+    figures = []
+    for name in [*dict.fromkeys(each.job for each in trials), "all"]:
+        own = [each for each in trials if name in (each.job, "all")]
+        count = len(own)
+        good, equal = sum(not each.faults for each in own), sum(not each.differences for each in own)
+        hits, sent = sum(each.while_running for each in own), sum(each.sent for each in own)
+        figures += [
+            Figure(name, "kills that hit it while it ran", f"{hits} of {sent} in {count} trials"),
+            Figure(name, "what is there is whole", f"{good} of {count}", f"{count} of {count}"),
+            Figure(name, "started again, the end is bitwise that of one run", f"{equal} of {count}", f"{count} of {count}"),
+        ]
+    return figures
+
+
+def main() -> None:
+    """Run all trials and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--work", type=Path, help="folder for the trials, removed before; default: a temporary one")
+    parser.add_argument("--jobs", nargs="*", help="names of jobs; default: all")
+    parser.add_argument("--trials", type=int, help="trials of each job; default: 44 in all")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--parallel", type=int, default=2)
+    parser.add_argument("--write", default="true", choices=["true", "false"], help="whether to write the table")
+    options = parser.parse_args()
+    work = Path(options.work or tempfile.mkdtemp())
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
+    chosen = [job for job in JOBS if not options.jobs or job.name in options.jobs]
+    started = time.perf_counter()
+    make_data(work)
+    before: dict[str, Path] = {}
+    for command in {job.before for job in chosen if job.before}:
+        before[command] = work / f"before-{len(before)}"
+        before[command].mkdir()
+        (before[command] / "data").symlink_to(work / "data")
+        finished(command, before[command])
+    straight = {}
+    for job in chosen:
+        prepared(job, work, work / job.name / "straight", before)
+        straight[job.name] = reference(job, work / job.name / "straight")
+        print(f"{job.name}: {straight[job.name].seconds:.1f} s, {straight[job.name].names} names", flush=True)
+
+    def one(job: Job, number: int) -> Trial:
+        folder = work / job.name / str(number)
+        prepared(job, work, folder, before)
+        found = trial(job, number, folder, straight[job.name], options.seed)
+        told = "; ".join([*found.faults[:2], *found.differences[:6]]) or "good"
+        print(f"{job.name} {number}: {', '.join(found.moments)}: {told}", flush=True)
+        return found
+
+    with ThreadPoolExecutor(options.parallel) as pool:
+        asked = [(job, number) for job in chosen for number in range(options.trials or TRIALS.get(job.name, 3))]
+        trials = list(pool.map(lambda each: one(*each), asked))
+    print(f"{(time.perf_counter() - started) / 60:.1f} minutes")
+    for figure in figures_of(trials):
+        print(*figure, sep=" | ")
+    if options.write == "true":
+        print(write_figures("kills", figures_of(trials), COMMAND))
+    sys.exit(any(each.faults or each.differences for each in trials))
+
+
+if __name__ == "__main__":
+    main()
