@@ -21,7 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 from gritvq import Tokenizer
-from gritvq.files import check_archive, place_of_file
+from gritvq.files import check_archive, folder_exists, holds_files, place_of_file
 from gritvq.items import GenerativeRecommender, ItemTokenizer, SemanticIds
 from gritvq.priors import Prior
 from gritvq.text import TraceModel
@@ -31,7 +31,9 @@ from gritvq.training import RunFolder
 __all__ = ["JOBS", "Job", "differing", "environment", "make_data", "program", "result_of", "whole"]
 
 # What the trainings have in common: a checkpoint and a validation every few steps, some of them at the same step.
-_PLAN = "--plan.accelerator cpu --plan.max_steps {steps} --plan.validate_every {validate} --plan.checkpoint_every {save}"
+_PLAN = (
+    "--plan.accelerator cpu --plan.max_steps {steps} --plan.validate_every {validate} --plan.checkpoint_every {save}"
+)
 _PICTURES = (
     "fit images --data.path data/pictures --preset vq_vae_ema --codebook_size 16 --tokenizer.encoder.width 8 "
     "--tokenizer.decoder.width 8 --data.size 16 --data.batch_size 4 --out run "
@@ -75,13 +77,14 @@ class Job:
     def again(self, folder: Path) -> str | None:
         """What a user says after a kill; None if all is there."""
         out = folder / self.out
-        if not self.command.startswith(("fit ", "semantic-ids fit")):  # which replace nothing, or all
-            return None if out.exists() and self.before is None and out.is_file() else self.command
+        if not self.command.startswith(("fit ", "semantic-ids fit")):  # these replace nothing, or all
+            done = out.is_file() or (self.command.startswith("encode") and out.is_dir() and holds_files(out))
+            return None if done and self.before is None else self.command
         settings = RunFolder(out).config
         if self.command.startswith("fit ") and RunFolder(out).last_checkpoint.exists() and self._begun(settings):
-            return f"{self.command} --resume last".replace(" --overwrite true", "")
-        if out.exists() and any(not path.name.startswith(".writing-") for path in out.iterdir()):
-            return f"{self.command} --overwrite true".replace(" --overwrite true --overwrite", " --overwrite")
+            return f"{self.command.replace(' --overwrite true', '')} --resume last"
+        if out.exists() and holds_files(out):
+            return f"{self.command.replace(' --overwrite true', '')} --overwrite true"
         return self.command
 
     def _begun(self, settings: Path) -> bool:
@@ -207,7 +210,7 @@ def whole(out: Path) -> list[str]:
     for folder in _folders(out):
         kind = "item tokenizer" if folder.name == "tokenizer" and _is_of_items(folder) else folder.name
         header = "semantic_ids.json" if kind == "ids" else "config.json"
-        if kind in _LOADERS and (folder.exists() or place_of_file(folder, header).exists()):
+        if folder_exists(folder) and (place_of_file(folder, header).exists() or holds_files(folder)):
             _LOADERS[kind](folder)
             found.append(kind)
     for path in sorted(out.rglob("*")):
@@ -250,7 +253,7 @@ def result_of(out: Path) -> dict[str, str]:
         return {out.name: _digest(out.read_bytes())}
     found = {}
     for path in sorted(out.rglob("*")):
-        name = path.relative_to(out).as_posix()
+        name = path.relative_to(out).as_posix().removeprefix(".written/")  # these files count
         if path.is_dir() or name.startswith("logs/"):
             continue
         if path.suffix == ".ckpt":

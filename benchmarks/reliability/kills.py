@@ -1,6 +1,6 @@
 """Kills the program at random moments, and starts it again: what is there is whole, and the end is that of one run.
 
-    python -m benchmarks.reliability.kills --work /tmp/kills
+python -m benchmarks.reliability.kills --work /tmp/kills
 """
 
 from __future__ import annotations
@@ -171,7 +171,9 @@ def figures_of(trials: Iterable[Trial]) -> list[Figure]:
         figures += [
             Figure(name, "kills that hit it while it ran", f"{hits} of {sent} in {count} trials"),
             Figure(name, "what is there is whole", f"{good} of {count}", f"{count} of {count}"),
-            Figure(name, "started again, the end is bitwise that of one run", f"{equal} of {count}", f"{count} of {count}"),
+            Figure(
+                name, "started again, the end is bitwise that of one run", f"{equal} of {count}", f"{count} of {count}"
+            ),
         ]
     return figures
 

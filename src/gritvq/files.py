@@ -31,10 +31,13 @@ __all__ = [
     "check_archive",
     "check_footer",
     "checked_file",
+    "folder_exists",
     "holds_files",
+    "names_in",
     "place_of_file",
     "read_header",
     "regular_file",
+    "remove_folder",
     "replacing",
     "replacing_files",
     "seal_archive",
@@ -120,6 +123,30 @@ def place_of_file(folder: Path, name: str) -> Path:
     folder = folder.absolute()
     on_the_way = (folder / _WRITTEN / name, folder.parent / _WRITTEN / folder.name / name)
     return next((path for path in on_the_way if path.exists()), folder / name)
+
+
+def folder_exists(folder: Path) -> bool:
+    """Whether an artifact's folder is in its place, or on the way there."""
+    folder = folder.absolute()
+    return folder.is_dir() or (folder.parent / _WRITTEN / folder.name).is_dir()
+
+
+def names_in(folder: Path) -> list[str]:
+    """Sorted names of what is in a folder, or on the way there."""
+    places = (place for place in (folder, folder / _WRITTEN) if place.is_dir())
+    return sorted({path.name for place in places for path in place.iterdir()} - {_WRITTEN})
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a folder, if there is one; wherever the process dies, a reader sees all of it or nothing."""
+    if not folder.is_dir() or folder.is_symlink():
+        return
+    gone = folder.parent / _scratch_name()
+    try:
+        os.rename(folder, gone)
+    except OSError:  # another disk begins here
+        gone = folder
+    shutil.rmtree(gone, ignore_errors=True)
 
 
 def holds_files(folder: Path) -> bool:

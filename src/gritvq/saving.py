@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from gritvq.component import Component, to_config
-from gritvq.files import checked_file, holds_files, read_header, replacing_files, write_header
+from gritvq.files import checked_file, folder_exists, holds_files, read_header, replacing_files, write_header
 from gritvq.lazy import optional
 
 __all__ = [
@@ -104,7 +104,7 @@ def local_folder(
             reached or has no such name or revision.
     """
     folder = Path(source)
-    if folder.is_dir():
+    if folder_exists(folder):
         if revision is not None:
             raise ValueError(f"expected no revision for the folder {folder} here, got {revision!r}; leave it out")
         return folder

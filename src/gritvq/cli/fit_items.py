@@ -19,6 +19,7 @@ from gritvq.cli.run_folder import (
 )
 from gritvq.cli.semantic_ids import given_vectors, make_ids, tokenizer_arguments, write_ids
 from gritvq.cli.settings import class_of
+from gritvq.files import folder_exists
 
 __all__ = ["arguments", "fit", "read_data"]
 
@@ -142,7 +143,7 @@ def _ids_for(folder: str, items: Sequence[Any]) -> Any:
     from gritvq.items.ids import SemanticIds
 
     path = Path(folder)
-    ids = SemanticIds.load(path / "ids" if (path / "ids").is_dir() else path)
+    ids = SemanticIds.load(path / "ids" if folder_exists(path / "ids") else path)
     if ids.items == tuple(items):
         return ids
     codes = ids.ids_of(items)  # raises if an item has none

@@ -147,7 +147,7 @@ def _loaded(source: str, trusted: Sequence[str], ids: str | None) -> Any:
     if ids is None:
         return GenerativeRecommender.from_pretrained(folder, trusted=trusted)
     grown = RunFolder(ids)
-    found = SemanticIds.load(grown.ids if grown.ids.is_dir() else grown.path)
+    found = SemanticIds.load(grown.ids if folder_exists(grown.ids) else grown.path)
     return GenerativeRecommender.from_pretrained(folder, found, trusted)
 
 

@@ -79,9 +79,10 @@ def place_of(config: Any, launch: Launch) -> Place:
 
     def check() -> None:
         if resume is not None and not Path(resume).is_file():
-            raise ValueError(
-                f"expected a checkpoint to resume from, got {resume}, which is not a file; see the run's checkpoints/"
-            )
+            instead = "see the run's checkpoints/"
+            if config.resume == "last" and run.config.is_file() and not any(run.path.glob("checkpoints/*.ckpt")):
+                instead = "the run ended before its first one, start it again with --overwrite true"
+            raise ValueError(f"expected a checkpoint to resume from, got {resume}, which is not a file; {instead}")
         if not goes_on:
             run.check(config.overwrite, _INSTEAD)
 

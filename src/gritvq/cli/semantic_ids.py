@@ -9,7 +9,7 @@ from typing import Any
 
 from gritvq.cli.output import list_files, report, trusted_argument
 from gritvq.cli.run_folder import check_places, overwrite_argument
-from gritvq.files import replacing_files
+from gritvq.files import folder_exists, replacing_files
 from gritvq.training.run_folder import RunFolder
 
 __all__ = [
@@ -299,8 +299,8 @@ def _report(config: Any, parts: Callable[[], Any]) -> None:
     from gritvq.items.ids import SemanticIds
 
     run = RunFolder(config.run)
-    ids = SemanticIds.load(run.ids if run.ids.is_dir() else run.path)
-    tokenizer = _tokenizer(config) if run.tokenizer.is_dir() else None
+    ids = SemanticIds.load(run.ids if folder_exists(run.ids) else run.path)
+    tokenizer = _tokenizer(config) if folder_exists(run.tokenizer) else None
     if tokenizer is not None and ids.fingerprint.get("quantizer") != tokenizer.fingerprint():
         raise ValueError(
             f"expected the tokenizer that made the ids in {run.tokenizer}, got another; give {run.ids} to evaluate the "
@@ -445,7 +445,7 @@ def _tokenizer(config: Any) -> Any:
     from gritvq.items.tokenizers import ItemTokenizer
 
     folder = RunFolder(config.run).tokenizer
-    if not folder.is_dir():
+    if not folder_exists(folder):
         raise ValueError(
             f"expected a folder written by semantic-ids fit, got {config.run}, which has no {folder.name} in it; "
             "choose another one"

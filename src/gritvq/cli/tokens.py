@@ -12,6 +12,7 @@ from gritvq.cli.machine import device_argument, device_named, machine_arguments
 from gritvq.cli.output import trusted_argument
 from gritvq.cli.run_folder import check_places, overwrite_argument
 from gritvq.cli.settings import check_positive, check_unused
+from gritvq.files import holds_files
 from gritvq.quantizers.base import Quantizer
 
 if TYPE_CHECKING:
@@ -168,7 +169,7 @@ def _token_place(config: Any) -> Path:
     out = Path(config.out or "tokens")
     if out.suffix in (".npz", ".parquet"):
         raise ValueError(f"expected a folder for files of --rows_per_file, got {out}; leave one of them out")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if out.exists() and (not out.is_dir() or holds_files(out)):
         raise ValueError(f"expected a new or empty folder for token files, got {out}; choose another --out")
     return out
 

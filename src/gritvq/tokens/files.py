@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from gritvq.files import check_footer, replacing, replacing_files
+from gritvq.files import check_footer, names_in, place_of_file, replacing, replacing_files
 from gritvq.lazy import optional
 
 __all__ = ["TokenRow", "check_token_path", "iter_tokens", "read_tokens", "token_files", "write_shards", "write_tokens"]
@@ -131,7 +131,8 @@ def token_files(path: str | os.PathLike[str]) -> list[Path]:
 
 
 def _inside(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.suffix in (".npz", ".parquet"))
+    names = (name for name in names_in(folder) if Path(name).suffix in (".npz", ".parquet"))
+    return [place_of_file(folder, name) for name in names]
 
 
 def iter_tokens(path: str | os.PathLike[str]) -> Iterator[TokenRow]:

@@ -71,18 +71,21 @@ class Launch:
         """Call ``job`` in the first process; the others wait, and all fail if it fails.
 
         Raises:
-            ValueError: If the job raised a ValueError or an OSError.
+            ValueError: If the job raised one, or, in the other processes, an OSError.
+            OSError: If the job raised one.
         """
         if self._beside and not dist.is_initialized():
             self._strategy.setup_environment()
-        problem = None
+        problem, own = None, None
         if self.first:
             try:
                 job()
             except (ValueError, OSError) as error:
-                problem = str(error)
+                problem, own = str(error), error
         if self._beside:
             problem = self._strategy.broadcast(problem)
+        if own is not None:
+            raise own  # which also knows the file
         if problem is not None:
             raise ValueError(problem)
 

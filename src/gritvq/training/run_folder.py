@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from gritvq.files import holds_files
+from gritvq.files import holds_files, place_of_file, remove_folder
 from gritvq.saving import CONFIG
 
 __all__ = ["RunFolder"]
@@ -80,7 +79,7 @@ class RunFolder:
     def model(self) -> Path | None:
         """The folder of what the run trained: a recommender, a prior, a model of text or a tokenizer; or None."""
         models = self.recommender, self.prior, self.text_model, self.tokenizer
-        return next((model for model in models if (model / CONFIG).is_file()), None)
+        return next((model for model in models if place_of_file(model, CONFIG).is_file()), None)
 
     @property
     def plots(self) -> tuple[Path, ...]:
@@ -118,6 +117,6 @@ class RunFolder:
         models = self.tokenizer, self.recommender, self.prior, self.text_model
         for part in (self.logs, self.checkpoints, *models, self.semantic_ids, self.ids):
             if part not in but:
-                shutil.rmtree(part, ignore_errors=True)
+                remove_folder(part)
         for part in (self.data, self.metrics, self.report, self.texts, self.codes, *self.plots):
             part.unlink(missing_ok=True)
