@@ -327,6 +327,16 @@ def test_an_edited_header_is_refused_and_one_without_checksums_is_read(kind: str
     assert artefact.read(path) == 1
 
 
+@pytest.mark.parametrize("missing", [1, 30, 64, 66, 80])
+def test_a_checkpoint_without_its_end_is_refused(missing: int, tmp_path: Path) -> None:
+    """Its records are whole, but its checksum is not."""
+    path = tmp_path / "last.ckpt"
+    _checkpoint(path, 1)
+    path.write_bytes(path.read_bytes()[:-missing])
+    with pytest.raises(ValueError, match="expected a whole file"):
+        _checkpoint_version(path)
+
+
 def test_checkpoints_of_before_are_read_and_their_damage_is_seen(tmp_path: Path) -> None:
     path = tmp_path / "last.ckpt"
     weight = torch.randn(64)

@@ -10,9 +10,8 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -28,7 +27,7 @@ from gritvq.text import TraceModel
 from gritvq.tokens import read_tokens
 from gritvq.training import RunFolder
 
-__all__ = ["JOBS", "Job", "differing", "environment", "make_data", "program", "result_of", "whole"]
+__all__ = ["JOBS", "Job", "differing", "finished", "make_data", "program", "result_of", "run", "slug", "whole"]
 
 # What the trainings have in common: a checkpoint and a validation every few steps, some of them at the same step.
 _PLAN = (
@@ -37,17 +36,17 @@ _PLAN = (
 _PICTURES = (
     "fit images --data.path data/pictures --preset vq_vae_ema --codebook_size 16 --tokenizer.encoder.width 8 "
     "--tokenizer.decoder.width 8 --data.size 16 --data.batch_size 4 --out run "
-    f"{_PLAN.format(steps=60, validate=20, save=10)}"
+    f"{_PLAN.format(steps=40, validate=20, save=10)}"
 )
 _ITEMS = (
     "fit items --data.folder data/shop --backbone.dim 16 --backbone.num_layers 1 --backbone.num_heads 2 "
     "--backbone.hidden_dim 32 --tokenizer.codebook_size 8 --tokenizer.num_levels 2 --batches.batch_size 16 "
     "--batches.max_history 6 --task.lr 0.01 --task.warmup_steps 2 --task.beam 10 --beam 10 --out run "
-    f"{_PLAN.format(steps=60, validate=20, save=10)}"
+    f"{_PLAN.format(steps=40, validate=20, save=10)}"
 )
 _PRIOR = (
     "fit prior --tokenizer data/tokenizer --data.train data/tokens.npz --data.batch_size 4 --prior.width 16 "
-    f"--prior.depth 1 --prior.num_heads 2 --out run {_PLAN.format(steps=60, validate=20, save=10)}"
+    f"--prior.depth 1 --prior.num_heads 2 --out run {_PLAN.format(steps=40, validate=20, save=10)}"
 )
 _TEXT = (
     "fit text --data.path data/texts.jsonl --model gritvq.text.trace --model.width 16 --model.depth 1 "
@@ -58,11 +57,10 @@ _ENCODE = "encode data/pictures --tokenizer data/tokenizer --random_crops 20 --s
 _IDS = "semantic-ids fit --data data/shop --tokenizer.codebook_size 8 --categories kind --out run"
 
 
-@dataclass(frozen=True)
-class Job:
+class Job(NamedTuple):
     """A command that writes something.
 
-    Args:
+    Attributes:
         name: In the tables.
         command: Its words, run in a folder that has ``data``.
         out: What it writes.
@@ -125,7 +123,7 @@ def environment() -> dict[str, str]:
     return {**os.environ, **threads, "PYTHONPATH": source, "CUDA_VISIBLE_DEVICES": ""}
 
 
-def program(command: str, folder: Path, before: tuple[str, ...] = ()) -> subprocess.Popen[str]:
+def program(command: str, folder: Path, before: tuple[str, ...] = (), umask: int = -1) -> subprocess.Popen[str]:
     """Start the program in a folder, in a process group of its own; ``before`` stands before its words."""
     return subprocess.Popen(
         [*before, sys.executable, "-m", "gritvq", *command.split()],
@@ -135,22 +133,28 @@ def program(command: str, folder: Path, before: tuple[str, ...] = ()) -> subproc
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
+        umask=umask,
     )
 
 
-def run(command: str, folder: Path, before: tuple[str, ...] = ()) -> tuple[int, str]:
+def run(command: str, folder: Path, before: tuple[str, ...] = (), umask: int = -1) -> tuple[int, str]:
     """Exit code and output of the program."""
-    process = program(command, folder, before)
+    process = program(command, folder, before, umask)
     said, _ = process.communicate(timeout=600)
     return process.returncode, said
 
 
-def finished(command: str, folder: Path) -> str:
+def finished(command: str, folder: Path, umask: int = -1) -> str:
     """Output of the program, which must end well."""
-    code, said = run(command, folder)
+    code, said = run(command, folder, umask=umask)
     if code:
         raise RuntimeError(f"exit code {code} of gritvq {command} in {folder}:\n{said[-2000:]}")
     return said
+
+
+def slug(name: str) -> str:
+    """A folder's name, which stays one word of a command."""
+    return name.replace(",", "").replace(" ", "-")
 
 
 def make_data(folder: Path) -> None:
@@ -178,7 +182,7 @@ def make_data(folder: Path) -> None:
     texts = [" ".join(" ".join(draw.choice(words, 5)) + "." for _ in range(1 + n % 3)) for n in range(80)]
     lines = "\n".join(json.dumps({"text": text.capitalize()}) for text in texts)
     (folder / "data" / "texts.jsonl").write_text(lines)
-    steps = "--plan.max_steps 60", "--plan.max_steps 10"
+    steps = "--plan.max_steps 40", "--plan.max_steps 10"
     finished(_PICTURES.replace(*steps), folder)
     shutil.move(folder / "run" / "tokenizer", folder / "data" / "tokenizer")
     shutil.rmtree(folder / "run")

@@ -12,6 +12,7 @@ from gritvq.cli.output import report, table, trusted_argument
 from gritvq.cli.requests import check_request_place, keys_like, recommend_requests
 from gritvq.cli.run_folder import check_places, overwrite_argument
 from gritvq.cli.settings import check_positive, check_unused
+from gritvq.files import folder_exists
 from gritvq.training.run_folder import RunFolder
 
 __all__ = ["export_recommender", "is_recommender", "recommend", "recommend_arguments"]

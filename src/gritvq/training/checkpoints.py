@@ -70,8 +70,7 @@ class StepCheckpoint(ModelCheckpoint):
 
 def _validates(trainer: Trainer, task: Task) -> bool:
     """Whether there is a validation after this step."""
-    return (
-        trainer.enable_validation
-        and sum(trainer.num_val_batches) > 0
-        and task.step * task.accumulate % trainer.val_check_batch == 0
-    )
+    every = trainer.val_check_batch  # in batches
+    if not trainer.enable_validation or not every or not sum(trainer.num_val_batches):
+        return False
+    return task.step * task.accumulate % every == 0
