@@ -291,11 +291,15 @@ def permissions(there: Ready) -> list[Figure]:
 def run_all() -> None:
     """Run all of it and write the table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--work", type=Path, help="folder for the trials, removed before; default: a temporary one")
+    parser.add_argument("--work", type=Path, help="folder, such as that of kills; default: a temporary one")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--parallel", type=int, default=2, help="trials at a time")
     options = parser.parse_args()
-    there = ready(Path(options.work or tempfile.mkdtemp()), JOBS)
-    with ThreadPoolExecutor(2) as pool:
+    if options.work is not None:
+        for name in ("disk", "terminated", "read-only", "umask", "damaged"):
+            shutil.rmtree(options.work / name, ignore_errors=True)
+    there = ready(Path(options.work or tempfile.mkdtemp()), JOBS, options.parallel)
+    with ThreadPoolExecutor(options.parallel) as pool:
         parts = [
             pool.submit(full_disk, there),
             pool.submit(terminated, there, options.seed),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import os
 import random
 import shutil
@@ -17,17 +18,18 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
 from benchmarks.reliability.figures import Figure, write_figures
 from benchmarks.reliability.jobs import JOBS, Job, differing, finished, make_data, program, result_of, slug, whole
 
+from gritvq.files import write_json
+
 __all__ = ["Ready", "Reference", "Trial", "figures_of", "prepared", "ready", "reference", "trial"]
 
 COMMAND = "python -m benchmarks.reliability.kills"
-_PARALLEL = 2
 TRIALS = {"fit images": 6, "fit items": 6, "fit prior": 5}  # 3 of the others
 
 
@@ -194,25 +196,34 @@ class Ready(NamedTuple):
         return self.work / slug(name) / "straight"
 
 
-def ready(work: Path, jobs: Iterable[Job]) -> Ready:
-    """Make everything that the trials need."""
+def ready(work: Path, jobs: Iterable[Job], parallel: int) -> Ready:
+    """Make everything that the trials need and that is not there yet."""
     jobs = list(jobs)
-    shutil.rmtree(work, ignore_errors=True)
-    work.mkdir(parents=True)
-    make_data(work)
+    work.mkdir(parents=True, exist_ok=True)
     found = Ready(work, {}, {})
-    for command in sorted({job.before for job in jobs if job.before}):
-        place = work / f"before-{len(found.before)}"
-        place.mkdir()
-        (place / "data").symlink_to(work / "data")
-        finished(command, place)
-        found.before[command] = place
+    if not (work / "made.json").exists():
+        shutil.rmtree(work / "data", ignore_errors=True)
+        make_data(work)
+        write_json(work / "made.json", True)
+    for number, command in enumerate(sorted({job.before for job in JOBS if job.before})):
+        found.before[command] = place = work / f"before-{number}"
+        if not (place / "made.json").exists() and any(job.before == command for job in jobs):
+            shutil.rmtree(place, ignore_errors=True)
+            place.mkdir()
+            (place / "data").symlink_to(work / "data")
+            finished(command, place)
+            write_json(place / "made.json", True)
 
     def one(job: Job) -> Reference:
-        found.prepare(job, found.place(job.name))
-        return reference(job, found.place(job.name))
+        place = found.place(job.name)
+        if not (place / "made.json").exists():
+            shutil.rmtree(place, ignore_errors=True)
+            found.prepare(job, place)
+            seen = reference(job, place)
+            write_json(place / "made.json", {"seconds": seen.seconds, "names": seen.names})
+        return Reference(**json.loads((place / "made.json").read_text()), result=result_of(place / job.out))
 
-    with ThreadPoolExecutor(_PARALLEL) as pool:
+    with ThreadPoolExecutor(parallel) as pool:
         found.straight.update(zip((job.name for job in jobs), pool.map(one, jobs), strict=True))
     for name, straight in found.straight.items():
         print(f"{name}: {straight.seconds:.1f} s, {straight.names} names", flush=True)
@@ -222,27 +233,34 @@ def ready(work: Path, jobs: Iterable[Job]) -> Ready:
 def main() -> None:
     """Run all trials and write the table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--work", type=Path, help="folder for the trials, removed before; default: a temporary one")
+    parser.add_argument("--work", type=Path, help="folder; what it holds is not done again; default: a temporary one")
     parser.add_argument("--jobs", nargs="*", help="names of jobs; default: all")
     parser.add_argument("--trials", type=int, help="trials of each job; default: 41 in all")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--write", default="true", choices=["true", "false"], help="whether to write the table")
+    parser.add_argument("--parallel", type=int, default=2, help="trials at a time")
     options = parser.parse_args()
     started = time.perf_counter()
     chosen = [job for job in JOBS if not options.jobs or job.name in options.jobs]
-    there = ready(Path(options.work or tempfile.mkdtemp()), chosen)
+    there = ready(Path(options.work or tempfile.mkdtemp()), chosen, options.parallel)
 
     def one(job: Job, number: int) -> Trial:
-        folder = there.work / slug(job.name) / str(number)
+        folder = there.work / slug(job.name) / f"{options.seed}-{number}"
+        if (folder / "trial.json").exists():
+            return Trial(**json.loads((folder / "trial.json").read_text()))
+        shutil.rmtree(folder, ignore_errors=True)
         there.prepare(job, folder)
         found = trial(job, number, folder, there.straight[job.name], options.seed)
+        write_json(folder / "trial.json", asdict(found))
         told = "; ".join([*found.faults[:2], *found.differences[:6]]) or "good"
         print(f"{job.name} {number}: {', '.join(found.moments)}: {told}", flush=True)
         return found
 
-    with ThreadPoolExecutor(_PARALLEL) as pool:
-        asked = [(job, number) for job in chosen for number in range(options.trials or TRIALS.get(job.name, 3))]
-        trials = list(pool.map(lambda each: one(*each), asked))
+    with ThreadPoolExecutor(options.parallel) as pool:
+        counts = {job: options.trials or TRIALS.get(job.name, 3) for job in chosen}
+        asked = [(job, number) for number in range(max(counts.values())) for job in chosen if number < counts[job]]
+        done = dict(zip(asked, pool.map(lambda each: one(*each), asked), strict=True))
+    trials = [done[each] for each in sorted(done, key=lambda each: (chosen.index(each[0]), each[1]))]
     print(f"{(time.perf_counter() - started) / 60:.1f} minutes")
     figures = figures_of(trials)
     for figure in figures:
