@@ -9,7 +9,19 @@ import torch.distributed as dist
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-__all__ = ["all_gather_rows", "all_reduce_sum", "joined_count", "joined_mean", "joined_place", "masked_mean"]
+__all__ = [
+    "all_gather_rows",
+    "all_reduce_sum",
+    "all_reduce_sums",
+    "batch_mean",
+    "joined_average",
+    "joined_count",
+    "joined_mean",
+    "joined_place",
+    "masked_mean",
+    "mean_of_shares",
+    "process_number",
+]
 
 # For each default group the one that carries tensors of the CPU where the default group cannot.
 _cpu_groups: WeakKeyDictionary[dist.ProcessGroup, dist.ProcessGroup] = WeakKeyDictionary()
@@ -17,6 +29,16 @@ _cpu_groups: WeakKeyDictionary[dist.ProcessGroup, dist.ProcessGroup] = WeakKeyDi
 
 def _distributed() -> bool:
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def process_number() -> tuple[int, int]:
+    """Number of this process, from 0, and how many there are; ``(0, 1)`` before they are joined.
+
+    Example:
+        >>> process_number()
+        (0, 1)
+    """
+    return (dist.get_rank(), dist.get_world_size()) if _distributed() else (0, 1)
 
 
 def _sendable(x: Tensor) -> tuple[Tensor, dist.ProcessGroup]:
@@ -67,6 +89,20 @@ def all_reduce_sum(x: Tensor) -> Tensor:
     return _all_reduce_sum(x) if _distributed() and x.numel() > 0 else x
 
 
+def all_reduce_sums(*parts: Tensor) -> tuple[Tensor, ...]:
+    """Sums of several tensors of one type over all processes, which wait for each other only once.
+
+    Example:
+        >>> all_reduce_sums(torch.ones(2), torch.zeros(0, 3))
+        (tensor([1., 1.]), tensor([], size=(0, 3)))
+    """
+    if not _distributed():
+        return parts
+    joined = all_reduce_sum(torch.cat([part.reshape(-1) for part in parts]))
+    pieces = joined.split([part.numel() for part in parts])
+    return tuple(piece.view(part.shape) for piece, part in zip(pieces, parts, strict=True))
+
+
 @torch.no_grad()
 def all_gather_rows(x: Tensor) -> Tensor:
     """Rows of all processes in the order of their ranks, on any device; numbers of rows may differ, also be 0.
@@ -114,6 +150,23 @@ def joined_place(valid: Bool[Tensor, "*batch"]) -> tuple[Int[Tensor, ""], Int[Te
     return torch.where(ranks < dist.get_rank(), counts, 0).sum(), counts.sum()
 
 
+def joined_average(mean: Float[Tensor, ""], number: int) -> Float[Tensor, ""]:
+    """A mean over samples of this process as its share of the mean over the joined batch, see :func:`joined_mean`.
+
+    Args:
+        mean: The mean; NaN where there is no sample.
+        number: Samples of this process.
+
+    Example:
+        >>> joined_average(torch.tensor(2.0), 3).item()
+        2.0
+    """
+    if not _distributed():
+        return mean
+    own = torch.tensor(number, device=mean.device)
+    return joined_mean(torch.where(own > 0, mean, 0) * own, all_reduce_sum(own))
+
+
 def joined_mean(total: Float[Tensor, ""], count: Int[Tensor, ""]) -> Float[Tensor, ""]:
     """A sum over this process's vectors as its share of the mean over the joined batch: ``total * R / count``.
 
@@ -132,6 +185,16 @@ def joined_mean(total: Float[Tensor, ""], count: Int[Tensor, ""]) -> Float[Tenso
     return total / (count / dist.get_world_size() if _distributed() else count)
 
 
+def mean_of_shares(share: Tensor) -> Tensor:
+    """The value of the joined batch, from what :func:`joined_mean` gave to each process.
+
+    Example:
+        >>> mean_of_shares(torch.tensor(2.0)).item()
+        2.0
+    """
+    return all_reduce_sum(share) / dist.get_world_size() if _distributed() else share
+
+
 def masked_mean(
     per_vector: Float[Tensor, "*batch"], valid: Bool[Tensor, "*batch"], count: Int[Tensor, ""] | None = None
 ) -> Float[Tensor, ""]:
@@ -148,3 +211,17 @@ def masked_mean(
     """
     total = torch.where(valid, per_vector, 0).sum()
     return joined_mean(total, joined_count(valid) if count is None else count)
+
+
+def batch_mean(x: Float[Tensor, ...]) -> Float[Tensor, ""]:
+    """Mean of all numbers of the joined batch, as :func:`joined_mean` shares it.
+
+    Processes may have different numbers of them, also none; then their own means would be weighted wrongly, or NaN.
+
+    Example:
+        >>> batch_mean(torch.tensor([[1.0, 3.0]])).item()
+        2.0
+    """
+    if not _distributed():
+        return x.mean()
+    return joined_mean(x.sum(), all_reduce_sum(torch.tensor(x.numel(), device=x.device)))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import itertools
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -140,15 +139,15 @@ def _fit_and_report(task: Any, data: Any, plan: Any, place: Place, done: int, ex
     from gritvq.images import plots as pictures
     from gritvq.images.evaluation import evaluate
     from gritvq.training.callbacks import collapse_advice
+    from gritvq.training.data import own_share
 
     tokenizer, run = task.tokenizer, place.run
     if place.launch.first:
         console().print(f"data: {data.summary()}", markup=False, highlight=False, soft_wrap=True)
         write_json(run.data, data.describe())
     trainer, taken = run_training(task, data, plan, place, done, **extras)
-    share = itertools.islice(data.val_dataloader(), trainer.global_rank, None, trainer.world_size)
     device = trainer.strategy.root_device  # Lightning has moved the model to the CPU
-    numbers, counts = evaluate(tokenizer.eval(), share, device=device)
+    numbers, counts = evaluate(tokenizer.eval(), own_share(data.val_dataloader()), device=device)
     if not trainer.is_global_zero:
         return
     images = next(iter(data.val_dataloader()))[:16]

@@ -62,7 +62,7 @@ _INSTEAD = "continue with --resume last, "
 # Settings that a resumed run may change.
 _MAY_CHANGE = {
     *("out", "ids", "num_test", "callbacks", "loggers", "data.num_workers"),
-    *("plan.max_steps", "plan.accelerator", "plan.checkpoint_every"),
+    *("plan.max_steps", "plan.accelerator", "plan.checkpoint_every", "plan.strategy"),
 }
 
 
@@ -260,9 +260,10 @@ def steps_done(task: Any, plan: Any, config: Any, place: Place, load: Callable[[
     Returns:
         Steps that the checkpoint has done; 0 for a new run.
     """
-    from gritvq.training.run import check_checkpoint, parts_to_compile
+    from gritvq.training.run import check_checkpoint, parts_to_compile, parts_to_shard
 
     parts_to_compile(task, plan)
+    parts_to_shard(task, plan)
     if place.resume is not None:
         return check_checkpoint(task, plan, place.resume)
     if config.init_from is not None:

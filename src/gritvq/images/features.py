@@ -67,7 +67,7 @@ class Frozen(nn.Module):
         found = self.run(images, "take larger ones, fewer layers, or leave the loss out")
         maps = [found] if isinstance(found, Tensor) else list(found)
         for each in maps:
-            if not isinstance(each, Tensor) or each.ndim != 4 or each.numel() == 0:
+            if not isinstance(each, Tensor) or each.ndim != 4 or 0 in each.shape[1:]:
                 got = tuple(each.shape) if isinstance(each, Tensor) else type(each).__name__
                 raise ValueError(
                     f"expected feature maps (B, C, h, w) from {name}, got {got}; wrap the network in a module that "

@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from gritvq.component import Component, check_integer, check_number
+from gritvq.distributed import batch_mean
 from gritvq.lazy import optional
 from gritvq.quantizers.presets import simvq
 from gritvq.quantizers.structures import ProjectedQuantizer
@@ -232,7 +233,7 @@ class SelfDistillation(Component):
         """
         with torch.no_grad():
             wanted = self.teacher(images)
-        return (latents.float() - wanted.float()).square().mean()
+        return batch_mean((latents.float() - wanted.float()).square())
 
     def train(self, mode: bool = True) -> SelfDistillation:
         """The teacher stays in eval mode."""

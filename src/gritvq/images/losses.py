@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from gritvq.component import Component, check_integer, check_number
-from gritvq.distributed import all_reduce_sum
+from gritvq.distributed import all_reduce_sum, batch_mean, mean_of_shares
 from gritvq.images.features import Frozen
 from gritvq.lazy import optional
 from gritvq.quantizers.base import keeping_precision
@@ -234,7 +234,7 @@ class LeCam(DiscriminatorRegularizer):
         real, fake = batch.real, batch.fake
         now = torch.stack([real.detach().sum(), fake.detach().sum(), real.new_tensor(real.numel())]).float()
         self._sums = now if self._sums is None else self._sums + now
-        away = F.relu(real - self.averages[1]).square().mean() + F.relu(self.averages[0] - fake).square().mean()
+        away = batch_mean(F.relu(real - self.averages[1]).square() + F.relu(self.averages[0] - fake).square())
         return self.weight * self.begun * away
 
     @torch.no_grad()
@@ -278,7 +278,7 @@ class R1(DiscriminatorRegularizer):
             images = batch.images.detach().float().requires_grad_()
             scores = batch.discriminator(images).mean(1)
             (slope,) = torch.autograd.grad(scores.sum(), images, create_graph=True)
-        return 0.5 * self.weight * self.interval * slope.square().flatten(1).sum(1).mean()
+        return 0.5 * self.weight * self.interval * batch_mean(slope.square().flatten(1).sum(1))
 
 
 class AdversarialLoss(Component):
@@ -351,7 +351,7 @@ class AdversarialLoss(Component):
     def generator(self, reconstruction: Float[Tensor, "B C H W"]) -> Float[Tensor, ""]:
         """The tokenizer's loss, without its weights."""
         scores = self._scores(augmented(reconstruction.float(), self.augmentations))
-        return (-scores if self.kind == "hinge" else F.softplus(-scores)).mean()
+        return batch_mean(-scores if self.kind == "hinge" else F.softplus(-scores))
 
     @staticmethod
     def adaptive_weight(others: Float[Tensor, ""], own: Float[Tensor, ""], last_layer: Tensor) -> Float[Tensor, ""]:
@@ -362,7 +362,8 @@ class AdversarialLoss(Component):
             own: The adversarial one, without weights.
             last_layer: Weight w of the decoder's last layer.
         """
-        norms = [torch.autograd.grad(loss, last_layer, retain_graph=True)[0].float().norm() for loss in (others, own)]
+        pulls = [torch.autograd.grad(loss, last_layer, retain_graph=True)[0].float() for loss in (others, own)]
+        norms = [pull.norm() for pull in mean_of_shares(torch.stack(pulls))]
         return (norms[0] / (norms[1] + 1e-4)).clamp(max=1e4).detach()
 
     def judge(
@@ -379,15 +380,15 @@ class AdversarialLoss(Component):
         fakes = augmented(reconstruction.detach().float(), self.augmentations)
         real, fake = self._scores(torch.cat([images, fakes])).chunk(2)
         if self.kind == "hinge":
-            loss = (F.relu(1 - real).mean() + F.relu(1 + fake).mean()) / 2
+            loss = batch_mean(F.relu(1 - real) + F.relu(1 + fake)) / 2
         else:
-            loss = (F.softplus(-real).mean() + F.softplus(fake).mean()) / 2
+            loss = batch_mean(F.softplus(-real) + F.softplus(fake)) / 2
         losses = {"discriminator": loss}
         for regularizer in self.regularizers:
             loss = regularizer(DiscriminatorBatch(self.discriminator, images, real, fake, step))
             if loss is not None:
                 losses[type(regularizer).__name__.lower()] = loss
-        return losses, {"score_real": real.detach().mean(), "score_fake": fake.detach().mean()}
+        return losses, {"score_real": batch_mean(real.detach()), "score_fake": batch_mean(fake.detach())}
 
     def after_step(self) -> None:
         """Let the regularizers move their averages; once per step, after its last batch."""

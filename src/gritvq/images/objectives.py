@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from gritvq.distributed import joined_average
 from gritvq.images.foundation import SelfDistillation
 from gritvq.images.losses import AdversarialLoss, PerceptualDistance
 from gritvq.images.tokenizer import ImageTokenizer
@@ -68,7 +69,9 @@ def image_losses(
         decoded = output.reconstruction[None] if objective.continuous else output.reconstruction
     losses = objective(objective.value_scale * (decoded.float() - images.float()), output.quantization)
     if perceptual is not None:
-        losses["perceptual"] = perceptual.weight * perceptual(output.reconstruction, images)
+        losses["perceptual"] = perceptual.weight * joined_average(
+            perceptual(output.reconstruction, images), len(images)
+        )
     if adversarial is not None:
         own, weight = adversarial.generator(output.reconstruction), adversarial.weight
         if adversarial.adaptive:

@@ -11,6 +11,7 @@ from lightning import Callback
 from torch import Tensor
 
 from gritvq.component import eval_mode, packages_of
+from gritvq.distributed import all_reduce_sum, batch_mean, mean_of_shares
 from gritvq.images.callbacks import ReconstructionPlots
 from gritvq.images.data import ImageData
 from gritvq.images.foundation import SelfDistillation
@@ -182,34 +183,34 @@ class TokenizerTask(Task):
             self._window = self.step // _WINDOW
             self.window_usage.reset()
         self.window_usage.update(output.quantization.indices)
-        self.log_dict({f"train/{name}": value.detach() for name, value in losses.items()})
-        self.log("train/loss", loss.detach())
+        total = self.log_losses({**losses, "loss": loss})["loss"]
         if self.measures_now:
             advice = "lower the learning rate, clip gradients, or look for pictures with NaN"
-            self.check_finite(loss, advice)
-            if lost := int((~torch.isfinite(output.latents)).any(-1).sum()):
+            self.check_finite(total, advice)
+            if lost := int(all_reduce_sum((~torch.isfinite(output.latents)).any(-1).sum())):
                 raise ValueError(
                     f"expected finite latents, got {lost} vectors that are not finite at step {self.step}; {advice}"
                 )
-            error = (output.reconstruction.detach().float().clamp(0, 1) - images).square().mean()
+            error = batch_mean((output.reconstruction.detach().float().clamp(0, 1) - images).square())
             counts = self.window_usage.compute()
-            self.log("train/psnr", -10 * error.clamp_min(1e-10).log10())
+            self.log("train/psnr", -10 * mean_of_shares(error).clamp_min(1e-10).log10())
             self.log("train/usage", counts["usage"])
             self.log("train/perplexity", counts["perplexity"])
         yield loss
         if self.adversarial is None:
             return
         if adversarial is None:  # not yet: no parameter gets a gradient, so none moves
-            yield torch.zeros((), device=self.device, requires_grad=True)
+            yield torch.zeros((), device=self.device)
             return
         terms, scores = adversarial.judge(images, output.reconstruction, self.step)
-        self.log_dict({f"train/{name}": value.detach() for name, value in {**terms, **scores}.items()})
+        self.log_losses({**terms, **scores})
         yield torch.stack(list(terms.values())).sum()
         if self._batches == self.accumulate:
             adversarial.after_step()
 
     def on_validation_epoch_start(self) -> None:
         """Reset the metrics."""
+        super().on_validation_epoch_start()
         self.codebook_usage.reset()
         self.reconstruction_error.reset()
 
@@ -221,8 +222,23 @@ class TokenizerTask(Task):
 
     def on_validation_epoch_end(self) -> None:
         """Log the metrics, which are already reduced over all processes."""
+        super().on_validation_epoch_end()
         totals = {**self.reconstruction_error.compute(), **self.codebook_usage.compute()}
         self.log_dict({f"val/{name}": value for name, value in totals.items()})
+
+    @property
+    def sharded_parts(self) -> list[str]:
+        """Encoder and decoder, unless the loss looks at a single weight of theirs.
+
+        Raises:
+            ValueError: If the adversarial loss is adaptive.
+        """
+        if self.adversarial is not None and self.adversarial.adaptive:
+            raise ValueError(
+                "expected adaptive=False in AdversarialLoss with strategy 'fsdp', got true, which needs the decoder's "
+                "whole last layer; set it, or take 'ddp'"
+            )
+        return ["tokenizer.encoder", "tokenizer.decoder"]
 
     def configure_optimizers(self) -> Any:
         """The tokenizer's optimizer, and the discriminator's with the same settings but for its rate."""

@@ -110,10 +110,9 @@ class RecommenderTask(Task):
         """Loss of one batch in nats, see the backbone."""
         loss = self.recommender(histories)
         if self.measures_now:
-            self.check_finite(loss)
             backbone = self.recommender.backbone
             levels = len(backbone.codebook_sizes) if backbone.mean_over_levels else 1
-            self.log("train/nats_per_item", levels * loss.detach())
+            self.check_finite(self.log_losses({"nats_per_item": levels * loss})["nats_per_item"])
         return [loss]
 
     def validation_step(self, batch: tuple[Histories, Tensor], batch_idx: int) -> None:
@@ -121,12 +120,7 @@ class RecommenderTask(Task):
         histories, targets = batch
         found = self.recommender.recommend(histories, 10, beam=self.beam)
         numbers = ranking_metrics(rank_in_list(found.cpu(), targets.cpu()))
-        self.log_dict(
-            {f"val/{name}": value for name, value in numbers.items()},
-            on_epoch=True,
-            batch_size=len(targets),
-            sync_dist=True,
-        )
+        self.log_validation(numbers, len(targets))
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Matrices with weight decay, vectors without."""

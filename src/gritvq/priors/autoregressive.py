@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from gritvq.distributed import joined_count, joined_mean
 from gritvq.priors.base import Prior, Progress
 from gritvq.priors.heads import Head, HeadName
 from gritvq.priors.sampling import Sampler, place_of
@@ -143,7 +144,7 @@ class AutoregressivePrior(Prior):
                 shuffled, keys.argsort(dim=1, stable=True), torch.arange(rows.shape[1], device=rows.device)
             )
         found = self._log_probs(rows, classes, order)
-        return {"nats_per_token": -found.sum() / (rows >= 0).sum()}
+        return {"nats_per_token": joined_mean(-found.sum(), joined_count(rows >= 0))}
 
     def _log_probs(self, rows: Tensor, classes: Tensor, order: Tensor | None = None) -> Tensor:
         """Log-probabilities (B, T) of the positions given those before them, in the given order (B, T)."""

@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from gritvq.component import check_integer, check_number
+from gritvq.distributed import all_reduce_sum, joined_mean
 from gritvq.priors.base import Prior, Progress
 from gritvq.priors.heads import Head, HeadName
 from gritvq.priors.sampling import Sampler, place_of
@@ -144,7 +145,8 @@ class MaskedPrior(Prior):
         count = (share * length).round().clamp(min=1)
         masked = _ranks_of(torch.rand(batch, length, device=device)) < count[:, None]
         found = self._log_probs(rows, masked, classes) * masked
-        return {"nats_per_masked_token": -found.sum() / (self.present.sum(1) * masked).sum()}
+        number = all_reduce_sum((self.present.sum(1) * masked).sum())
+        return {"nats_per_masked_token": joined_mean(-found.sum(), number)}
 
     def _log_probs(self, rows: Tensor, masked: Tensor, classes: Tensor) -> Tensor:
         """Log-probabilities (B, T) of the positions given those that are not masked."""

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from gritvq.distributed import joined_average
 from gritvq.priors.base import Prior, Progress
 from gritvq.priors.heads import Head, HeadName
 from gritvq.priors.sampling import Sampler, place_of
@@ -98,7 +99,8 @@ class NextScalePrior(Prior):
         return self._log_probs(rows, self._embedded_classes(self._classes_of(condition, len(rows)))).sum(1)
 
     def _loss(self, rows: Int[Tensor, "B T Q"], classes: Float[Tensor, "B D"]) -> dict[str, Tensor]:
-        return {"nats_per_token": -self._log_probs(rows, classes).sum() / (len(rows) * self.num_tokens)}
+        found = -self._log_probs(rows, classes).sum() / (len(rows) * self.num_tokens)
+        return {"nats_per_token": joined_average(found, len(rows))}
 
     def _log_probs(self, rows: Tensor, classes: Tensor) -> Tensor:
         """Log-probabilities (B, T) of the positions given the earlier scales."""

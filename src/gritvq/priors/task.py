@@ -133,8 +133,7 @@ class PriorTask(Task):
         terms = self.prior.loss(*batch)
         loss = torch.stack(list(terms.values())).sum()
         if self.measures_now:
-            self.check_finite(loss)
-            self.log_dict({f"train/{name}": term.detach() for name, term in terms.items()})
+            self.check_finite(torch.stack(list(self.log_losses(terms).values())).sum())
         return [loss]
 
     def validation_step(self, batch: TokenBatch, batch_idx: int) -> None:
@@ -144,10 +143,10 @@ class PriorTask(Task):
         tokens = self.prior.count(indices)
         per_sample = tokens / len(indices)
         numbers = {
-            "val/nats_per_token": nats / per_sample,
-            "val/bits_per_element": nats / (math.log(2) * (self.num_elements or per_sample)),
+            "nats_per_token": nats / per_sample,
+            "bits_per_element": nats / (math.log(2) * (self.num_elements or per_sample)),
         }
-        self.log_dict(numbers, on_epoch=True, batch_size=tokens, sync_dist=True)
+        self.log_validation(numbers, tokens)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Matrices, and without weight decay vectors and embeddings."""

@@ -11,6 +11,7 @@ from lightning import Callback
 from torch import Tensor, nn
 
 from gritvq.component import check_integer, check_number, packages_of
+from gritvq.distributed import all_reduce_sum, all_reduce_sums, joined_mean, process_number
 from gritvq.quantizers.base.schedules import Schedule
 from gritvq.quantizers.metrics import CodebookUsage
 from gritvq.text.data import TextData
@@ -184,40 +185,40 @@ class TextTask(Task):
         weights = {"reconstruction": 1.0, "kl": self.kl_weight_at(self.step), "bag_of_words": self.bag_of_words}
         loss = torch.stack([weights[name] * term for name, term in terms.items()]).sum()
         if self.measures_now:
-            self.check_finite(loss)
-            self.log_dict({f"train/{name}": term.detach() for name, term in terms.items()})
-            self.log("train/loss", loss.detach())
+            kl, num_segments = all_reduce_sum(output.sum()), all_reduce_sum(batch.present.sum())
+            self.check_finite(self.log_losses({**terms, "loss": loss})["loss"])
             self.log("train/kl_weight", weights["kl"])
-            self.log("train/kl_per_segment", output.sum() / batch.present.sum())
+            self.log("train/kl_per_segment", kl / num_segments)
         return [loss]
 
     def terms(self, batch: TextBatch) -> tuple[dict[str, Tensor], Float[Tensor, "B T D"]]:
         """Parts of the loss in nats per token, without their weights; and the KL divergences, detached."""
         output = self.model(batch)
-        count, num_segments = batch.valid.sum(), batch.present.sum()
-        found = {"reconstruction": -output.log_probs.sum() / count}
+        count, num_segments = all_reduce_sums(batch.valid.sum(), batch.present.sum())
+        found = {"reconstruction": joined_mean(-output.log_probs.sum(), count)}
         if self.model.latents is not None:
-            means = output.kl.sum((0, 1)) / num_segments
+            means = all_reduce_sum(output.kl.sum((0, 1))) / num_segments
             found["kl"] = means.clamp(min=self.free_bits).sum() * num_segments / count
         if self.words is not None:
             scores = self.words(output.latents).log_softmax(-1)
             rows = torch.arange(len(batch.tokens), device=batch.tokens.device)[:, None]
             each = scores[rows, batch.segments.clamp(min=0), batch.tokens]
-            found["bag_of_words"] = -(each * batch.valid).sum() / count
+            found["bag_of_words"] = joined_mean(-(each * batch.valid).sum(), count)
         return found, output.kl.detach()
 
     def validation_step(self, batch: TextBatch, batch_idx: int) -> None:
         """Log metrics of one batch: the bound from one draw of the latents, the same in every validation."""
         devices = [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):  # a validation must not change the training
-            torch.manual_seed(batch_idx)
+            rank, world = process_number()
+            torch.manual_seed(batch_idx * world + rank)  # the batch's number among those of all processes
             output = self.model(batch)
         count, num_segments = int(batch.valid.sum()), int(batch.present.sum())
         reconstruction, kl = -output.log_probs.sum() / count, output.kl.sum() / count
         numbers = {"nats_per_token": reconstruction + kl, "reconstruction": reconstruction}
-        self.log_dict({f"val/{name}": each for name, each in numbers.items()}, batch_size=count, sync_dist=True)
+        self.log_validation(numbers, count)
         if self.model.latents is not None:
-            self.log("val/kl_per_segment", output.kl.sum() / num_segments, batch_size=num_segments, sync_dist=True)
+            self.log_validation({"kl_per_segment": output.kl.sum() / num_segments}, num_segments)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Matrices, and without weight decay vectors, embeddings and the recurrence."""
@@ -336,10 +337,10 @@ class TextTokenizerTask(Task):
     def losses(self, batch: TextBatch) -> list[Tensor]:
         """Loss of one batch."""
         output = self.tokenizer(batch)
-        count = batch.valid.sum()
+        count, num_segments = all_reduce_sums(batch.valid.sum(), batch.present.sum())
         bounded = self.tokenizer.quantizer.objective != "reconstruction"
-        share = batch.present.sum() / count if bounded else 1.0
-        terms = {"reconstruction": -output.reconstruction.sum() / count}
+        share = num_segments / count if bounded else 1.0
+        terms = {"reconstruction": joined_mean(-output.reconstruction.sum(), count)}
         terms |= {name: share * loss for name, loss in output.quantization.losses.items()}
         loss = torch.stack(list(terms.values())).sum()
         if self._window != self.step // _WINDOW:
@@ -347,8 +348,7 @@ class TextTokenizerTask(Task):
             self.window_usage.reset()
         self.window_usage.update(output.quantization.indices)
         if self.measures_now:
-            self.check_finite(loss)
-            self.log_dict({f"train/{name}": term.detach() for name, term in terms.items()})
+            self.check_finite(torch.stack(list(self.log_losses(terms).values())).sum())
             counts = self.window_usage.compute()
             self.log("train/usage", counts["usage"])
             self.log("train/perplexity", counts["perplexity"])
@@ -356,17 +356,18 @@ class TextTokenizerTask(Task):
 
     def on_validation_epoch_start(self) -> None:
         """Reset the counts."""
+        super().on_validation_epoch_start()
         self.codebook_usage.reset()
 
     def validation_step(self, batch: TextBatch, batch_idx: int) -> None:
         """Log nats per token, and count codes."""
         output, count = self.tokenizer(batch), int(batch.valid.sum())
         self.codebook_usage.update(output.quantization.indices)
-        nats = -output.reconstruction.sum() / count
-        self.log("val/nats_per_token", nats, batch_size=count, sync_dist=True)
+        self.log_validation({"nats_per_token": -output.reconstruction.sum() / count}, count)
 
     def on_validation_epoch_end(self) -> None:
-        """Log usage and perplexity of the codes."""
+        """Log also usage and perplexity of the codes."""
+        super().on_validation_epoch_end()
         self.log_dict({f"val/{name}": value for name, value in self.codebook_usage.compute().items()})
 
     def parameter_groups(self) -> list[dict[str, Any]]:

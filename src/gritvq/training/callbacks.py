@@ -12,8 +12,9 @@ from torch.optim import Optimizer
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from gritvq.component import check_integer
-from gritvq.distributed import all_gather_rows
+from gritvq.distributed import all_gather_rows, process_number
 from gritvq.tokenizer import Autoencoder
+from gritvq.training.parallel import Sharded
 from gritvq.training.task import Task
 
 __all__ = [
@@ -55,11 +56,13 @@ class CodebookInitialization(Callback):
         assert trainer.train_dataloader is not None
         for number, images in enumerate(trainer.train_dataloader):
             found = tokenizer.latents(images.to(pl_module.device))
-            latents.append(found if tokenizer.quantizer.layout else found.flatten(0, -2))  # grids stay whole
+            rows = found if tokenizer.quantizer.layout else found.flatten(0, -2)  # grids stay whole
+            latents.append(all_gather_rows(rows))
             vectors = sum(part.numel() // part.shape[-1] for part in latents)
-            if number + 1 >= self.max_batches or vectors * trainer.world_size >= wanted:
+            if number + 1 >= self.max_batches or vectors >= wanted:
                 break
-        tokenizer.quantizer.initialize_codebook(torch.cat(latents))
+        rank, world = process_number()  # which gather their shares in the order of the ranks: that of one process
+        tokenizer.quantizer.initialize_codebook(torch.cat(latents).tensor_split(world)[rank])
 
 
 class CodebookUpdate(Callback):
@@ -132,6 +135,8 @@ class WeightAverage(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Bring the averages to the weights' device."""
         weights, self._step = _trained_weights(trainer), cast(Task, pl_module).step
+        if isinstance(trainer.strategy, Sharded):
+            raise ValueError("expected strategy 'ddp' with WeightAverage, got 'fsdp'; leave one of them out")
         if self._averages and {name: each.shape for name, each in self._averages.items()} != {
             name: each.shape for name, each in weights.items()
         }:
@@ -223,7 +228,7 @@ class FrozenStage(Callback):
 
 
 class RandomState(Callback):
-    """Saves torch's random state of every process in the checkpoint, so that a resumed run draws the same noise."""
+    """Gives every process its own noise, and saves their random states, so that a resumed run draws the same."""
 
     def __init__(self) -> None:
         self.states: dict[str, Tensor] = {}
@@ -242,7 +247,9 @@ class RandomState(Callback):
         self.states = state_dict
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Restore the states, after other callbacks may have drawn random numbers."""
+        """Restore the states, or seed other processes than the first; other callbacks may have drawn numbers before."""
+        if not self.states and trainer.global_rank:
+            torch.manual_seed(torch.initial_seed() + trainer.global_rank)
         for name, setter in (("torch", torch.set_rng_state), ("cuda", torch.cuda.set_rng_state)):
             if name in self.states and (name == "torch" or torch.cuda.is_available()):
                 rows = self.states[name].reshape(-1, self.states[name].shape[-1])  # earlier versions saved one row

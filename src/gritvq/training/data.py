@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Protocol, cast
 
 from lightning import LightningDataModule
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset, Sampler
 
+from gritvq.distributed import process_number
 from gritvq.training.task import Task
 
-__all__ = ["DataModule", "TrainingData"]
+__all__ = ["DataModule", "TrainingData", "own_share"]
 
 
 class TrainingData(Protocol):
@@ -48,11 +50,64 @@ class DataModule(LightningDataModule):
         return self.data.train_dataloader(self._first_step)
 
     def val_dataloader(self) -> DataLoader[Any]:
-        """Validation batches."""
-        return self.data.val_dataloader()
+        """This process's share of the validation batches (:func:`own_share`)."""
+        return own_share(self.data.val_dataloader())
 
     def _first_step(self) -> int:
         if self.trainer is None:
             return 0
         task = cast(Task, self.trainer.lightning_module)
         return task.step * task.accumulate
+
+
+def own_share(loader: DataLoader[Any]) -> DataLoader[Any]:
+    """This process's share of a loader with a fixed order: with R processes every R-th sample.
+
+    Where the data set makes whole batches, every R-th batch. No sample is repeated to make the shares equal, as
+    PyTorch's ``DistributedSampler`` does, so sums over all processes are those of one process; a share may be empty.
+    The loader itself if there is one process, or if its data set is iterable.
+
+    Example:
+        >>> loader = DataLoader(range(5), batch_size=2)
+        >>> own_share(loader) is loader
+        True
+    """
+    rank, world = process_number()
+    if world == 1 or isinstance(loader.dataset, IterableDataset):
+        return loader
+    by_batch = loader.batch_size is None and loader.batch_sampler is not None
+    samples: Any = loader.batch_sampler if by_batch else loader.sampler
+    how: dict[str, Any] = {"batch_sampler" if by_batch else "sampler": _Share(samples, rank, world)}
+    if not by_batch:
+        how |= {"batch_size": loader.batch_size, "drop_last": loader.drop_last}
+    kind = DataLoader if len(samples) >= world else _Unmeasured
+    return kind(
+        loader.dataset,
+        **how,
+        num_workers=loader.num_workers,
+        collate_fn=loader.collate_fn,
+        pin_memory=loader.pin_memory,
+        worker_init_fn=loader.worker_init_fn,
+        multiprocessing_context=loader.multiprocessing_context,
+        generator=loader.generator,
+    )
+
+
+class _Unmeasured(DataLoader[Any]):
+    """A loader that does not tell its length: Lightning leaves out a whole validation where it is zero."""
+
+    def __len__(self) -> int:
+        raise TypeError("this share may be empty")
+
+
+class _Share(Sampler[Any]):
+    """Every R-th of what a sampler gives."""
+
+    def __init__(self, whole: Any, rank: int, world: int) -> None:
+        self.whole, self.rank, self.world = cast("Iterable[Any]", whole), rank, world
+
+    def __iter__(self) -> Iterator[Any]:
+        return itertools.islice(iter(self.whole), self.rank, None, self.world)
+
+    def __len__(self) -> int:
+        return len(range(self.rank, len(cast("list[Any]", self.whole)), self.world))

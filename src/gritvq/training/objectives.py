@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from gritvq.component import Component
-from gritvq.distributed import all_reduce_sum
+from gritvq.distributed import all_reduce_sum, batch_mean
 from gritvq.quantizers.base import Quantizer, QuantizerOutput, keeping_precision
 
 __all__ = ["ElboObjective", "Objective", "ReconstructionObjective", "TwoPathObjective", "objective_for"]
@@ -128,8 +128,8 @@ class ElboObjective(Objective):
             total, count = all_reduce_sum(error.sum()), all_reduce_sum(error.new_tensor(error.numel()))
             return 0.5 * (total / count).clamp_min(1e-12).log()
         if self.log_variance is None:
-            return error.mean() / (2 * self.variance)
-        return 0.5 * (error.mean() * (-self.log_variance).exp() + self.log_variance)
+            return batch_mean(error) / (2 * self.variance)
+        return 0.5 * (batch_mean(error) * (-self.log_variance).exp() + self.log_variance)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ElboObjective:
         return super()._apply(keeping_precision(fn), recurse)
@@ -212,4 +212,5 @@ def _check_norm(norm: str) -> str:
 
 
 def _mean_error(norm: str, error: Tensor) -> Tensor:
-    return (F.mse_loss if norm == "l2" else F.l1_loss)(error, error.new_zeros(()).expand_as(error))
+    each = F.mse_loss if norm == "l2" else F.l1_loss
+    return batch_mean(each(error, error.new_zeros(()).expand_as(error), reduction="none"))

@@ -134,7 +134,7 @@ class StepProgress(Callback):
     ) -> None:
         """Show the progress of a validation."""
         if self.bar is not None:
-            self.bar.update(self.task, live=f"validating {batch_idx + 1} of {trainer.num_val_batches[0]}")
+            self.bar.update(self.task, live=f"validating {batch_idx + 1} of {trainer.num_val_batches[0]:g}")
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Steps go on."""

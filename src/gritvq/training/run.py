@@ -16,6 +16,7 @@ import lightning
 import torch
 from lightning import Callback, Trainer
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from lightning.pytorch.strategies import Strategy
 from torch import nn
 
 import gritvq
@@ -25,13 +26,20 @@ from gritvq.training.callbacks import RandomState
 from gritvq.training.checkpoints import CheckpointFiles, StepCheckpoint
 from gritvq.training.data import DataModule, TrainingData
 from gritvq.training.interruption import Interrupted, Interruption, Listener, Stop
+from gritvq.training.parallel import DataParallel, Sharded
 from gritvq.training.progress import StepProgress
 from gritvq.training.run_folder import RunFolder
 from gritvq.training.task import LOG_EVERY, Task, differing_names, steps_done
 
-__all__ = ["TrainingPlan", "check_checkpoint", "parts_to_compile", "seed_everything", "silence", "train"]
-
-_MANY_LOSSES = "ddp_find_unused_parameters_true"  # with several optimizers no loss depends on all parameters
+__all__ = [
+    "TrainingPlan",
+    "check_checkpoint",
+    "parts_to_compile",
+    "parts_to_shard",
+    "seed_everything",
+    "silence",
+    "train",
+]
 
 
 @dataclass(frozen=True)
@@ -49,11 +57,13 @@ class TrainingPlan:
         accelerator: ``"auto"``, ``"cpu"`` or ``"gpu"``.
         devices: Number of devices on each node.
         num_nodes: Number of nodes.
+        strategy: With several devices: ``"ddp"`` keeps the whole model on each; ``"fsdp"`` shards the
+            :attr:`Task.sharded_parts` of the task, for models too large for that.
         compile: Train the :attr:`Task.compiled_parts` of the task through ``torch.compile``, which needs a C++ compiler
             and half a minute at the first step; worth it from some hundred steps on.
 
     Raises:
-        ValueError: If a number is too small.
+        ValueError: If a number is too small, or the strategy does not fit the rest.
     """
 
     max_steps: int = 2000
@@ -66,6 +76,7 @@ class TrainingPlan:
     accelerator: str = "auto"
     devices: int = 1
     num_nodes: int = 1
+    strategy: Literal["ddp", "fsdp"] = "ddp"
     compile: bool = False
 
     def __post_init__(self) -> None:
@@ -79,6 +90,14 @@ class TrainingPlan:
         }
         for name, smallest in least.items():
             check_integer(name, getattr(self, name), smallest, f"give a larger {name}")
+        if self.strategy not in ("ddp", "fsdp"):
+            raise ValueError(f"expected strategy 'ddp' or 'fsdp', got {self.strategy!r}; choose one")
+        several = self.devices * self.num_nodes > 1
+        if self.strategy == "fsdp" and (not several or self.precision == "16-mixed" or self.compile):
+            raise ValueError(
+                f"expected several devices, no 16-mixed and no compile for strategy 'fsdp', got {self.devices} devices "
+                f"on {self.num_nodes} nodes, {self.precision} and compile {self.compile}; change them, or take 'ddp'"
+            )
 
 
 @contextmanager
@@ -124,7 +143,7 @@ def train(
     """
     if resume is not None:
         check_checkpoint(task, plan, resume)
-    compiled = parts_to_compile(task, plan)
+    compiled, strategy = parts_to_compile(task, plan), _strategy_of(task, plan)
     run = None if folder is None else RunFolder(folder)
     interruption = Interruption(None if run is None else run.last_checkpoint)
     called: list[Callback] = [Listener(interruption), *task.run_callbacks(run), *callbacks, RandomState()]
@@ -157,7 +176,8 @@ def train(
         limit_val_batches=1.0 if validates else 0,
         num_sanity_val_steps=0,
         accelerator=plan.accelerator,
-        strategy=_MANY_LOSSES if task.num_optimizers > 1 and plan.devices * plan.num_nodes > 1 else "auto",
+        strategy=strategy,
+        use_distributed_sampler=False,  # the data give each process its own share
         devices=plan.devices,
         num_nodes=plan.num_nodes,
         plugins=[CheckpointFiles()],
@@ -205,6 +225,28 @@ def _interrupted(trainer: Trainer, done: int, number: int, saved: Path | None) -
     if saved is not None:
         return Interrupted(f"saved {saved} after step {done:,}; continue with --resume last", number)
     return Interrupted(f"stopped after step {done:,}, which is not saved" if done else "nothing to save yet", number)
+
+
+def _strategy_of(task: Task, plan: TrainingPlan) -> Strategy | str:
+    """The strategy that the plan asks for."""
+    if plan.devices * plan.num_nodes == 1:
+        return "auto"
+    return Sharded(parts_to_shard(task, plan)) if plan.strategy == "fsdp" else DataParallel()
+
+
+def parts_to_shard(task: Task, plan: TrainingPlan) -> list[str]:
+    """Names of the parts of the task that the plan shards.
+
+    Raises:
+        ValueError: If the plan shards, and the task cannot.
+    """
+    found = task.sharded_parts if plan.strategy == "fsdp" else []
+    if plan.strategy == "fsdp" and not found:
+        raise ValueError(
+            f"expected strategy 'ddp' for a {type(task).__name__}, which has no parts to shard, got 'fsdp'; leave it "
+            "out"
+        )
+    return found
 
 
 def parts_to_compile(task: Task, plan: TrainingPlan) -> list[nn.Module]:
@@ -285,6 +327,8 @@ def silence() -> None:
         ".*dirpath has changed.*",
         ".*IterableDataset.*",
         ".*in eval mode at the start of training.*",  # frozen parts are
+        ".*Grad strides do not match bucket view strides.*",  # of convolutions with channels last
+        ".*sync_dist=True.*",  # what is logged is reduced already
         ".*callbacks used to create the checkpoint.*",  # a resumed run may have a longer plan
     ):
         warnings.filterwarnings("ignore", message=text)

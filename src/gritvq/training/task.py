@@ -15,8 +15,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from gritvq.component import Component
+from gritvq.distributed import all_reduce_sum, mean_of_shares, process_number
 from gritvq.saving import tensors_of
 from gritvq.training.optimizer import OptimizerSettings
+from gritvq.training.parallel import Sharded
 from gritvq.training.run_folder import RunFolder
 
 __all__ = ["LOG_EVERY", "Task", "copy_weights", "differing_names", "steps_done"]
@@ -49,6 +51,8 @@ class Task(LightningModule, ABC):
         self.step, self.accumulate, self.gradient_clip = 0, 1, optimizer_settings.gradient_clip
         self._batches, self._log_every = 0, LOG_EVERY  # batches of the current step so far
         self._logged = False
+        self._usual: set[str] = set()  # losses of the steps that are logged
+        self._measured: dict[str, list[float]] = {}  # of a validation so far: weighted sum and sum of the weights
 
     @abstractmethod
     def losses(self, batch: Any) -> Iterable[Tensor]:
@@ -56,7 +60,7 @@ class Task(LightningModule, ABC):
 
         With several optimizers write a generator: the code after a ``yield`` runs after that loss's backward pass.
         While a loss is computed, only its own optimizer's parameters require gradients. All optimizers step after the
-        last loss.
+        last loss. A loss that depends on nothing, such as ``torch.zeros(())``, leaves its optimizer's parameters alone.
         """
 
     @abstractmethod
@@ -88,8 +92,9 @@ class Task(LightningModule, ABC):
                     raise ValueError(f"{wanted}, got {len(found)}; yield them in losses()")
                 if self._batches == 1:
                     optimizer.zero_grad()
-                with torch.autocast(self.device.type, enabled=False):
-                    self.manual_backward(loss / self.accumulate)
+                if loss.grad_fn is not None:  # else DDP would wait for a gradient that never comes
+                    with torch.autocast(self.device.type, enabled=False):
+                        self.manual_backward(loss / self.accumulate)
             found.append(loss.detach())
         if next(losses, None) is not None:
             raise ValueError(f"{wanted}, got more; set num_optimizers")
@@ -118,6 +123,10 @@ class Task(LightningModule, ABC):
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Clip the gradients, which are unscaled by now."""
+        strategy = self.trainer.strategy
+        if isinstance(strategy, Sharded):
+            strategy.finish_gradients(optimizer, self.gradient_clip)
+            return
         self.clip_gradients(optimizer, self.gradient_clip, "norm")
 
     def _optimizers(self) -> list[LightningOptimizer]:
@@ -161,6 +170,14 @@ class Task(LightningModule, ABC):
         return []
 
     @property
+    def sharded_parts(self) -> list[str]:
+        """Names of the parts of the model that a plan with the strategy ``"fsdp"`` shards: none.
+
+        Their parameters must be used in calls of the parts only; codebooks stay whole.
+        """
+        return []
+
+    @property
     def measures_now(self) -> bool:
         """Whether to compute expensive metrics in this step: the first step and those that are logged."""
         return self.step == 0 or (self.step + 1) % LOG_EVERY == 0
@@ -173,6 +190,54 @@ class Task(LightningModule, ABC):
         """
         if not torch.isfinite(loss):
             raise ValueError(f"expected a finite loss, got {float(loss.detach())} at step {self.step}; {advice}")
+
+    def log_losses(self, losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Log ``train/NAME``: the losses of the joined batch, which are means of the processes' shares.
+
+        Losses that use :func:`gritvq.distributed.joined_mean` and its like are such shares. With several processes
+        those that occur in every step are logged in steps in which :attr:`measures_now` holds, which the loggers write.
+
+        Returns:
+            What is logged, detached, the same on every process; in other steps the own shares.
+        """
+        own = {name: loss.detach() for name, loss in losses.items()}
+        if self.measures_now:
+            self._usual |= losses.keys()
+        elif process_number()[1] > 1:
+            losses = {name: loss for name, loss in losses.items() if name not in self._usual}
+            if not losses:
+                return own
+        joined = mean_of_shares(torch.stack([loss.detach().float() for loss in losses.values()]))
+        found = dict(zip(losses, joined, strict=True))
+        self.log_dict({f"train/{name}": loss for name, loss in found.items()})
+        return {**own, **found}
+
+    def log_validation(self, means: Mapping[str, Tensor | float], weight: float) -> None:
+        """Add means over one validation batch to those over the whole set, ``val/NAME``, of all processes.
+
+        Args:
+            means: Means by name.
+            weight: Number of things that they are means over.
+        """
+        for name, mean in means.items():
+            sums = self._measured.setdefault(name, [0.0, 0.0])
+            sums[0], sums[1] = sums[0] + weight * float(mean), sums[1] + weight
+
+    def on_validation_epoch_start(self) -> None:
+        """Forget the last validation."""
+        self._measured = {}
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the means over the whole set.
+
+        The first process has a batch if any has, see :func:`gritvq.training.data.own_share`, so it knows their names.
+        """
+        names = self.trainer.strategy.broadcast(list(self._measured))
+        if names:
+            sums = torch.tensor([self._measured.get(name, (0.0, 0.0)) for name in names], dtype=torch.float64)
+            total, weight = all_reduce_sum(sums).T
+            means = (total / weight).float()
+            self.log_dict({f"val/{name}": mean for name, mean in zip(names, means, strict=True)})
 
     @property
     def settings(self) -> dict[str, Any]:

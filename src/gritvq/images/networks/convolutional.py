@@ -25,6 +25,28 @@ _GROUP = 8  # channels per normalization group
 _MAX_PATCH = 4  # pixels per side folded into channels at first; larger factors need strided stages
 
 
+class PatchesToChannels(nn.PixelUnshuffle):
+    """Folds patches into channels; also those of no images, which PyTorch's module returns unfolded."""
+
+    def forward(self, input: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C_f_f h w"]:
+        """See the class."""
+        if torch.compiler.is_compiling() or len(input):
+            return super().forward(input)
+        f, (_, channels, height, width) = self.downscale_factor, input.shape
+        return input.reshape(0, channels * f * f, height // f, width // f)
+
+
+class ChannelsToPatches(nn.PixelShuffle):
+    """The inverse; also of no images, for which PyTorch's module has a gradient of another shape."""
+
+    def forward(self, input: Float[Tensor, "B C_f_f h w"]) -> Float[Tensor, "B C H W"]:
+        """See the class."""
+        if torch.compiler.is_compiling() or len(input):
+            return super().forward(input)
+        f, (_, channels, height, width) = self.upscale_factor, input.shape
+        return input.reshape(0, channels // (f * f), height * f, width * f)
+
+
 class ImageEncoder(Component):
     """Maps images to a grid of continuous vectors, one per patch of ``factor`` x ``factor`` pixels.
 
@@ -64,7 +86,7 @@ class ImageEncoder(Component):
         _check_arguments(dim, channels, width, factor, num_blocks)
         self.dim, self.channels, self.factor = dim, channels, factor
         patch = min(factor, _MAX_PATCH)
-        layers: list[nn.Module] = [nn.PixelUnshuffle(patch), nn.Conv2d(channels * patch**2, width, 3, padding=1)]
+        layers: list[nn.Module] = [PatchesToChannels(patch), nn.Conv2d(channels * patch**2, width, 3, padding=1)]
         layers += [_ResidualBlock(width) for _ in range(num_blocks)]
         for _ in range(_num_strides(factor)):
             layers += [nn.Conv2d(width, width, 2, stride=2), *(_ResidualBlock(width) for _ in range(num_blocks))]
@@ -145,7 +167,7 @@ class ImageDecoder(Component):
             layers += [nn.ConvTranspose2d(width, width, 2, stride=2)]
         layers += [_ResidualBlock(width) for _ in range(num_blocks)]
         last = _initialized(nn.Conv2d(width, channels * patch**2, 3, padding=1))
-        self.deep = nn.Sequential(*layers, _norm(width), nn.SiLU(), last, nn.PixelShuffle(patch))
+        self.deep = nn.Sequential(*layers, _norm(width), nn.SiLU(), last, ChannelsToPatches(patch))
         self.linear = nn.ConvTranspose2d(dim, channels, factor, stride=factor)
 
     @property

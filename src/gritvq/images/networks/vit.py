@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from gritvq.component import Component, check_integer
+from gritvq.images.networks.convolutional import ChannelsToPatches, PatchesToChannels
 
 __all__ = ["ViTDecoder", "ViTEncoder"]
 
@@ -69,7 +70,7 @@ class ViTEncoder(Component):
                 f"expected pictures (B, {self.channels}, H, W) with sides that are multiples of {f}, got "
                 f"{tuple(images.shape)}; pad or crop them"
             )
-        patches = F.pixel_unshuffle(2 * images - 1, f).permute(0, 2, 3, 1)
+        patches = PatchesToChannels(f)(2 * images - 1).permute(0, 2, 3, 1)
         return self.to_codes(self.trunk(self.from_pixels(patches)))
 
 
@@ -126,7 +127,7 @@ class ViTDecoder(Component):
         if vectors.ndim != 4 or vectors.shape[3] != self.dim:
             raise ValueError(f"expected vectors (B, h, w, {self.dim}), got {tuple(vectors.shape)}; put components last")
         patches = self.to_pixels(self.trunk(self.from_codes(vectors)))
-        return (F.pixel_shuffle(patches.permute(0, 3, 1, 2), self.factor) + 1) / 2
+        return (ChannelsToPatches(self.factor)(patches.permute(0, 3, 1, 2)) + 1) / 2
 
 
 class _Trunk(nn.Module):

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from gritvq.distributed import all_gather_rows, all_reduce_sum
+from gritvq.distributed import all_gather_rows, all_reduce_sums
 from gritvq.quantizers.functional import vectorizing
 
 __all__ = ["CodeStatistics"]
@@ -176,8 +176,7 @@ class CodeStatistics(nn.Module):
     @torch.inference_mode(False)
     def begin_update(self) -> None:
         """Make the statistics those of all ranks together; called once per update, on every rank."""
-        self.counts = all_reduce_sum(self.counts)
-        self.sums = all_reduce_sum(self.sums)
+        self.counts, self.sums = all_reduce_sums(self.counts, self.sums)
         self.window_counts = self.window_counts + self.counts
         self.step = self.step + self.counts.any()
         self.updating = True

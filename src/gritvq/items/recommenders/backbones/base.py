@@ -12,9 +12,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from gritvq.component import Component
+from gritvq.distributed import masked_mean
 from gritvq.tokens import BOS, Vocabulary
 
-__all__ = ["NO_TARGET", "Backbone", "CausalDecoder", "Context", "PerItemDecoder"]
+__all__ = ["NO_TARGET", "Backbone", "CausalDecoder", "Context", "PerItemDecoder", "mean_cross_entropy"]
 
 _ROWS = 64  # the number of rows in a product is a multiple of this
 NO_TARGET = -100  # what cross_entropy takes for no target
@@ -121,11 +122,11 @@ class CausalDecoder(Backbone):
     ) -> Float[Tensor, ""]:
         """Cross-entropy, a mean over targets and a sum over these levels; those of one size are one product."""
         if len({self.codebook_sizes[level] for level in levels}) > 1:
-            each = [F.cross_entropy(self._logits(states[:, i], level), codes[:, i]) for i, level in enumerate(levels)]
-            return torch.stack(each).sum()
+            pairs = [(self._logits(states[:, i], level), codes[:, i]) for i, level in enumerate(levels)]
+            return torch.stack([mean_cross_entropy(*pair) for pair in pairs]).sum()
         tables = torch.stack([self.embedding.weight[self.vocabulary.range_of(level)] for level in levels])
         logits = self._products(lambda a, b: a @ b.transpose(1, 2), states.transpose(0, 1), tables)
-        return F.cross_entropy(logits.flatten(0, 1), codes.T.flatten()) * len(levels)
+        return mean_cross_entropy(logits.flatten(0, 1), codes.T.flatten()) * len(levels)
 
     def _with_start(self, items: Tensor) -> Tensor:
         """BOS and embedded items (B, T + 1, D)."""
@@ -151,3 +152,8 @@ class PerItemDecoder(CausalDecoder):
     @abstractmethod
     def _states(self, codes: Tensor) -> Tensor:
         """States (B, T + 1, D) after BOS and after each item."""
+
+
+def mean_cross_entropy(logits: Float[Tensor, "N K"], targets: Int[Tensor, " N"]) -> Float[Tensor, ""]:
+    """Mean over the targets of the joined batch; ``NO_TARGET`` is none."""
+    return masked_mean(F.cross_entropy(logits, targets, reduction="none"), targets != NO_TARGET)

@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from gritvq.component import check_integer, check_number
+from gritvq.distributed import masked_mean
 from gritvq.items.recommenders.backbones.base import NO_TARGET, Context, PerItemDecoder
 from gritvq.priors.transformer import gpt2
 from gritvq.tokens import EOS
@@ -223,7 +224,7 @@ class CatalogueDecoder(LookupDecoder):
         else:
             total = (states @ self._vectors(catalogue).T).float().logsumexp(1)
         real = targets[:, 0] != NO_TARGET
-        return torch.where(real, total - wanted, 0).sum() / real.sum()
+        return masked_mean(total - wanted, real)
 
     def log_probs(self, context: Context, prefixes: Int[Tensor, "B W l"]) -> Float[Tensor, "B W K"]:
         """Summands of the scores, ``<s, e_qk>``; the indices of the prefixes are not read.

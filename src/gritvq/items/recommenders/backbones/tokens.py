@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from gritvq.items.recommenders.backbones.base import Backbone, CausalDecoder, Context
+from gritvq.items.recommenders.backbones.base import Backbone, CausalDecoder, Context, mean_cross_entropy
 from gritvq.lazy import optional
 from gritvq.priors.transformer import gpt2
 from gritvq.tokens import BOS, EOS, PAD
@@ -84,7 +84,7 @@ class EncoderDecoder(Backbone):
         context = self.read(codes[:, : max(1, codes.shape[1] - 1)], lengths - 1)
         before = F.pad(targets[:, :-1], (1, 0), value=BOS)
         logits = self._logits(context.states, self._mask(context), before)
-        return F.cross_entropy(logits.float().flatten(0, 1), targets.flatten()) * levels
+        return mean_cross_entropy(logits.float().flatten(0, 1), targets.flatten()) * levels
 
     def read(self, codes: Int[Tensor, "B T Q"], lengths: Int[Tensor, " B"]) -> Context:
         """See the base class. States are the encoder's (B, T Q + 1, D); EOS follows the history."""
