@@ -8,6 +8,8 @@ moves and removes what was left over.
 
 There is one checksum, SHA-256. An artifact's readable file, such as ``config.json``, holds that of every other file and
 of itself; a zip file of its own, such as a checkpoint, has it as its comment.
+
+What domains share when they read is here too: :func:`regular_file`, :func:`check_footer`, :func:`tar_samples`.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ import secrets
 import shutil
 import socket
 import stat
+import tarfile
 import time
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -35,12 +38,15 @@ __all__ = [
     "holds_files",
     "names_in",
     "place_of_file",
+    "put_files",
     "read_header",
     "regular_file",
     "remove_folder",
     "replacing",
     "replacing_files",
     "seal_archive",
+    "settle",
+    "tar_samples",
     "write_header",
     "write_json",
 ]
@@ -95,10 +101,7 @@ def replacing_files(folder: str | os.PathLike[str]) -> Iterator[Path]:
     folder = Path(folder)
     new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
-    inside = [written.parent for written in folder.glob(f"*/{_WRITTEN}")]
-    for place in (folder, folder.absolute().parent, *inside):  # an artifact may hold another
-        _end_moves(place)
-    _sweep(folder)
+    settle(folder)
     scratch = folder / _scratch_name()
     scratch.mkdir()
     try:
@@ -109,12 +112,25 @@ def replacing_files(folder: str | os.PathLike[str]) -> Iterator[Path]:
         for path in _files_below(scratch):
             path.chmod(mode)
             _sync(path)
-        os.rename(scratch, folder / _WRITTEN)
+        put_files(scratch, folder)
     except BaseException:
         shutil.rmtree(scratch, ignore_errors=True)
         if new and not any(folder.iterdir()):
             folder.rmdir()
         raise
+
+
+def settle(folder: Path) -> None:
+    """End what writers of a folder's files began that are no longer there: moves, and files that nobody wants."""
+    inside = [written.parent for written in folder.glob(f"*/{_WRITTEN}")]
+    for place in (folder, folder.absolute().parent, *inside):  # an artifact may hold another
+        _end_moves(place)
+    _sweep(folder)
+
+
+def put_files(scratch: Path, folder: Path) -> None:
+    """Move the files of a folder inside ``folder`` to their places there, all or none, and remove what held them."""
+    os.rename(scratch, folder / _WRITTEN)
     _end_moves(folder)
 
 
@@ -194,6 +210,58 @@ def check_footer(metadata: Any) -> None:
     rows = sum(metadata.row_group(number).num_rows for number in range(metadata.num_row_groups))
     if rows != metadata.num_rows:
         raise OSError(f"damaged footer: {metadata.num_rows:,} rows in groups of {rows:,}")
+
+
+def tar_samples(path: str | os.PathLike[str]) -> Iterator[tuple[str, dict[str, tuple[int, int]]]]:
+    """The samples of a WebDataset shard: the key of each, and where its files are, ``(offset, size)`` by ending.
+
+    Files of a sample lie one after the other and have the same name up to the first dot. Only headers are read.
+
+    Args:
+        path: An uncompressed tar file; links, devices and hidden files in it are passed over.
+
+    Raises:
+        ValueError: While iterating, if it is missing, compressed or damaged, or a key comes twice.
+
+    Example:
+        >>> import io, tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     with tarfile.open(f"{folder}/a.tar", "w") as archive:
+        ...         for name in ("one.png", "one.cls", "two.png"):
+        ...             archive.addfile(tarfile.TarInfo(name), io.BytesIO())
+        ...     [(key, sorted(parts)) for key, parts in tar_samples(f"{folder}/a.tar")]
+        [('one', ['cls', 'png']), ('two', ['png'])]
+    """
+    path, seen = regular_file(path, "a tar file"), set[str]()
+    try:
+        with tarfile.open(path, "r:") as archive:
+            sample: tuple[str, dict[str, tuple[int, int]]] | None = None
+            while (member := archive.next()) is not None:
+                archive.members = []  # type: ignore[attr-defined]  # which would hold all of them
+                before, _, name = member.name.rpartition("/")
+                stem, _, ending = name.partition(".")
+                if not member.isreg() or member.issparse() or not stem or not ending:
+                    continue
+                key = f"{before}/{stem}".lstrip("./")
+                if sample is None or sample[0] != key:
+                    if sample is not None:
+                        yield sample
+                    if key in seen:
+                        raise tarfile.ReadError(f"the files of {key!r} are not together, or come twice")
+                    seen.add(key)
+                    sample = key, {}
+                sample[1][ending.lower()] = (member.offset_data, member.size)
+            if sample is not None:
+                yield sample
+            with path.open("rb") as file:  # a damaged header looks like the end to tarfile
+                file.seek(archive.offset)
+                if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+                    raise tarfile.ReadError(f"no header and no end at byte {archive.offset:,}")
+    except (tarfile.TarError, OSError, EOFError, ValueError) as error:
+        raise ValueError(
+            f"expected an uncompressed tar file, as WebDataset has them, got {str(path)!r} ({error}); copy it again, "
+            "or unpack it"
+        ) from error
 
 
 # --- artifacts --------------------------------------------------------------------------------------------------------

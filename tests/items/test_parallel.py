@@ -204,7 +204,7 @@ class TestModel:
     def test_the_log_tells_nats_per_item_whatever_the_number_of_channels(self) -> None:
         model, told = recommender(), {}
         task = RecommenderTask(model)
-        task.log = lambda name, value: told.update({name: value})  # type: ignore[method-assign]
+        task.log = lambda name, value, **_: told.update({name: value})  # type: ignore[method-assign]
         task.losses(Histories.of([[4, 7]]))
         scores = model.scores([[], [4]])
         torch.testing.assert_close(told["train/nats_per_item"], -(scores[0, 4] + scores[1, 7]) / 2)

@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import warnings
-import zlib
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path, PurePosixPath
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gritvq.cli.machine import device_named
@@ -22,18 +18,20 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from gritvq.bulk import PictureWork
     from gritvq.images.files import Picture, Pictures
     from gritvq.images.tokenizer import ImageTokenizer
     from gritvq.tokens import TokenRow
 
 __all__ = [
     "decode",
-    "encode",
+    "encoded",
     "export",
     "inspect",
     "latents",
     "size_of",
     "validate",
+    "work",
 ]
 
 
@@ -49,19 +47,6 @@ def _batches(pictures: Pictures, batch_size: int, doing: str) -> Iterator[tuple[
             progress.advance(bar, len(group))
 
 
-def _fits(tokenizer: ImageTokenizer, group: Sequence[Picture], strict: bool) -> bool:
-    """Whether pictures of one size fit the quantizer's layout; if not, warns about each, or raises if strict."""
-    try:
-        tokenizer.check_size(*group[0].pixels.shape[1:])
-    except ValueError as error:
-        if strict:
-            raise
-        for picture in group:
-            warnings.warn(f"skipped {picture.name}: {error}", stacklevel=1)
-        return False
-    return True
-
-
 _SHOWN = 16
 
 
@@ -71,6 +56,7 @@ def _measure(
     """Evaluate a tokenizer: counts of its codes, rows for a table, and the folder of the plots."""
     import torch
 
+    from gritvq.bulk.pictures import fits
     from gritvq.files import write_json
     from gritvq.images import plots as pictures
     from gritvq.images.evaluation import evaluate
@@ -86,7 +72,7 @@ def _measure(
 
     def fitting() -> Iterator[Tensor]:
         for group, images in _batches(measured, config.batch_size, "measuring"):
-            if _fits(tokenizer, group, config.data.strict):
+            if fits(tokenizer, group, config.data.strict):
                 shown.extend(image.clone() for image in images[: _SHOWN - len(shown)])
                 yield images
 
@@ -185,6 +171,7 @@ def latents(
     """
     import torch
 
+    from gritvq.bulk.pictures import fits
     from gritvq.images.data import ImageData
     from gritvq.images.files import open_pictures
 
@@ -203,7 +190,7 @@ def latents(
         groups = (
             images
             for group, images in _batches(pictures, config.batch_size, "encoding")
-            if _fits(tokenizer, group, False)
+            if fits(tokenizer, group, False)
         )
         about = f"pictures of {config.data.path}"
     else:
@@ -245,26 +232,15 @@ def latents(
     return torch.cat(found), f"{seen:,} {about if seen > 1 else about.replace('pictures', 'picture', 1)}", per_picture
 
 
-def encode(tokenizer: ImageTokenizer, config: Any, device: torch.device, write: Callable[..., Path]) -> None:
-    """Encode pictures as tokens.
-
-    Args:
-        tokenizer: As it was loaded.
-        config: See :func:`gritvq.cli.tokens.encode_arguments`.
-        device: Where to compute.
-        write: Writes rows of tokens; returns the path.
-    """
+def work(tokenizer: ImageTokenizer, config: Any) -> PictureWork:
+    """Pictures to encode as tokens, see :func:`gritvq.cli.tokens.encode_arguments`."""
+    from gritvq.bulk import PictureWork, Views
     from gritvq.images.files import open_pictures
-    from gritvq.quantizers.metrics import CodebookUsage
-    from gritvq.tokens import TokenRow
 
-    if config.ten_crops == [] or (config.size is None and (config.ten_crops or config.random_crops)):
-        raise ValueError("expected --size, and a scale for --ten_crops, got none; give both")
-    if config.ten_crops and config.random_crops:
-        raise ValueError("expected --ten_crops or --random_crops, got both; leave one of them out")
-    own = tokenizer.fingerprint()
-    tokenizer = tokenizer.fold().to(device)  # codes made once
     photographs = config.data == "photographs" and config.split == "train" and config.random_crops is not None
+    views = Views(
+        **{name: config[name] for name in ("size", "ten_crops", "random_crops", "seed", "flip")}, outside=photographs
+    )
     whole = photographs or config.split == "all"  # their training crops come from what is not held out
     pictures = open_pictures(
         config.data,
@@ -274,82 +250,23 @@ def encode(tokenizer: ImageTokenizer, config: Any, device: torch.device, write: 
         label=config.label,
         strict=config.strict,
     )
-    used, seen = CodebookUsage(tokenizer.quantizer.codebook_sizes), Counter[str]()
+    own = {"views": views, "classes_from": config.classes_from}
+    return PictureWork(tokenizer, pictures, config.data, config.batch_size, **own)
 
-    def rows() -> Iterator[TokenRow]:
-        for group, images in _batches(pictures, config.batch_size, "encoding"):
-            group = [picture._replace(label=_class_of(picture, config.classes_from)) for picture in group]
-            for views, values in _views(config, group, images):
-                if not _fits(tokenizer, views, config.strict):
-                    continue
-                tokens = tokenizer.encode(values).cpu()
-                used.update(tokens)
-                for view, found in zip(views, tokens, strict=True):
-                    _, height, width = view.pixels.shape
-                    seen.update(samples=1, labels=view.label is not None, pixels=height * width)
-                    columns = {"height": height, "width": width, "label": _plain(view.label), "tokenizer": own}
-                    yield TokenRow(view.name, found, columns)
-        if not seen:
-            raise ValueError(f"expected at least one readable picture in {config.data}, got none; nothing was written")
 
-    out = write(rows())
-    num_tokens, bits = used.num_tokens, used.bits_per_token()
+def encoded(config: Any, work: PictureWork, counts: Mapping[str, int]) -> list[tuple[str, str]]:
+    """What was encoded, for the report."""
+    from gritvq.bulk import bits_per_token
+
     what = "samples" if config.size or config.flip else "pictures"
-    report(
-        "encoded",
-        [
-            ("data", config.data),
-            (what, f"{seen['samples']:,} of {len(pictures):,}{'' if what == 'pictures' else ' pictures'}"),
-            ("labels", f"{seen['labels']:,}"),
-            ("tokens", f"{num_tokens:,}"),
-            ("bits per token", f"{bits:.2f}"),
-            ("bits per pixel", f"{bits * num_tokens / seen['pixels']:.3f}"),
-        ],
-        {"tokens": out},
-    )
-
-
-def _class_of(picture: Picture, source: str) -> Any:
-    """What is stored as a picture's label."""
-    path = PurePosixPath(picture.name)
-    if source == "labels":
-        return picture.label
-    return path.stem if source == "names" else path.parent.name or None
-
-
-def _views(config: Any, group: list[Picture], images: Tensor) -> Iterator[tuple[list[Picture], Tensor]]:
-    """What is encoded of pictures of one size, in batches: they themselves, or crops and mirror images."""
-    import torch
-
-    from gritvq.images.crops import center_crop, random_crops, ten_crops
-    from gritvq.images.files import HELD_OUT_SIZE, PHOTOGRAPHS
-
-    if config.size is None and not config.flip:
-        yield group, images
-        return
-    views: list[Picture] = []
-    for picture in group:
-        if config.ten_crops is not None:
-            pixels = torch.cat([ten_crops(picture.pixels, config.size, scale) for scale in config.ten_crops])
-        elif config.random_crops is not None:
-            without, seed = None, [config.seed, zlib.crc32(picture.name.encode(errors="surrogatepass"))]
-            if config.data == "photographs" and config.split == "train":
-                without = (*PHOTOGRAPHS[picture.name], HELD_OUT_SIZE)
-            pixels = random_crops(picture.pixels, config.size, config.random_crops, seed, without)
-            pixels = torch.cat([pixels, pixels.flip(-1)]) if config.flip else pixels
-        else:
-            whole = picture.pixels if config.size is None else center_crop(picture.pixels, config.size)
-            pixels = torch.stack([whole, whole.flip(-1)] if config.flip else [whole])
-        names = [picture.name] if len(pixels) == 1 else [f"{picture.name}#{number}" for number in range(len(pixels))]
-        views += [picture._replace(name=name, pixels=own) for name, own in zip(names, pixels, strict=True)]
-    for start in range(0, len(views), config.batch_size):
-        part = views[start : start + config.batch_size]
-        yield part, torch.stack([view.pixels for view in part]).float().div_(255)
-
-
-def _plain(label: Any) -> str | int | float | None:
-    """A label as a number or text."""
-    return label if label is None or isinstance(label, str | int | float) else json.dumps(label, default=str)
+    bits = bits_per_token(counts, work.tokenizer.quantizer.codebook_sizes)
+    return [
+        (what, f"{counts['samples']:,} of {len(work.pictures):,}{'' if what == 'pictures' else ' pictures'}"),
+        ("labels", f"{counts['labels']:,}"),
+        ("tokens", f"{counts['positions']:,}"),
+        ("bits per token", f"{bits:.2f}"),
+        ("bits per pixel", f"{bits * counts['positions'] / counts['pixels']:.3f}"),
+    ]
 
 
 def decode(tokenizer: ImageTokenizer, config: Any, device: torch.device) -> None:

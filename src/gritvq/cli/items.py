@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,10 +12,11 @@ from gritvq.cli.run_folder import check_places
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from gritvq.bulk import VectorWork
     from gritvq.items.tokenizers import ItemTokenizer
     from gritvq.quantizers.base import Quantizer
 
-__all__ = ["export", "searches"]
+__all__ = ["encoded", "export", "searches", "work"]
 
 
 def export(tokenizer: ItemTokenizer, config: Any) -> None:
@@ -53,3 +55,20 @@ def searches(tokenizer: ItemTokenizer, config: Any) -> tuple[dict[str, tuple[Qua
     vectors = open_vectors(path if path.suffix == ".npy" else vectors_beside(path, "item") or path)
     rows = np.linspace(0, len(vectors) - 1, min(config.num_images, len(vectors))).round().astype(int)
     return tokenizer.searches(vectors[rows], config.batch_size), f"{len(rows):,} items of {config.data.path}"
+
+
+def work(tokenizer: ItemTokenizer, config: Any) -> VectorWork:
+    """Vectors to encode as tokens, see :func:`gritvq.cli.tokens.encode_arguments`."""
+    from gritvq.bulk import ItemVectors, VectorWork
+
+    return VectorWork(tokenizer, ItemVectors(config.data, config.column or "embedding"), config.batch_size)
+
+
+def encoded(config: Any, work: VectorWork, counts: Mapping[str, int]) -> list[tuple[str, str]]:
+    """What was encoded, for the report."""
+    from gritvq.bulk import bits_per_token
+
+    bits = bits_per_token(counts, work.tokenizer.codebook_sizes)
+    channels = len(work.tokenizer.codebook_sizes)
+    rows = [("items", f"{counts['samples']:,}"), ("indices per item", f"{channels}")]
+    return [*rows, ("bits per item", f"{bits * counts['positions'] / counts['samples']:.2f}")]

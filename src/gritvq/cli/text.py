@@ -6,7 +6,7 @@ import itertools
 import json
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from gritvq.bulk import TextWork
     from gritvq.text import TextBatch, TextFormat, TextTokenizer
     from gritvq.text.corpus import Document
     from gritvq.tokens import TokenRow
@@ -28,13 +29,14 @@ __all__ = [
     "check_tokens",
     "codes_page",
     "decode",
-    "encode",
+    "encoded",
     "export",
     "generate",
     "inspect",
     "latents",
     "text_place",
     "validate",
+    "work",
     "write_page",
     "write_texts",
 ]
@@ -228,48 +230,26 @@ def _write_codes(tokenizer: TextTokenizer, seen: _Seen, path: Path) -> None:
     )
 
 
-def encode(tokenizer: TextTokenizer, config: Any, device: torch.device, write: Callable[..., Path]) -> None:
-    """Encode documents as tokens, a row for each, named by its number.
-
-    Args:
-        tokenizer: As it was loaded.
-        config: See :func:`gritvq.cli.tokens.encode_arguments`.
-        device: Where to compute.
-        write: Writes rows of tokens; returns the path.
-    """
-    from gritvq.quantizers.metrics import CodebookUsage
+def work(tokenizer: TextTokenizer, config: Any) -> TextWork:
+    """Documents to encode as tokens, see :func:`gritvq.cli.tokens.encode_arguments`."""
+    from gritvq.bulk import TextWork
     from gritvq.text import Corpus, Reading
-    from gritvq.tokens import TokenRow
 
-    corpus = Corpus(config.data, Reading(column=config.column or "text", unit=config.unit, encoding=config.encoding))
-    own = tokenizer.fingerprint()
-    tokenizer = tokenizer.fold().to(device)  # codes made once
-    used, seen = CodebookUsage(tokenizer.quantizer.codebook_sizes), {"documents": 0, "characters": 0}
+    reading = Reading(column=config.column or "text", unit=config.unit, encoding=config.encoding)
+    return TextWork(tokenizer, Corpus(config.data, reading), config.batch_size)
 
-    def rows() -> Iterator[TokenRow]:
-        for group in _progress(corpus.with_places(), config.batch_size, "encoding"):
-            documents = [document for document, _ in group]
-            for (document, place), tokens in zip(group, tokenizer.encode(documents), strict=True):
-                used.update(tokens.cpu())
-                yield TokenRow(f"{seen['documents']:06}", tokens.cpu(), {"source": place, "tokenizer": own})
-                seen["documents"] += 1
-                seen["characters"] += _length(document)
-        if not seen["documents"]:
-            raise ValueError(f"expected text in {config.data}, got none or white space alone; nothing was written")
 
-    out = write(rows())
-    num_tokens, bits = used.num_tokens, used.bits_per_token()
-    report(
-        "encoded",
-        [
-            ("data", config.data),
-            ("documents", f"{seen['documents']:,}"),
-            ("tokens", f"{num_tokens:,}"),
-            ("bits per token", f"{bits:.2f}"),
-            ("bits per character", f"{bits * num_tokens / seen['characters']:.3f}"),
-        ],
-        {"tokens": out},
-    )
+def encoded(config: Any, work: TextWork, counts: Mapping[str, int]) -> list[tuple[str, str]]:
+    """What was encoded, for the report."""
+    from gritvq.bulk import bits_per_token
+
+    bits = bits_per_token(counts, work.tokenizer.quantizer.codebook_sizes)
+    return [
+        ("documents", f"{counts['samples']:,}"),
+        ("tokens", f"{counts['positions']:,}"),
+        ("bits per token", f"{bits:.2f}"),
+        ("bits per character", f"{bits * counts['positions'] / counts['characters']:.3f}"),
+    ]
 
 
 def decode(tokenizer: TextTokenizer, config: Any, device: torch.device) -> None:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gritvq.cli.machine import device_argument, device_named, machine_arguments
-from gritvq.cli.output import trusted_argument
+from gritvq.cli.output import console, report, trusted_argument
 from gritvq.cli.run_folder import check_places, overwrite_argument
 from gritvq.cli.settings import check_positive, check_unused
-from gritvq.files import holds_files
 from gritvq.quantizers.base import Quantizer
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ __all__ = [
 
 _OF_PICTURES = ["label", "classes_from", "split", "size", "ten_crops", "random_crops", "seed", "flip", "strict"]
 _OF_TEXTS = ["unit", "encoding"]
+_UNUSED = {"pictures": _OF_TEXTS, "texts": _OF_PICTURES, "items": [*_OF_PICTURES, *_OF_TEXTS]}
 
 
 def encode_arguments(parser: Any) -> None:
@@ -39,9 +41,10 @@ def encode_arguments(parser: Any) -> None:
     parser.add_argument(
         "data",
         type=str,
-        help="for a tokenizer of pictures: picture, folder, Parquet file or folder, Hub data set or 'photographs', of "
-        "any size unless the tokenizer has a layout; for one of texts: a file of text, JSON Lines, CSV, TSV or "
-        "Parquet, a folder of them, Hub data set or 'docstrings'",
+        help="for a tokenizer of pictures: picture, folder, Parquet or tar file or a folder of them, Hub data set or "
+        "'photographs', of any size unless the tokenizer has a layout; for one of texts: a file of text, JSON Lines, "
+        "CSV, TSV, Parquet or tar, a folder of them, Hub data set or 'docstrings'; for one of items: vectors in a "
+        ".npy, Parquet or tar file, or a folder of them",
     )
     parser.add_argument("--tokenizer", type=str, required=True, help="tokenizer folder or Hub name")
     document_arguments(parser)
@@ -54,7 +57,11 @@ def encode_arguments(parser: Any) -> None:
     )
     split_argument(parser, "all")
     parser.add_argument(
-        "--out", type=str | None, default=None, help="file to write, .npz or .parquet; tokens.npz if not given"
+        "--out",
+        type=str | None,
+        default=None,
+        help="file to write, .npz or .parquet, tokens.npz if not given; or a folder for several files, tokens if not "
+        "given, where a run that was interrupted goes on",
     )
     parser.add_argument(
         "--size", type=int | None, default=None, help="pixels per side of the square that is cut from each picture"
@@ -76,7 +83,19 @@ def encode_arguments(parser: Any) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the random places")
     parser.add_argument("--flip", type=bool, default=False, help="encode mirror images too; ten crops have them")
     parser.add_argument(
-        "--rows_per_file", type=int | None, default=None, help="write a folder of Parquet files with so many rows each"
+        "--rows_per_file",
+        type=int | None,
+        default=None,
+        help="write a folder of Parquet files of so many rows each, at most; 1024 with Ray if not given",
+    )
+    parser.add_argument(
+        "--engine", default="local", choices=["local", "ray"], help="encode in this process, or in workers on Ray"
+    )
+    parser.add_argument(
+        "--num_workers",
+        type=int | None,
+        default=None,
+        help="worker processes on Ray; as many as there are CPUs, or GPUs, if not given",
     )
     parser.add_argument("--strict", type=bool, default=False, help="whether an unreadable picture is an error")
     machine_arguments(parser)
@@ -86,7 +105,10 @@ def encode_arguments(parser: Any) -> None:
 def document_arguments(parser: Any, prefix: str = "") -> None:
     """The column of pictures or texts, and what only texts have."""
     parser.add_argument(
-        f"--{prefix}column", type=str | None, default=None, help="column in tables; image or text if not given"
+        f"--{prefix}column",
+        type=str | None,
+        default=None,
+        help="column in tables; image, text or embedding if not given",
     )
     parser.add_argument(
         f"--{prefix}unit",
@@ -98,23 +120,36 @@ def document_arguments(parser: Any, prefix: str = "") -> None:
 
 
 def encode(parser: Any, config: Any) -> None:
-    """Encode pictures or texts as tokens."""
-    from gritvq.tokens import write_shards, write_tokens
+    """Encode pictures, texts or vectors of items as tokens."""
+    from rich.progress import Progress
 
-    out = _token_place(config)
-    check_positive(batch_size=config.batch_size)
+    from gritvq.bulk import encode_here, encode_on_ray, encode_rows, encode_shards
+    from gritvq.bulk.work import ROWS
+    from gritvq.tokens import write_tokens
+
+    out, rows_per_file = _token_place(config), config.rows_per_file
+    given = {name: config[name] for name in ("batch_size", "rows_per_file", "num_workers")}
+    check_positive(**{name: value for name, value in given.items() if value is not None})
+    if config.engine == "local":
+        check_unused(parser, config, ["num_workers"], "--engine local")
     device = device_named(config.device)
-    tokenizer, jobs, what = loaded(config.tokenizer, config.trusted)
-    check_unused(parser, config, _OF_TEXTS if what == "pictures" else _OF_PICTURES, f"a tokenizer of {what}")
-
-    def write(rows: Iterable[TokenRow]) -> Path:
-        if config.rows_per_file is None:
-            return write_tokens(out, rows)
-        write_shards(out, rows, config.rows_per_file)
-        return out
-
-    jobs.encode(tokenizer, config, device, write)
-    warn_of_tokens(tokenizer.quantizer)
+    tokenizer, jobs, what = loaded(config.tokenizer, config.trusted, items=True)
+    check_unused(parser, config, _UNUSED[what], f"a tokenizer of {what}")
+    work = jobs.work(tokenizer, config)
+    counts: Counter[str] = Counter()
+    seen = console()
+    with Progress(console=seen, transient=True, disable=not seen.is_terminal) as shown:
+        progress = functools.partial(shown.advance, shown.add_task("encoding", total=work.num_samples))
+        if config.engine == "ray":
+            engine = functools.partial(encode_on_ray, num_workers=config.num_workers, device=device.type)
+            counts = encode_shards(work, out, rows_per_file or ROWS, engine, progress)
+        elif rows_per_file is not None:
+            counts = encode_shards(work.to(device), out, rows_per_file, encode_here, progress)
+        else:
+            write_tokens(out, encode_rows(work.to(device), counts, progress))
+    report("encoded", [("data", config.data), *jobs.encoded(config, work, counts)], {"tokens": out})
+    if what != "items":
+        warn_of_tokens(tokenizer.quantizer)
 
 
 def loaded(source: Any, trusted: Sequence[str], items: bool = False) -> tuple[Any, Any, str]:
@@ -155,22 +190,21 @@ def loaded(source: Any, trusted: Sequence[str], items: bool = False) -> tuple[An
 
 
 def _token_place(config: Any) -> Path:
-    """Where encode may write: a file, or a folder for files.
+    """Where encode may write: a file, or a folder for files, which is checked when its plan is known.
 
     Raises:
-        ValueError: If something is there, or the name does not fit.
+        ValueError: If a file is there, or the name does not fit.
     """
     from gritvq.tokens.files import check_token_path
 
-    if config.rows_per_file is None:
+    if config.rows_per_file is None and config.engine == "local":
         out = check_token_path(config.out or "tokens.npz")
         check_places(out.parent, [out.name], config.overwrite)
         return out
     out = Path(config.out or "tokens")
     if out.suffix in (".npz", ".parquet"):
-        raise ValueError(f"expected a folder for files of --rows_per_file, got {out}; leave one of them out")
-    if out.exists() and (not out.is_dir() or holds_files(out)):
-        raise ValueError(f"expected a new or empty folder for token files, got {out}; choose another --out")
+        several = "--rows_per_file" if config.rows_per_file is not None else "--engine ray"
+        raise ValueError(f"expected a folder for files of {several}, got {out}; leave one of them out")
     return out
 
 

@@ -27,7 +27,9 @@ from gritvq.images.sources import (
     open_memory,
     open_parquet,
     open_tables,
+    open_tars,
     read_footer,
+    read_tar,
 )
 from gritvq.images.splits import SPLITS, looks_held_out, split_of
 from gritvq.lazy import optional
@@ -311,15 +313,17 @@ def open_pictures(
     """Opens pictures from any source, in the order of their names, without decoding them yet.
 
     Args:
-        path: A picture; a folder of pictures, with its subfolders; a Parquet file, or a folder of them; the name of a
-            data set on the Hugging Face Hub; ``"photographs"`` for those bundled with scikit-image; or a sequence of
-            Pillow images, uint8 tensors (C, H, W) or uint8 arrays (H, W) or (H, W, C).
+        path: A picture; a folder of pictures, with its subfolders; a Parquet file, or a folder of them; a tar file of
+            WebDataset (``0001.jpg``, ``0001.cls``, ``0002.jpg``, ...), or a folder of them; the name of a data set on
+            the Hugging Face Hub; ``"photographs"`` for those bundled with scikit-image; or a sequence of Pillow images,
+            uint8 tensors (C, H, W) or uint8 arrays (H, W) or (H, W, C).
         channels: 1 for gray or 3 for RGB.
         split: ``"train"``, ``"validation"``, ``"test"``; ``"held_out"`` for the validation pictures, or the test
             pictures if there are none; None for all. If no name determines a split, every split is all the data. The
             validation and test pictures of the photographs are the squares held out from training.
-        column: Column of the pictures in Parquet files and Hub data sets.
-        label: Column of the labels there; need not exist.
+        column: Column of the pictures in Parquet files and Hub data sets; in tar files their ending, any of pictures
+            for ``"image"``.
+        label: Column of the labels there; need not exist. In tar files the ending, ``cls`` for ``"label"``.
         strict: Whether an unreadable picture is an error when iterating; otherwise it is logged and skipped. For a
             path of a single picture it is always an error.
 
@@ -424,7 +428,7 @@ def find_splits(path: str | Path, *, column: str = "image", label: str = "label"
         return Splits(
             name, [(split_of([split]), (split, table), len(table)) for split, table in known.items()], open_tables
         )
-    root = path if path.is_dir() else regular_file(path, "a folder, a picture or a Parquet file").parent
+    root = path if path.is_dir() else regular_file(path, "a folder, a picture, a Parquet or a tar file").parent
     tables = find_files(path, {".parquet"}) if path.is_dir() else [path] if path.suffix == ".parquet" else []
     if tables:
         items: list[tuple[tuple[str, str] | None, Any, int]] = []
@@ -433,6 +437,18 @@ def find_splits(path: str | Path, *, column: str = "image", label: str = "label"
             footer = read_footer(table, below.as_posix(), column, label)
             items.append((split_of(below.parts) if path.is_dir() else None, footer, footer.length))
         return Splits(name, items, open_parquet)
+    tars = find_files(path, {".tar"}) if path.is_dir() else [path] if path.suffix == ".tar" else []
+    if tars and not (path.is_dir() and find_files(path, _SUFFIXES)):
+        endings = None if column == "image" else column, "cls" if label == "label" else label, set(_SUFFIXES)
+        belows = [tar.relative_to(root).with_suffix("") for tar in tars]
+        shards = [read_tar(tar, below.as_posix(), *endings) for tar, below in zip(tars, belows, strict=True)]
+        if not sum(shard.length for shard in shards):
+            raise ValueError(
+                f"expected pictures{'' if column == 'image' else f' that end with {column!r}'} in {name!r}, got none "
+                f"in {len(shards):,} tar files; name their ending with `column`, or give others."
+            )
+        said = [split_of(below.parts) if path.is_dir() else None for below in belows]
+        return Splits(name, [(own, s, s.length) for own, s in zip(said, shards, strict=True)], open_tars)
     files = find_images(path)
     named = [(split_of(file.relative_to(root).parts[:-1]), file, 1) for file in files]
     return Splits(name, named, partial(open_files, root=root), is_picture=path.is_file())

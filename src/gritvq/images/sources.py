@@ -1,4 +1,4 @@
-"""Sources of pictures: files, rows of Parquet files or of a Hub data set, objects in memory.
+"""Sources of pictures: files, samples in tar files, rows of Parquet files or of a Hub data set, objects in memory.
 
 A source returns compressed pictures by number and reads each only when asked for it.
 """
@@ -14,13 +14,13 @@ from collections import OrderedDict
 from collections.abc import Collection, Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, BinaryIO, NamedTuple, Protocol, TypeAlias, cast
 
 import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from gritvq.files import check_footer
+from gritvq.files import check_footer, tar_samples
 from gritvq.lazy import optional
 
 __all__ = [
@@ -28,19 +28,23 @@ __all__ = [
     "Footer",
     "Source",
     "Table",
+    "TarShard",
     "find_files",
     "open_files",
     "open_hub",
     "open_memory",
     "open_parquet",
     "open_tables",
+    "open_tars",
     "read_footer",
+    "read_tar",
 ]
 
 _logger = logging.getLogger(__name__)
 
 _SMALL = 128 * 2**20  # bytes; a split of at most this size stays in memory once read
 _WINDOW = 64 * 2**20  # bytes of a larger split that stay in memory
+_TARS = 4  # tar files of which it stays in memory where the pictures are
 
 
 class Source(ABC):
@@ -68,6 +72,10 @@ class Source(ABC):
     def blocks(self) -> Blocks | None:
         """Ranges of pictures that are read together; None if every picture is read alone."""
         return None
+
+    def paths(self) -> Sequence[Path]:
+        """The files that the pictures are in; none of a Hub data set and of pictures in memory."""
+        return ()
 
 
 class Blocks(NamedTuple):
@@ -97,6 +105,9 @@ class _Files(Source):
 
     def place(self, number: int) -> str:
         return str(self.files[number])
+
+    def paths(self) -> Sequence[Path]:
+        return self.files
 
 
 def open_memory(pictures: Sequence[Image.Image | Tensor | np.ndarray], names: Sequence[str] = ()) -> Source:
@@ -143,8 +154,10 @@ def open_tables(tables: Sequence[tuple[str, Table]]) -> Source:
 
 
 class _Rows(Source):
-    def __init__(self, tables: Sequence[tuple[str, Table]], blocks: Blocks | None = None) -> None:
-        self.tables, self._blocks = tables, blocks
+    def __init__(
+        self, tables: Sequence[tuple[str, Table]], blocks: Blocks | None = None, files: Sequence[Path] = ()
+    ) -> None:
+        self.tables, self._blocks, self.files = tables, blocks, files
         self.ends = list(accumulate(len(table) for _, table in tables))
 
     def __len__(self) -> int:
@@ -174,6 +187,9 @@ class _Rows(Source):
 
     def blocks(self) -> Blocks | None:
         return self._blocks
+
+    def paths(self) -> Sequence[Path]:
+        return self.files
 
     def _content(self, number: int) -> Mapping[str, Any]:
         _, table, row = self._locate(number)
@@ -253,7 +269,7 @@ def open_parquet(footers: Sequence[Footer]) -> Source:
     sizes = [size for footer in footers for size in footer.sizes]
     cache = _Cache(None if sum(sizes) <= _SMALL else max(1, _WINDOW // max(sizes)))
     tables = [(footer.name, _ParquetTable(footer, cache)) for footer in footers]
-    return _Rows(tables, Blocks(ranges, cache.held) if cache.held else None)
+    return _Rows(tables, Blocks(ranges, cache.held) if cache.held else None, [footer.file for footer in footers])
 
 
 class _Cache:
@@ -298,6 +314,117 @@ class _ParquetTable:
         table = self.cache.get(self.footer, group)
         values = [table[name][row - self.footer.firsts[group]].as_py() for name in self.footer.columns]
         return values[0], values[1] if len(values) > 1 else None
+
+
+class TarShard(NamedTuple):
+    """A tar file of pictures, as WebDataset has them.
+
+    Attributes:
+        file: The file.
+        name: Prefix of its pictures' names.
+        column: Ending of the pictures; None for any of ``endings``.
+        label: Ending of the labels.
+        endings: Endings of pictures, with the dot.
+        length: Number of samples with a picture.
+    """
+
+    file: Path
+    name: str
+    column: str | None
+    label: str
+    endings: Collection[str]
+    length: int
+
+
+def read_tar(file: Path, name: str, column: str | None, label: str, endings: Collection[str]) -> TarShard:
+    """Counts a tar file's pictures without reading one, see :class:`TarShard`.
+
+    Raises:
+        ValueError: If the file is damaged.
+    """
+    shard = TarShard(file, name, column, label, endings, 0)
+    return shard._replace(length=len(_tar_index(shard)))
+
+
+def open_tars(shards: Sequence[TarShard]) -> Source:
+    """The pictures of tar files, one file after the other; of four files it is in memory where the pictures are."""
+    index = _TarIndex()
+    return _Tars([(s.name, _TarTable(s, index)) for s in shards], files=[s.file for s in shards])
+
+
+class _Tars(_Rows):
+    """Pictures that have names of their own: the keys of their samples."""
+
+    def name(self, number: int) -> str:
+        name, table, row = self._locate(number)
+        return f"{name}/{cast(_TarTable, table).key(row)}"
+
+
+Place: TypeAlias = tuple[int, int]  # offset and size
+
+
+def _tar_index(shard: TarShard) -> list[tuple[str, str, Place, Place | None]]:
+    """Key, ending and place of every picture, and the place of its label."""
+    found = []
+    for key, parts in tar_samples(shard.file):
+        endings = [e for e in parts if (e == shard.column if shard.column else f".{e}" in shard.endings)]
+        if endings:
+            found.append((key, endings[0], parts[endings[0]], parts.get(shard.label)))
+    return found
+
+
+class _TarIndex:
+    """Where the pictures of the files used last are."""
+
+    def __init__(self) -> None:
+        self.held: OrderedDict[Path, list[tuple[str, str, Place, Place | None]]] = OrderedDict()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"held": OrderedDict()}  # a worker process reads its own
+
+    def get(self, shard: TarShard) -> list[tuple[str, str, Place, Place | None]]:
+        if shard.file not in self.held:
+            while len(self.held) >= _TARS:
+                self.held.popitem(last=False)
+            found = _tar_index(shard)
+            if len(found) != shard.length:
+                raise ValueError(
+                    f"expected the {shard.length:,} pictures that were in {shard.file}, got {len(found):,}; leave the "
+                    "file as it is while it is read"
+                )
+            self.held[shard.file] = found
+        self.held.move_to_end(shard.file)
+        return self.held[shard.file]
+
+
+class _TarTable:
+    """The samples of a tar file."""
+
+    def __init__(self, shard: TarShard, index: _TarIndex) -> None:
+        self.shard, self.index, self.place = shard, index, str(shard.file)
+
+    def __len__(self) -> int:
+        return self.shard.length
+
+    def key(self, row: int) -> str:
+        return self.index.get(self.shard)[row][0]
+
+    def row(self, row: int) -> tuple[Any, Any]:
+        key, ending, place, label = self.index.get(self.shard)[row]
+        with self.shard.file.open("rb") as file:
+            content, said = (_bytes_at(file, at) if at else None for at in (place, label))
+        return {"bytes": content, "path": f"{key}.{ending}"}, None if said is None else _class_in(said)
+
+
+def _bytes_at(file: BinaryIO, place: Place) -> bytes:
+    file.seek(place[0])
+    return file.read(place[1])
+
+
+def _class_in(content: bytes) -> int | str:
+    """A label, which WebDataset writes as text."""
+    text = content.decode(errors="replace").strip()
+    return int(text) if text.isascii() and text.removeprefix("-").isdigit() and len(text) < 19 else text
 
 
 def open_hub(name: str, column: str, label: str) -> dict[str, Table]:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal, TypeAlias, get_args
 
-from gritvq.files import check_footer, regular_file
+from gritvq.files import check_footer, regular_file, tar_samples
 from gritvq.lazy import optional
 
 __all__ = ["DOCSTRINGS", "Corpus", "Document", "Reading", "docstrings"]
@@ -63,8 +63,11 @@ class Corpus:
 
     - ``"docstrings"``: the documentation strings of Python's standard library as it is installed here, about 1.6
       million characters of English in 6,000 documents. What they are depends on the version of Python.
-    - a file: ``.jsonl`` or ``.ndjson`` (JSON Lines), ``.csv``, ``.tsv``, ``.parquet``, anything else is plain text.
-    - a folder: its files with these endings, ``.txt`` and ``.md``, searched recursively, in the order of their names.
+    - a file: ``.jsonl`` or ``.ndjson`` (JSON Lines), ``.csv``, ``.tsv``, ``.parquet``, ``.tar`` (of WebDataset: a
+      document is a file in it that ends with ``.txt``, or with the name of the column, or else a ``.json`` object with
+      that column), anything else is plain text.
+    - a folder: its files with these endings, ``.txt`` and ``.md``, searched recursively, in the order of their names;
+      ``.tar`` only where there are no others.
     - the name of a data set on the Hugging Face Hub, of which the split ``train`` is read.
 
     A document without a character other than white space is left out, and a null is none. Line ends of plain text
@@ -91,9 +94,10 @@ class Corpus:
         if self.path == DOCSTRINGS:
             return
         if place.is_dir():
-            self._files = sorted(
+            found = sorted(
                 (file for file in place.rglob("*") if file.suffix.lower() in _ENDINGS and file.is_file()), key=str
             )
+            self._files = [file for file in found if file.suffix.lower() != ".tar"] or found
             if not self._files:
                 raise ValueError(
                     f"expected text files in the folder {self.path!r}, got none that end with "
@@ -113,6 +117,10 @@ class Corpus:
         for document, place in self._all():
             if any(map(str.strip, [document] if isinstance(document, str) else document)):
                 yield document, place
+
+    def paths(self) -> list[Path]:
+        """The files that are read; none of the documentation strings and of a data set on the Hub."""
+        return list(self._files or ())
 
     def _all(self) -> Iterator[tuple[Document, str]]:
         if self.path == DOCSTRINGS:
@@ -180,8 +188,12 @@ def _lines(file: IO[str], path: Path, encoding: str) -> Iterator[str]:
 
 
 def _opened(path: Path, reading: Reading, newline: str | None = None) -> IO[str]:
-    encoding = "utf-8-sig" if codecs.lookup(reading.encoding).name == "utf-8" else reading.encoding
-    return regular_file(path, "a file of text").open(encoding=encoding, newline=newline)
+    return regular_file(path, "a file of text").open(encoding=_encoding(reading), newline=newline)
+
+
+def _encoding(reading: Reading) -> str:
+    """That of files, which may have a byte order mark."""
+    return "utf-8-sig" if codecs.lookup(reading.encoding).name == "utf-8" else reading.encoding
 
 
 def _plain_text(path: Path, reading: Reading) -> Iterator[tuple[Document, str]]:
@@ -258,6 +270,34 @@ def _parquet(path: Path, reading: Reading) -> Iterator[tuple[Document, str]]:
         raise ValueError(f"expected a Parquet file, got {path}, which is damaged ({error}); copy it again") from error
 
 
+def _tar(path: Path, reading: Reading) -> Iterator[tuple[Document, str]]:
+    ending, found = "txt" if reading.column == "text" else reading.column, False
+    with path.open("rb") as file:
+        for key, parts in tar_samples(path):
+            name = ending if ending in parts else "json"
+            if name not in parts:
+                continue
+            found = True
+            file.seek(parts[name][0])
+            content, place = file.read(parts[name][1]), f"{path}, {key}.{name}"
+            if name == ending:
+                yield (
+                    "".join(_lines(io.TextIOWrapper(io.BytesIO(content), _encoding(reading)), path, reading.encoding)),
+                    place,
+                )
+                continue
+            try:
+                row = json.loads(content)
+            except (ValueError, RecursionError) as error:
+                raise ValueError(f"expected JSON in {place}, got something else ({error}); correct the file") from error
+            yield from _of_rows([row] if isinstance(row, dict) else [{}], place, reading.column)
+    if not found:
+        raise ValueError(
+            f"expected files that end with .{ending} or .json in {path}, got none; name the ending of the texts as the "
+            "column"
+        )
+
+
 def _of_rows(rows: Any, source: str, column: str) -> Iterator[tuple[Document, str]]:
     for number, row in enumerate(rows, 1):
         if column not in row:
@@ -296,4 +336,5 @@ _ENDINGS: dict[str, Callable[[Path, Reading], Iterator[tuple[Document, str]]]] =
     ".csv": _separated,
     ".tsv": functools.partial(_separated, delimiter="\t"),
     ".parquet": _parquet,
+    ".tar": _tar,
 }

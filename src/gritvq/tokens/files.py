@@ -17,16 +17,30 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from gritvq.files import check_footer, names_in, place_of_file, replacing, replacing_files
+from gritvq.files import check_footer, names_in, place_of_file, read_header, replacing, replacing_files
 from gritvq.lazy import optional
 
-__all__ = ["TokenRow", "check_token_path", "iter_tokens", "read_tokens", "token_files", "write_shards", "write_tokens"]
+__all__ = [
+    "MANIFEST",
+    "UNFINISHED",
+    "TokenRow",
+    "check_token_path",
+    "iter_tokens",
+    "read_manifest",
+    "read_tokens",
+    "token_files",
+    "write_shards",
+    "write_tokens",
+]
 
 Plain: TypeAlias = str | bool | int | float | None
 
 _TOKENS, _ROWS = 2**20, 2**14  # size of a row group
 _READ = 256  # rows read at a time
 _OWN = ("name", "shape", "tokens", "checksum")
+MANIFEST = "manifest.json"  # what encode says of a folder of token files
+UNFINISHED = ".unfinished"  # folder inside of it, where its files are until all are there
+FORMAT, FORMAT_VERSION = "gritvq-tokens", 1
 _DIGITS = 16  # hexadecimal digits of a checksum
 
 
@@ -121,13 +135,41 @@ def token_files(path: str | os.PathLike[str]) -> list[Path]:
     """A token file, or those of a folder by name.
 
     Raises:
-        ValueError: If a folder has none.
+        ValueError: If a folder has none, or not those that its ``manifest.json`` lists.
     """
     path = Path(path)
-    found = _inside(path) if path.is_dir() else [path]
+    if not path.is_dir():
+        return [path]
+    found = _inside(path)
+    if place_of_file(path, MANIFEST).exists():
+        said = read_manifest(path)["files"]
+        if lost := sorted(said.keys() - {file.name for file in found}):
+            raise ValueError(
+                f"expected the {len(said):,} token files that {path / MANIFEST} lists, got none called {lost[0]}"
+                f"{f' and {len(lost) - 1:,} more missing' if lost[1:] else ''}; copy the whole folder, or run the same "
+                "'gritvq encode' again"
+            )
     if not found:
-        raise ValueError(f"expected token files in {path}, got none; make them with 'gritvq encode'")
+        begun = (path / UNFINISHED).is_dir()
+        raise ValueError(
+            f"expected token files in {path}, got {'an unfinished encoding' if begun else 'none'}; "
+            f"{'run the same ' if begun else 'make them with '}'gritvq encode'{' again' if begun else ''}"
+        )
     return found
+
+
+def read_manifest(folder: Path, finished: bool = True) -> dict[str, Any]:
+    """What ``gritvq encode`` says of a folder of token files, see :mod:`gritvq.bulk.folder`.
+
+    Args:
+        folder: The folder.
+        finished: Whether all of its files must be named.
+
+    Raises:
+        ValueError: If there is none, it is damaged, incomplete, or of a newer version.
+    """
+    wanted: dict[str, Any] = {"plan": dict, "files": dict, "totals": dict} if finished else {"plan": dict}
+    return read_header(folder, MANIFEST, "a folder of token files", FORMAT, FORMAT_VERSION, wanted)
 
 
 def _inside(folder: Path) -> list[Path]:
