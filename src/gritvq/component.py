@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from numbers import Integral
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -22,11 +22,17 @@ class Component(nn.Module):
     Arguments must be plain values (None, bool, int, float, str, lists, dicts) or components; a ``torch.Generator`` is
     remembered as None, because a rebuilt component gets its numbers from a state dict.
 
+    Attributes:
+        reads_files: Whether the constructor opens files that its arguments name. A description, which may be from
+            somebody else, cannot build such a component.
+
     Example:
         >>> from gritvq import CommitmentLoss
         >>> to_config(CommitmentLoss(0.25))
         {'class_path': 'gritvq.CommitmentLoss', 'init_args': {'weight': 0.25}}
     """
+
+    reads_files: ClassVar[bool] = False
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
         """Remember the arguments, then construct as usual."""
@@ -202,7 +208,8 @@ def from_config(description: dict[str, Any], trusted: Iterable[str] = ()) -> Com
             can name any class on the machine, so nothing else is imported.
 
     Raises:
-        ValueError: If the class is unknown, not trusted, not a component, or does not accept the arguments.
+        ValueError: If the class is unknown, not trusted, not a component, one that reads files, or does not accept the
+            arguments.
 
     Example:
         >>> from gritvq import FreeCodebook
@@ -228,6 +235,11 @@ def from_config(description: dict[str, Any], trusted: Iterable[str] = ()) -> Com
         ) from error
     if not (isinstance(cls, type) and issubclass(cls, Component)):
         raise ValueError(f"expected a gritvq component, got {path!r}; only components can be rebuilt")
+    if cls.reads_files:
+        raise ValueError(
+            f"expected components that read no files, got {path!r}; build it yourself, whoever wrote the description "
+            "chose its file"
+        )
     given = description.get("init_args", {})
     if not isinstance(given, dict):
         raise ValueError(f"expected 'init_args' by name for {path}, got {given!r}; write {{}} for none")

@@ -33,6 +33,7 @@ from typing import Any, BinaryIO
 __all__ = [
     "check_archive",
     "check_footer",
+    "check_unpacked",
     "checked_file",
     "folder_exists",
     "holds_files",
@@ -52,6 +53,8 @@ __all__ = [
 ]
 
 _WRITTEN, _SCRATCH, _SUMS = ".written", ".writing-", "sha256"
+_LARGEST_HEADER, _MOST_VALUES = 1 << 26, 1 << 22  # bytes of an artifact's readable file, and values in it
+_OWN_BYTES, _TIMES = 1 << 26, 100  # what a packed file may ask for: so many bytes, and so many times its own
 _ABANDONED = 86400.0  # seconds after which a scratch file of another machine has no owner any more
 
 
@@ -198,8 +201,28 @@ def regular_file(path: str | os.PathLike[str], what: str = "a file") -> Path:
     return path
 
 
+def check_unpacked(what: str, unpacked: int, packed: int) -> None:
+    """Refuse data that would be far larger in memory than in the file: a hundred times, and 64 MB.
+
+    Args:
+        what: The data, in words.
+        unpacked: Bytes in memory.
+        packed: Bytes in the file.
+
+    Raises:
+        OSError: Then, as readers of packed files do for damage.
+
+    Example:
+        >>> check_unpacked("a picture", 2**40, 2**10)
+        Traceback (most recent call last):
+        OSError: a picture of 1,024 bytes that would take 1,048,576 MB of memory
+    """
+    if unpacked > _OWN_BYTES + _TIMES * packed:
+        raise OSError(f"{what} of {packed:,} bytes that would take {unpacked >> 20:,} MB of memory")
+
+
 def check_footer(metadata: Any) -> None:
-    """Refuse a Parquet file whose groups do not add up to its rows; reading it might ask for any amount of memory.
+    """Refuse a Parquet file whose groups do not add up to its rows, or that would be far larger in memory.
 
     Args:
         metadata: The file's, from pyarrow.
@@ -207,9 +230,15 @@ def check_footer(metadata: Any) -> None:
     Raises:
         OSError: Then, as pyarrow does for other damage.
     """
-    rows = sum(metadata.row_group(number).num_rows for number in range(metadata.num_row_groups))
+    groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
+    rows = sum(group.num_rows for group in groups)
     if rows != metadata.num_rows:
         raise OSError(f"damaged footer: {metadata.num_rows:,} rows in groups of {rows:,}")
+    for group in groups:
+        columns = [group.column(number) for number in range(group.num_columns)]
+        unpacked = sum(max(each.total_uncompressed_size, 8 * each.num_values) for each in columns)
+        packed = sum(max(0, each.total_compressed_size) for each in columns)
+        check_unpacked("a group of rows", unpacked, packed)
 
 
 def tar_samples(path: str | os.PathLike[str]) -> Iterator[tuple[str, dict[str, tuple[int, int]]]]:
@@ -300,7 +329,7 @@ def read_header(
     if path.exists():
         regular_file(path, f"{what} with {name}")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(_limited_text(path))
         own = _sums(content).get(name) if isinstance(content, dict) else None
         changed = own is not None and own != _sum_of_content(content, name)
     except (FileNotFoundError, NotADirectoryError) as error:
@@ -326,6 +355,16 @@ def read_header(
             "kind of artifact"
         )
     return content
+
+
+def _limited_text(path: Path) -> str:
+    """Text of a readable file, whose values fit into 1 GB of memory."""
+    if (size := path.stat().st_size) > _LARGEST_HEADER:
+        raise ValueError(f"{size:,} bytes, more than {_LARGEST_HEADER:,}")
+    text = path.read_text(encoding="utf-8")
+    if (values := text.count(",") + text.count("[") + text.count("{")) > _MOST_VALUES:
+        raise ValueError(f"{values:,} values, more than {_MOST_VALUES:,}")
+    return text
 
 
 def checked_file(folder: Path, name: str, header: Mapping[str, Any]) -> Path:
@@ -364,13 +403,16 @@ def check_archive(path: Path) -> None:
     """Check a zip file against the SHA-256 in its comment, or without one its records against their CRC-32.
 
     Raises:
-        ValueError: If it is damaged, or no zip file.
+        ValueError: If it is damaged, no zip file, or would be far larger in memory.
     """
     try:
         with path.open("rb") as file:
             size = file.seek(0, os.SEEK_END)
             file.seek(max(0, size - 66))
             end = file.read()
+            with zipfile.ZipFile(file) as archive:
+                for record in archive.infolist():
+                    check_unpacked(record.filename, record.file_size, record.compress_size)
             sealed = len(end) == 66 and end[:2] == b"\x40\x00"
             plain = end[-22:-18] == b"PK\x05\x06" and end[-2:] == b"\x00\x00"  # no comment, not one cut short
             good = _sum_of_bytes(file, size - 66).encode() == end[2:] if sealed else plain and _records_are_whole(path)
@@ -422,6 +464,8 @@ def _end_moves(folder: Path) -> None:
     for path in _files_below(written):
         place = folder / path.relative_to(written)
         place.parent.mkdir(parents=True, exist_ok=True)
+        if not place.parent.resolve().is_relative_to(folder.resolve()):
+            raise ValueError(f"expected files inside of {folder}, got the link {place.parent}; choose another folder")
         os.replace(path, place)
     shutil.rmtree(written)
 

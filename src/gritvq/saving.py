@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
 
-from gritvq.component import Component, to_config
-from gritvq.files import checked_file, folder_exists, holds_files, read_header, replacing_files, write_header
+from gritvq.component import Component, from_config, to_config
+from gritvq.files import (
+    checked_file,
+    folder_exists,
+    holds_files,
+    place_of_file,
+    read_header,
+    replacing_files,
+    write_header,
+)
 from gritvq.lazy import optional
 
 __all__ = [
@@ -23,6 +36,7 @@ __all__ = [
     "local_folder",
     "read_config",
     "read_tensors",
+    "rebuilt",
     "saved_kind",
     "write_folder",
 ]
@@ -30,6 +44,9 @@ __all__ = [
 FORMAT_VERSION = 1
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 _FORMAT = "gritvq"
+_OWN_BYTES, _TIMES = 1 << 28, 8  # a component may make tensors of so many bytes, and so many times those of its file
+_LEAST = 1 << 15  # bytes that a tensor counts as at least: a file of nothing explains 8,192 of them
+_FEW = 1 << 22  # elements of a result that is counted once it is made
 _OLD_KINDS = {"tokenizer": "item_tokenizer"}  # what tokenizers of items said they were until 0.1
 
 
@@ -165,6 +182,76 @@ def read_tensors(folder: Path, name: str, config: Mapping[str, Any]) -> dict[str
         return load_file(path)
     except (SafetensorError, OSError, ValueError) as error:
         raise ValueError(f"expected readable tensors in {path}, got a damaged file ({error}); copy it again") from error
+
+
+def rebuilt(description: Any, folder: Path, trusted: Iterable[str] = ()) -> Component:
+    """Make the component that an artifact describes, see :func:`gritvq.component.from_config`.
+
+    A description of a few bytes can ask for any number of codes or layers. While it is built, tensors may have 256 MB
+    and eight times the bytes of the file of the weights in all; the tensor that would be too much is not made.
+
+    Args:
+        description: From ``config.json``.
+        folder: The artifact.
+        trusted: Top-level modules besides ``gritvq`` whose classes may be imported.
+
+    Raises:
+        ValueError: As :func:`gritvq.component.from_config`, or if it asks for more.
+    """
+    path = place_of_file(folder, WEIGHTS)
+    with _Allowance(_OWN_BYTES + _TIMES * (path.stat().st_size if path.is_file() else 0), folder):
+        return from_config(description, trusted)
+
+
+class _Allowance(TorchDispatchMode):
+    """Counts the bytes of tensors as they are made; refuses the operator whose result would be too much."""
+
+    def __init__(self, allowed: int, folder: Path) -> None:
+        super().__init__()
+        self.allowed, self.left, self.folder = allowed, allowed, folder
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Whether PyTorch imports its compiler, which takes seconds, to keep away from this class."""
+        return False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if any(each.alias_info for each in func._schema.returns):  # it changes, or shows, what is there
+            return func(*args, **kwargs)
+        self._check(_elements(func, args, kwargs) * (kwargs.get("dtype") or torch.get_default_dtype()).itemsize)
+        made = func(*args, **kwargs)
+        for each in tree_leaves(made):
+            if isinstance(each, Tensor):
+                self.left -= max(_LEAST, each.untyped_storage().nbytes())
+        self._check(0)
+        return made
+
+    def _check(self, wanted: int) -> None:
+        if wanted > self.left:
+            raise ValueError(
+                f"expected a description of what is in {self.folder}, got one that asks for more than "
+                f"{self.allowed >> 20:,} MB of memory, far more than {WEIGHTS} has; do not trust these files"
+            )
+
+
+def _elements(func: Any, args: Any, kwargs: Any) -> int:
+    """Elements of an operator's result before it is made; 0 where they follow from values, or are few anyway."""
+    given = [each for each in tree_leaves((args, kwargs)) if isinstance(each, Tensor)]
+    if not given and args and isinstance(args[0], (list, tuple)):  # such as zeros(shape)
+        return math.prod(args[0])
+    largest = max((abs(each) for each in args if isinstance(each, (int, float))), default=0)
+    if math.prod(each.numel() for each in given) <= _FEW and (given or largest <= _FEW):
+        return 0
+    with contextlib.suppress(RuntimeError):
+        if given and (shape := torch.broadcast_shapes(*(each.shape for each in given))).numel() <= _FEW:
+            return shape.numel()
+    on_meta = tree_map(lambda each: each.to("meta") if isinstance(each, Tensor) else each, (args, kwargs))
+    try:
+        made = func(*on_meta[0], **on_meta[1] | ({} if given else {"device": "meta"}))
+    except (RuntimeError, NotImplementedError, TypeError):  # the operator itself says what is wrong
+        return 0
+    return sum(each.numel() for each in tree_leaves(made) if isinstance(each, Tensor))
 
 
 def load_weights(component: Component, folder: Path, config: Mapping[str, Any]) -> None:

@@ -14,9 +14,9 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from gritvq.component import Component, from_config, to_config
+from gritvq.component import Component, to_config
 from gritvq.quantizers.base import Quantizer, QuantizerOutput, check_quantizer
-from gritvq.saving import load_weights, local_folder, read_config, tensors_of, write_folder
+from gritvq.saving import load_weights, local_folder, read_config, rebuilt, tensors_of, write_folder
 
 __all__ = ["Autoencoder", "Tokenizer", "TokenizerOutput"]
 
@@ -123,7 +123,7 @@ class Tokenizer(Component, ABC):
         """
         folder = local_folder(source, revision=revision)
         config = read_config(folder, _KIND)
-        tokenizer = from_config(config[_KIND], trusted)
+        tokenizer = rebuilt(config[_KIND], folder, trusted)
         if not isinstance(tokenizer, cls):
             raise ValueError(f"expected a saved {cls.__name__} in {folder}, got {type(tokenizer).__name__}")
         tokenizer._restore(config)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import yaml
 
-from gritvq.cli.errors import parser_class
+from gritvq.cli.errors import parser_class, read_yaml
 from gritvq.cli.machine import device_named, machine_arguments
 from gritvq.cli.output import list_files
 from gritvq.cli.run_folder import check_places, overwrite_argument
@@ -149,7 +149,7 @@ def _patient(parser: Any, config: Any) -> _Patient:
 def _settings(run: RunFolder) -> dict[str, Any]:
     """The configuration of a run."""
     try:
-        found = yaml.safe_load(run.config.read_text(encoding="utf-8"))
+        found = read_yaml(run.config)
     except yaml.YAMLError as error:
         raise ValueError(f"expected the configuration of a run, got {run.config} ({error}); repair it") from error
     if not isinstance(found, dict):

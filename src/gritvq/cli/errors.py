@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import errno
 import importlib
 import inspect
 import re
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any, get_args
+
+import yaml
 
 from gritvq.quantizers import presets
 
-__all__ = ["explained", "parser_class"]
+__all__ = ["check_yaml", "explained", "parser_class", "read_yaml"]
 
 _FULL = re.compile(  # messages of C++ and Rust libraries
     r"No space left|Disk quota|File too large|PytorchStreamWriter failed|iostream error|unexpected pos \d+ vs \d+"
 )
-_DEEPEST = 500  # nested brackets
+_DEEPEST = 500  # nested lists and mappings
+_MOST_NODES = 100_000  # values of a configuration with aliases
 _MEMORY = re.compile(r"out of memory|can't allocate memory|ALLOC_FAILED", re.IGNORECASE)  # PyTorch, on any device
 
 
@@ -69,7 +74,7 @@ def parser_class() -> Any:
                 self.checks = True
 
         def parse_string(self, *arguments: Any, **more: Any) -> Any:
-            _check_depth(next(iter((*arguments, *more.values()))))  # the text comes first, whatever its name
+            check_yaml(next(iter((*arguments, *more.values()))))  # the text comes first, whatever its name
             return super().parse_string(*arguments, **more)
 
         def validate(self, *arguments: Any, **more: Any) -> Any:
@@ -130,13 +135,52 @@ def parser_class() -> Any:
     return Parser
 
 
-def _check_depth(text: str) -> None:
-    """Raises a RecursionError for deeply nested brackets, on which the YAML parser in C crashes."""
-    depth = 0
-    for bracket in re.findall(r"[\[\]{}]", text):
-        depth += 1 if bracket in "[{" else -1
-        if depth > _DEEPEST:
-            raise RecursionError("brackets nested too deep")
+def read_yaml(path: Path) -> Any:
+    """Content of a YAML file.
+
+    Raises:
+        OSError: If it cannot be read.
+        yaml.YAMLError: If it is none.
+        ValueError: As :func:`check_yaml`, or if it is not UTF-8.
+        RecursionError: As :func:`check_yaml`.
+    """
+    text = path.read_text(encoding="utf-8")
+    check_yaml(text)
+    return yaml.safe_load(text)
+
+
+def check_yaml(text: str) -> None:
+    """Check that YAML can be read in little time and memory; texts within it, too, which the parser reads again.
+
+    Raises:
+        RecursionError: If it is nested so deep that the reader in C would crash.
+        ValueError: If aliases make it far larger than it is, or endless.
+    """
+    if "*" not in text and len(text) < _DEEPEST:
+        return
+    sizes, open_nodes, total = dict[str, int](), list[tuple[str | None, int]](), 0
+    with contextlib.suppress(yaml.YAMLError):  # which the reader reports
+        for event in yaml.parse(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+            anchor = getattr(event, "anchor", None)
+            if isinstance(event, yaml.CollectionStartEvent):
+                open_nodes.append((anchor, total))
+                if len(open_nodes) > _DEEPEST:
+                    raise RecursionError("nested too deep")
+            elif isinstance(event, yaml.CollectionEndEvent):
+                anchor, before = open_nodes.pop()
+                if anchor is not None:
+                    sizes[anchor] = total - before
+            elif isinstance(event, yaml.AliasEvent):
+                if any(anchor == outer for outer, _ in open_nodes):
+                    raise ValueError(
+                        f"expected a configuration that ends, got *{anchor} within &{anchor}; write it out"
+                    )
+                total += sizes.get(anchor or "", 1)
+            elif isinstance(event, yaml.ScalarEvent) and event.value != text:
+                check_yaml(event.value)
+            total += 1
+            if sizes and total > _MOST_NODES:
+                raise ValueError(f"expected aliases of at most {_MOST_NODES:,} values, got more; write fewer")
 
 
 def _takes_null(action: Any) -> bool:

@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from gritvq.cli import fit_images, fit_items, fit_prior, fit_text
+from gritvq.cli.errors import read_yaml
 from gritvq.cli.settings import check_words, combined, given_settings, parts_of, shipped, whole
 from gritvq.quantizers import presets
 from gritvq.training.run_folder import RunFolder
@@ -62,7 +63,7 @@ def _configured(words: Sequence[str]) -> dict[str, Any]:
     path = parser.parse_known_args(list(words))[0].config
     content: Any = None
     with contextlib.suppress(OSError, yaml.YAMLError, UnicodeError):  # the parser reports it
-        content = None if path is None else yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        content = None if path is None else read_yaml(Path(path))
     return content if isinstance(content, dict) else {}
 
 

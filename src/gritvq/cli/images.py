@@ -249,6 +249,7 @@ def work(tokenizer: ImageTokenizer, config: Any) -> PictureWork:
         column=config.column or "image",
         label=config.label,
         strict=config.strict,
+        max_pixels=config.max_pixels,
     )
     own = {"views": views, "classes_from": config.classes_from}
     return PictureWork(tokenizer, pictures, config.data, config.batch_size, **own)

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from gritvq.cli.errors import parser_class
+from gritvq.cli.errors import parser_class, read_yaml
 from gritvq.cli.evaluate import evaluate, evaluate_arguments
 from gritvq.cli.fit import train_with
 from gritvq.cli.generate import generate, generate_arguments
@@ -99,7 +99,7 @@ def _settings(config: Any) -> dict[str, Any]:
     given: Any = {}
     if config.config is not None:
         try:
-            given = yaml.safe_load(Path(config.config).read_text(encoding="utf-8"))
+            given = read_yaml(Path(config.config))
         except (OSError, ValueError, yaml.YAMLError) as error:
             raise ValueError(f"expected a YAML file, got {config.config} ({error}); give another") from error
     default = shipped("images_from")
@@ -129,7 +129,7 @@ def _begin(out: Path, settings: Mapping[str, Any]) -> None:
 
     kept = out / "images-from.yaml"
     if kept.is_file():
-        if yaml.safe_load(kept.read_text(encoding="utf-8")) != settings:
+        if read_yaml(kept) != settings:
             raise ValueError(f"expected the settings that {kept} has, got others; choose another --out")
         return
     if out.exists() and (not out.is_dir() or holds_files(out)):

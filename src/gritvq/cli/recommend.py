@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from gritvq.cli.errors import read_yaml
 from gritvq.cli.fit_items import read_data
 from gritvq.cli.machine import device_argument, device_named
 from gritvq.cli.output import report, table, trusted_argument
@@ -258,7 +259,7 @@ def _items_of(run: RunFolder, data: str | None, needed: bool) -> Any:
     import yaml
 
     try:
-        saved = yaml.safe_load(run.config.read_text(encoding="utf-8"))
+        saved = read_yaml(run.config)
         settings, k_core = dict(saved["data"]), saved.get("k_core")
     except (OSError, KeyError, TypeError, ValueError, yaml.YAMLError):
         return None if data is None else read_data({"folder": data}, None)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import yaml
 
+from gritvq.cli.errors import read_yaml
 from gritvq.files import replacing
 from gritvq.training.run_folder import RunFolder
 
@@ -123,7 +124,7 @@ def _earlier_settings(checkpoint: str) -> dict[str, Any]:
     """Settings of the checkpoint's run, by their dotted names."""
     path = RunFolder.of_checkpoint(checkpoint).config
     try:
-        return _flat(yaml.safe_load(path.read_text(encoding="utf-8")))
+        return _flat(read_yaml(path))
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, yaml.YAMLError) as error:
@@ -303,7 +304,7 @@ def own_data(tokenizer: Any, source: str) -> dict[str, Any]:
     settings = RunFolder(folder.parent).config
     if found is None and folder.is_dir() and settings.is_file():  # tokenizers of early versions
         with contextlib.suppress(OSError, ValueError, TypeError, KeyError, RecursionError, yaml.YAMLError):
-            found = yaml.safe_load(settings.read_text(encoding="utf-8"))["data"]
+            found = read_yaml(settings)["data"]
     if not isinstance(found, dict):
         raise ValueError(f"expected --data.path, since {source} has no record of its training data, got none; give it")
     return dict(found)

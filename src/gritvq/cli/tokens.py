@@ -31,7 +31,18 @@ __all__ = [
     "warn_of_tokens",
 ]
 
-_OF_PICTURES = ["label", "classes_from", "split", "size", "ten_crops", "random_crops", "seed", "flip", "strict"]
+_OF_PICTURES = [
+    "label",
+    "classes_from",
+    "split",
+    "size",
+    "ten_crops",
+    "random_crops",
+    "seed",
+    "flip",
+    "strict",
+    "max_pixels",
+]
 _OF_TEXTS = ["unit", "encoding"]
 _UNUSED = {"pictures": _OF_TEXTS, "texts": _OF_PICTURES, "items": [*_OF_PICTURES, *_OF_TEXTS]}
 
@@ -98,6 +109,9 @@ def encode_arguments(parser: Any) -> None:
         help="worker processes on Ray; as many as there are CPUs, or GPUs, if not given",
     )
     parser.add_argument("--strict", type=bool, default=False, help="whether an unreadable picture is an error")
+    parser.add_argument(
+        "--max_pixels", type=int, default=2**26, help="pixels of the largest picture that is read, as its header says"
+    )
     machine_arguments(parser)
     overwrite_argument(parser)
 

@@ -27,6 +27,7 @@ from gritvq.images.crops import free_corners
 from gritvq.images.files import (
     ALL,
     HELD_OUT_SIZE,
+    MAX_PIXELS,
     PHOTOGRAPHS,
     Pictures,
     check_channels,
@@ -87,6 +88,7 @@ class ImageData:
         seed: Seed of order and crops, >= 0.
         strict: Whether an unreadable picture is an error.
         num_workers: Worker processes per loader; 0 reads in the main process. The batches do not depend on it.
+        max_pixels: Pixels of the largest picture that is read, see `open_pictures`; larger ones count as unreadable.
 
     Raises:
         ValueError: If an argument is out of range; from `setup`, if no usable pictures are found.
@@ -109,6 +111,7 @@ class ImageData:
         seed: int = 0,
         strict: bool = False,
         num_workers: int = 0,
+        max_pixels: int = MAX_PIXELS,
     ) -> None:
         for name, value, least in (
             ("size", 1 if size is None else size, 1),
@@ -116,12 +119,13 @@ class ImageData:
             ("num_validation", num_validation, 1),
             ("seed", seed, 0),
             ("num_workers", num_workers, 0),
+            ("max_pixels", max_pixels, 1),
         ):
             check_integer(name, value, least, f"give a larger {name}")
         check_channels(channels)
         self.path, self.size, self.batch_size, self.channels = str(path), size, batch_size, channels
         self.column, self.num_validation, self.seed, self.strict = column, num_validation, seed, strict
-        self.num_workers = num_workers
+        self.num_workers, self.max_pixels = num_workers, max_pixels
         self._found: _Found | None = None
         self._views: _Views | None = None
 
@@ -230,7 +234,7 @@ class ImageData:
 
     def _look(self) -> _Found:
         splits = find_splits(self.path, column=self.column)
-        pictures = {name: splits.open([name], self.channels, self.strict) for name in splits.names}
+        pictures = {name: splits.open([name], self.channels, self.strict, self.max_pixels) for name in splits.names}
         said = {name: ", ".join(words) for name, words in splits.said.items()}
         doubtful = splits.doubtful
         if not doubtful and splits.names == [ALL] and folder_looks_held_out(Path(self.path)):

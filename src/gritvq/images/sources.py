@@ -42,9 +42,17 @@ __all__ = [
 
 _logger = logging.getLogger(__name__)
 
+# What is decoded, whatever the file's name: pictures made of pixels. Pillow knows more, and starts programs for some.
+_FORMATS = "AVIF BMP DIB GIF JPEG JPEG2000 MPO PCX PNG PPM QOI SGI TGA TIFF WEBP"
 _SMALL = 128 * 2**20  # bytes; a split of at most this size stays in memory once read
 _WINDOW = 64 * 2**20  # bytes of a larger split that stay in memory
 _TARS = 4  # tar files of which it stays in memory where the pictures are
+
+
+def open_picture(file: Path | io.BytesIO) -> Image.Image:
+    """A picture of one of the usual formats, not yet decoded."""
+    Image.init()
+    return Image.open(file, formats=[name for name in _FORMATS.split() if name in Image.OPEN])
 
 
 class Source(ABC):
@@ -98,7 +106,7 @@ class _Files(Source):
         return len(self.files)
 
     def open(self, number: int) -> Image.Image:
-        return Image.open(self.files[number])
+        return open_picture(self.files[number])
 
     def name(self, number: int) -> str:
         return self.files[number].relative_to(self.root).as_posix()
@@ -167,7 +175,7 @@ class _Rows(Source):
         content = self._content(number)["bytes"]
         if content is None:
             raise ValueError("the row contains no bytes")
-        return Image.open(io.BytesIO(content))
+        return open_picture(io.BytesIO(content))
 
     def name(self, number: int) -> str:
         name, table, row = self._locate(number)

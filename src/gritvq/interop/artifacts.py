@@ -117,8 +117,11 @@ def _open(folder: Path, run: RunFolder | None, trusted: Iterable[str]) -> Artifa
 def _files_of(folder: Path, config: Mapping[str, Any]) -> tuple[str, ...]:
     """Names of all files that belong together, each compared with its checksum."""
     sums = config.get("sha256")
-    names = {CONFIG, WEIGHTS, *(sums if isinstance(sums, dict) else ())}  # the first versions wrote no checksums
+    sums = sums if isinstance(sums, dict) else {}  # the first versions wrote no checksums
+    names = {CONFIG, WEIGHTS, *sums}
     for name in names - {CONFIG}:
+        if not isinstance(sums.get(name, ""), str):  # its content would not be compared, and it may be a link
+            raise ValueError(f"expected the checksum of {name!r} in {folder / CONFIG}, got none; it is no artifact")
         if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
             raise ValueError(f"expected files inside of {folder}, got {name!r} in its {CONFIG}; it is no artifact")
         checked_file(folder, name, config)

@@ -361,7 +361,7 @@ def embed_texts(
         raise ValueError(f"expected at least one text, all strings, got {wrong[:1] or 'none'}; add texts.")
     sentence_transformers = optional("sentence_transformers", "items")
     try:
-        encoder = sentence_transformers.SentenceTransformer(str(model), device=device)
+        encoder = sentence_transformers.SentenceTransformer(str(model), device=device, trust_remote_code=False)
     except Exception as error:  # network, authentication, naming and file errors share no class
         raise ValueError(
             f"expected a sentence-transformers model, got {str(model)!r}: {error}; correct the name, or give the "

@@ -12,12 +12,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from gritvq.component import Component, check_integer, check_number, eval_mode, from_config
+from gritvq.component import Component, check_integer, check_number, eval_mode
 from gritvq.export import Format
 from gritvq.priors.heads import Head, HeadName, head_for
 from gritvq.priors.sampling import Guidance, Noise, Sampler, Seeds, seeds_of
 from gritvq.priors.transformer import Transformer
-from gritvq.saving import load_weights, local_folder, read_config, write_folder
+from gritvq.saving import load_weights, local_folder, read_config, rebuilt, write_folder
 from gritvq.tokens import TokenLayout
 
 __all__ = ["Prior", "Progress"]
@@ -384,7 +384,7 @@ class Prior(Component, ABC):
                 f"expected the tokenizer that the prior {folder} was trained with, fingerprint {saved[:12]}, got "
                 f"{fingerprint[:12]}, whose tokens mean something else; train a prior on its tokens"
             )
-        prior = from_config(config[_KIND], trusted)
+        prior = rebuilt(config[_KIND], folder, trusted)
         if not isinstance(prior, cls):
             raise ValueError(f"expected a {cls.__name__} in {folder}, got {type(prior).__name__}; load it with Prior")
         if layout is not None:

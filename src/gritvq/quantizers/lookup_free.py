@@ -202,6 +202,8 @@ class _Binary(_Grid):
         for name, weight in weights.items():
             check_number(name, weight)
         check_number("temperature", temperature, inside=True)
+        if dim > 63:  # before there is a list of them
+            raise ValueError(f"expected at most 2^63 codes, so that an index fits an int64, got 2^{dim}; reduce dim")
         super().__init__([2] * dim, StraightThrough(), descending=first_bit == "highest")
         self.value, self.first_bit = value, first_bit
         self.entropy_weight, self.balance, self.temperature = entropy_weight, balance, temperature

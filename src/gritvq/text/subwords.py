@@ -104,7 +104,8 @@ class Subwords:
             if (path / _FILE).is_file():
                 return cls((path / _FILE).read_text(encoding="utf-8"))
             if path.is_dir():
-                loaded = optional("transformers", "text").AutoTokenizer.from_pretrained(path, local_files_only=True)
+                reader = optional("transformers", "text").AutoTokenizer
+                loaded = reader.from_pretrained(path, local_files_only=True, trust_remote_code=False)
                 return cls(loaded.backend_tokenizer.to_str())
             if str(source).startswith((".", "/", "~")):
                 raise FileNotFoundError("no such file or folder")

@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from gritvq.files import check_footer, names_in, place_of_file, read_header, replacing, replacing_files
+from gritvq.files import check_footer, check_unpacked, names_in, place_of_file, read_header, replacing, replacing_files
 from gritvq.lazy import optional
 
 __all__ = [
@@ -311,19 +311,28 @@ def _read(path: Path) -> Iterator[TokenRow]:
 
 def _npz_rows(path: Path) -> Iterator[TokenRow]:
     with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:  # closes damaged files, too
+        for record in file.zip.infolist():
+            check_unpacked("an array", record.file_size, record.compress_size)
         keys = dict.fromkeys(file.files)
         names = [key.removeprefix("tokens/") for key in keys if key.startswith("tokens/")]
         if not names:
             raise ValueError("no arrays called tokens/NAME")
         if any(key.startswith("columns/") for key in keys):
-            texts = ((name, json.loads(str(file[f"columns/{name}"]))) for name in names)
+            texts = ((name, json.loads(_text(file[f"columns/{name}"]))) for name in names)
             yield from _verified((n, file[f"tokens/{n}"], said["columns"], said["checksum"]) for n, said in texts)
         else:
             labels = {name: file[f"label/{name}"].tolist() for name in names if f"label/{name}" in keys}
-            checksum_of_all = str(file["sha256"]) if "sha256" in keys else None
+            checksum_of_all = _text(file["sha256"]) if "sha256" in keys else None
             yield from _old_rows(
                 ((n, file[f"tokens/{n}"], file[f"size/{n}"].tolist(), labels.get(n)) for n in names), checksum_of_all
             )
+
+
+def _text(record: Any) -> str:
+    """Text of an array; a record that is none comes as bytes."""
+    if not isinstance(record, np.ndarray) or record.dtype.kind != "U" or record.ndim:
+        raise ValueError("a record that is no text")
+    return str(record)
 
 
 def _parquet_rows(path: Path) -> Iterator[TokenRow]:

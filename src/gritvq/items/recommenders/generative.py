@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Int
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from gritvq.component import eval_mode, from_config
+from gritvq.component import eval_mode
 from gritvq.export import Format
 from gritvq.items.ids import FilteredOrder, ItemFilter, PrefixTrie, SemanticIds
 from gritvq.items.interactions import Histories, check_items
@@ -24,7 +24,16 @@ from gritvq.items.recommenders.beam_search import Beams, beam_search, exact_scor
 from gritvq.items.recommenders.graph import ItemGraph
 from gritvq.items.recommenders.parallel import ParallelScorer, RankedItems, channel_log_probs, check_no_nan
 from gritvq.items.recommenders.ranking import top_items
-from gritvq.saving import CONFIG, WEIGHTS, load_weights, local_folder, read_config, read_tensors, write_folder
+from gritvq.saving import (
+    CONFIG,
+    WEIGHTS,
+    load_weights,
+    local_folder,
+    read_config,
+    read_tensors,
+    rebuilt,
+    write_folder,
+)
 
 __all__ = ["GenerativeRecommender"]
 
@@ -362,7 +371,7 @@ class GenerativeRecommender(nn.Module):
                 f"added, got others, {_digest(ids)[:12]}; train again, or load it without ids to use those in the "
                 "folder"
             )
-        backbone = from_config(config[_KIND], trusted)
+        backbone = rebuilt(config[_KIND], folder, trusted)
         if not isinstance(backbone, Backbone):
             raise ValueError(
                 f"expected a recommender's backbone in {folder}, got {type(backbone).__name__}; copy the folder again"

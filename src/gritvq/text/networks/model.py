@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from gritvq.component import Component, eval_mode, from_config
-from gritvq.saving import load_weights, local_folder, read_config, write_folder
+from gritvq.component import Component, eval_mode
+from gritvq.saving import load_weights, local_folder, read_config, rebuilt, write_folder
 from gritvq.text.generation import Writing, write_documents
 from gritvq.text.networks.latents import GaussianLatents
 from gritvq.text.networks.parts import SegmentDecoder, SegmentEncoder
@@ -236,7 +236,7 @@ class TraceModel(Component):
         """
         folder = local_folder(folder, revision=revision, what="the folder of a model of text")
         config = read_config(folder, _KIND)
-        model = from_config(config[_KIND], trusted)
+        model = rebuilt(config[_KIND], folder, trusted)
         if not isinstance(model, cls):
             raise ValueError(f"expected a {cls.__name__} in {folder}, got {type(model).__name__}; it is another kind")
         load_weights(model, folder, config)

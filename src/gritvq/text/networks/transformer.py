@@ -117,12 +117,13 @@ class TextTransformer(Component):
         transformers = optional("transformers", "text")
         if not Path(folder).is_dir():
             raise ValueError(f"expected a folder of a pretrained model, got {str(folder)!r}; correct the path")
+        here: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
         try:
-            config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+            config = transformers.AutoConfig.from_pretrained(folder, **here)
             kind = config.model_type
             if kind not in get_args(Architecture):
                 raise ValueError(f"it is of the kind {kind!r}")
-            given = transformers.AutoModel.from_pretrained(folder, local_files_only=True, torch_dtype=torch.float32)
+            given = transformers.AutoModel.from_pretrained(folder, torch_dtype=torch.float32, **here)
         except Exception as error:  # the package raises whatever it likes
             raise ValueError(
                 f"expected a pretrained GPT-2 or Llama in {str(folder)!r}, got none that can be read ({error}); give "
