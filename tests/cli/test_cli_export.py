@@ -38,7 +38,7 @@ def test_an_item_tokenizer(folder: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert "--overwrite true" in wrong(["export", "run/tokenizer", "--format", "torch", "--out", "programs"], capsys)
     assert "no --size for a tokenizer of items" in wrong(["export", "run/tokenizer", "--size", "[8,8]"], capsys)
     assert "no --k for a tokenizer of items" in wrong(["export", "run/tokenizer", "--k", "3"], capsys)
-    assert "use 'gritvq semantic-ids'" in wrong(["encode", "x", "--tokenizer", "run/tokenizer"], capsys)
+    assert "got 'x'; give such a file" in wrong(["encode", "x", "--tokenizer", "run/tokenizer"], capsys)
 
 
 def test_a_prior(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

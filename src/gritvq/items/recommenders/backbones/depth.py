@@ -36,6 +36,7 @@ class DepthDecoder(PerItemDecoder):
         2203.01941, section 3.2, with items instead of positions.
 
     Example:
+        >>> import torch
         >>> model = DepthDecoder((4, 4), 8, num_layers=1, num_heads=1, hidden_dim=8)
         >>> context = model.read(torch.tensor([[[0, 1], [2, 3]]]), torch.tensor([2]))
         >>> model.log_probs(context, torch.tensor([[[0], [1], [2]]])).shape
