@@ -356,7 +356,7 @@ class TestCatalogueDecoder:
         scores = model._states(codes[lines])[0, :-1] @ model._vectors(codes).T
         others = [scores[0, drawn[1:]], scores[1, drawn]]
         wanted = [
-            (scores[t, i].exp() + 39 / 5 * others[t].exp().sum()).log() - scores[t, i] for t, i in enumerate([3, 9])
+            (scores[t, i].exp() + 40 / 5 * others[t].exp().sum()).log() - scores[t, i] for t, i in enumerate([3, 9])
         ]
         found = model.loss(codes[lines], torch.tensor([2]), codes)
         torch.testing.assert_close(found, torch.stack(wanted).mean())

@@ -255,9 +255,12 @@ class ItemTokenizer(Tokenizer):
     def _last_level(self, x: Float[Tensor, "n D"]) -> tuple[Tensor, Tensor]:
         """Inputs of the last level for checked rows, and its table."""
 
-    @abstractmethod
     def _searches(self, x: Float[Tensor, "n D"]) -> dict[str, tuple[Quantizer, Tensor]]:
         """The quantizers inside by name, and what each is given of checked rows."""
+        raise ValueError(
+            f"expected a tokenizer whose quantizers can be examined, got {type(self).__name__}, which does not say "
+            "which it has; define its method _searches"
+        )
 
     @abstractmethod
     def _allocate(self, dim: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import cast
 
@@ -231,22 +232,33 @@ class RQVAE(ItemTokenizer):
 
     def _encoder(self) -> Callable[[Float[Tensor, "n D"]], Int[Tensor, "n L"]]:
         """Encodes in float32, and in float64 if rounding may decide."""
-        found, wide = self.quantizer.level_tables(), copy.deepcopy(self.encoder).double().requires_grad_(False)
+        return self._encoder_with(functools.cache(self._wide_encoder))
+
+    def _program_encoder(self) -> Callable[[Float[Tensor, "n D"]], Int[Tensor, "n L"]]:
+        wide = self._wide_encoder()
+        return self._encoder_with(lambda: wide)
+
+    def _encoder_with(self, wide: Callable[[], nn.Module]) -> Callable[[Float[Tensor, "n D"]], Int[Tensor, "n L"]]:
+        found = self.quantizer.level_tables()
         if found is None:  # encode everything in float64
             folded = copy.deepcopy(self.quantizer).double().fold().requires_grad_(False)
-            return lambda x: folded.encode(wide(x.double()))
+            return lambda x: folded.encode(wide()(x.double()))
         tables = [CodeTable(table) for table in found]
 
         def encode(x: Tensor) -> Tensor:
             if torch.compiler.is_exporting():
-                return _decided_codes(wide(x.double()), tables)
+                return _decided_codes(wide()(x.double()), tables)
             codes, doubt = _residual_codes(self.encoder(x), tables)
             rows = doubt.nonzero().squeeze(1)
             if len(rows):
-                codes[rows] = _decided_codes(wide(x[rows].double()), tables)
+                codes[rows] = _decided_codes(wide()(x[rows].double()), tables)
             return codes
 
         return encode
+
+    def _wide_encoder(self) -> nn.Module:
+        """A copy of the encoder in float64."""
+        return copy.deepcopy(self.encoder).double().requires_grad_(False)
 
     def _decode(self, codes: Int[Tensor, "n L"]) -> Float[Tensor, "n D"]:
         values = self.quantizer.decode(codes)

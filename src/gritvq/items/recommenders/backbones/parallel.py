@@ -172,7 +172,8 @@ class CatalogueDecoder(LookupDecoder):
         Hou et al., Learning vector-quantized item representation for transferable sequential recommenders (VQ-Rec), WWW
         2023, arXiv 2210.12316, sections 3.1 and 3.2. Deviations: one table for inputs and outputs, products instead of
         cosines, a loss at every item instead of the last, no pre-training on other catalogues. With ``num_negatives``
-        m of n items, ``sum_{j != i} exp(score(j))`` is estimated by ``(n - 1) / m`` times the sum over those drawn.
+        m of n items, the sum of ``exp(score(j))`` over items of other ids is estimated by ``n / m`` times that over
+        those drawn.
 
     Example:
         >>> model = CatalogueDecoder((4, 4), 8, num_layers=1, num_heads=1, hidden_dim=8)
@@ -219,7 +220,7 @@ class CatalogueDecoder(LookupDecoder):
             drawn = catalogue[torch.randint(len(catalogue), (self.num_negatives,), device=codes.device)]
             same = (inputs[:, None] == drawn).all(2)
             logits = (states @ self._vectors(drawn).T).float().masked_fill(same, -math.inf)
-            others = logits + math.log(max(1, len(catalogue) - 1) / self.num_negatives)
+            others = logits + math.log(len(catalogue) / self.num_negatives)
             total = torch.cat([wanted[:, None], others], 1).logsumexp(1)
         else:
             total = (states @ self._vectors(catalogue).T).float().logsumexp(1)
