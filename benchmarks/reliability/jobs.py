@@ -76,7 +76,7 @@ class Job(NamedTuple):
         """What a user says after a kill; None if all is there."""
         out = folder / self.out
         if not self.command.startswith(("fit ", "semantic-ids fit")):  # these replace nothing, or all
-            done = out.is_file() or (self.command.startswith("encode") and out.is_dir() and holds_files(out))
+            done = out.is_file()  # a folder of token files is gone on with, or found to be whole
             return None if done and self.before is None else self.command
         settings = RunFolder(out).config
         if self.command.startswith("fit ") and RunFolder(out).last_checkpoint.exists() and self._begun(settings):

@@ -41,10 +41,10 @@ HEADLINE = """    python -m benchmarks.quality.recommenders --data PATH-TO-AMAZO
 
 Amazon Beauty: 22,363 users, 12,101 items, the last event of each user for test, ranks in the whole catalogue, seen
 items kept; means over seeds, smallest and largest in brackets. Recommenders on semantic ids are what `gritvq fit items`
-makes of a configuration in `configs/items`, the checkpoint chosen by NDCG@10 of as many validation users as it says; their
-settings were chosen on validation users, too. "Titles and buyers" are ids of title embeddings and of vectors of who had which
-items in the training part. Minutes are processor time of the whole command on one thread, ids, validation and test
-included."""
+makes of a configuration in `configs/items`, the checkpoint chosen by NDCG@10 of as many validation users as it says;
+their settings were chosen on validation users, too. "Titles and buyers" are ids of title embeddings and of vectors of
+who had which items in the training part. Minutes are processor time of the whole command on one thread, ids,
+validation and test included."""
 
 BASELINES = """    python -m benchmarks.quality.recommend --data PATH-TO-RECSYS
 
