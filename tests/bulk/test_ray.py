@@ -104,6 +104,21 @@ def test_a_killed_worker_loses_nothing_and_writes_nothing_twice(many: PictureWor
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")  # no scratch file is left either
 
 
+def test_workers_end_with_their_run(many: PictureWork, ray: Any, tmp_path: Path) -> None:
+    """Else they would write shards into the folder of the next run."""
+
+    def failing(samples: int) -> None:
+        raise ArithmeticError
+
+    with pytest.raises(ArithmeticError):
+        encode_shards(many, tmp_path / "out", 100, partial(encode_on_ray, num_workers=2), failing)
+    time.sleep(1)  # what was on its way
+    before = set((tmp_path / "out" / ".unfinished").glob("tokens-*"))
+    assert 1 <= len(before) < 15
+    time.sleep(3)
+    assert set((tmp_path / "out" / ".unfinished").glob("tokens-*")) == before
+
+
 PROGRAM = """
 import sys
 from gritvq.cli import main

@@ -70,7 +70,8 @@ def encode_shards(
     """Encode all shards into a folder of token files; a run that was interrupted goes on where it was.
 
     Shards whose files are there are skipped, and made again if damaged. When all are there, they appear in the folder
-    with ``manifest.json``; a folder that is finished is left as it is.
+    with ``manifest.json``. A folder that is finished is left as it is, unless one of its files is lost: that one is
+    made again. A damaged one is made again once it is removed.
 
     Args:
         work: What to encode.
@@ -176,6 +177,9 @@ def encode_on_ray(
                 f"expected workers that stay alive, got one that ended {_RETRIES + 1} times with the same shard "
                 f"({str(error).splitlines()[0]}); if memory is short, give a smaller --batch_size or --num_workers"
             ) from error
+        finally:
+            for one in workers:  # after an error they would still write what they have begun
+                ray.kill(one)
 
 
 def quiet_ray() -> Any:

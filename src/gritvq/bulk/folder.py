@@ -3,7 +3,8 @@
 While files are missing, all are in ``.unfinished`` inside the folder, so that nothing reads half of them. Each is
 written under another name and renamed: it is there whole, or not at all. ``manifest.json`` beside them holds the plan:
 what determines the tokens. Another run with the same plan goes on; one with another is refused. When all are there, the
-manifest gets their names and numbers of rows, and all move to their places.
+manifest gets their names and numbers of rows, and all move to their places. If one of these is lost later, the others
+move back and another run makes it again.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from gritvq.bulk.work import count
-from gritvq.files import put_files, replacing, settle, write_header
+from gritvq.files import put_files, remove_folder, replacing, settle, write_header
 from gritvq.tokens import TokenRow, iter_tokens, write_tokens
 from gritvq.tokens.files import FORMAT, FORMAT_VERSION, MANIFEST, UNFINISHED, read_manifest
 
@@ -35,7 +36,8 @@ class ShardFolder:
         plan: What determines the tokens, see :meth:`gritvq.bulk.Work.plan`.
 
     Attributes:
-        totals: What the files of a finished folder hold, see :func:`gritvq.bulk.count`; None if it is not finished.
+        totals: What the files of a finished folder hold, see :func:`gritvq.bulk.count`; None if it is not finished, or
+            one is lost.
 
     Raises:
         ValueError: If there is something else, or tokens of another tokenizer, of other data or with other settings.
@@ -65,7 +67,8 @@ class ShardFolder:
         elif (self.path / MANIFEST).exists():
             said = read_manifest(self.path)
             self._check(said["plan"])
-            self.totals = Counter(said["totals"])
+            if all((self.path / name).exists() for name in said["files"]):
+                self.totals = Counter(said["totals"])
         elif self.path.is_dir() and any(not name.startswith(_OWN) for name in os.listdir(self.path)):
             raise ValueError(f"expected a new or empty folder for token files, got {self.path}; choose another --out")
 
@@ -116,10 +119,16 @@ class ShardFolder:
         self.totals = totals
 
     def begin(self) -> None:
-        """Write the plan, unless an earlier run has done so."""
+        """Write the plan, unless an earlier run has done so, and take back the files of a folder that has lost one."""
         if not (self._held / MANIFEST).exists():
+            remove_folder(self._held)  # files without a plan: a worker wrote them after its run had failed
             self._held.mkdir(parents=True, exist_ok=True)
             self._say({})
+        if (self.path / MANIFEST).exists():
+            made = read_manifest(self.path)["files"]
+            for path in self.path.glob("tokens-*.parquet"):
+                if path.name in made:
+                    os.replace(path, self._held / path.name)
 
     def clear(self) -> None:
         """Remove what was begun if no shard has a file."""

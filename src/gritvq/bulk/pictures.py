@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import warnings
 import zlib
@@ -109,13 +110,19 @@ class PictureWork(Work):
         return numbered(len(self.pictures), max(1, rows // len(self.views)))
 
     def settings(self) -> Mapping[str, Any]:
-        """The views, where labels come from, and whether an unreadable picture is an error."""
-        return {**asdict(self.views), "classes_from": self.classes_from, "strict": self.pictures.strict}
+        """The views, the columns, where labels come from, and which pictures count as unreadable or are an error."""
+        column, label, *_ = *self.pictures.source.columns(), None, None
+        read = {"column": column, "label": label, "max_pixels": self.pictures.max_pixels}
+        return {**asdict(self.views), **read, "classes_from": self.classes_from, "strict": self.pictures.strict}
 
     def digest(self) -> str:
-        """Of the files, and of the splits; of a Hub data set only of the latter."""
-        origin = {name: value for name, value in self.pictures.describe().items() if name != "data"}
-        return digest_of(self.pictures.source.paths(), origin)
+        """Of splits and numbers, and of the files, or the pixels in memory; of a Hub data set else only of its name."""
+        source, numbers = self.pictures.source, self.pictures.numbers
+        files = source.paths()
+        origin = {name: value for name, value in self.pictures.describe().items() if not files or name != "data"}
+        chosen = str(numbers) if isinstance(numbers, range) else list(map(int, numbers))
+        pixels = map(_content_of, self.pictures) if source.in_memory else ()
+        return digest_of(files, origin, chosen, list(pixels))
 
     def rows(self, shard: Shard, progress: Callable[[int], object] = int) -> Iterator[TokenRow]:
         """A row for each view of a readable picture that fits the tokenizer."""
@@ -162,6 +169,12 @@ def fits(tokenizer: ImageTokenizer, group: Sequence[Picture], strict: bool) -> b
             warnings.warn(f"skipped {picture.name}: {error}", stacklevel=1)
         return False
     return True
+
+
+def _content_of(picture: Picture) -> str:
+    """What tells a picture from any other."""
+    start = repr((picture.name, tuple(picture.pixels.shape))).encode()
+    return hashlib.sha256(start + picture.pixels.numpy().tobytes()).hexdigest()
 
 
 def _plain(label: Any) -> str | int | float | None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
 
 from gritvq.bulk.work import Shard, Work, digest_of
-from gritvq.text.corpus import DOCSTRINGS, Corpus, Document
+from gritvq.text.corpus import Corpus, Document
 from gritvq.text.tokenizer import TextTokenizer
 from gritvq.tokens import TokenRow
 
@@ -50,8 +49,8 @@ class TextWork(Work):
         return asdict(self.corpus.reading)
 
     def digest(self) -> str:
-        """Of the files, or of the version of Python."""
-        return digest_of(self.corpus.paths(), sys.version if self.corpus.path == DOCSTRINGS else "")
+        """Of the files, or of the version of Python, or of name and size of a Hub data set."""
+        return digest_of(self.corpus.paths(), self.corpus.origin())
 
     def rows(self, shard: Shard, progress: Callable[[int], object] = int) -> Iterator[TokenRow]:
         """A row for each document."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 from abc import ABC, abstractmethod
 from bisect import bisect_right
@@ -20,6 +21,8 @@ from gritvq.lazy import optional
 from gritvq.tokens import TokenRow
 
 __all__ = ["ItemVectors", "VectorWork"]
+
+_READ = 1024  # rows of a Parquet file that are read at a time
 
 
 class _Part(ABC):
@@ -80,8 +83,8 @@ class _Parquet(_Part):
                     group = bisect_right(self.ends, start)
                     before, end = self.ends[group - 1] if group else 0, min(stop, self.ends[group])
                     columns = [self.column, *([self.item] if self.item else [])]
-                    table = file.read_row_group(group, columns=columns, use_threads=False)
-                    table = table.slice(start - before, end - start)
+                    blocks = file.iter_batches(_READ, row_groups=[group], columns=columns, use_threads=False)
+                    table = pyarrow.Table.from_batches(_between(blocks, start - before, end - before))
                     table.validate(full=True)  # damaged files may have offsets outside the buffers
                     rows = table[self.column].to_pylist()
                     sizes = {len(row) if row is not None else 0 for row in rows}
@@ -98,29 +101,45 @@ class _Parquet(_Part):
             raise ValueError(f"expected whole vectors, got {str(self.path)!r}: {error}; copy it again") from error
 
 
+def _between(blocks: Iterator[Any], start: int, stop: int) -> Iterator[Any]:
+    """Parts of blocks of rows, which are read up to ``stop`` and held from ``start`` on."""
+    for block in blocks:
+        if start < len(block):
+            yield block.slice(max(0, start), stop - max(0, start))
+        start, stop = start - len(block), stop - len(block)
+        if stop <= 0:
+            return
+
+
 class _Tar(_Part):
     """A ``.npy`` file (D,) for each item, which has the key as its name."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
-        self.length = sum("npy" in parts for _, parts in tar_samples(path))
+        self.length = len(self._places())
         if not self.length:
             raise ValueError(f"expected files that end with .npy in {str(path)!r}, got none; give another file")
 
     def read(self, start: int, stop: int) -> Iterator[tuple[list[str], np.ndarray]]:
-        found = ((key, parts["npy"]) for key, parts in tar_samples(self.path) if "npy" in parts)
+        found = self._places()
+        if len(found) != self.length:
+            raise ValueError(
+                f"expected the {self.length:,} vectors that were in {str(self.path)!r}, got {len(found):,}; leave the "
+                "file as it is while it is read"
+            )
         names, rows = list[str](), list[np.ndarray]()
         with self.path.open("rb") as file:
-            for number, (key, (offset, size)) in enumerate(found):
-                if number >= stop:
-                    break
-                if number >= start:
-                    file.seek(offset)
-                    names.append(key)
-                    rows.append(self._vector(key, file.read(size)))
+            for key, (offset, size) in found[start:stop]:
+                file.seek(offset)
+                names.append(key)
+                rows.append(self._vector(key, file.read(size)))
         if len({len(row) for row in rows}) > 1:
             raise ValueError(f"expected vectors of one length in {str(self.path)!r}, got several; correct them")
         yield names, np.stack(rows)
+
+    def _places(self) -> list[tuple[str, tuple[int, int]]]:
+        state = regular_file(self.path, "a tar file").stat()
+        return _places_in(self.path, state.st_size, state.st_mtime_ns)
 
     def _vector(self, key: str, content: bytes) -> np.ndarray:
         try:
@@ -136,6 +155,12 @@ class _Tar(_Part):
                 f"{vector.dtype}; write one per item"
             )
         return vector
+
+
+@functools.lru_cache(maxsize=4)
+def _places_in(path: Path, size: int, changed: int) -> list[tuple[str, tuple[int, int]]]:
+    """Key, offset and size of every vector of a tar file; of the files used last it stays in memory."""
+    return [(key, parts["npy"]) for key, parts in tar_samples(path) if "npy" in parts]
 
 
 class ItemVectors:
@@ -205,7 +230,7 @@ class VectorWork(Work):
 
     wanted = "vectors of items", "none"
 
-    def __init__(self, tokenizer: ItemTokenizer, vectors: ItemVectors, batch_size: int = 64) -> None:
+    def __init__(self, tokenizer: ItemTokenizer, vectors: ItemVectors, batch_size: int = 2048) -> None:
         super().__init__(tokenizer, vectors.path, batch_size)
         self.vectors, self.num_samples = vectors, len(vectors)
 
@@ -219,7 +244,8 @@ class VectorWork(Work):
 
     def digest(self) -> str:
         """Of the files."""
-        return digest_of([part.path for part in self.vectors.parts], len(self.vectors))
+        parts = zip(self.vectors.names, self.vectors.parts, strict=True)
+        return digest_of([(name or part.path.name, part.path) for name, part in parts], len(self.vectors))
 
     def rows(self, shard: Shard, progress: Callable[[int], object] = int) -> Iterator[TokenRow]:
         """A row for each item."""

@@ -91,7 +91,7 @@ class Work(ABC):
 
     @abstractmethod
     def digest(self) -> str:
-        """A digest of the data that changes with it, of the names, sizes and times of its files."""
+        """A digest of the data that changes with it: of names, sizes and times of its files, or what else tells it."""
 
     def plan(self, rows: int) -> dict[str, Any]:
         """What determines the tokens of all shards, as plain values."""
@@ -116,12 +116,12 @@ def numbered(count: int, size: int) -> Iterator[Shard]:
         yield Shard(number, start, range(start, min(start + size, count)))
 
 
-def digest_of(files: Iterable[Path], *more: Any) -> str:
-    """SHA-256 of the names, sizes and times of change of files, and of more plain values."""
+def digest_of(files: Iterable[tuple[str, Path]], *more: Any) -> str:
+    """SHA-256 of the names below their folder, sizes and times of change of files, and of more plain values."""
     digest = hashlib.sha256(json.dumps(more).encode())
-    for path in files:
+    for name, path in files:
         state = path.stat()
-        digest.update(os.fsencode(path.name) + f"\0{state.st_size}\0{state.st_mtime_ns}\0".encode())
+        digest.update(os.fsencode(name) + f"\0{state.st_size}\0{state.st_mtime_ns}\0".encode())
     return digest.hexdigest()
 
 

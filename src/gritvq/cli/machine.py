@@ -30,8 +30,18 @@ def device_named(name: str) -> Any:
     return device
 
 
-def machine_arguments(parser: Any) -> None:
-    """``--batch_size``, ``--device`` and ``--trusted`` of verbs that use a tokenizer."""
-    parser.add_argument("--batch_size", type=int, default=64, help="samples that are computed together, at most")
+def machine_arguments(parser: Any, items: int | None = None) -> None:
+    """``--batch_size``, ``--device`` and ``--trusted`` of verbs that use a tokenizer.
+
+    Args:
+        parser: Of the verb.
+        items: What ``--batch_size`` is for items if not given, as the help says; the verb then gets None.
+    """
+    said = "samples that are computed together, at most"
+    if items is None:
+        parser.add_argument("--batch_size", type=int, default=64, help=said)
+    else:
+        said = f"{said}; 64, or {items} items, if not given"
+        parser.add_argument("--batch_size", type=int | None, default=None, help=said)
     device_argument(parser)
     trusted_argument(parser)

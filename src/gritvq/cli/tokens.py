@@ -44,6 +44,7 @@ _OF_PICTURES = [
     "max_pixels",
 ]
 _OF_TEXTS = ["unit", "encoding"]
+_BATCH = {"pictures": 64, "texts": 64, "items": 2048}  # samples computed together, if the caller does not say
 _UNUSED = {"pictures": _OF_TEXTS, "texts": _OF_PICTURES, "items": [*_OF_PICTURES, *_OF_TEXTS]}
 
 
@@ -112,7 +113,7 @@ def encode_arguments(parser: Any) -> None:
     parser.add_argument(
         "--max_pixels", type=int, default=2**26, help="pixels of the largest picture that is read, as its header says"
     )
-    machine_arguments(parser)
+    machine_arguments(parser, _BATCH["items"])
     overwrite_argument(parser)
 
 
@@ -149,6 +150,7 @@ def encode(parser: Any, config: Any) -> None:
     device = device_named(config.device)
     tokenizer, jobs, what = loaded(config.tokenizer, config.trusted, items=True)
     check_unused(parser, config, _UNUSED[what], f"a tokenizer of {what}")
+    config.batch_size = config.batch_size or _BATCH[what]
     work = jobs.work(tokenizer, config)
     counts: Counter[str] = Counter()
     seen = console()

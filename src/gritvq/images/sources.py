@@ -56,7 +56,13 @@ def open_picture(file: Path | io.BytesIO) -> Image.Image:
 
 
 class Source(ABC):
-    """Pictures by number, still compressed."""
+    """Pictures by number, still compressed.
+
+    Attributes:
+        in_memory: Whether they are objects of the caller, whom nothing but their pixels tells apart.
+    """
+
+    in_memory = False
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -81,8 +87,12 @@ class Source(ABC):
         """Ranges of pictures that are read together; None if every picture is read alone."""
         return None
 
-    def paths(self) -> Sequence[Path]:
-        """The files that the pictures are in; none of a Hub data set and of pictures in memory."""
+    def columns(self) -> Sequence[str | None]:
+        """Column, or ending in tar files, of the pictures and, if there is one, of the labels; () without tables."""
+        return ()
+
+    def paths(self) -> Sequence[tuple[str, Path]]:
+        """The files that the pictures are in, with their unique names; none of a Hub data set and of memory."""
         return ()
 
 
@@ -114,8 +124,8 @@ class _Files(Source):
     def place(self, number: int) -> str:
         return str(self.files[number])
 
-    def paths(self) -> Sequence[Path]:
-        return self.files
+    def paths(self) -> Sequence[tuple[str, Path]]:
+        return [(self.name(number), file) for number, file in enumerate(self.files)]
 
 
 def open_memory(pictures: Sequence[Image.Image | Tensor | np.ndarray], names: Sequence[str] = ()) -> Source:
@@ -124,6 +134,8 @@ def open_memory(pictures: Sequence[Image.Image | Tensor | np.ndarray], names: Se
 
 
 class _Memory(Source):
+    in_memory = True
+
     def __init__(self, pictures: Sequence[Image.Image | Tensor | np.ndarray], names: Sequence[str] = ()) -> None:
         self.pictures, self.names = pictures, names
 
@@ -145,9 +157,10 @@ class _Memory(Source):
 
 
 class Table(Protocol):
-    """Pictures and labels by row; ``place`` names the table in messages."""
+    """Pictures and labels by row; ``place`` names the table in messages, ``columns`` are as in `Source.columns`."""
 
     place: str
+    columns: Sequence[str | None]
 
     def __len__(self) -> int: ...
 
@@ -196,8 +209,11 @@ class _Rows(Source):
     def blocks(self) -> Blocks | None:
         return self._blocks
 
-    def paths(self) -> Sequence[Path]:
-        return self.files
+    def columns(self) -> Sequence[str | None]:
+        return max((table.columns for _, table in self.tables), key=len)
+
+    def paths(self) -> Sequence[tuple[str, Path]]:
+        return [(name, file) for (name, _), file in zip(self.tables, self.files, strict=False)]
 
     def _content(self, number: int) -> Mapping[str, Any]:
         _, table, row = self._locate(number)
@@ -313,6 +329,7 @@ class _ParquetTable:
 
     def __init__(self, footer: Footer, cache: _Cache) -> None:
         self.footer, self.cache, self.place = footer, cache, str(footer.file)
+        self.columns: Sequence[str | None] = footer.columns
 
     def __len__(self) -> int:
         return self.footer.length
@@ -410,6 +427,7 @@ class _TarTable:
 
     def __init__(self, shard: TarShard, index: _TarIndex) -> None:
         self.shard, self.index, self.place = shard, index, str(shard.file)
+        self.columns: Sequence[str | None] = (shard.column, shard.label)
 
     def __len__(self) -> int:
         return self.shard.length
@@ -462,15 +480,16 @@ def open_hub(name: str, column: str, label: str) -> dict[str, Table]:
 class _HubTable:
     """The rows of one split of a Hub data set."""
 
-    def __init__(self, rows: Any, columns: Sequence[str], place: str) -> None:
-        self.rows, self.columns, self.place = rows, columns, place
+    def __init__(self, rows: Any, names: Sequence[str], place: str) -> None:
+        self.rows, self.names, self.place = rows, names, place
+        self.columns: Sequence[str | None] = names
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def row(self, row: int) -> tuple[Any, Any]:
         values = self.rows[row]
-        return values[self.columns[0]], values[self.columns[1]] if len(self.columns) > 1 else None
+        return values[self.names[0]], values[self.names[1]] if len(self.names) > 1 else None
 
 
 def find_files(folder: Path, suffixes: Collection[str]) -> list[Path]:

@@ -118,9 +118,17 @@ class Corpus:
             if any(map(str.strip, [document] if isinstance(document, str) else document)):
                 yield document, place
 
-    def paths(self) -> list[Path]:
-        """The files that are read; none of the documentation strings and of a data set on the Hub."""
-        return list(self._files or ())
+    def paths(self) -> list[tuple[str, Path]]:
+        """The files that are read, and their names below the folder; see :meth:`origin` where there are none."""
+        place = Path(self.path)
+        root = place if place.is_dir() else place.parent
+        return [(file.relative_to(root).as_posix(), file) for file in self._files or ()]
+
+    def origin(self) -> str:
+        """What tells documents that are in no files: Python's version, or name and size of a data set on the Hub."""
+        if self.path == DOCSTRINGS:
+            return sys.version
+        return "" if self._files is not None else f"{self.path} train {len(self._hub)}"
 
     def _all(self) -> Iterator[tuple[Document, str]]:
         if self.path == DOCSTRINGS:

@@ -305,7 +305,7 @@ def _read(path: Path) -> Iterator[TokenRow]:
     except Exception as error:  # on damaged files NumPy, zipfile and pyarrow raise nearly everything
         raise ValueError(
             f"expected tokens written by 'gritvq encode' in {path}, got something else or a damaged file "
-            f"({type(error).__name__}: {error}); make it again"
+            f"({type(error).__name__}: {error}); if it is damaged, remove it and run the same 'gritvq encode' again"
         ) from error
 
 
