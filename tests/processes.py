@@ -62,6 +62,6 @@ def together(world: int, job: Callable[..., Any], folder: Path, *arguments: Any)
     for own in jobs[:world]:
         own.put((job, arguments, world, str(folder), port))
     errors = [error for error in (done.get(timeout=120) for _ in range(world)) if error is not None]
-    assert not errors, min(errors, key=lambda error: "closed by peer" in error)
+    assert not errors, min(errors, key=lambda error: "by peer" in error)
     _started.append((jobs, done))  # those that failed are not used again
     return [torch.load(folder / f"{rank}.pt") for rank in range(world)]

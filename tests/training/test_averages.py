@@ -146,6 +146,11 @@ def test_averages_of_other_weights_are_refused(pictures: str, tmp_path: Path) ->
             resume=tmp_path / "other.ckpt",
             progress=False,
         )
+    sharded: Any = dict(strategy="fsdp", devices=2)
+    with pytest.raises(
+        ValueError, match="expected strategy 'ddp' with WeightAverage, got 'fsdp'; leave one of them out"
+    ):
+        train(task_for(), data_from(pictures), plan(3, **sharded), callbacks=[WeightAverage()], progress=False)
     with pytest.raises(ValueError, match=r"expected decay in \[0, 1\), got 1.0"):
         WeightAverage(1.0)
 
@@ -198,3 +203,8 @@ def test_methods_schedules_from_a_configuration(pictures: str, tmp_path: Path, c
             "FrozenStage",
             "WeightAverage",
         ]
+    instead = ["--overwrite", "true", "--plan.strategy", "fsdp", "--plan.devices", "2"]
+    assert main(["fit", "images", "--config", str(tmp_path / "run.yaml"), *instead]) == 2
+    assert "expected strategy 'ddp' with WeightAverage, got 'fsdp'" in capsys.readouterr().err
+    assert yaml.safe_load((tmp_path / name / "config.yaml").read_text()) == again  # the old run is kept
+    assert (tmp_path / name / "tokenizer").is_dir()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import itertools
 import os
+import signal
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from lightning import Callback
+from lightning import Callback, Trainer
 from PIL import Image
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
@@ -32,7 +34,10 @@ from gritvq.images import (
     PerceptualLoss,
     TokenizerTask,
 )
-from gritvq.training import OptimizerSettings, RunFolder, Task, TrainingPlan, train
+from gritvq.training import DataModule, OptimizerSettings, RunFolder, Task, TrainingPlan, train
+from gritvq.training.interruption import Interrupted
+from gritvq.training.parallel import DataParallel
+from gritvq.training.progress import StepProgress
 from gritvq.training.run import parts_to_shard, seed_everything, silence
 from processes import together
 
@@ -247,18 +252,82 @@ class Numbers:
         return DataLoader(batches, batch_size=None)  # type: ignore[arg-type]
 
 
-def validated(folder: Path) -> tuple[float, Tensor]:
+def validated(folder: Path) -> tuple[float, Tensor, float]:
     silence()
     plan = TrainingPlan(2, validate_every=1, accelerator="cpu", devices=3)
     trainer = train(Means(), Numbers(), plan, folder=folder, progress=False)
-    return float(trainer.callback_metrics["val/mean"]), torch.rand(1)
+    drawn = torch.rand(1)
+    bare: dict[str, Any] = dict(logger=False, enable_progress_bar=False, enable_checkpointing=False)
+    own = Trainer(accelerator="cpu", devices=3, strategy=DataParallel(), callbacks=[StepProgress()], **bare)
+    (found,) = own.validate(Means(), datamodule=DataModule(Numbers()), verbose=False)
+    return float(trainer.callback_metrics["val/mean"]), drawn, found["val/mean"]
 
 
 def test_a_process_without_validation_waits_for_nobody(tmp_path: Path) -> None:
-    """And every process draws other numbers, or noise would be the same in all shares of a batch."""
+    """And every process draws other numbers, or noise would be the same in all shares of a batch.
+
+    A trainer of one's own finds the same mean.
+    """
     found = together(3, validated, tmp_path / "out", tmp_path / "run")
-    assert [mean for mean, _ in found] == [4.0] * 3
-    assert len({float(drawn) for _, drawn in found}) == 3
+    assert [mean for mean, _, _ in found] == [own for _, _, own in found] == [4.0] * 3
+    assert len({float(drawn) for _, drawn, _ in found}) == 3
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_loss_of_some_steps_is_joined_whenever_it_occurs(accumulate: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of every step only where they are written, and where they begin; a step may log in two calls."""
+    monkeypatch.setattr("gritvq.training.task.process_number", lambda: (0, 2))
+    task, joined = Means(), dict[str, list[int]]()
+    monkeypatch.setattr(
+        task, "log_dict", lambda found: [joined.setdefault(name, []).append(task.step) for name in found]
+    )
+    for step in range(40):
+        task.step = step
+        for _ in range(accumulate):
+            names = ["loss", *(["late"] if step >= 5 else []), *(["r1"] if step % 16 == 0 else [])]
+            task.log_losses(dict.fromkeys(names, torch.ones(())))
+            task.log_losses({"of another optimizer": torch.ones(())})
+    every = [0, 9, 19, 29, 39]
+    steps = {"loss": every, "of another optimizer": every, "late": [5, 9, 19, 29, 39], "r1": [0, 16, 32]}
+    assert joined == {f"train/{name}": [step for step in own for _ in range(accumulate)] for name, own in steps.items()}
+
+
+class Ends(Callback):
+    """Ends the third step of the second process, by a signal or an error."""
+
+    def __init__(self, error: Exception | None) -> None:
+        self.error = error
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        if trainer.global_rank == 1 and batch_idx == 2:
+            if self.error is not None:
+                raise self.error
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def ended(pictures: Path, folder: Path) -> None:
+    """A run that ends by a signal, after which weights are whole, and one that ends by an error, which is written."""
+    silence()
+    plan = TrainingPlan(6, validate_every=0, accelerator="cpu", devices=2, strategy="fsdp")
+    data, task = ImageData(str(pictures), batch_size=4), task_for("moving averages")
+    with pytest.raises(Interrupted), warnings.catch_warnings(action="error", category=UserWarning):
+        train(task, data, plan, folder=folder, callbacks=[Ends(None)], progress=False)
+    saved = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+    assert saved["step"] == 3
+    assert all(torch.equal(saved["state_dict"][name], weight) for name, weight in task.named_parameters())
+    try:
+        train(task_for("moving averages"), data, plan, callbacks=[Ends(OSError("no space left"))], progress=False)
+    except Exception as error:
+        (folder / os.environ["RANK"]).write_text(f"{type(error).__name__}: {error}")
+        raise
+
+
+def test_how_a_sharded_run_ends(pictures: Path, tmp_path: Path) -> None:
+    """A signal to one process stops both after the same step; an error of one is what that one says."""
+    with pytest.raises(AssertionError, match="OSError: no space left"):
+        together(2, ended, tmp_path / "out", pictures, tmp_path / "run")
+    assert (tmp_path / "run" / "1").read_text() == "OSError: no space left"
+    assert "by peer" in (tmp_path / "run" / "0").read_text()
 
 
 def test_what_cannot_be_sharded() -> None:

@@ -112,6 +112,9 @@ def shown(
     )
     task: Any = SimpleNamespace(step=start)
     callback = StepProgress(validate_every=10)
+    callback.on_validation_start(trainer, task)  # before the training, as Lightning's sanity check
+    callback.on_validation_batch_end(trainer, task, None, None, 0)
+    callback.on_validation_end(trainer, task)
     callback.on_train_start(trainer, task)
     for batch in range((total - start) * accumulate):
         clock.now += 2 / accumulate

@@ -6,10 +6,12 @@ import datetime
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
+from lightning import Trainer
 from torch import Tensor, nn
 from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
 
@@ -100,16 +102,20 @@ def test_shares_are_together_the_loss_of_the_joined_batch(world: int, tmp_path: 
             torch.testing.assert_close(mean, value, rtol=1e-4, atol=1e-6, msg=f"{name} {key}")
 
 
+def loaders() -> list[DataLoader[Tensor]]:
+    numbers: Any = range(7)
+    batches: Any = [torch.tensor([3, 4]), torch.tensor([5])]
+    return [
+        DataLoader(numbers, batch_size=2),
+        DataLoader(batches, batch_size=None),
+        DataLoader(numbers, batch_sampler=BatchSampler(SequentialSampler(numbers), 4, False)),
+    ]
+
+
 def shared_batches() -> list[list[list[int]]]:
     if "RANK" in os.environ and not dist.is_initialized():
         dist.init_process_group("gloo", timeout=datetime.timedelta(seconds=60))
-    numbers = range(7)
-    loaders = [
-        DataLoader(numbers, batch_size=2),  # type: ignore[arg-type]
-        DataLoader([torch.tensor([3, 4]), torch.tensor([5])], batch_size=None),  # type: ignore[arg-type]
-        DataLoader(numbers, batch_sampler=BatchSampler(SequentialSampler(numbers), 4, False)),  # type: ignore[arg-type]
-    ]
-    return [[batch.tolist() for batch in own_share(loader)] for loader in loaders]
+    return [[batch.tolist() for batch in own_share(loader)] for loader in loaders()]
 
 
 def test_shares_of_a_validation_repeat_nothing(tmp_path: Path) -> None:
@@ -118,3 +124,11 @@ def test_shares_of_a_validation_repeat_nothing(tmp_path: Path) -> None:
         [[[1, 4]], [[5]], [[4, 5, 6]]],
         [[[2, 5]], [], []],
     ]
+
+
+def test_lightning_does_not_divide_shares_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = Trainer(accelerator="cpu", devices=2, strategy="ddp", logger=False, enable_checkpointing=False)
+    divides = trainer._data_connector._requires_distributed_sampler
+    assert [divides(loader) for loader in loaders()] == [True] * 3
+    monkeypatch.setattr("gritvq.training.data.process_number", lambda: (1, 2))
+    assert [divides(own_share(loader)) for loader in loaders()] == [False] * 3

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import yaml
 
 from gritvq.cli.errors import read_yaml
+from gritvq.cli.settings import class_of
 from gritvq.files import replacing
 from gritvq.training.run_folder import RunFolder
 
@@ -261,10 +262,12 @@ def steps_done(task: Any, plan: Any, config: Any, place: Place, load: Callable[[
     Returns:
         Steps that the checkpoint has done; 0 for a new run.
     """
+    from gritvq.training.callbacks import check_callbacks
     from gritvq.training.run import check_checkpoint, parts_to_compile, parts_to_shard
 
     parts_to_compile(task, plan)
     parts_to_shard(task, plan)
+    check_callbacks((class_of(each.class_path) for each in config.callbacks or ()), plan.strategy == "fsdp")
     if place.resume is not None:
         return check_checkpoint(task, plan, place.resume)
     if config.init_from is not None:

@@ -16,13 +16,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
 from gritvq.component import check_integer
+from gritvq.distributed import process_number
 from gritvq.images.crops import free_corners
 from gritvq.images.files import (
     ALL,
@@ -333,8 +333,7 @@ class _Stream(IterableDataset[Tensor]):
     def begin(self, step: int) -> None:
         """Sets, in the main process, the step at which the next iteration starts."""
         self.first_step = step
-        several = dist.is_available() and dist.is_initialized()
-        self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if several else (0, 1)
+        self.rank, self.world = process_number()
 
     def __iter__(self) -> Iterator[Tensor]:
         worker = get_worker_info()  # the loader takes a batch of each worker in turn

@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from gritvq.component import check_integer
+from gritvq.distributed import process_number
 from gritvq.items.interactions import Histories, Split
 
 __all__ = ["SequenceData"]
@@ -97,8 +97,7 @@ class SequenceData:
 
     def batch(self, step: int) -> Histories:
         """This rank's histories of batch ``step``."""
-        several = dist.is_available() and dist.is_initialized()
-        rank, world = (dist.get_rank(), dist.get_world_size()) if several else (0, 1)
+        rank, world = process_number()
         size = world * self.batch_size
         pool, place = divmod(step, _POOL)
         if self._sorted[0] != (pool, size):

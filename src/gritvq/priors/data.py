@@ -12,13 +12,13 @@ from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from jaxtyping import Int
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from gritvq.component import check_integer
+from gritvq.distributed import process_number
 from gritvq.tokens import TokenRow, iter_tokens, token_files
 
 __all__ = ["TokenBatch", "TokenData"]
@@ -146,8 +146,7 @@ class TokenData:
 
     def batch(self, step: int) -> TokenBatch:
         """This rank's samples of batch ``step``."""
-        several = dist.is_available() and dist.is_initialized()
-        rank, world = (dist.get_rank(), dist.get_world_size()) if several else (0, 1)
+        rank, world = process_number()
         size = world * self.batch_size
         return self._train[self._rows[self._order(step * size, size)[rank::world]]]
 

@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from gritvq.component import check_integer
+from gritvq.distributed import process_number
 from gritvq.text.corpus import DOCSTRINGS, Corpus, Document, Reading
 from gritvq.text.segments import Segmentation, TextBatch, TextFormat
 from gritvq.text.subwords import Subwords
@@ -148,8 +148,7 @@ class TextData:
     def batch(self, step: int) -> TextBatch:
         """This rank's part of batch ``step``."""
         found = self._ready()
-        several = dist.is_available() and dist.is_initialized()
-        rank, world = (dist.get_rank(), dist.get_world_size()) if several else (0, 1)
+        rank, world = process_number()
         size = world * self.batch_size
         pool, place = divmod(step, _POOL)
         if self._sorted[0] != (pool, size):

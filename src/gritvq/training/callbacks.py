@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 from typing import Any, cast
 
 import torch
@@ -24,6 +25,7 @@ __all__ = [
     "FrozenStage",
     "RandomState",
     "WeightAverage",
+    "check_callbacks",
     "collapse_advice",
 ]
 
@@ -134,9 +136,8 @@ class WeightAverage(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Bring the averages to the weights' device."""
+        check_callbacks([type(self)], isinstance(trainer.strategy, Sharded))  # in a trainer of one's own
         weights, self._step = _trained_weights(trainer), cast(Task, pl_module).step
-        if isinstance(trainer.strategy, Sharded):
-            raise ValueError("expected strategy 'ddp' with WeightAverage, got 'fsdp'; leave one of them out")
         if self._averages and {name: each.shape for name, each in self._averages.items()} != {
             name: each.shape for name, each in weights.items()
         }:
@@ -182,6 +183,20 @@ class WeightAverage(Callback):
         for name, weight in _trained_weights(trainer).items() if self._averages and not self._trained else ():
             self._trained[name] = weight.detach().clone()
             weight.copy_(self._averages[name])
+
+
+def check_callbacks(kinds: Iterable[type], sharded: bool) -> None:
+    """Check before a run begins that its callbacks go with its strategy.
+
+    Args:
+        kinds: Classes of the callbacks.
+        sharded: Whether the weights are sharded.
+
+    Raises:
+        ValueError: If averages of sharded weights are asked for.
+    """
+    if sharded and any(issubclass(kind, WeightAverage) for kind in kinds):
+        raise ValueError("expected strategy 'ddp' with WeightAverage, got 'fsdp'; leave one of them out")
 
 
 def _trained_weights(trainer: Trainer) -> dict[str, nn.Parameter]:

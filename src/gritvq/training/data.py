@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Protocol, cast
 
 from lightning import LightningDataModule
-from torch.utils.data import DataLoader, IterableDataset, Sampler
+from torch.utils.data import DataLoader, DistributedSampler, IterableDataset
 
 from gritvq.distributed import process_number
 from gritvq.training.task import Task
@@ -77,11 +77,12 @@ def own_share(loader: DataLoader[Any]) -> DataLoader[Any]:
         return loader
     by_batch = loader.batch_size is None and loader.batch_sampler is not None
     samples: Any = loader.batch_sampler if by_batch else loader.sampler
-    how: dict[str, Any] = {"batch_sampler" if by_batch else "sampler": _Share(samples, rank, world)}
+    share = _Share(samples, rank, world)
+    how: dict[str, Any] = {"batch_sampler" if by_batch else "sampler": share}
     if not by_batch:
         how |= {"batch_size": loader.batch_size, "drop_last": loader.drop_last}
     kind = DataLoader if len(samples) >= world else _Unmeasured
-    return kind(
+    found = kind(
         loader.dataset,
         **how,
         num_workers=loader.num_workers,
@@ -91,6 +92,8 @@ def own_share(loader: DataLoader[Any]) -> DataLoader[Any]:
         multiprocessing_context=loader.multiprocessing_context,
         generator=loader.generator,
     )
+    vars(found)["sampler"] = share  # beside a batch sampler nobody uses it, but Lightning looks at it
+    return found
 
 
 class _Unmeasured(DataLoader[Any]):
@@ -100,14 +103,14 @@ class _Unmeasured(DataLoader[Any]):
         raise TypeError("this share may be empty")
 
 
-class _Share(Sampler[Any]):
-    """Every R-th of what a sampler gives."""
+class _Share(DistributedSampler[Any]):
+    """Every R-th of what a sampler gives; of a class that Lightning does not divide once more."""
 
     def __init__(self, whole: Any, rank: int, world: int) -> None:
-        self.whole, self.rank, self.world = cast("Iterable[Any]", whole), rank, world
+        super().__init__(whole, num_replicas=world, rank=rank, shuffle=False)
 
     def __iter__(self) -> Iterator[Any]:
-        return itertools.islice(iter(self.whole), self.rank, None, self.world)
+        return itertools.islice(iter(cast("Iterable[Any]", self.dataset)), self.rank, None, self.num_replicas)
 
     def __len__(self) -> int:
-        return len(range(self.rank, len(cast("list[Any]", self.whole)), self.world))
+        return len(range(self.rank, len(cast("list[Any]", self.dataset)), self.num_replicas))

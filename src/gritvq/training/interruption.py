@@ -13,6 +13,7 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 
 from gritvq.distributed import all_reduce_sum
+from gritvq.training.parallel import Sharded
 from gritvq.training.task import Task
 
 __all__ = ["Interrupted", "Interruption", "Listener", "Stop"]
@@ -93,6 +94,8 @@ class Interruption(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Stop once the previous step is saved; its logs are complete now."""
         if self.saved:
+            if isinstance(trainer.strategy, Sharded):
+                trainer.strategy.make_whole()  # all processes are here
             raise Stop
         self._can_wait = True
 

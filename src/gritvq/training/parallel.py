@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.trainer.states import TrainerStatus
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
@@ -58,8 +59,8 @@ class Sharded(DataParallel):
 
     The parts of the task that are named are sharded, with gradients and the optimizer's state, block by block; a block
     is whole only while it computes. All else is whole in every process, and its gradients are averaged before a step:
-    a codebook, say, whose rows moving averages and revival write. After the training the parts are whole again.
-    Checkpoints are those of an unsharded run.
+    a codebook, say, whose rows moving averages and revival write. After the training the parts are whole again, but not
+    after an error. Checkpoints are those of an unsharded run.
 
     Args:
         parts: Names of the parts in the task, such as ``"tokenizer.encoder"``.
@@ -144,7 +145,14 @@ class Sharded(DataParallel):
             optimizer.load_state_dict({"state": state, "param_groups": groups})
 
     def teardown(self) -> None:
-        """Gather weights and optimizers' states, and put the parts themselves back."""
+        """Make the parts whole, unless this process failed: the others may be anywhere, so it waits for none."""
+        task = self.lightning_module
+        if task is not None and self._whole and task.trainer.state.status != TrainerStatus.INTERRUPTED:
+            self.make_whole()
+        super().teardown()
+
+    def make_whole(self) -> None:
+        """Gather weights and optimizers' states, and put the parts themselves back; all processes must call it."""
         task = self.lightning_module
         if task is not None and self._whole:
             state = self.lightning_module_state_dict()
@@ -166,7 +174,6 @@ class Sharded(DataParallel):
                     del optimizer.state[weight]
                     optimizer.state[new.get(weight, weight)] = gathered
             self._whole = {}
-        super().teardown()
 
     def _blocks(self) -> list[FSDPModule]:
         assert self.lightning_module is not None

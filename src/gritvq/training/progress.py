@@ -86,7 +86,8 @@ class StepProgress(Callback):
     def __init__(self, validate_every: int = 0) -> None:
         self.validate_every = validate_every
         self.bar: Any = None
-        self.said, self.when = 0, 0.0
+        self.said, self.when, self.done = 0, 0.0, 0
+        self.pace = Pace(0)  # of no run yet: a trainer of one's own may validate before it trains
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Open the bar."""

@@ -22,7 +22,7 @@ from torch import nn
 import gritvq
 from gritvq.component import check_integer
 from gritvq.files import check_archive
-from gritvq.training.callbacks import RandomState
+from gritvq.training.callbacks import RandomState, check_callbacks
 from gritvq.training.checkpoints import CheckpointFiles, StepCheckpoint
 from gritvq.training.data import DataModule, TrainingData
 from gritvq.training.interruption import Interrupted, Interruption, Listener, Stop
@@ -138,12 +138,14 @@ def train(
         The trainer, after its last step.
 
     Raises:
-        ValueError: If the checkpoint does not exist or does not fit, or the task has nothing to compile.
+        ValueError: If the checkpoint does not exist or does not fit, the task has nothing to compile, or a callback
+            does not go with the plan's strategy.
         Interrupted: After SIGINT or SIGTERM; a subclass of KeyboardInterrupt. With a folder the last step is saved.
     """
     if resume is not None:
         check_checkpoint(task, plan, resume)
     compiled, strategy = parts_to_compile(task, plan), _strategy_of(task, plan)
+    check_callbacks((type(each) for each in callbacks), plan.strategy == "fsdp")
     run = None if folder is None else RunFolder(folder)
     interruption = Interruption(None if run is None else run.last_checkpoint)
     called: list[Callback] = [Listener(interruption), *task.run_callbacks(run), *callbacks, RandomState()]
@@ -330,5 +332,6 @@ def silence() -> None:
         ".*Grad strides do not match bucket view strides.*",  # of convolutions with channels last
         ".*sync_dist=True.*",  # what is logged is reduced already
         ".*callbacks used to create the checkpoint.*",  # a resumed run may have a longer plan
+        ".*returned a view tensor.*",  # of sharded parts, whose outputs nobody changes in place
     ):
         warnings.filterwarnings("ignore", message=text)

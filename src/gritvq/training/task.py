@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
@@ -51,7 +52,7 @@ class Task(LightningModule, ABC):
         self.step, self.accumulate, self.gradient_clip = 0, 1, optimizer_settings.gradient_clip
         self._batches, self._log_every = 0, LOG_EVERY  # batches of the current step so far
         self._logged = False
-        self._usual: set[str] = set()  # losses of the steps that are logged
+        self._seen: dict[str, tuple[float, int]] = {}  # by loss: see _occasional
         self._measured: dict[str, list[float]] = {}  # of a validation so far: weighted sum and sum of the weights
 
     @abstractmethod
@@ -137,6 +138,7 @@ class Task(LightningModule, ABC):
         """Reset the step; a checkpoint is loaded after this."""
         if stage == "fit":
             self.step = self._batches = 0
+            self._seen = {}
 
     def on_fit_start(self) -> None:
         """Set Lightning's number of batches per step, by which its loggers count steps."""
@@ -201,16 +203,25 @@ class Task(LightningModule, ABC):
             What is logged, detached, the same on every process; in other steps the own shares.
         """
         own = {name: loss.detach() for name, loss in losses.items()}
-        if self.measures_now:
-            self._usual |= losses.keys()
-        elif process_number()[1] > 1:
-            losses = {name: loss for name, loss in losses.items() if name not in self._usual}
+        occasional = [name for name in losses if self._occasional(name)]
+        if process_number()[1] > 1 and not self.measures_now:
+            losses = {name: losses[name] for name in occasional}
             if not losses:
                 return own
         joined = mean_of_shares(torch.stack([loss.detach().float() for loss in losses.values()]))
         found = dict(zip(losses, joined, strict=True))
         self.log_dict({f"train/{name}": loss for name, loss in found.items()})
         return {**own, **found}
+
+    def _occasional(self, name: str) -> bool:
+        """Whether a loss has not been in every step since its first one, or this step is its first.
+
+        Remembers of each loss the first step, infinite once the loss has left a step out, and the last one.
+        """
+        first, last = self._seen.get(name, (self.step, self.step))
+        first = first if self.step <= last + 1 else math.inf
+        self._seen[name] = (first, self.step)
+        return self.step <= first
 
     def log_validation(self, means: Mapping[str, Tensor | float], weight: float) -> None:
         """Add means over one validation batch to those over the whole set, ``val/NAME``, of all processes.
