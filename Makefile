@@ -77,7 +77,8 @@ lowest: $(VENV)/.installed-development  ## run the tests with the lowest version
 	@$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 	@$(THREADS) $(LOWEST)/bin/python -m pytest -q -n 2 -W default $(TESTS)
 
-soak: $(VENV)/.installed-development  ## run the tests that take long
+soak: $(VENV)/.installed-development  ## run the tests that take long, also those on Ray
+	@$(PIP) --editable '.[distributed]'
 	@echo "==> pytest -m soak"
 	@$(THREADS) $(BIN)/pytest -q -m soak
 
