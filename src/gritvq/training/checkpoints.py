@@ -49,6 +49,16 @@ class StepCheckpoint(ModelCheckpoint):
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
         self._waits = False  # for a validation
+        self._begun = False
+
+    def has_last(self, trainer: Trainer) -> bool:
+        """Whether the newest file is of the last step: written in this run, or before it where no step was left."""
+        return not self._begun or self._last_global_step_saved == trainer.global_step
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Remember that there are steps to do."""
+        super().on_train_start(trainer, pl_module)
+        self._begun = True
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

@@ -211,7 +211,7 @@ def train(
         for part in compiled:
             part.compile(disable=True)
     last = None if run is None else run.last_checkpoint
-    if last is not None and finished:
+    if last is not None and finished and not (last.exists() and checkpointing.has_last(trainer)):
         trainer.save_checkpoint(last)
     if interruption.number:
         raise _interrupted(trainer, task.step, interruption.number, last if finished or interruption.saved else None)
