@@ -27,7 +27,7 @@ from gritvq import FreeCodebook, Tokenizer, vq_vae
 from gritvq.cli.errors import check_yaml, parser_class, read_yaml
 from gritvq.cli.fit import configuration
 from gritvq.component import from_config
-from gritvq.files import check_footer, check_unpacked, read_header, replacing_files
+from gritvq.files import check_footer, check_unpacked, read_header, replacing_files, write_header
 from gritvq.images import (
     FileFeatures,
     ImageDecoder,
@@ -39,6 +39,7 @@ from gritvq.images import (
 )
 from gritvq.images.foundation import FoundationEncoder, pretrained_encoder
 from gritvq.interop import prepare_upload
+from gritvq.items import ResidualKMeans
 from gritvq.saving import rebuilt
 from gritvq.tokens import TokenRow, read_tokens, write_tokens
 
@@ -415,6 +416,29 @@ def test_nested_configurations_do_not_crash_the_reader(text: str, tmp_path: Path
         read_yaml(path)
     with pytest.raises((ValueError, RecursionError), match="nested"):
         configuration(parser_class(), "images", ["--config", str(path)])
+
+
+def test_what_a_tokenizer_is_restored_with_has_the_same_limit(tmp_path: Path) -> None:
+    ResidualKMeans(4, 2).fit(torch.randn(20, 3)).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").unlink()
+    write_header(tmp_path / "config.json", config | {"dim": 10**8})
+    with pytest.raises(ValueError, match="asks for more than 256 MB of memory"):
+        Tokenizer.from_pretrained(tmp_path)
+
+
+def test_a_column_that_is_there_twice(tmp_path: Path) -> None:
+    column = pyarrow.array([_png(2, 2)], pyarrow.binary())
+    parquet.write_table(pyarrow.Table.from_arrays([column, column], ["image", "image"]), tmp_path / "a.parquet")
+    with pytest.raises(ValueError, match="image"):
+        list(open_pictures(tmp_path / "a.parquet"))
+
+
+@pytest.mark.parametrize("number", ["1" * 5000, "-" + "1_0" * 2500])
+def test_integers_that_python_does_not_convert(number: str) -> None:
+    with pytest.raises(ValueError, match=r"expected numbers, got one of 5,000 digits; write a shorter one"):
+        check_yaml(f"steps: {number}")
+    check_yaml(f"name: '{number}'")  # text may be as long
 
 
 def test_aliases_that_grow_or_never_end() -> None:

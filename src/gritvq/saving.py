@@ -32,6 +32,7 @@ __all__ = [
     "CONFIG",
     "FORMAT_VERSION",
     "WEIGHTS",
+    "allowance",
     "load_weights",
     "local_folder",
     "read_config",
@@ -198,9 +199,14 @@ def rebuilt(description: Any, folder: Path, trusted: Iterable[str] = ()) -> Comp
     Raises:
         ValueError: As :func:`gritvq.component.from_config`, or if it asks for more.
     """
-    path = place_of_file(folder, WEIGHTS)
-    with _Allowance(_OWN_BYTES + _TIMES * (path.stat().st_size if path.is_file() else 0), folder):
+    with allowance(folder):
         return from_config(description, trusted)
+
+
+def allowance(folder: Path) -> contextlib.AbstractContextManager[Any]:
+    """A context that limits the tensors made in it as :func:`rebuilt` does, by the weights of the artifact."""
+    path = place_of_file(folder, WEIGHTS)
+    return _Allowance(_OWN_BYTES + _TIMES * (path.stat().st_size if path.is_file() else 0), folder)
 
 
 class _Allowance(TorchDispatchMode):

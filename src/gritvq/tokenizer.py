@@ -16,7 +16,7 @@ from torch import Tensor
 
 from gritvq.component import Component, to_config
 from gritvq.quantizers.base import Quantizer, QuantizerOutput, check_quantizer
-from gritvq.saving import load_weights, local_folder, read_config, rebuilt, tensors_of, write_folder
+from gritvq.saving import allowance, load_weights, local_folder, read_config, rebuilt, tensors_of, write_folder
 
 __all__ = ["Autoencoder", "Tokenizer", "TokenizerOutput"]
 
@@ -126,7 +126,8 @@ class Tokenizer(Component, ABC):
         tokenizer = rebuilt(config[_KIND], folder, trusted)
         if not isinstance(tokenizer, cls):
             raise ValueError(f"expected a saved {cls.__name__} in {folder}, got {type(tokenizer).__name__}")
-        tokenizer._restore(config)
+        with allowance(folder):
+            tokenizer._restore(config)
         tokenizer._saved = config[_KIND]
         load_weights(tokenizer, folder, config)
         tokenizer.trained = training if isinstance(training := config.get("training"), dict) else None

@@ -8,6 +8,7 @@ import errno
 import importlib
 import inspect
 import re
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, get_args
@@ -177,6 +178,9 @@ def check_yaml(text: str) -> None:
                     )
                 total += sizes.get(anchor or "", 1)
             elif isinstance(event, yaml.ScalarEvent) and event.value != text:
+                digits = event.value.strip("+-").replace("_", "")
+                if not event.style and len(digits) > sys.get_int_max_str_digits() > 0 and digits.isdecimal():
+                    raise ValueError(f"expected numbers, got one of {len(digits):,} digits; write a shorter one")
                 check_yaml(event.value)
             total += 1
             if sizes and total > _MOST_NODES:

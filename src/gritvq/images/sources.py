@@ -264,7 +264,7 @@ def read_footer(file: Path, name: str, column: str, label: str) -> Footer:
             check_footer(metadata)
     except (pyarrow.ArrowException, OSError) as error:
         raise ValueError(f"expected a Parquet file, got {str(file)!r}: {error}; replace or remove it.") from error
-    kind: Any = schema.field(column).type if column in schema.names else pyarrow.null()
+    kind: Any = schema.field(column).type if schema.names.count(column) == 1 else pyarrow.null()
     if pyarrow.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
         kind = kind.field("bytes").type
     if not (pyarrow.types.is_binary(kind) or pyarrow.types.is_large_binary(kind)):
