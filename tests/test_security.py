@@ -7,6 +7,8 @@ import json
 import os
 import pickle
 import struct
+import subprocess
+import sys
 import zipfile
 import zlib
 from pathlib import Path
@@ -39,7 +41,7 @@ from gritvq.images import (
 )
 from gritvq.images.foundation import FoundationEncoder, pretrained_encoder
 from gritvq.interop import prepare_upload
-from gritvq.items import ResidualKMeans
+from gritvq.items import ProductKMeans, ResidualKMeans, SemanticIds
 from gritvq.saving import rebuilt
 from gritvq.tokens import TokenRow, read_tokens, write_tokens
 
@@ -330,10 +332,10 @@ def test_tables_that_unpack_to_far_more(tmp_path: Path) -> None:
         parquet.write_table(table.slice(0, rows), tmp_path / "a.parquet", compression="zstd", row_group_size=rows)
         metadata = parquet.ParquetFile(tmp_path / "a.parquet").metadata
         if good:
-            check_footer(metadata)
+            check_footer(metadata, tmp_path / "a.parquet")
             continue
-        with pytest.raises(OSError, match=r"a group of rows of .* bytes that would take 128 MB"):
-            check_footer(metadata)
+        with pytest.raises(OSError, match=r"a group of rows in a file of .* bytes that would take 128 MB"):
+            check_footer(metadata, tmp_path / "a.parquet")
     check_unpacked("a file", 2**40, 2**40)
 
 
@@ -425,6 +427,40 @@ def test_what_a_tokenizer_is_restored_with_has_the_same_limit(tmp_path: Path) ->
     write_header(tmp_path / "config.json", config | {"dim": 10**8})
     with pytest.raises(ValueError, match="asks for more than 256 MB of memory"):
         Tokenizer.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(("kind", "name"), [(ResidualKMeans, "num_levels"), (ProductKMeans, "num_parts")])
+def test_levels_have_a_limit_before_there_is_a_list_of_them(kind: type, name: str) -> None:
+    """Found by fuzzing: a list of 2^27 sizes took a gigabyte."""
+    with pytest.raises(ValueError, match=rf"expected {name} <= 4,096, got 134,217,728; give a smaller"):
+        kind(4, 2**27)
+
+
+def test_footers_with_any_byte_changed_do_not_end_the_process(tmp_path: Path) -> None:
+    """Found by fuzzing: asked for a damaged column of a footer, pyarrow aborts."""
+    SemanticIds.assign(torch.arange(12)[:, None] // torch.tensor([4, 2]), (8, 8)).save(tmp_path)
+    program = """
+import pathlib, sys
+import pyarrow, pyarrow.parquet
+from gritvq.files import check_footer
+path = pathlib.Path(sys.argv[1])
+whole, refused = path.read_bytes(), 0
+for place in range(len(whole) - 8 - int.from_bytes(whole[-8:-4], "little"), len(whole) - 8):
+    for bit in range(8):
+        changed = bytearray(whole)
+        changed[place] ^= 1 << bit
+        path.write_bytes(changed)
+        try:
+            with pyarrow.parquet.ParquetFile(path) as file:
+                check_footer(file.metadata, path)
+                file.read()
+        except (pyarrow.ArrowException, OSError, UnicodeDecodeError):
+            refused += 1
+print(refused)
+"""
+    done = subprocess.run([sys.executable, "-c", program, tmp_path / "ids.parquet"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 100
 
 
 def test_a_column_that_is_there_twice(tmp_path: Path) -> None:

@@ -57,7 +57,7 @@ class _Parquet(_Part):
         pyarrow, parquet = optional("pyarrow", "items"), optional("pyarrow.parquet", "items")
         try:
             with parquet.ParquetFile(path) as file:
-                check_footer(file.metadata)
+                check_footer(file.metadata, path)
                 schema, metadata = file.schema_arrow, file.metadata
                 sizes = [metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)]
         except (pyarrow.ArrowException, OSError) as error:

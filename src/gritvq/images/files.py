@@ -58,7 +58,7 @@ _ORIENTATION = 0x0112  # tag of EXIF
 _LONGEST_NAME = 200  # bytes of a file's name: most systems allow 255, and suffixes and temporary files need some
 MAX_PIXELS = 2**26  # of a picture: 8192 x 8192
 _BY_ROWS = {"BMP", "DIB", "GIF", "JPEG", "PNG", "PPM"}  # formats whose decoders hold few rows besides the picture
-_STRIP = 2**22  # pixels that are converted together
+_STRIP = 2**18  # pixels that are converted together
 ALL = "all"  # the only split if no name determines one
 
 _SUFFIXES = [

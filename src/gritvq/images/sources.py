@@ -234,7 +234,7 @@ class Footer(NamedTuple):
         columns: Column of the pictures and, if it exists, of the labels.
         length: Number of rows.
         firsts: First row of every row group.
-        sizes: Bytes of the pictures in every row group.
+        sizes: Bytes of every row group, other columns with them.
     """
 
     file: Path
@@ -261,7 +261,7 @@ def read_footer(file: Path, name: str, column: str, label: str) -> Footer:
     try:
         with parquet.ParquetFile(file) as opened:
             schema, metadata = opened.schema_arrow, opened.metadata
-            check_footer(metadata)
+            check_footer(metadata, file)
     except (pyarrow.ArrowException, OSError) as error:
         raise ValueError(f"expected a Parquet file, got {str(file)!r}: {error}; replace or remove it.") from error
     kind: Any = schema.field(column).type if schema.names.count(column) == 1 else pyarrow.null()
@@ -273,9 +273,8 @@ def read_footer(file: Path, name: str, column: str, label: str) -> Footer:
     firsts, sizes, first = [], [], 0
     for number in range(metadata.num_row_groups):
         group = metadata.row_group(number)
-        leaves = [group.column(leaf) for leaf in range(group.num_columns)]
         firsts.append(first)
-        sizes.append(sum(x.total_uncompressed_size for x in leaves if x.path_in_schema.split(".")[0] == column))
+        sizes.append(group.total_byte_size)
         first += group.num_rows
     return Footer(file, name, columns, metadata.num_rows, firsts, sizes)
 

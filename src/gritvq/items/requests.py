@@ -110,7 +110,7 @@ def _parquet_rows(path: Path, names: tuple[str, str]) -> Iterator[tuple[Any, Any
     pyarrow = optional("pyarrow", "items")
     try:
         with optional("pyarrow.parquet", "items").ParquetFile(path) as file:
-            check_footer(file.metadata)
+            check_footer(file.metadata, path)
             _check_columns(file.schema_arrow.names, names, path)
             for batch in file.iter_batches(_READ, columns=list(names)):
                 batch.validate(full=True)  # damaged files may contain offsets outside the buffers

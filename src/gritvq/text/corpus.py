@@ -268,7 +268,7 @@ def _parquet(path: Path, reading: Reading) -> Iterator[tuple[Document, str]]:
     arrow, parquet = optional("pyarrow", "text"), optional("pyarrow.parquet", "text")
     try:
         file = parquet.ParquetFile(regular_file(path, "a Parquet file"))
-        check_footer(file.metadata)
+        check_footer(file.metadata, path)
         names = file.schema_arrow.names
         if reading.column not in names:
             raise ValueError(_without_column(str(path), reading.column, names))

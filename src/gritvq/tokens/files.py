@@ -337,7 +337,7 @@ def _text(record: Any) -> str:
 
 def _parquet_rows(path: Path) -> Iterator[TokenRow]:
     with optional("pyarrow.parquet", "images").ParquetFile(path) as file:
-        check_footer(file.metadata)
+        check_footer(file.metadata, path)
         rows = _parquet_values(file)
         if "shape" in file.schema_arrow.names:
             yield from _verified(

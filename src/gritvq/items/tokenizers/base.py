@@ -21,11 +21,12 @@ from gritvq.lazy import optional
 from gritvq.quantizers.base import Quantizer
 from gritvq.tokenizer import Tokenizer
 
-__all__ = ["Embeddings", "ItemTokenizer", "tracked"]
+__all__ = ["Embeddings", "ItemTokenizer", "equal_sizes", "tracked"]
 
 Embeddings = Tensor | NDArray[Any]
 _Self = TypeVar("_Self", bound="ItemTokenizer")
 _Item = TypeVar("_Item")
+_MOST_LEVELS = 1 << 12
 _LARGEST = 1e15  # sums of some hundred squares of this do not overflow float32
 
 
@@ -314,3 +315,25 @@ def tracked(items: Sequence[_Item], description: str, progress: bool) -> Iterabl
         return items
     console = optional("rich.console", "train", "for a progress bar").Console(stderr=True)
     return optional("rich.progress", "train").track(items, description=description, console=console)
+
+
+def equal_sizes(codebook_size: int, name: str, count: int) -> tuple[int, ...]:
+    """Sizes of so many codebooks, checked before there is a list of them.
+
+    Args:
+        codebook_size: Codes of each.
+        name: What their number is called.
+        count: Their number.
+
+    Raises:
+        ValueError: If a number is below 1, or there are more than 4,096 codebooks.
+
+    Example:
+        >>> equal_sizes(256, "num_levels", 3)
+        (256, 256, 256)
+    """
+    for each, value in (("codebook_size", codebook_size), (name, count)):
+        check_integer(each, value, hint=f"give a larger {each}")
+    if count > _MOST_LEVELS:
+        raise ValueError(f"expected {name} <= {_MOST_LEVELS:,}, got {count:,}; give a smaller {name}")
+    return (codebook_size,) * count

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from gritvq.component import check_integer
-from gritvq.items.tokenizers.base import ItemTokenizer, tracked
+from gritvq.items.tokenizers.base import ItemTokenizer, equal_sizes, tracked
 from gritvq.items.tokenizers.kmeans import kmeans, plus_plus
 from gritvq.items.tokenizers.search import CodeTable, quantizer_of
 from gritvq.lazy import optional
@@ -60,9 +60,8 @@ class ProductKMeans(ItemTokenizer):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        for name, value in (("codebook_size", codebook_size), ("num_parts", num_parts), ("iterations", iterations)):
-            check_integer(name, value, hint=f"give a larger {name}")
-        self.codebook_sizes = (codebook_size,) * num_parts
+        check_integer("iterations", iterations, hint="give a larger iterations")
+        self.codebook_sizes = equal_sizes(codebook_size, "num_parts", num_parts)
         self.rotate, self.iterations, self.seed = rotate, iterations, seed
 
     def _allocate(self, dim: int) -> None:

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from gritvq.component import check_integer
-from gritvq.items.tokenizers.base import ItemTokenizer, tracked
+from gritvq.items.tokenizers.base import ItemTokenizer, equal_sizes, tracked
 from gritvq.items.tokenizers.kmeans import balanced_kmeans, kmeans, plus_plus
 from gritvq.items.tokenizers.search import CodeTable, lengths, quantizer_of
 from gritvq.quantizers.base import Quantizer
@@ -74,9 +74,8 @@ class ResidualKMeans(ItemTokenizer):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        for name, value in (("codebook_size", codebook_size), ("num_levels", num_levels), ("iterations", iterations)):
-            check_integer(name, value, hint=f"give a larger {name}")
-        self.codebook_sizes = (codebook_size,) * num_levels
+        check_integer("iterations", iterations, hint="give a larger iterations")
+        self.codebook_sizes = equal_sizes(codebook_size, "num_levels", num_levels)
         self.normalize_residuals, self.balanced = normalize_residuals, balanced
         self.iterations, self.seed = iterations, seed
 
