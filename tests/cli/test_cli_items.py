@@ -32,6 +32,7 @@ from gritvq.items import (
 from gritvq.items.catalogue import embed_texts, read_item_data
 from gritvq.training.task import steps_done
 from program import wrong
+from shop_files import write_catalogue, write_shop
 from test_catalogue import tiny_encoder
 
 NUM_ITEMS, NUM_USERS = 60, 50
@@ -46,30 +47,11 @@ def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         yield
 
 
-def write_catalogue(folder: Path, count: int) -> None:
-    """Items a0, a1, ... of six kinds, whose vectors lie around their kind's."""
-    generator = np.random.default_rng(0)
-    kinds = np.arange(count) % 6
-    vectors = generator.normal(size=(6, 16))[kinds] + 0.3 * np.random.default_rng(1).normal(size=(count, 16))
-    table = {"item": [f"a{i}" for i in range(count)], "title": [f"thing {i}" for i in range(count)]}
-    folder.mkdir(exist_ok=True)
-    parquet.write_table(pyarrow.table({**table, "kind": [f"kind {k}" for k in kinds]}), folder / "items.parquet")
-    np.save(folder / "item_embeddings.npy", vectors.astype(np.float16))
-
-
 @pytest.fixture(scope="module")
 def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A catalogue, and users who go from an item to the next but one."""
+    """The folder of a shop."""
     folder = tmp_path_factory.mktemp("shop") / "data"
-    write_catalogue(folder, NUM_ITEMS)
-    users, items, positions = [], [], []
-    for user in range(NUM_USERS):
-        for position in range(6):
-            users.append(f"u{user}")
-            items.append(f"a{(user + 2 * position) % NUM_ITEMS}")
-            positions.append(position)
-    events = pyarrow.table({"user": users, "item": items, "position": positions})
-    parquet.write_table(events, folder / "interactions.parquet")
+    write_shop(folder, NUM_ITEMS, NUM_USERS)
     return folder
 
 

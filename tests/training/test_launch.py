@@ -17,8 +17,11 @@ import torch.multiprocessing as mp
 from PIL import Image
 
 from gritvq.cli import main
+from gritvq.items import SemanticIds
 from gritvq.training import TrainingPlan
 from gritvq.training.launch import Launch
+from processes import together
+from shop_files import write_shop
 
 PLAN = TrainingPlan(accelerator="cpu", devices=2)
 
@@ -59,6 +62,33 @@ def test_an_interactive_job_starts_its_own_processes(monkeypatch: pytest.MonkeyP
 def test_a_process_of_ours_waits_for_nobody_and_decides_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     put({"LOCAL_RANK": "1", "WORLD_SIZE": "2", "GRITVQ_STARTED_BY": str(os.getppid())}, monkeypatch)
     Launch(PLAN).agree(lambda: pytest.fail("a second decision"))
+
+
+def shared() -> int:
+    """What processes get that each would make of its own number; torchrun is around them."""
+    os.environ.pop("GRITVQ_STARTED_BY", None)
+    rank = int(os.environ["RANK"])
+    return Launch(PLAN).share(lambda: rank + 5) or 0
+
+
+def fit_items(shop: str, run: str) -> list[int]:
+    """The codes that the recommender of each process has."""
+    os.environ.pop("GRITVQ_STARTED_BY", None)
+    sizes = ["--tokenizer.codebook_size", "8", "--tokenizer.num_levels", "2", "--backbone.dim", "16"]
+    told = ["fit", "items", *sizes, "--backbone.num_heads", "2", "--plan.accelerator", "cpu", "--plan.devices", "2"]
+    told += ["--plan.max_steps", "2", "--plan.validate_every", "0", "--batches.batch_size", "8", "--out", run]
+    assert main([*told, "--data.folder", shop]) == 0
+    return SemanticIds.load(Path(run) / "semantic-ids" / "ids").codes.flatten().tolist()
+
+
+def test_the_others_get_what_the_first_one_made(tmp_path: Path) -> None:
+    assert together(2, shared, tmp_path) == [5, 5]
+
+
+def test_processes_of_torchrun_make_ids_once(tmp_path: Path) -> None:
+    write_shop(tmp_path / "shop", 60, 50)
+    codes = together(2, fit_items, tmp_path / "out", str(tmp_path / "shop"), str(tmp_path / "run"))
+    assert codes[0] == codes[1] and len(set(codes[0])) > 4
 
 
 @pytest.mark.parametrize("environment", [by_slurm, by_torchrun])

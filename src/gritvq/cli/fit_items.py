@@ -84,18 +84,22 @@ def fit(parser: Any, config: Any, given: Mapping[str, Any]) -> None:
             "expected ids, or collaborative_dim to make them with, got both; ids that are made already do not change"
         )
     found = None if config.ids is None else Path(config.ids).resolve()
-    if place.fresh and found is not None and place.run.path.resolve() in (found, *found.parents):
+    if not place.goes_on and found is not None and place.run.path.resolve() in (found, *found.parents):
         raise ValueError(
             f"expected ids outside of the run's own folder {place.run.path}, got {config.ids}; choose another --out"
         )
     seed_everything(config.plan.seed)
     items = read_data(config.data.as_dict(), config.k_core)
     split, tokenizer = items.interactions.split(), None
-    if config.ids is None and place.fresh:
+
+    def made() -> Any:
+        nonlocal tokenizer
         texts = items.catalogue.vectors()
         tokenizer, vectors = _with_views(config, parts_of_run(parser, config).tokenizer, texts, split)
-        ids = make_ids(tokenizer, vectors, items.catalogue.keys, config.collisions, given_vectors(texts))
-    else:
+        return make_ids(tokenizer, vectors, items.catalogue.keys, config.collisions, given_vectors(texts))
+
+    ids = place.launch.share(made) if config.ids is None and not place.goes_on else None
+    if ids is None:
         ids = _ids_for(config.ids or str(place.run.semantic_ids), items.interactions.item_keys)
     popularity = Popularity(split.train, split.num_items).counts
     backbone = class_of(config.backbone.class_path)(ids.codebook_sizes, **arguments_of(config.backbone.init_args))

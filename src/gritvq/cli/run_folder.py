@@ -52,11 +52,6 @@ class Place(NamedTuple):
     launch: Launch
     goes_on: bool
 
-    @property
-    def fresh(self) -> bool:
-        """Whether this process makes the folder."""
-        return self.launch.first and not self.goes_on
-
 
 # What to do about an existing run, for the message of RunFolder.check.
 _INSTEAD = "continue with --resume last, "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from typing import TypeVar
 
 import torch.distributed as dist
 from lightning import Trainer
@@ -15,6 +16,7 @@ from gritvq.training.run import TrainingPlan, silence
 
 __all__ = ["Launch"]
 
+_Result = TypeVar("_Result")
 _STARTED_BY = "GRITVQ_STARTED_BY"  # id of the process that started this one
 
 
@@ -88,6 +90,21 @@ class Launch:
             raise own  # which also knows the file
         if problem is not None:
             raise ValueError(problem)
+
+    def share(self, job: Callable[[], _Result]) -> _Result | None:
+        """What ``job`` returns in the first process; the others wait for it, and all fail if it fails.
+
+        Returns:
+            It, or None in a process that the first one started when training began: by then the job was done.
+
+        Raises:
+            ValueError: As :meth:`agree`.
+            OSError: As :meth:`agree`.
+        """
+        made: list[_Result] = []
+        self.agree(lambda: made.append(job()))
+        found = made[0] if made else None
+        return self._strategy.broadcast(found) if self._beside else found
 
 
 def _others() -> int:
