@@ -141,9 +141,11 @@ class TestSASRec:
         assert together[2].unique().tolist() == [0.0]
         torch.testing.assert_close(together[1], model.scores(Histories.of([[4, 5, 6, 7, 8, 9]]))[0])
 
-    def test_loss_is_the_cross_entropy_of_every_next_item(self) -> None:
-        model = SASRec(20, 16, dropout=0.0)
+    @pytest.mark.parametrize("exclude_seen", [False, True])
+    def test_loss_is_the_cross_entropy_of_every_next_item(self, exclude_seen: bool) -> None:
+        model = SASRec(20, 16, dropout=0.0, exclude_seen=exclude_seen)
         histories = [[1, 2, 3], [4, 5], [6]]
+        assert model.scores(Histories.of([[1, 2, 1]])).isneginf().nonzero().tolist() == [[0, 1], [0, 2]] * exclude_seen
         total = []
         for row in histories:
             for end in range(1, len(row)):

@@ -139,7 +139,7 @@ def test_saved_and_loaded_it_scores_bitwise_the_same(kind: type[Backbone], tmp_p
     loaded = GenerativeRecommender.from_pretrained(tmp_path / "model")
     assert torch.equal(loaded.scores([[1, 2], []]), recommender.scores([[1, 2], []]))
     assert (loaded.max_history, loaded.beam) == (3, 7) and torch.equal(loaded.priority, recommender.priority)
-    assert loaded.ids == ids and not loaded.training
+    assert loaded.ids == ids and not loaded.training and not loaded.exclude_seen
     other = SemanticIds(ids.codes.flip(0), SIZES)
     with pytest.raises(ValueError, match=r"expected the ids that .* was trained on"):
         GenerativeRecommender.from_pretrained(tmp_path / "model", other)
@@ -149,6 +149,25 @@ def test_saved_and_loaded_it_scores_bitwise_the_same(kind: type[Backbone], tmp_p
     (tmp_path / "model" / "config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match="backbone"):
         GenerativeRecommender.from_pretrained(tmp_path / "model")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_lists_without_what_a_user_has(kind: type[Backbone], tmp_path: Path) -> None:
+    """As if each history were excluded by hand, all of it, and together with what is; saved and loaded as well."""
+    ids, model = catalogue(), backbone(kind)
+    GenerativeRecommender(model, ids, max_history=3, exclude_seen=True).save_pretrained(tmp_path / "model")
+    never = GenerativeRecommender.from_pretrained(tmp_path / "model")
+    plain = GenerativeRecommender(model, ids, max_history=3).eval()
+    histories = [[1, 2, 3, 4, 1], [7], []]
+    for exact in (False, True):
+        found = never.recommend(histories, 20, exact=exact)
+        assert torch.equal(found, plain.recommend(histories, 20, exact=exact, exclude=histories))
+        found = never.recommend(histories, 20, exact=exact, exclude=[[9], [], [8]])
+        both = [[1, 2, 3, 4, 1, 9], [7], [8]]
+        assert torch.equal(found, plain.recommend(histories, 20, exact=exact, exclude=both))
+    assert torch.equal(never.scores(histories), plain.scores(histories, exclude=histories))
+    with pytest.raises(ValueError, match="expected 3 sequences to join, got 1"):
+        never.recommend(histories, 3, exclude=[[1]])
 
 
 @pytest.mark.parametrize("policy", ["keep", "append"])

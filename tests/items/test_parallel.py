@@ -13,6 +13,7 @@ from torch import Tensor
 
 from gritvq.items import (
     CatalogueDecoder,
+    Choices,
     GenerativeRecommender,
     Histories,
     ParallelDecoder,
@@ -334,7 +335,7 @@ class TestCatalogueDecoder:
         states = model._states(codes[lines])[:, :-1]
         each = -(states @ vectors.T).log_softmax(-1).gather(2, lines[..., None])[..., 0]
         wanted = torch.cat([each[0], each[1, :2]]).mean()
-        torch.testing.assert_close(model.loss(codes[lines], lengths, codes), wanted)
+        torch.testing.assert_close(model.loss(codes[lines], lengths, Choices(codes)), wanted)
         inputs = model._with_start(vectors[lines])
         torch.testing.assert_close(model.items(inputs_embeds=inputs * 4).last_hidden_state[:, :-1], states)
 
@@ -358,10 +359,38 @@ class TestCatalogueDecoder:
         wanted = [
             (scores[t, i].exp() + 40 / 5 * others[t].exp().sum()).log() - scores[t, i] for t, i in enumerate([3, 9])
         ]
-        found = model.loss(codes[lines], torch.tensor([2]), codes)
+        found = model.loss(codes[lines], torch.tensor([2]), Choices(codes))
         torch.testing.assert_close(found, torch.stack(wanted).mean())
-        exact = model.eval().loss(codes[lines], torch.tensor([2]), codes)
+        exact = model.eval().loss(codes[lines], torch.tensor([2]), Choices(codes))
         torch.testing.assert_close(exact, -scores.log_softmax(1)[[0, 1], [3, 9]].mean())
+
+    def test_what_a_user_has_is_no_choice(self) -> None:
+        """Against a softmax by hand over the items that are left at each place; a repeated target is a choice."""
+        model, codes = self.model(), random_codes()
+        lines = torch.tensor([[3, 9, 3, 1], [7, 2, 0, 0]])
+        lengths = torch.tensor([4, 2])
+        seen = torch.tensor([[3, 9, 3, 1], [7, 2, -1, -1]])
+        scores = model._states(codes[lines])[:, :-1] @ model._vectors(codes).T
+        wanted = []
+        for b, t in [(0, 0), (0, 1), (0, 2), (0, 3), (1, 0), (1, 1)]:
+            left = [i for i in range(len(codes)) if i not in lines[b, :t].tolist() or i == int(lines[b, t])]
+            wanted.append(scores[b, t, left].logsumexp(0) - scores[b, t, lines[b, t]])
+        found = model.loss(codes[lines], lengths, Choices(codes, seen))
+        torch.testing.assert_close(found, torch.stack(wanted).mean())
+        made = GenerativeRecommender(model, SemanticIds(codes, SIZES), exclude_seen=True)
+        torch.testing.assert_close(made([[3, 9, 3, 1], [7, 2]]), found)
+
+    def test_what_a_user_has_is_drawn_in_vain(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        codes, drawn = random_codes(), torch.tensor([30, 1, 1, 20, 3])
+        model = self.model(num_negatives=5).train()
+        monkeypatch.setattr(torch, "randint", lambda *_, **__: drawn)
+        scores = model._states(codes[torch.tensor([[3, 9]])])[0, :-1] @ model._vectors(codes).T
+        others = [scores[0, drawn[:4]], scores[1, drawn[:4]]]  # the fifth is the target, and then an item before
+        wanted = [
+            (scores[t, i].exp() + 40 / 5 * others[t].exp().sum()).log() - scores[t, i] for t, i in enumerate([3, 9])
+        ]
+        found = model.loss(codes[torch.tensor([[3, 9]])], torch.tensor([2]), Choices(codes, torch.tensor([[3, 9]])))
+        torch.testing.assert_close(found, torch.stack(wanted).mean())
 
     def test_learns_to_beat_popularity_in_fewer_steps(self) -> None:
         seed_everything(0, 1)

@@ -11,7 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchmetrics.functional.retrieval import retrieval_hit_rate, retrieval_normalized_dcg
 
-from gritvq.items import rank_in_list, rank_of_target, ranking_metrics, ranks_by_lists, ranks_by_scores, top_items
+from gritvq.items import (
+    rank_in_list,
+    rank_of_target,
+    ranking_metrics,
+    ranks_by_lists,
+    ranks_by_scores,
+    top_items,
+    without_seen,
+)
 from gritvq.items.interactions import Histories
 
 
@@ -93,6 +101,8 @@ def test_blocks_of_users_change_nothing(batch_size: int) -> None:
 
     whole = rank_of_target(table[histories.last()], targets)
     assert torch.equal(ranks_by_scores(scores, histories, targets, batch_size=batch_size), whole)
+    fewer = ranks_by_scores(scores, histories, targets, batch_size=batch_size, exclude_seen=True)
+    assert torch.equal(fewer, rank_of_target(without_seen(table[histories.last()], histories), targets))
     assert max(widths) <= batch_size
     lists = ranks_by_lists(lambda h, k: top_items(scores(h), k), histories, targets, k=4, batch_size=batch_size)
     assert torch.equal(lists, whole.masked_fill(whole > 4, math.inf))

@@ -82,8 +82,9 @@ def test_the_torch_format_and_lists_longer_than_the_catalogue(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("kind", [ParallelDecoder, CatalogueDecoder, DepthDecoder, TokenDecoder, EncoderDecoder])
-def test_the_program_itself_is_the_recommender(kind: Any) -> None:
-    recommender = made(kind).eval()
+@pytest.mark.parametrize("exclude_seen", [False, True])
+def test_the_program_itself_is_the_recommender(kind: Any, exclude_seen: bool) -> None:
+    recommender = made(kind, exclude_seen=exclude_seen).eval()
     histories = torch.tensor([[3, 7, 7, 29, 0], [4, -1, -1, -1, -1]])
     allowed = torch.rand(2, COUNT, generator=seeded(2)) < 0.3
     with torch.no_grad():

@@ -57,6 +57,12 @@ def arguments(parser: Any) -> None:
     parser.add_class_arguments(SequenceData, "batches", skip={"split", "every_prefix"}, instantiate=False)
     parser.add_class_arguments(RecommenderTask, "task", skip={"recommender"}, instantiate=False)
     parser.add_class_arguments(TrainingPlan, "plan")
+    parser.add_argument(
+        "--exclude_seen",
+        type=bool,
+        default=False,
+        help="list no item that the user has already, now and later: for data in which nobody takes an item twice",
+    )
     parser.add_argument("--beam", type=int, default=50, help="beam size in the test, and of the saved recommender")
     parser.add_argument("--num_test", type=int | None, default=None, help="number of test users; all if not given")
     run_arguments(parser, "recommender")
@@ -105,9 +111,8 @@ def fit(parser: Any, config: Any, given: Mapping[str, Any]) -> None:
     backbone = class_of(config.backbone.class_path)(ids.codebook_sizes, **arguments_of(config.backbone.init_args))
     settings = arguments_of(config.batches)
     data = SequenceData(split, every_prefix=backbone.every_prefix, **settings)
-    recommender = GenerativeRecommender(
-        backbone, ids, max_history=settings["max_history"], beam=config.beam, priority=popularity
-    )
+    told = {"max_history": settings["max_history"], "beam": config.beam, "exclude_seen": config.exclude_seen}
+    recommender = GenerativeRecommender(backbone, ids, **told, priority=popularity)
     task = RecommenderTask(recommender, **arguments_of(config.task))
     done = steps_done(task, plan, config, place, task.load)
     open_run(parser, config, place, done, changes)

@@ -60,7 +60,10 @@ def recommend_arguments(parser: Any) -> None:
     parser.add_argument("--beam", type=int | None, default=None, help="beam size; the recommender's if not given")
     parser.add_argument("--exact", type=bool, default=False, help="score the whole catalogue instead of beam search")
     parser.add_argument(
-        "--exclude_seen", type=bool, default=False, help="recommend no item of the history that was given or found"
+        "--exclude_seen",
+        type=bool,
+        default=False,
+        help="recommend no item of the history; a recommender made so never does",
     )
     parser.add_argument(
         "--only",

@@ -101,6 +101,20 @@ class Histories:
         found = places < counts[:, None]
         return torch.where(found, self.items[rows.clamp_max(len(self.items) - 1)], -1)
 
+    def joined(self, others: Histories) -> Histories:
+        """Each sequence and behind it that of ``others``.
+
+        Raises:
+            ValueError: If their numbers differ.
+
+        Example:
+            >>> Histories.of([[5, 2], []]).joined(Histories.of([[7], [1]])).items.tolist()
+            [5, 2, 7, 1]
+        """
+        if len(others) != len(self):
+            raise ValueError(f"expected {len(self)} sequences to join, got {len(others)}; give one for each")
+        return Histories.of([torch.cat([self[each], others[each]]) for each in range(len(self))])
+
     def append(self, items: Int[Tensor, " B"]) -> Histories:
         """Append one item to each sequence."""
         offsets = self.offsets + torch.arange(len(self) + 1)

@@ -3,6 +3,7 @@
 from gritvq.items.recommenders.backbones import (
     Backbone,
     CatalogueDecoder,
+    Choices,
     DepthDecoder,
     EncoderDecoder,
     ParallelDecoder,
@@ -20,6 +21,7 @@ from gritvq.items.recommenders.ranking import (
     ranks_by_lists,
     ranks_by_scores,
     top_items,
+    without_seen,
 )
 from gritvq.items.recommenders.sasrec import SASRec
 
@@ -27,6 +29,7 @@ __all__ = [
     "Backbone",
     "Beams",
     "CatalogueDecoder",
+    "Choices",
     "CoOccurrence",
     "DepthDecoder",
     "EncoderDecoder",
@@ -47,4 +50,5 @@ __all__ = [
     "ranks_by_lists",
     "ranks_by_scores",
     "top_items",
+    "without_seen",
 ]

@@ -18,7 +18,7 @@ from gritvq.component import eval_mode
 from gritvq.export import Format
 from gritvq.items.ids import FilteredOrder, ItemFilter, PrefixTrie, SemanticIds
 from gritvq.items.interactions import Histories, check_items
-from gritvq.items.recommenders.backbones import Backbone, Context
+from gritvq.items.recommenders.backbones import Backbone, Choices, Context
 from gritvq.items.recommenders.backbones.parallel import LookupDecoder
 from gritvq.items.recommenders.beam_search import Beams, beam_search, exact_scores
 from gritvq.items.recommenders.graph import ItemGraph
@@ -53,6 +53,8 @@ class GenerativeRecommender(nn.Module):
         max_history: Largest number of items read.
         beam: Default beam size; unused if the backbone is parallel.
         priority: Priority of each item (n,), such as its number of training events.
+        exclude_seen: Whether lists leave out the items of the history they are made for, all of it, for catalogues in
+            which nobody takes an item twice; a softmax over the catalogue is trained without them, too.
 
     Attributes:
         trained: What a loaded recommender says of its training, plain values by name.
@@ -80,6 +82,7 @@ class GenerativeRecommender(nn.Module):
         max_history: int = 20,
         beam: int = 50,
         priority: Float[Tensor, " n"] | None = None,
+        exclude_seen: bool = False,
     ) -> None:
         super().__init__()
         if backbone.codebook_sizes != tuple(ids.codebook_sizes):
@@ -96,6 +99,7 @@ class GenerativeRecommender(nn.Module):
                 f"it with max_items {max_history + 1}, or reduce max_history"
             )
         self.backbone, self.ids, self.max_history, self.beam = backbone, ids, max_history, beam
+        self.exclude_seen = exclude_seen
         self.trained: dict[str, Any] = {}
         priority = torch.zeros(len(ids.codes)) if priority is None else priority.detach().cpu().float()
         self._trie: PrefixTrie | None = None
@@ -140,7 +144,8 @@ class GenerativeRecommender(nn.Module):
         if not bool((lengths > 0).all()):
             empty = int((lengths == 0).nonzero()[0])
             raise ValueError(f"expected at least one item in each history, got none in history {empty}; leave it out")
-        return self.backbone.loss(codes, lengths, self.codes)
+        seen = Histories.of(histories).aligned(self.max_history + 1) if self.exclude_seen else None
+        return self.backbone.loss(codes, lengths, Choices(self.codes, None if seen is None else seen.to(codes.device)))
 
     @torch.no_grad()
     def recommend(
@@ -292,9 +297,10 @@ class GenerativeRecommender(nn.Module):
         """Write model, codes and trie as one program ``recommender`` that runs without gritvq.
 
         It maps ``histories`` (B, max_history), item rows of int64, oldest first, padded with -1 behind the newest, and
-        ``allowed`` (B, n), bool, to ``items`` (B, k) and ``scores`` (B, k) as of :meth:`best`; B is free. Item keys are
-        not in it: they are ``ids.items``. Rounding may change the order of items with nearly equal scores; equal ones
-        keep their order in ONNX, and have any in the torch format.
+        ``allowed`` (B, n), bool, to ``items`` (B, k) and ``scores`` (B, k) as of :meth:`best`; B is free. It leaves out
+        the items of ``histories`` if the recommender does. Item keys are not in it: they are ``ids.items``. Rounding
+        may change the order of items with nearly equal scores; equal ones keep their order in ONNX, and have any in the
+        torch format.
 
         Args:
             folder: Folder of the file; one of the same name is replaced.
@@ -321,7 +327,7 @@ class GenerativeRecommender(nn.Module):
         """
         told = dict(self.trained if training is None else training)
         extra = {"max_history": self.max_history, "beam": self.beam, "ids": _digest(self.ids)}
-        extra |= {"training": told} if told else {}
+        extra |= ({"exclude_seen": True} if self.exclude_seen else {}) | ({"training": told} if told else {})
         others = {
             _IDS: self.ids.save,
             _PRIORITY: lambda path: save_file({"priority": self.priority.cpu().contiguous()}, path),
@@ -382,7 +388,9 @@ class GenerativeRecommender(nn.Module):
         if ids.codebook_sizes != own.codebook_sizes:
             known = ids.codes.minimum(torch.tensor(own.codebook_sizes) - 1)
             ids = SemanticIds(known, own.codebook_sizes, ids.items, fingerprint=ids.fingerprint)
-        made = cls(backbone, ids, max_history=config["max_history"], beam=config["beam"], priority=priority).eval()
+        settings = {name: config[name] for name in ("max_history", "beam")}
+        exclude_seen = config.get("exclude_seen") is True
+        made = cls(backbone, ids, **settings, priority=priority, exclude_seen=exclude_seen).eval()
         made.trained = training if isinstance(training := config.get("training"), dict) else {}
         return made
 
@@ -398,6 +406,8 @@ class GenerativeRecommender(nn.Module):
         allowed: Tensor | None,
         exclude: Histories | Sequence[Sequence[int]] | None,
     ) -> ItemFilter | None:
+        if self.exclude_seen:
+            exclude = histories if exclude is None else Histories.of(histories).joined(Histories.of(exclude))
         if allowed is None and exclude is None:
             return None
         return ItemFilter(self.num_items, len(histories), allowed=allowed, exclude=exclude)

@@ -45,6 +45,7 @@ class RecommenderProgram(nn.Module):
     def __init__(self, recommender: GenerativeRecommender, k: int, beam: int) -> None:
         super().__init__()
         self.backbone, self.k, self.beam = recommender.backbone, k, beam
+        self.exclude_seen = recommender.exclude_seen
         self.trie = None if recommender.backbone.parallel else recommender.trie
         self.register_buffer("codes", recommender.codes)
         self.register_buffer("order", recommender.order)
@@ -58,7 +59,7 @@ class RecommenderProgram(nn.Module):
         known = histories >= 0
         codes = self.codes[histories.clamp(min=0)] * known[..., None]
         context = self.backbone.read(codes, known.sum(1))
-        allowed = allowed[:, self.order]
+        allowed = (_unseen(allowed, histories) if self.exclude_seen else allowed)[:, self.order]
         if self.trie is not None:
             listed = FilteredOrder(F.pad(allowed.cumsum(1), (1, 0)), None)
             beams = beam_search(self.backbone, context, self.trie, self.beam, listed=listed)
@@ -88,7 +89,14 @@ class SASRecProgram(nn.Module):
         self, histories: Int[Tensor, "B T"], allowed: Bool[Tensor, "B n"]
     ) -> tuple[Int[Tensor, "B k"], Float[Tensor, "B k"]]:
         """Items and scores, best first, padded with -1 and minus infinity."""
+        allowed = _unseen(allowed, histories) if self.model.exclude_seen else allowed
         return _best(self.model.scores_of_rows(histories), allowed, self.k)
+
+
+def _unseen(allowed: Tensor, histories: Tensor) -> Tensor:
+    """Which items are allowed and not in the histories, which are padded with -1."""
+    rows = histories.where(histories >= 0, torch.full_like(histories, allowed.shape[1]))
+    return F.pad(allowed, (0, 1)).scatter(1, rows, False)[:, :-1]
 
 
 def _best(scores: Tensor, allowed: Tensor, k: int) -> tuple[Tensor, Tensor]:

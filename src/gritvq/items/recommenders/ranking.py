@@ -15,7 +15,15 @@ from torch import Tensor
 
 from gritvq.items.interactions import Histories, check_items
 
-__all__ = ["rank_in_list", "rank_of_target", "ranking_metrics", "ranks_by_lists", "ranks_by_scores", "top_items"]
+__all__ = [
+    "rank_in_list",
+    "rank_of_target",
+    "ranking_metrics",
+    "ranks_by_lists",
+    "ranks_by_scores",
+    "top_items",
+    "without_seen",
+]
 
 CUTOFFS = (5, 10)
 
@@ -126,7 +134,12 @@ def ranking_metrics(ranks: Float[Tensor, " U"], cutoffs: Sequence[int] = CUTOFFS
 
 
 def ranks_by_scores(
-    scores: Callable[[Histories], Tensor], histories: Histories, targets: Int[Tensor, " U"], *, batch_size: int = 256
+    scores: Callable[[Histories], Tensor],
+    histories: Histories,
+    targets: Int[Tensor, " U"],
+    *,
+    batch_size: int = 256,
+    exclude_seen: bool = False,
 ) -> Float[Tensor, " U"]:
     """Ranks of the targets by a model that scores all items, in batches of users.
 
@@ -135,15 +148,18 @@ def ranks_by_scores(
         histories: Histories of U users.
         targets: Their held-out items.
         batch_size: Users per batch; memory grows with this times n.
+        exclude_seen: Whether to rank without the items of each history; a target among them is the last.
 
     Returns:
         Ranks, for :func:`ranking_metrics`.
     """
     _check_users(histories, targets, batch_size)
-    parts = [
-        rank_of_target(scores(histories[i : i + batch_size]).cpu(), targets[i : i + batch_size])
-        for i in range(0, len(targets), batch_size)
-    ]
+    parts = []
+    for i in range(0, len(targets), batch_size):
+        some = histories[i : i + batch_size]
+        found = scores(some).cpu()
+        found = without_seen(found, some) if exclude_seen else found
+        parts.append(rank_of_target(found, targets[i : i + batch_size]))
     return torch.cat(parts)
 
 
@@ -173,6 +189,17 @@ def ranks_by_lists(
         for i in range(0, len(targets), batch_size)
     ]
     return torch.cat(parts)
+
+
+def without_seen(scores: Float[Tensor, "B n"], histories: Histories) -> Float[Tensor, "B n"]:
+    """Scores with minus infinity for the items of each history.
+
+    Example:
+        >>> without_seen(torch.zeros(2, 3), Histories.of([[1, 1], [0, 2]])).tolist()
+        [[0.0, -inf, 0.0], [-inf, 0.0, -inf]]
+    """
+    lines = torch.arange(len(histories)).repeat_interleave(histories.lengths)
+    return scores.index_put((lines.to(scores.device), histories.items.to(scores.device)), scores.new_tensor(-math.inf))
 
 
 def top_items(scores: Float[Tensor, "B n"], k: int) -> Int[Tensor, "B k"]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from pathlib import Path
@@ -14,7 +15,8 @@ from torch import Tensor, nn
 from gritvq.component import check_integer, eval_mode
 from gritvq.export import Format
 from gritvq.items.interactions import Histories, Split, check_items
-from gritvq.items.recommenders.ranking import ranking_metrics, ranks_by_scores
+from gritvq.items.recommenders.backbones.base import items_before
+from gritvq.items.recommenders.ranking import ranking_metrics, ranks_by_scores, without_seen
 from gritvq.training.optimizer import OptimizerSettings, take_steps
 
 __all__ = ["SASRec"]
@@ -36,6 +38,8 @@ class SASRec(nn.Module):
         num_heads: Number of attention heads.
         max_length: Number of newest items that the model reads.
         dropout: Dropout rate in [0, 1).
+        exclude_seen: Whether each item is a choice only until a user has it, in the loss and for scores, where the
+            items of the history have minus infinity.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -59,6 +63,7 @@ class SASRec(nn.Module):
         num_heads: int = 2,
         max_length: int = 50,
         dropout: float = 0.5,
+        exclude_seen: bool = False,
     ) -> None:
         super().__init__()
         if min(num_items, dim, num_layers, num_heads, max_length) < 1 or dim % num_heads or not 0 <= dropout < 1:
@@ -67,7 +72,7 @@ class SASRec(nn.Module):
                 f"num_items={num_items}, dim={dim}, num_layers={num_layers}, num_heads={num_heads}, "
                 f"max_length={max_length}, dropout={dropout}; change the one that is out of range."
             )
-        self.num_items, self.dim, self.max_length = num_items, dim, max_length
+        self.num_items, self.dim, self.max_length, self.exclude_seen = num_items, dim, max_length, exclude_seen
         self.embedding = nn.Embedding(num_items, dim)
         self.position = nn.Embedding(max_length, dim)
         self.dropout = nn.Dropout(dropout)
@@ -95,7 +100,11 @@ class SASRec(nn.Module):
         rows = histories.aligned(self.max_length + 1).to(self.embedding.weight.device)
         target = rows[:, 1:]
         hidden = self(rows[:, :-1])[target >= 0]
-        return F.cross_entropy(hidden @ self.embedding.weight.T, target[target >= 0])
+        logits = hidden @ self.embedding.weight.T
+        if self.exclude_seen:
+            before = items_before(rows, F.pad(target >= 0, (1, 0)).flatten().nonzero()[:, 0])
+            logits[(before >= 0).nonzero()[:, 0], before[before >= 0]] = -math.inf
+        return F.cross_entropy(logits, target[target >= 0])
 
     @torch.no_grad()
     def scores(self, histories: Histories) -> Float[Tensor, "B n"]:
@@ -106,7 +115,8 @@ class SASRec(nn.Module):
         """
         check_items(histories.items, self.num_items)
         with eval_mode(self):
-            return self.scores_of_rows(histories.aligned(self.max_length).to(self.embedding.weight.device))
+            scores = self.scores_of_rows(histories.aligned(self.max_length).to(self.embedding.weight.device))
+        return without_seen(scores, histories) if self.exclude_seen else scores
 
     def scores_of_rows(self, items: Int[Tensor, "B T"]) -> Float[Tensor, "B n"]:
         """Scores of all items after the last of each row; zeros for a row without items.

@@ -4,7 +4,7 @@ All of them use the tokens of a :class:`gritvq.tokens.Vocabulary`. They have no 
 per history is in the ``context``.
 """
 
-from gritvq.items.recommenders.backbones.base import Backbone, Context
+from gritvq.items.recommenders.backbones.base import Backbone, Choices, Context
 from gritvq.items.recommenders.backbones.depth import DepthDecoder
 from gritvq.items.recommenders.backbones.parallel import CatalogueDecoder, ParallelDecoder
 from gritvq.items.recommenders.backbones.tokens import EncoderDecoder, TokenDecoder
@@ -12,6 +12,7 @@ from gritvq.items.recommenders.backbones.tokens import EncoderDecoder, TokenDeco
 __all__ = [
     "Backbone",
     "CatalogueDecoder",
+    "Choices",
     "Context",
     "DepthDecoder",
     "EncoderDecoder",

@@ -15,7 +15,16 @@ from gritvq.component import Component
 from gritvq.distributed import masked_mean
 from gritvq.tokens import BOS, Vocabulary
 
-__all__ = ["NO_TARGET", "Backbone", "CausalDecoder", "Context", "PerItemDecoder", "mean_cross_entropy"]
+__all__ = [
+    "NO_TARGET",
+    "Backbone",
+    "CausalDecoder",
+    "Choices",
+    "Context",
+    "PerItemDecoder",
+    "items_before",
+    "mean_cross_entropy",
+]
 
 _ROWS = 64  # the number of rows in a product is a multiple of this
 NO_TARGET = -100  # what cross_entropy takes for no target
@@ -31,6 +40,19 @@ class Context(NamedTuple):
 
     states: Tensor
     lengths: Tensor
+
+
+class Choices(NamedTuple):
+    """What a softmax over items chooses from.
+
+    Attributes:
+        codes: Ids of all items (n, Q).
+        seen: Item rows of the histories (B, T), padded with -1, if each item is a choice only until a user has it;
+            None if it stays one.
+    """
+
+    codes: Tensor
+    seen: Tensor | None = None
 
 
 class Backbone(Component, ABC):
@@ -60,14 +82,14 @@ class Backbone(Component, ABC):
 
     @abstractmethod
     def loss(
-        self, codes: Int[Tensor, "B T Q"], lengths: Int[Tensor, " B"], catalogue: Int[Tensor, "n Q"] | None = None
+        self, codes: Int[Tensor, "B T Q"], lengths: Int[Tensor, " B"], choices: Choices | None = None
     ) -> Float[Tensor, ""]:
         """Mean negative log-likelihood per item in nats, summed over the levels; see ``mean_over_levels``.
 
         Args:
             codes: Ids of items in time order; entries beyond ``lengths`` are ignored.
             lengths: Number of items per row, >= 1.
-            catalogue: Ids of all items, for a model with a softmax over items; the others do not read it.
+            choices: For a model with a softmax over items; the others do not read it.
         """
 
     @abstractmethod
@@ -152,6 +174,22 @@ class PerItemDecoder(CausalDecoder):
     @abstractmethod
     def _states(self, codes: Tensor) -> Tensor:
         """States (B, T + 1, D) after BOS and after each item."""
+
+
+def items_before(rows: Int[Tensor, "B T"], places: Int[Tensor, " N"]) -> Int[Tensor, "N T"]:
+    """Items before each place of the flattened histories, but not the item there, padded with -1.
+
+    Args:
+        rows: Item rows of the histories, padded with -1 behind the newest.
+        places: Places in ``rows.flatten()``.
+
+    Example:
+        >>> items_before(torch.tensor([[5, 2, 5]]), torch.tensor([1, 2])).tolist()
+        [[5, -1, -1], [-1, 2, -1]]
+    """
+    lines, column = rows[places // rows.shape[1]], places[:, None] % rows.shape[1]
+    later = torch.arange(rows.shape[1], device=rows.device) >= column
+    return lines.masked_fill(later | (lines == lines.gather(1, column)), -1)
 
 
 def mean_cross_entropy(logits: Float[Tensor, "N K"], targets: Int[Tensor, " N"]) -> Float[Tensor, ""]:

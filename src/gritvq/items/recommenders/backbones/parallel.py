@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from gritvq.component import check_integer, check_number
 from gritvq.distributed import masked_mean
-from gritvq.items.recommenders.backbones.base import NO_TARGET, Context, PerItemDecoder
+from gritvq.items.recommenders.backbones.base import NO_TARGET, Choices, Context, PerItemDecoder, items_before
 from gritvq.priors.transformer import gpt2
 from gritvq.tokens import EOS
 
@@ -105,7 +105,7 @@ class ParallelDecoder(LookupDecoder):
                 parameter.zero_()  # as in the released code: all heads start as the identity
 
     def loss(
-        self, codes: Int[Tensor, "B T Q"], lengths: Int[Tensor, " B"], catalogue: Int[Tensor, "n Q"] | None = None
+        self, codes: Int[Tensor, "B T Q"], lengths: Int[Tensor, " B"], choices: Choices | None = None
     ) -> Float[Tensor, ""]:
         """See the base class. Every item of each row is a target; in training the mean is over the drawn channels."""
         places, _, targets = self._packed(codes, lengths)
@@ -150,9 +150,11 @@ class CatalogueDecoder(LookupDecoder):
 
         ``score(i) = <s, v_i> = sum_q <s, e_{q, c_iq}>``, ``p(i) = exp(score(i)) / sum_j exp(score(j))``,
 
-    where j runs over the catalogue. Scores are sums over channels, as those of :class:`ParallelDecoder` are, so the
-    same look-up, graph and program serve them; an item that was not there in training has a score by its codes. The
-    loss is the mean cross-entropy over items. The transformer is GPT-2; one pass trains on all prefixes of a history.
+    where j runs over the catalogue, in training without the items that the user has already if the recommender excludes
+    them from lists (``exclude_seen``), so that the state may stay near the items before. Scores are sums over channels,
+    as those of :class:`ParallelDecoder` are, so the same look-up, graph and program serve them; an item that was not
+    there in training has a score by its codes. The loss is the mean cross-entropy over items. The transformer is GPT-2;
+    one pass trains on all prefixes of a history.
 
     Args:
         codebook_sizes: Codes per channel; 16 to 64 channels are usual.
@@ -178,7 +180,7 @@ class CatalogueDecoder(LookupDecoder):
     Example:
         >>> model = CatalogueDecoder((4, 4), 8, num_layers=1, num_heads=1, hidden_dim=8)
         >>> catalogue = torch.tensor([[0, 1], [2, 3], [1, 1]])
-        >>> loss = model.loss(catalogue[None], torch.tensor([3]), catalogue)
+        >>> loss = model.loss(catalogue[None], torch.tensor([3]), Choices(catalogue))
         >>> bool((loss - torch.tensor(3.0).log()).abs() < 0.2)  # untrained: about log 3
         True
     """
@@ -204,26 +206,35 @@ class CatalogueDecoder(LookupDecoder):
             self.embedding.weight[EOS + 1 :] /= len(self.codebook_sizes) ** 0.5  # so that an item's vector has .02
 
     def loss(
-        self, codes: Int[Tensor, "B T Q"], lengths: Int[Tensor, " B"], catalogue: Int[Tensor, "n Q"] | None = None
+        self, codes: Int[Tensor, "B T Q"], lengths: Int[Tensor, " B"], choices: Choices | None = None
     ) -> Float[Tensor, ""]:
         """See the base class. Every item of each row is a target.
 
         Raises:
             ValueError: If the catalogue is missing.
         """
-        if catalogue is None:
+        if choices is None:
             raise ValueError("expected the ids of the catalogue, got none; pass all of them, one row per item")
+        catalogue = choices.codes
         places, inputs, targets = self._packed(codes, lengths)
         states = self._states(codes)[:, :-1].flatten(0, 1)[places]
         wanted = (states * self._vectors(inputs)).sum(1).float()
         if self.training and self.num_negatives is not None:
-            drawn = catalogue[torch.randint(len(catalogue), (self.num_negatives,), device=codes.device)]
-            same = (inputs[:, None] == drawn).all(2)
-            logits = (states @ self._vectors(drawn).T).float().masked_fill(same, -math.inf)
+            rows = torch.randint(len(catalogue), (self.num_negatives,), device=codes.device)
+            drawn = catalogue[rows]
+            left_out = (inputs[:, None] == drawn).all(2)
+            if choices.seen is not None:
+                left_out |= (items_before(choices.seen, places)[..., None] == rows).any(1)
+            logits = (states @ self._vectors(drawn).T).float().masked_fill(left_out, -math.inf)
             others = logits + math.log(len(catalogue) / self.num_negatives)
             total = torch.cat([wanted[:, None], others], 1).logsumexp(1)
         else:
-            total = (states @ self._vectors(catalogue).T).float().logsumexp(1)
+            logits = (states @ self._vectors(catalogue).T).float()
+            if choices.seen is not None:
+                before = items_before(choices.seen, places)
+                known = before >= 0
+                logits[known.nonzero()[:, 0], before[known]] = -math.inf
+            total = logits.logsumexp(1)
         real = targets[:, 0] != NO_TARGET
         return masked_mean(total - wanted, real)
 
