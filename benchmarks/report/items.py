@@ -39,12 +39,13 @@ noise does not change, "cohesion" the mean cosine of two items that share one, t
 HEADLINE = """    python -m benchmarks.quality.recommenders --data PATH-TO-AMAZON-BEAUTY
     python -m benchmarks.quality.recommend --data PATH-TO-RECSYS
 
-Amazon Beauty: 22,363 users, 12,101 items, the last event of each user for test, ranks in the whole catalogue, seen
-items kept; means over seeds, smallest and largest in brackets. Recommenders on semantic ids are what `gritvq fit items`
-makes of a configuration in `configs/items`, the checkpoint chosen by NDCG@10 of as many validation users as it says;
-their settings were chosen on validation users, too. "Titles and buyers" are ids of title embeddings and of vectors of
-who had which items in the training part. Minutes are processor time of the whole command on one thread, ids,
-validation and test included."""
+Amazon Beauty: 22,363 users, 12,101 items, the last event of each user for test, ranks in the whole catalogue; means
+over seeds, smallest and largest in brackets. Nobody has an item twice in these data, and so lists may leave out what a
+user has; published tables differ in whether they do, so each row says what it does.
+Recommenders on semantic ids are what `gritvq fit items` makes of a configuration in
+`configs/items`, the checkpoint chosen by NDCG@10 of as many validation users as it says; their settings were chosen on
+validation users, too. "Titles and buyers" are ids of title embeddings and of vectors of who had which items in the
+training part. Minutes are processor time of the whole command on one thread, ids, validation and test included."""
 
 BASELINES = """    python -m benchmarks.quality.recommend --data PATH-TO-RECSYS
 
@@ -155,19 +156,28 @@ def headline(folder: Path) -> str:
         own = read_results(path, HEADLINED)
         others = folder / path.name.replace("headline", "baselines")
         known = [row for row in read_results(others, RUN) if row["data"] == "amazon_beauty"] if others.exists() else []
+        known = [row for row in known if _lists_of(row["method"])[0] in _FLOORS.values()]
         lines = []
-        for ids, results in (("semantic ids", own), ("-", [row for row in known if row["method"] in _FLOORS])):
+        for ids, results in (("semantic ids", own), ("-", known)):
             for (method,), runs in _grouped(results, ("method",)).items():
                 numbers = [_spread([float(run[name]) for run in runs], ".4f") for name in RANKING]
                 minutes = f"{_mean(runs, 'minutes'):.0f}" if "minutes" in runs[0] else "-"
-                name = _FLOORS.get(method, method)
-                lines.append((_mean(runs, "recall@10"), [name, ids, *numbers, minutes, str(len(runs))]))
-        columns = ("recommender", "works on", "R@5", "N@5", "R@10", "N@10", "minutes", "seeds")
+                name, lists = _lists_of(method)
+                lines.append((_mean(runs, "recall@10"), [name, ids, lists, *numbers, minutes, str(len(runs))]))
+        columns = ("recommender", "works on", "what a user has", *_SHORT, "minutes", "seeds")
         ranked = [line for _, line in sorted(lines, key=lambda each: -each[0])]
         parts += [circumstances(own, ABOUT), markdown_table(columns, ranked)]
     return "\n\n".join([HEADLINE, *parts])
 
 
+def _lists_of(method: str) -> tuple[str, str]:
+    """A row's name, and whether its lists have what a user has."""
+    own = method in _FLOORS or method.endswith(", seen kept")
+    name = method.removesuffix(", seen kept").removesuffix(", seen left out")
+    return _FLOORS.get(name, name), "may be listed" if own else "is left out"
+
+
+_SHORT = ("R@5", "N@5", "R@10", "N@10")
 _FLOORS = {
     "popularity": "popularity",
     "text cosine": "cosine of titles, no training",
