@@ -35,6 +35,7 @@ from gritvq.images import (
     ImageDecoder,
     ImageEncoder,
     ImageTokenizer,
+    TokenizerTask,
     open_pictures,
     read_images,
     to_tensor,
@@ -145,8 +146,14 @@ def test_such_sources_would_be_found(code: str) -> None:
 # --- no code of others: the files -------------------------------------------------------------------------------------
 
 
+def test_a_setting_of_a_checkpoint_that_is_a_tensor() -> None:
+    """Found by fuzzing: whether it differs is no single answer."""
+    tokenizer = ImageTokenizer(ImageEncoder(4, width=8), vq_vae(4, 8), ImageDecoder(4, width=8))
+    with pytest.raises(ValueError, match=r"expected lr tensor\(\[1., 1.\]\) as at the start of the resumed run"):
+        TokenizerTask(tokenizer).check_checkpoint({"settings": {"lr": torch.ones(2)}})
+
+
 def test_a_checkpoint_with_a_pickle_is_refused_unread(tmp_path: Path, mark: Path) -> None:
-    from gritvq.images import TokenizerTask
     from gritvq.training import TrainingPlan
     from gritvq.training.run import check_checkpoint
 

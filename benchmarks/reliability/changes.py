@@ -11,7 +11,7 @@ import struct
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow
 from pyarrow import parquet
@@ -22,13 +22,16 @@ import gritvq.items
 
 __all__ = [
     "Files",
+    "Reader",
     "as_json",
     "changed",
     "changed_archive",
+    "changed_files",
     "changed_json",
     "changed_table",
     "changed_tensors",
     "damaged",
+    "outcome",
 ]
 
 Files = dict[str, bytes]
@@ -47,6 +50,20 @@ NAMES += [
     "gritvq.images.files.os",
 ]
 WORDS = [b"\0", b"\xff" * 8, b'"', b"[" * 3000, b",,\n", b"9" * 400, b"-1", b"nan", b"\n- " * 50, b"&a [*a]", b"!!int "]
+
+
+class Reader(NamedTuple):
+    """A reader and files that it reads.
+
+    Attributes:
+        make: Writes whole files into a folder.
+        read: Reads what is there as its user does.
+        change: Changes the files, by a generator of random numbers.
+    """
+
+    make: Callable[[Path], object]
+    read: Callable[[Path], object]
+    change: Callable[[random.Random, Files], Files]
 
 
 def damaged(content: bytes, chance: random.Random) -> bytes:
@@ -276,3 +293,27 @@ def changed_archive(chance: random.Random, content: bytes) -> bytes:
                 new.writestr(name, record, packing)
     written = out.getvalue()
     return damaged(written, chance) if chance.random() < 0.2 else written
+
+
+def changed_files(reader: Reader, files: Files, seed: int, folder: Path) -> bool:
+    """Write the files that a seed makes of whole ones; whether it makes any."""
+    try:
+        made = reader.change(random.Random(seed), dict(files))
+    except Exception:  # such as values that a format cannot hold
+        return False
+    for name, content in made.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    return True
+
+
+def outcome(reader: Reader, folder: Path) -> tuple[str, str]:
+    """``accepted``, ``refused`` (as it should: a ValueError that says what was expected) or ``crashed``, and why."""
+    try:
+        reader.read(folder)
+    except ValueError as error:
+        said = str(error)
+        return ("refused", said[:200]) if "expected" in said else ("crashed", f"ValueError: {said[:300]}")
+    except BaseException as error:
+        return "crashed", f"{type(error).__name__}: {str(error)[:300]}"
+    return "accepted", ""

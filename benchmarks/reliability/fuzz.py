@@ -26,9 +26,12 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.reliability.figures import Figure, write_figures
+
+if TYPE_CHECKING:
+    from benchmarks.reliability.changes import Reader
 
 __all__ = ["Found", "fuzz", "main"]
 
@@ -120,9 +123,9 @@ def _counted(found: Found, log: Path) -> tuple[int | None, bool]:
 
 def _work(name: str, first: int, seconds: float, work: Path) -> None:
     """Read inputs and write down what happens."""
-    from benchmarks.reliability.hostile import READERS, changed_files, outcome
+    from benchmarks.reliability.changes import changed_files, outcome
 
-    reader, files = READERS[name], _whole(name)
+    reader, files = _reader(name), _whole(name)
     resource.setrlimit(resource.RLIMIT_AS, (LIMIT, LIMIT))
     folder, end, seed = work / "input", time.monotonic() + seconds, first
     with (work / "log.jsonl").open("w") as log:
@@ -139,15 +142,25 @@ def _work(name: str, first: int, seconds: float, work: Path) -> None:
             seed += 1
 
 
+def _reader(name: str) -> Reader:
+    """A reader; that of pictures alone, whose packages are few."""
+    if name == "pictures":
+        from benchmarks.reliability.pictures import PICTURES
+
+        return PICTURES
+    from benchmarks.reliability.hostile import READERS
+
+    return READERS[name]
+
+
 def _whole(name: str) -> dict[str, bytes]:
     """Whole files of a reader, which it reads."""
     import torch
-    from benchmarks.reliability.hostile import READERS
 
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        READERS[name].make(folder)
+        _reader(name).make(folder)
         return {
             str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()
         }
@@ -166,10 +179,10 @@ def _peak() -> int:
 
 def _again(name: str, seed: int) -> None:
     """One input, with its error."""
-    from benchmarks.reliability.hostile import READERS, changed_files
+    from benchmarks.reliability.changes import changed_files
 
     with tempfile.TemporaryDirectory() as scratch:
-        changed_files(READERS[name], _whole(name), seed, Path(scratch))
+        changed_files(_reader(name), _whole(name), seed, Path(scratch))
         print(
             *(f"{path.relative_to(scratch)}: {path.stat().st_size:,} bytes" for path in Path(scratch).rglob("*")),
             sep="\n",
@@ -179,7 +192,7 @@ def _again(name: str, seed: int) -> None:
         _reset_peak()
         began = time.monotonic()
         try:
-            READERS[name].read(Path(scratch))
+            _reader(name).read(Path(scratch))
             print("accepted")
         except BaseException:
             traceback.print_exc()

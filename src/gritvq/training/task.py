@@ -278,7 +278,7 @@ class Task(LightningModule, ABC):
         if not isinstance(began, dict):
             raise ValueError(f"expected settings by name in the checkpoint, got {began!r}; use another one")
         for name, value in self.settings.items():
-            if name in began and began[name] != value:
+            if name in began and _differ(began[name], value):
                 raise ValueError(
                     f"expected {name} {began[name]!r} as at the start of the resumed run, got {value!r}; leave it "
                     "unchanged, or start a new run from the weights of this one"
@@ -292,6 +292,14 @@ class Task(LightningModule, ABC):
             run: The run's folder.
             training: Version, steps and seed, to save with the model.
         """
+
+
+def _differ(one: Any, other: Any) -> bool:
+    """Whether two settings differ, whatever a damaged file has there."""
+    try:
+        return bool(one != other)
+    except RuntimeError:  # a tensor of several values
+        return True
 
 
 def steps_done(checkpoint: Mapping[str, Any]) -> int:
