@@ -29,7 +29,7 @@ from gritvq import FreeCodebook, Tokenizer, vq_vae
 from gritvq.cli.errors import check_yaml, parser_class, read_yaml
 from gritvq.cli.fit import configuration
 from gritvq.component import from_config
-from gritvq.files import check_footer, check_unpacked, read_header, replacing_files, write_header
+from gritvq.files import _sizes_of_groups, check_footer, check_unpacked, read_header, replacing_files, write_header
 from gritvq.images import (
     FileFeatures,
     ImageDecoder,
@@ -42,7 +42,8 @@ from gritvq.images import (
 )
 from gritvq.images.foundation import FoundationEncoder, pretrained_encoder
 from gritvq.interop import prepare_upload
-from gritvq.items import ProductKMeans, ResidualKMeans, SemanticIds
+from gritvq.items import ProductKMeans, ResidualKMeans
+from gritvq.items.catalogue import read_catalogue
 from gritvq.saving import rebuilt
 from gritvq.tokens import TokenRow, read_tokens, write_tokens
 
@@ -346,6 +347,42 @@ def test_tables_that_unpack_to_far_more(tmp_path: Path) -> None:
     check_unpacked("a file", 2**40, 2**40)
 
 
+def test_lists_that_unpack_to_far_more(tmp_path: Path) -> None:
+    """A file of 3 kB took 4 GB: its lists of zeros are counted as they are, not by their rows."""
+    zeros = pyarrow.array(np.zeros(2**20, np.float32))
+    lists = pyarrow.ListArray.from_arrays(pyarrow.array([0, *[2**20] * 20], pyarrow.int32()), zeros)
+    table = pyarrow.table({"item": list(range(20)), "embedding": pyarrow.concat_arrays([lists[:1]] * 20)})
+    parquet.write_table(table, tmp_path / "items.parquet", compression="zstd")
+    assert (tmp_path / "items.parquet").stat().st_size < 5000
+    with pytest.raises(ValueError, match=r"all rows of a file of .* bytes that would take 160 MB of memory"):
+        read_catalogue(tmp_path / "items.parquet")
+
+
+def test_groups_that_are_small_alone(tmp_path: Path) -> None:
+    table = pyarrow.table({"item": np.zeros(2**24, np.int64)})
+    parquet.write_table(table, tmp_path / "items.parquet", compression="zstd", row_group_size=2**22)
+    metadata = parquet.ParquetFile(tmp_path / "items.parquet").metadata
+    check_footer(metadata, tmp_path / "items.parquet")
+    with pytest.raises(OSError, match=r"all rows of a file of .* bytes that would take 128 MB"):
+        check_footer(metadata, tmp_path / "items.parquet", whole=True)
+
+
+@pytest.mark.parametrize("groups", [1, 3])
+def test_sizes_in_footers_are_those_that_pyarrow_says(groups: int, tmp_path: Path) -> None:
+    rows = 3 * groups
+    columns: dict[str, Any] = {"a": list(range(rows)), "b": [[1.0] * n for n in range(rows)], "c": [b"x"] * rows}
+    columns |= {"d": [{"e": [True, False], "f": "x"}] * rows, "g": [[[n]] * 200 for n in range(rows)]}
+    columns["h"] = pyarrow.array([[("x", True)]] * rows, pyarrow.map_(pyarrow.string(), pyarrow.bool_()))
+    path = tmp_path / "a.parquet"
+    parquet.write_table(pyarrow.table(columns), path, row_group_size=3)
+    metadata = parquet.ParquetFile(path).metadata
+    found = [metadata.row_group(number) for number in range(groups)]
+    wanted = [[group.column(leaf) for leaf in range(group.num_columns)] for group in found]
+    assert _sizes_of_groups(path) == [
+        sum(max(each.total_uncompressed_size, 8 * each.num_values) for each in leaves) for leaves in wanted
+    ]
+
+
 # --- pictures ---------------------------------------------------------------------------------------------------------
 
 
@@ -445,7 +482,8 @@ def test_levels_have_a_limit_before_there_is_a_list_of_them(kind: type, name: st
 
 def test_footers_with_any_byte_changed_do_not_end_the_process(tmp_path: Path) -> None:
     """Found by fuzzing: asked for a damaged column of a footer, pyarrow aborts."""
-    SemanticIds.assign(torch.arange(12)[:, None] // torch.tensor([4, 2]), (8, 8)).save(tmp_path)
+    columns = {"a": list(range(12)), "b": [[n] * 3 for n in range(12)], "c": ["x"] * 12}
+    parquet.write_table(pyarrow.table(columns), tmp_path / "a.parquet", row_group_size=6)
     program = """
 import pathlib, sys
 import pyarrow, pyarrow.parquet
@@ -453,7 +491,7 @@ from gritvq.files import check_footer
 path = pathlib.Path(sys.argv[1])
 whole, refused = path.read_bytes(), 0
 for place in range(len(whole) - 8 - int.from_bytes(whole[-8:-4], "little"), len(whole) - 8):
-    for bit in range(8):
+    for bit in (0, 3, 7):
         changed = bytearray(whole)
         changed[place] ^= 1 << bit
         path.write_bytes(changed)
@@ -465,7 +503,7 @@ for place in range(len(whole) - 8 - int.from_bytes(whole[-8:-4], "little"), len(
             refused += 1
 print(refused)
 """
-    done = subprocess.run([sys.executable, "-c", program, tmp_path / "ids.parquet"], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", program, tmp_path / "a.parquet"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) > 100
 

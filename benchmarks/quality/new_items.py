@@ -142,7 +142,7 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     options = parser.parse_args()
     path = RESULTS / f"items_new_{hardware()}_{date.today():%Y%m}.csv"
-    about = circumstances("items held out of training, seen left out", options.data.resolve().name)
+    about = circumstances("items held out of training, seen excluded", options.data.resolve().name)
     done = read_results(path, IDENTITY) if path.exists() else []
     for seed in options.seeds:
         if any((str(row["seed"]), str(row["steps"])) == (str(seed), str(options.steps)) for row in done):

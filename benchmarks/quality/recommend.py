@@ -4,12 +4,12 @@
     python -m benchmarks.quality.recommend --methods sasrec "cornac sasrec" --seeds 0 1 2
 
 Leave-one-out by time, ranks over the whole catalogue, ties at their mean rank; once with the items that a user has had,
-and once ("seen left out") without: nobody has an item twice in these data, so a list need not show them. SASRec is
-trained without them, too. Baselines are exact and have no seed. Popularity stands there a second time with half ranks
-rounded down, and text cosine with 5,000 sampled users, as the reference values have it. SASRec is trained on the
-training part, with its settings chosen and its training stopped by NDCG@10 on the validation items; the test items are
-ranked once per seed. SASRec of cornac (extra ``bench``), which is only run if it is named, has the epoch chosen on
-2,000 of the validation users.
+and once ("seen excluded") without: nobody has an item twice in these data, so a list need not show them. In the second
+case SASRec is trained without them, too. Baselines are exact and have no seed. Popularity stands there a second time
+with half ranks rounded down, and text cosine with 5,000 sampled users, as the reference values have it. SASRec is
+trained on the training part, with its settings chosen and its training stopped by NDCG@10 on the validation items; the
+test items are ranked once per seed. SASRec of cornac (extra ``bench``), which is only run if it is named, has the epoch
+chosen on 2,000 of the validation users.
 
 Writes ``benchmarks/results/items_baselines_*.csv``. A run that is in it already is not repeated.
 """
@@ -34,7 +34,7 @@ from gritvq.items.interactions import Split
 from gritvq.results import read_results, write_results
 
 DATA = ("amazon_beauty", "movielens_latest_small")
-UNSEEN = ", seen left out"
+UNSEEN = ", seen excluded"
 BASICS = ("popularity", "co-occurrence", "text cosine", "sasrec")
 METHODS = (*BASICS, *(name + UNSEEN for name in BASICS))
 PEERS = ("cornac sasrec",)

@@ -40,8 +40,8 @@ HEADLINE = """    python -m benchmarks.quality.recommenders --data PATH-TO-AMAZO
     python -m benchmarks.quality.recommend --data PATH-TO-RECSYS
 
 Amazon Beauty: 22,363 users, 12,101 items, the last event of each user for test, ranks in the whole catalogue; means
-over seeds, smallest and largest in brackets. Nobody has an item twice in these data, and so lists may leave out what a
-user has; published tables differ in whether they do, so each row says what it does.
+over seeds, smallest and largest in brackets. Nobody has an item twice in these data, so lists may exclude the items
+that a user has seen; published tables differ in whether they do, and each row says what it does.
 Recommenders on semantic ids are what `gritvq fit items` makes of a configuration in
 `configs/items`, the checkpoint chosen by NDCG@10 of as many validation users as it says; their settings were chosen on
 validation users, too. "Titles and buyers" are ids of title embeddings and of vectors of who had which items in the
@@ -164,17 +164,17 @@ def headline(folder: Path) -> str:
                 minutes = f"{_mean(runs, 'minutes'):.0f}" if "minutes" in runs[0] else "-"
                 name, lists = _lists_of(method)
                 lines.append((_mean(runs, "recall@10"), [name, ids, lists, *numbers, minutes, str(len(runs))]))
-        columns = ("recommender", "works on", "what a user has", *_SHORT, "minutes", "seeds")
+        columns = ("recommender", "works on", "seen items", *_SHORT, "minutes", "seeds")
         ranked = [line for _, line in sorted(lines, key=lambda each: -each[0])]
         parts += [circumstances(own, ABOUT), markdown_table(columns, ranked)]
     return "\n\n".join([HEADLINE, *parts])
 
 
 def _lists_of(method: str) -> tuple[str, str]:
-    """A row's name, and whether its lists have what a user has."""
+    """A row's name, and what becomes of seen items."""
     own = method in _FLOORS or method.endswith(", seen kept")
-    name = method.removesuffix(", seen kept").removesuffix(", seen left out")
-    return _FLOORS.get(name, name), "may be listed" if own else "is left out"
+    name = method.removesuffix(", seen kept").removesuffix(", seen excluded")
+    return _FLOORS.get(name, name), "kept" if own else "excluded"
 
 
 _SHORT = ("R@5", "N@5", "R@10", "N@10")

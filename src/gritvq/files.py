@@ -221,26 +221,96 @@ def check_unpacked(what: str, unpacked: int, packed: int) -> None:
         raise OSError(f"{what} of {packed:,} bytes that would take {unpacked >> 20:,} MB of memory")
 
 
-def check_footer(metadata: Any, path: str | os.PathLike[str]) -> None:
+def check_footer(metadata: Any, path: str | os.PathLike[str], *, whole: bool = False) -> None:
     """Refuse a Parquet file whose groups do not add up to its rows, or that would be far larger in memory.
 
-    What is written about single columns is not looked at: where it is damaged, asking pyarrow for it ends the process.
+    A value counts as 8 bytes at least. In columns of lists there are more values than rows: their numbers are read from
+    the footer here, since pyarrow ends the process when it is asked for a column whose statistics are damaged.
 
     Args:
         metadata: The file's, from pyarrow.
         path: The file.
+        whole: Whether all groups of rows will be in memory together.
 
     Raises:
         OSError: Then, as pyarrow does for other damage.
     """
     groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
     rows = sum(group.num_rows for group in groups)
-    if rows != metadata.num_rows:
+    if rows != metadata.num_rows or min((min(each.num_rows, each.total_byte_size) for each in groups), default=0) < 0:
         raise OSError(f"damaged footer: {metadata.num_rows:,} rows in groups of {rows:,}")
-    packed = os.path.getsize(path)
-    for group in groups:
-        unpacked = max(group.total_byte_size, 8 * group.num_rows * group.num_columns)
-        check_unpacked("a group of rows in a file", unpacked, packed)
+    sizes = [max(group.total_byte_size, 8 * group.num_rows * group.num_columns) for group in groups]
+    schema = metadata.schema
+    if any(schema.column(number).max_repetition_level for number in range(metadata.num_columns)):
+        sizes = [max(pair) for pair in zip(sizes, _sizes_of_groups(Path(path)), strict=True)]
+    for unpacked in [sum(sizes)] if whole else sizes:
+        check_unpacked("all rows of a file" if whole else "a group of rows in a file", unpacked, os.path.getsize(path))
+
+
+def _sizes_of_groups(path: Path) -> list[int]:
+    """Bytes of the groups of a Parquet file by what its footer says of every column."""
+    with path.open("rb") as file:
+        file.seek(-8, os.SEEK_END)
+        length = int.from_bytes(file.read(4), "little")
+        file.seek(-8 - length, os.SEEK_END)
+        reader = _Compact(file.read(length))
+    try:
+        groups = [[column[3] for column in group[1]] for group in reader.value(_STRUCT)[4]]  # numbers of parquet.thrift
+        return [sum(max(each[6], 8 * each[5]) for each in columns) for columns in groups]
+    except (IndexError, KeyError, TypeError, RecursionError) as error:
+        raise OSError("damaged footer") from error
+
+
+_STRUCT = 12
+
+
+class _Compact:
+    """Reads the compact protocol of Thrift: structures as values by number, no text."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data, self.place = data, 0
+
+    def byte(self) -> int:
+        self.place += 1
+        return self.data[self.place - 1]
+
+    def natural(self) -> int:
+        """A number of any length, seven bits a byte."""
+        value, shift, more = 0, 0, True
+        while more:
+            byte = self.byte()
+            value, shift, more = value | (byte & 127) << shift, shift + 7, byte > 127
+        return value
+
+    def value(self, kind: int, inside: bool = False) -> Any:
+        """A value; truth values have a byte of their own inside of lists and maps only."""
+        if kind in (1, 2):
+            return self.byte() == 1 if inside else kind == 1
+        if kind == 3:
+            return self.byte()
+        if kind in (4, 5, 6):
+            number = self.natural()
+            return number >> 1 ^ -(number & 1)
+        if kind in (7, 8, 13):  # a float, bytes or a UUID, which nobody asks for
+            size = {7: 8, 13: 16}.get(kind) or self.natural()
+            self.place += size
+            return None
+        if kind in (9, 10):
+            head = self.byte()
+            size = head >> 4 if head >> 4 < 15 else self.natural()
+            return [self.value(head & 15, inside=True) for _ in range(size)]
+        if kind == 11:
+            size = self.natural()
+            kinds = self.byte() if size else 0
+            return [(self.value(kinds >> 4, inside=True), self.value(kinds & 15, inside=True)) for _ in range(size)]
+        if kind != _STRUCT:
+            raise TypeError(f"a value of kind {kind}")
+        found: dict[int, Any] = {}
+        number = 0
+        while head := self.byte():
+            number = number + (head >> 4) if head >> 4 else self.value(4)
+            found[number] = self.value(head & 15)
+        return found
 
 
 def tar_samples(path: str | os.PathLike[str]) -> Iterator[tuple[str, dict[str, tuple[int, int]]]]:

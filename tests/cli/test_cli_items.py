@@ -505,6 +505,22 @@ class TestRecommender:
         assert main(["fit", "items", "--config", "run/config.yaml", "--out", "run", "--resume", "last"]) == 0
         assert steps_done(torch.load("run/checkpoints/last.ckpt", weights_only=True)) == 18  # still no better
 
+    def test_excludes_what_a_user_has_seen(
+        self, shop: Path, recommender: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """In the saved recommender as well; a run that began without it is not resumed with it."""
+        told = ["fit", "items", "--config", str(recommender / "config.yaml"), "--exclude_seen", "true"]
+        told += ["--ids", str(recommender / "semantic-ids")]
+        assert main([*told, "--out", "never"]) == 0
+        assert GenerativeRecommender.from_pretrained("never/recommender").exclude_seen
+        data = read_item_data(shop).interactions.split()
+        assert not data.report()["repeated_targets"] and "seen before" not in caplog.text
+        last = torch.load(recommender / "checkpoints" / "last.ckpt", weights_only=True)
+        del last["settings"]["exclude_seen"]  # as earlier versions wrote it
+        torch.save(last, "old.ckpt")
+        said = wrong([*told, "--out", "b", "--plan.max_steps", "20", "--resume", "old.ckpt"], capsys)
+        assert "expected exclude_seen False as at the start of the resumed run, got True" in said
+
     def test_resumes_bitwise(self, recommender: Path) -> None:
         checkpoint = str(recommender / "checkpoints" / "step-6.ckpt")
         ids = str(recommender / "semantic-ids")

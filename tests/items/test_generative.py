@@ -166,7 +166,7 @@ def test_lists_without_what_a_user_has(kind: type[Backbone], tmp_path: Path) -> 
         both = [[1, 2, 3, 4, 1, 9], [7], [8]]
         assert torch.equal(found, plain.recommend(histories, 20, exact=exact, exclude=both))
     assert torch.equal(never.scores(histories), plain.scores(histories, exclude=histories))
-    with pytest.raises(ValueError, match="expected 3 sequences to join, got 1"):
+    with pytest.raises(ValueError, match="expected items to exclude for each of 3 lists, got them for 1"):
         never.recommend(histories, 3, exclude=[[1]])
 
 

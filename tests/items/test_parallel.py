@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gritvq.items import (
+    Candidates,
     CatalogueDecoder,
-    Choices,
     GenerativeRecommender,
     Histories,
     ParallelDecoder,
@@ -28,6 +28,7 @@ from gritvq.items import (
     ranks_by_scores,
     top_items,
 )
+from gritvq.items.recommenders.backbones.parallel import _drawn_before
 from gritvq.items.recommenders.beam_search import exact_scores
 from gritvq.items.recommenders.parallel import channel_log_probs
 from gritvq.training import TrainingPlan, train
@@ -335,7 +336,7 @@ class TestCatalogueDecoder:
         states = model._states(codes[lines])[:, :-1]
         each = -(states @ vectors.T).log_softmax(-1).gather(2, lines[..., None])[..., 0]
         wanted = torch.cat([each[0], each[1, :2]]).mean()
-        torch.testing.assert_close(model.loss(codes[lines], lengths, Choices(codes)), wanted)
+        torch.testing.assert_close(model.loss(codes[lines], lengths, Candidates(codes)), wanted)
         inputs = model._with_start(vectors[lines])
         torch.testing.assert_close(model.items(inputs_embeds=inputs * 4).last_hidden_state[:, :-1], states)
 
@@ -359,9 +360,9 @@ class TestCatalogueDecoder:
         wanted = [
             (scores[t, i].exp() + 40 / 5 * others[t].exp().sum()).log() - scores[t, i] for t, i in enumerate([3, 9])
         ]
-        found = model.loss(codes[lines], torch.tensor([2]), Choices(codes))
+        found = model.loss(codes[lines], torch.tensor([2]), Candidates(codes))
         torch.testing.assert_close(found, torch.stack(wanted).mean())
-        exact = model.eval().loss(codes[lines], torch.tensor([2]), Choices(codes))
+        exact = model.eval().loss(codes[lines], torch.tensor([2]), Candidates(codes))
         torch.testing.assert_close(exact, -scores.log_softmax(1)[[0, 1], [3, 9]].mean())
 
     def test_what_a_user_has_is_no_choice(self) -> None:
@@ -375,7 +376,7 @@ class TestCatalogueDecoder:
         for b, t in [(0, 0), (0, 1), (0, 2), (0, 3), (1, 0), (1, 1)]:
             left = [i for i in range(len(codes)) if i not in lines[b, :t].tolist() or i == int(lines[b, t])]
             wanted.append(scores[b, t, left].logsumexp(0) - scores[b, t, lines[b, t]])
-        found = model.loss(codes[lines], lengths, Choices(codes, seen))
+        found = model.loss(codes[lines], lengths, Candidates(codes, seen))
         torch.testing.assert_close(found, torch.stack(wanted).mean())
         made = GenerativeRecommender(model, SemanticIds(codes, SIZES), exclude_seen=True)
         torch.testing.assert_close(made([[3, 9, 3, 1], [7, 2]]), found)
@@ -389,8 +390,18 @@ class TestCatalogueDecoder:
         wanted = [
             (scores[t, i].exp() + 40 / 5 * others[t].exp().sum()).log() - scores[t, i] for t, i in enumerate([3, 9])
         ]
-        found = model.loss(codes[torch.tensor([[3, 9]])], torch.tensor([2]), Choices(codes, torch.tensor([[3, 9]])))
+        found = model.loss(codes[torch.tensor([[3, 9]])], torch.tensor([2]), Candidates(codes, torch.tensor([[3, 9]])))
         torch.testing.assert_close(found, torch.stack(wanted).mean())
+
+    def test_drawn_items_that_stand_before_a_place(self) -> None:
+        seen = torch.tensor([[3, 9, 3, 1], [7, 2, -1, -1]])
+        drawn = torch.tensor([3, 1, 2, 9, 3, 0])
+        for place in (0, 1, 2, 3, 4, 5):
+            line, column = divmod(place, 4)
+            wanted = [
+                int(item) in seen[line, :column].tolist() and int(item) != int(seen[line, column]) for item in drawn
+            ]
+            assert _drawn_before(seen, torch.tensor([place]), drawn).tolist() == [wanted]
 
     def test_learns_to_beat_popularity_in_fewer_steps(self) -> None:
         seed_everything(0, 1)

@@ -102,7 +102,12 @@ def test_blocks_of_users_change_nothing(batch_size: int) -> None:
     whole = rank_of_target(table[histories.last()], targets)
     assert torch.equal(ranks_by_scores(scores, histories, targets, batch_size=batch_size), whole)
     fewer = ranks_by_scores(scores, histories, targets, batch_size=batch_size, exclude_seen=True)
-    assert torch.equal(fewer, rank_of_target(without_seen(table[histories.last()], histories), targets))
+    masked = table[histories.last()].clone()
+    for line in range(len(histories)):
+        masked[line, histories[line]] = -torch.inf
+    assert torch.equal(fewer, rank_of_target(masked, targets))
+    with pytest.raises(ValueError, match="expected a history for each of"):
+        without_seen(masked, histories[1:])
     assert max(widths) <= batch_size
     lists = ranks_by_lists(lambda h, k: top_items(scores(h), k), histories, targets, k=4, batch_size=batch_size)
     assert torch.equal(lists, whole.masked_fill(whole > 4, math.inf))

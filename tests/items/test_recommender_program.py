@@ -71,6 +71,18 @@ def test_onnxruntime_finds_what_pytorch_finds(kind: Any, tmp_path: Path) -> None
     assert identical.float().mean() > 0.99 and difference < 1e-4
 
 
+@pytest.mark.parametrize("exclude_seen", [False, True])
+def test_a_program_excludes_what_it_is_given(exclude_seen: bool, tmp_path: Path) -> None:
+    recommender = made(CatalogueDecoder, exclude_seen=exclude_seen)
+    run = load_program(recommender.export(tmp_path / "ids", k=COUNT))
+    sasrec = SASRec(COUNT, 8, max_length=5, exclude_seen=exclude_seen).eval()
+    other = load_program(sasrec.export(tmp_path / "items", k=COUNT))
+    histories, allowed = torch.tensor([[3, 7, 7, -1, -1], [4, -1, -1, -1, -1]]), torch.ones(2, COUNT).bool()
+    for items, _ in (run(histories, allowed), other(histories, allowed)):
+        listed = [set(row.tolist()) - {-1} for row in items]
+        assert [set(range(COUNT)) - row for row in listed] == ([{3, 7}, {4}] if exclude_seen else [set(), set()])
+
+
 def test_the_torch_format_and_lists_longer_than_the_catalogue(tmp_path: Path) -> None:
     recommender = made(ParallelDecoder)
     run = load_program(recommender.export(tmp_path, "torch", k=40))

@@ -17,7 +17,7 @@ import torch.multiprocessing as mp
 from PIL import Image
 
 from gritvq.cli import main
-from gritvq.items import SemanticIds
+from gritvq.items import GenerativeRecommender, RecommenderTask
 from gritvq.training import TrainingPlan
 from gritvq.training.launch import Launch
 from processes import together
@@ -71,14 +71,25 @@ def shared() -> int:
     return Launch(PLAN).share(lambda: rank + 5) or 0
 
 
-def fit_items(shop: str, run: str) -> list[int]:
-    """The codes that the recommender of each process has."""
+def fit_items(shop: str, run: str) -> list[str]:
+    """Digests of the ids that a process trained with."""
     os.environ.pop("GRITVQ_STARTED_BY", None)
+    found: list[str] = []
+    losses = RecommenderTask.losses
+
+    def noted(self: RecommenderTask, histories: Any) -> Any:
+        found.append(self.recommender.ids_digest)
+        return losses(self, histories)
+
+    RecommenderTask.losses = noted  # type: ignore[method-assign]
     sizes = ["--tokenizer.codebook_size", "8", "--tokenizer.num_levels", "2", "--backbone.dim", "16"]
     told = ["fit", "items", *sizes, "--backbone.num_heads", "2", "--plan.accelerator", "cpu", "--plan.devices", "2"]
     told += ["--plan.max_steps", "2", "--plan.validate_every", "0", "--batches.batch_size", "8", "--out", run]
-    assert main([*told, "--data.folder", shop]) == 0
-    return SemanticIds.load(Path(run) / "semantic-ids" / "ids").codes.flatten().tolist()
+    try:
+        assert main([*told, "--data.folder", shop]) == 0
+    finally:
+        RecommenderTask.losses = losses  # type: ignore[method-assign]
+    return found
 
 
 def test_the_others_get_what_the_first_one_made(tmp_path: Path) -> None:
@@ -87,8 +98,9 @@ def test_the_others_get_what_the_first_one_made(tmp_path: Path) -> None:
 
 def test_processes_of_torchrun_make_ids_once(tmp_path: Path) -> None:
     write_shop(tmp_path / "shop", 60, 50)
-    codes = together(2, fit_items, tmp_path / "out", str(tmp_path / "shop"), str(tmp_path / "run"))
-    assert codes[0] == codes[1] and len(set(codes[0])) > 4
+    digests = together(2, fit_items, tmp_path / "out", str(tmp_path / "shop"), str(tmp_path / "run"))
+    saved = GenerativeRecommender.from_pretrained(tmp_path / "run" / "recommender")
+    assert digests == [[saved.ids_digest] * 2] * 2 and len(saved.codes.unique()) > 4
 
 
 @pytest.mark.parametrize("environment", [by_slurm, by_torchrun])

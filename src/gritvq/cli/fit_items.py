@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -61,7 +62,7 @@ def arguments(parser: Any) -> None:
         "--exclude_seen",
         type=bool,
         default=False,
-        help="list no item that the user has already, now and later: for data in which nobody takes an item twice",
+        help="exclude seen items from lists, in validation, test and use: for data in which nobody takes an item twice",
     )
     parser.add_argument("--beam", type=int, default=50, help="beam size in the test, and of the saved recommender")
     parser.add_argument("--num_test", type=int | None, default=None, help="number of test users; all if not given")
@@ -107,6 +108,10 @@ def fit(parser: Any, config: Any, given: Mapping[str, Any]) -> None:
     ids = place.launch.share(made) if config.ids is None and not place.goes_on else None
     if ids is None:
         ids = _ids_for(config.ids or str(place.run.semantic_ids), items.interactions.item_keys)
+    repeated = int(split.report()["repeated_targets"])
+    if config.exclude_seen and repeated and place.launch.first:
+        said = "%d of %d test items were seen before by their users and cannot be found"
+        logging.getLogger("gritvq").warning(said, repeated, len(split.users))
     popularity = Popularity(split.train, split.num_items).counts
     backbone = class_of(config.backbone.class_path)(ids.codebook_sizes, **arguments_of(config.backbone.init_args))
     settings = arguments_of(config.batches)

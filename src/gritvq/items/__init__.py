@@ -43,7 +43,7 @@ __getattr__, __dir__, __all__ = lazy_names(
             "Backbone",
             "Beams",
             "CatalogueDecoder",
-            "Choices",
+            "Candidates",
             "CoOccurrence",
             "DepthDecoder",
             "EncoderDecoder",

@@ -507,7 +507,7 @@ def _read_table(path: Path, keys: Mapping[str, bool], numbers: Sequence[str] = (
         if path.suffix.lower() == ".csv":
             return _read_csv(path, keys, numbers)
         with optional("pyarrow.parquet", "items").ParquetFile(path) as file:
-            check_footer(file.metadata, path)
+            check_footer(file.metadata, path, whole=True)
             table = file.read()
         table.validate(full=True)  # damaged files may contain offsets outside the buffers, and invalid UTF-8
         _ = table.column_names

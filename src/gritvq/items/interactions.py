@@ -113,7 +113,9 @@ class Histories:
         """
         if len(others) != len(self):
             raise ValueError(f"expected {len(self)} sequences to join, got {len(others)}; give one for each")
-        return Histories.of([torch.cat([self[each], others[each]]) for each in range(len(self))])
+        owners = [torch.arange(len(self)).repeat_interleave(each.lengths) for each in (self, others)]
+        order = torch.cat(owners).sort(stable=True).indices
+        return Histories(self.offsets + others.offsets, torch.cat([self.items, others.items])[order])
 
     def append(self, items: Int[Tensor, " B"]) -> Histories:
         """Append one item to each sequence."""

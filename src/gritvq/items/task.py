@@ -104,7 +104,14 @@ class RecommenderTask(Task):
                 "expected a checkpoint trained on these ids, got one of other ids; resume with the ids of that run, or "
                 "start a new one"
             )
+        if isinstance(began := checkpoint.get("settings"), dict):  # earlier versions listed seen items always
+            checkpoint = {**checkpoint, "settings": {"exclude_seen": False, **began}}
         super().check_checkpoint(checkpoint)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Also whether seen items are excluded."""
+        return {**super().settings, "exclude_seen": self.recommender.exclude_seen}
 
     def losses(self, histories: Histories) -> list[Tensor]:
         """Loss of one batch in nats, see the backbone."""

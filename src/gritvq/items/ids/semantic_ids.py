@@ -354,7 +354,7 @@ class SemanticIds:
         names = ["item", *(f"c{level}" for level in range(len(sizes)))]
         try:
             with parquet.ParquetFile(path) as file:
-                check_footer(file.metadata, path)
+                check_footer(file.metadata, path, whole=True)
                 table = file.read(columns=names)
             columns = [table.column(name).cast(pyarrow.int64()).to_numpy() for name in names[1:]]
             if any(table.column(name).null_count for name in names):

@@ -2,8 +2,8 @@
 
 from gritvq.items.recommenders.backbones import (
     Backbone,
+    Candidates,
     CatalogueDecoder,
-    Choices,
     DepthDecoder,
     EncoderDecoder,
     ParallelDecoder,
@@ -28,8 +28,8 @@ from gritvq.items.recommenders.sasrec import SASRec
 __all__ = [
     "Backbone",
     "Beams",
+    "Candidates",
     "CatalogueDecoder",
-    "Choices",
     "CoOccurrence",
     "DepthDecoder",
     "EncoderDecoder",

@@ -18,7 +18,7 @@ from gritvq.component import eval_mode
 from gritvq.export import Format
 from gritvq.items.ids import FilteredOrder, ItemFilter, PrefixTrie, SemanticIds
 from gritvq.items.interactions import Histories, check_items
-from gritvq.items.recommenders.backbones import Backbone, Choices, Context
+from gritvq.items.recommenders.backbones import Backbone, Candidates, Context
 from gritvq.items.recommenders.backbones.parallel import LookupDecoder
 from gritvq.items.recommenders.beam_search import Beams, beam_search, exact_scores
 from gritvq.items.recommenders.graph import ItemGraph
@@ -53,8 +53,9 @@ class GenerativeRecommender(nn.Module):
         max_history: Largest number of items read.
         beam: Default beam size; unused if the backbone is parallel.
         priority: Priority of each item (n,), such as its number of training events.
-        exclude_seen: Whether lists leave out the items of the history they are made for, all of it, for catalogues in
-            which nobody takes an item twice; a softmax over the catalogue is trained without them, too.
+        exclude_seen: Whether lists and scores leave out all items of the history they are made for, besides those of
+            ``exclude``, for data in which nobody takes an item twice. A softmax over the catalogue is trained without
+            those among the items that it reads, too.
 
     Attributes:
         trained: What a loaded recommender says of its training, plain values by name.
@@ -144,8 +145,11 @@ class GenerativeRecommender(nn.Module):
         if not bool((lengths > 0).all()):
             empty = int((lengths == 0).nonzero()[0])
             raise ValueError(f"expected at least one item in each history, got none in history {empty}; leave it out")
-        seen = Histories.of(histories).aligned(self.max_history + 1) if self.exclude_seen else None
-        return self.backbone.loss(codes, lengths, Choices(self.codes, None if seen is None else seen.to(codes.device)))
+        candidates = Candidates(self.codes)
+        if self.exclude_seen:
+            seen = Histories.of(histories).aligned(self.max_history + 1)
+            candidates = Candidates(self.codes, seen.to(codes.device))
+        return self.backbone.loss(codes, lengths, candidates)
 
     @torch.no_grad()
     def recommend(
@@ -197,8 +201,8 @@ class GenerativeRecommender(nn.Module):
             beam: Beam size; None means the recommender's, and at least k. Unused if the backbone is parallel.
             exact: Whether to score the whole catalogue instead of searching.
             allowed: Whether an item may be recommended, to all users (n,) or to each (B, n), bool; None allows all.
-            exclude: Item rows that must not be recommended to each user, B sequences: for items not seen before, the
-                whole histories.
+            exclude: Item rows that must not be recommended to each user, B sequences, such as the whole histories,
+                which ``exclude_seen`` excludes anyway.
             graph: Search along this graph, which :meth:`graph` made, instead of scoring the whole catalogue; with
                 ``beam`` items per step.
 
@@ -298,9 +302,9 @@ class GenerativeRecommender(nn.Module):
 
         It maps ``histories`` (B, max_history), item rows of int64, oldest first, padded with -1 behind the newest, and
         ``allowed`` (B, n), bool, to ``items`` (B, k) and ``scores`` (B, k) as of :meth:`best`; B is free. It leaves out
-        the items of ``histories`` if the recommender does. Item keys are not in it: they are ``ids.items``. Rounding
-        may change the order of items with nearly equal scores; equal ones keep their order in ONNX, and have any in the
-        torch format.
+        the items of ``histories`` if the recommender excludes seen items: older ones have to be cleared in ``allowed``.
+        Item keys are not in it: they are ``ids.items``. Rounding may change the order of items with nearly equal
+        scores; equal ones keep their order in ONNX, and have any in the torch format.
 
         Args:
             folder: Folder of the file; one of the same name is replaced.
@@ -406,7 +410,7 @@ class GenerativeRecommender(nn.Module):
         allowed: Tensor | None,
         exclude: Histories | Sequence[Sequence[int]] | None,
     ) -> ItemFilter | None:
-        if self.exclude_seen:
+        if self.exclude_seen and (exclude is None or len(exclude) == len(histories)):  # else the filter says so
             exclude = histories if exclude is None else Histories.of(histories).joined(Histories.of(exclude))
         if allowed is None and exclude is None:
             return None

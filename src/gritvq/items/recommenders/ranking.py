@@ -148,7 +148,7 @@ def ranks_by_scores(
         histories: Histories of U users.
         targets: Their held-out items.
         batch_size: Users per batch; memory grows with this times n.
-        exclude_seen: Whether to rank without the items of each history; a target among them is the last.
+        exclude_seen: Whether to rank without the items of each history; a target among them shares the last ranks.
 
     Returns:
         Ranks, for :func:`ranking_metrics`.
@@ -194,11 +194,21 @@ def ranks_by_lists(
 def without_seen(scores: Float[Tensor, "B n"], histories: Histories) -> Float[Tensor, "B n"]:
     """Scores with minus infinity for the items of each history.
 
+    Args:
+        scores: Of all items.
+        histories: Item rows of B users.
+
+    Raises:
+        ValueError: If there are not B histories, or an item row is out of range.
+
     Example:
         >>> without_seen(torch.zeros(2, 3), Histories.of([[1, 1], [0, 2]])).tolist()
         [[0.0, -inf, 0.0], [-inf, 0.0, -inf]]
     """
-    lines = torch.arange(len(histories)).repeat_interleave(histories.lengths)
+    if len(histories) != len(scores):
+        raise ValueError(f"expected a history for each of {len(scores)} rows of scores, got {len(histories)}")
+    check_items(histories.items, scores.shape[1])
+    lines = torch.arange(len(histories), device=histories.items.device).repeat_interleave(histories.lengths)
     return scores.index_put((lines.to(scores.device), histories.items.to(scores.device)), scores.new_tensor(-math.inf))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import time
 from pathlib import Path
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 from gritvq.component import check_integer, eval_mode
 from gritvq.export import Format
 from gritvq.items.interactions import Histories, Split, check_items
-from gritvq.items.recommenders.backbones.base import items_before
+from gritvq.items.recommenders.backbones.base import mask_items_before
 from gritvq.items.recommenders.ranking import ranking_metrics, ranks_by_scores, without_seen
 from gritvq.training.optimizer import OptimizerSettings, take_steps
 
@@ -38,8 +37,8 @@ class SASRec(nn.Module):
         num_heads: Number of attention heads.
         max_length: Number of newest items that the model reads.
         dropout: Dropout rate in [0, 1).
-        exclude_seen: Whether each item is a choice only until a user has it, in the loss and for scores, where the
-            items of the history have minus infinity.
+        exclude_seen: Whether each item is a candidate only until a user has it: in the loss among the items that the
+            model reads, and for scores, where all items of the history have minus infinity.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -102,8 +101,7 @@ class SASRec(nn.Module):
         hidden = self(rows[:, :-1])[target >= 0]
         logits = hidden @ self.embedding.weight.T
         if self.exclude_seen:
-            before = items_before(rows, F.pad(target >= 0, (1, 0)).flatten().nonzero()[:, 0])
-            logits[(before >= 0).nonzero()[:, 0], before[before >= 0]] = -math.inf
+            logits = mask_items_before(logits, rows, F.pad(target >= 0, (1, 0)).flatten().nonzero()[:, 0])
         return F.cross_entropy(logits, target[target >= 0])
 
     @torch.no_grad()

@@ -4,15 +4,15 @@ All of them use the tokens of a :class:`gritvq.tokens.Vocabulary`. They have no 
 per history is in the ``context``.
 """
 
-from gritvq.items.recommenders.backbones.base import Backbone, Choices, Context
+from gritvq.items.recommenders.backbones.base import Backbone, Candidates, Context
 from gritvq.items.recommenders.backbones.depth import DepthDecoder
 from gritvq.items.recommenders.backbones.parallel import CatalogueDecoder, ParallelDecoder
 from gritvq.items.recommenders.backbones.tokens import EncoderDecoder, TokenDecoder
 
 __all__ = [
     "Backbone",
+    "Candidates",
     "CatalogueDecoder",
-    "Choices",
     "Context",
     "DepthDecoder",
     "EncoderDecoder",

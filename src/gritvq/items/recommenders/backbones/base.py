@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -18,11 +19,11 @@ from gritvq.tokens import BOS, Vocabulary
 __all__ = [
     "NO_TARGET",
     "Backbone",
+    "Candidates",
     "CausalDecoder",
-    "Choices",
     "Context",
     "PerItemDecoder",
-    "items_before",
+    "mask_items_before",
     "mean_cross_entropy",
 ]
 
@@ -42,7 +43,7 @@ class Context(NamedTuple):
     lengths: Tensor
 
 
-class Choices(NamedTuple):
+class Candidates(NamedTuple):
     """What a softmax over items chooses from.
 
     Attributes:
@@ -82,14 +83,14 @@ class Backbone(Component, ABC):
 
     @abstractmethod
     def loss(
-        self, codes: Int[Tensor, "B T Q"], lengths: Int[Tensor, " B"], choices: Choices | None = None
+        self, codes: Int[Tensor, "B T Q"], lengths: Int[Tensor, " B"], candidates: Candidates | None = None
     ) -> Float[Tensor, ""]:
         """Mean negative log-likelihood per item in nats, summed over the levels; see ``mean_over_levels``.
 
         Args:
             codes: Ids of items in time order; entries beyond ``lengths`` are ignored.
             lengths: Number of items per row, >= 1.
-            choices: For a model with a softmax over items; the others do not read it.
+            candidates: For a model with a softmax over items; the others do not read it.
         """
 
     @abstractmethod
@@ -176,20 +177,24 @@ class PerItemDecoder(CausalDecoder):
         """States (B, T + 1, D) after BOS and after each item."""
 
 
-def items_before(rows: Int[Tensor, "B T"], places: Int[Tensor, " N"]) -> Int[Tensor, "N T"]:
-    """Items before each place of the flattened histories, but not the item there, padded with -1.
+def mask_items_before(logits: Float[Tensor, "N n"], rows: Int[Tensor, "B T"], places: Int[Tensor, " N"]) -> Tensor:
+    """Logits of all items, in place with minus infinity for the items before each place, but not for the item there.
 
     Args:
+        logits: Of each place.
         rows: Item rows of the histories, padded with -1 behind the newest.
         places: Places in ``rows.flatten()``.
 
     Example:
-        >>> items_before(torch.tensor([[5, 2, 5]]), torch.tensor([1, 2])).tolist()
-        [[5, -1, -1], [-1, 2, -1]]
+        >>> mask_items_before(torch.zeros(2, 4), torch.tensor([[3, 2, 3]]), torch.tensor([1, 2]))
+        tensor([[0., 0., 0., -inf],
+                [0., 0., -inf, 0.]])
     """
     lines, column = rows[places // rows.shape[1]], places[:, None] % rows.shape[1]
     later = torch.arange(rows.shape[1], device=rows.device) >= column
-    return lines.masked_fill(later | (lines == lines.gather(1, column)), -1)
+    before = (lines >= 0) & ~later & (lines != lines.gather(1, column))
+    logits[before.nonzero()[:, 0], lines[before]] = -math.inf
+    return logits
 
 
 def mean_cross_entropy(logits: Float[Tensor, "N K"], targets: Int[Tensor, " N"]) -> Float[Tensor, ""]:

@@ -8,7 +8,7 @@ from typing import Any
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from gritvq.items.recommenders.backbones.base import Choices, Context, PerItemDecoder
+from gritvq.items.recommenders.backbones.base import Candidates, Context, PerItemDecoder
 from gritvq.priors.transformer import channel_states, gpt2
 
 __all__ = ["DepthDecoder"]
@@ -60,7 +60,7 @@ class DepthDecoder(PerItemDecoder):
         self.codes: Any = gpt2(dim, num_code_layers, num_heads, hidden_dim, dropout, len(self.codebook_sizes))
 
     def loss(
-        self, codes: Int[Tensor, "B T Q"], lengths: Int[Tensor, " B"], choices: Choices | None = None
+        self, codes: Int[Tensor, "B T Q"], lengths: Int[Tensor, " B"], candidates: Candidates | None = None
     ) -> Float[Tensor, ""]:
         """See the base class. Every item of each row is a target."""
         places, inputs, targets = self._packed(codes, lengths)

@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from gritvq.component import check_integer, check_number
 from gritvq.distributed import masked_mean
-from gritvq.items.recommenders.backbones.base import NO_TARGET, Choices, Context, PerItemDecoder, items_before
+from gritvq.items.recommenders.backbones.base import NO_TARGET, Candidates, Context, PerItemDecoder, mask_items_before
 from gritvq.priors.transformer import gpt2
 from gritvq.tokens import EOS
 
@@ -105,7 +105,7 @@ class ParallelDecoder(LookupDecoder):
                 parameter.zero_()  # as in the released code: all heads start as the identity
 
     def loss(
-        self, codes: Int[Tensor, "B T Q"], lengths: Int[Tensor, " B"], choices: Choices | None = None
+        self, codes: Int[Tensor, "B T Q"], lengths: Int[Tensor, " B"], candidates: Candidates | None = None
     ) -> Float[Tensor, ""]:
         """See the base class. Every item of each row is a target; in training the mean is over the drawn channels."""
         places, _, targets = self._packed(codes, lengths)
@@ -150,8 +150,8 @@ class CatalogueDecoder(LookupDecoder):
 
         ``score(i) = <s, v_i> = sum_q <s, e_{q, c_iq}>``, ``p(i) = exp(score(i)) / sum_j exp(score(j))``,
 
-    where j runs over the catalogue, in training without the items that the user has already if the recommender excludes
-    them from lists (``exclude_seen``), so that the state may stay near the items before. Scores are sums over channels,
+    where j runs over the catalogue, in training without the earlier items among those it reads if the recommender
+    excludes seen items (``exclude_seen``): the state may then be similar to them. Scores are sums over channels,
     as those of :class:`ParallelDecoder` are, so the same look-up, graph and program serve them; an item that was not
     there in training has a score by its codes. The loss is the mean cross-entropy over items. The transformer is GPT-2;
     one pass trains on all prefixes of a history.
@@ -180,7 +180,7 @@ class CatalogueDecoder(LookupDecoder):
     Example:
         >>> model = CatalogueDecoder((4, 4), 8, num_layers=1, num_heads=1, hidden_dim=8)
         >>> catalogue = torch.tensor([[0, 1], [2, 3], [1, 1]])
-        >>> loss = model.loss(catalogue[None], torch.tensor([3]), Choices(catalogue))
+        >>> loss = model.loss(catalogue[None], torch.tensor([3]), Candidates(catalogue))
         >>> bool((loss - torch.tensor(3.0).log()).abs() < 0.2)  # untrained: about log 3
         True
     """
@@ -206,16 +206,16 @@ class CatalogueDecoder(LookupDecoder):
             self.embedding.weight[EOS + 1 :] /= len(self.codebook_sizes) ** 0.5  # so that an item's vector has .02
 
     def loss(
-        self, codes: Int[Tensor, "B T Q"], lengths: Int[Tensor, " B"], choices: Choices | None = None
+        self, codes: Int[Tensor, "B T Q"], lengths: Int[Tensor, " B"], candidates: Candidates | None = None
     ) -> Float[Tensor, ""]:
         """See the base class. Every item of each row is a target.
 
         Raises:
             ValueError: If the catalogue is missing.
         """
-        if choices is None:
+        if candidates is None:
             raise ValueError("expected the ids of the catalogue, got none; pass all of them, one row per item")
-        catalogue = choices.codes
+        catalogue = candidates.codes
         places, inputs, targets = self._packed(codes, lengths)
         states = self._states(codes)[:, :-1].flatten(0, 1)[places]
         wanted = (states * self._vectors(inputs)).sum(1).float()
@@ -223,17 +223,15 @@ class CatalogueDecoder(LookupDecoder):
             rows = torch.randint(len(catalogue), (self.num_negatives,), device=codes.device)
             drawn = catalogue[rows]
             left_out = (inputs[:, None] == drawn).all(2)
-            if choices.seen is not None:
-                left_out |= (items_before(choices.seen, places)[..., None] == rows).any(1)
+            if candidates.seen is not None:
+                left_out |= _drawn_before(candidates.seen, places, rows)
             logits = (states @ self._vectors(drawn).T).float().masked_fill(left_out, -math.inf)
             others = logits + math.log(len(catalogue) / self.num_negatives)
             total = torch.cat([wanted[:, None], others], 1).logsumexp(1)
         else:
             logits = (states @ self._vectors(catalogue).T).float()
-            if choices.seen is not None:
-                before = items_before(choices.seen, places)
-                known = before >= 0
-                logits[known.nonzero()[:, 0], before[known]] = -math.inf
+            if candidates.seen is not None:
+                logits = mask_items_before(logits, candidates.seen, places)
             total = logits.logsumexp(1)
         real = targets[:, 0] != NO_TARGET
         return masked_mean(total - wanted, real)
@@ -253,6 +251,13 @@ class CatalogueDecoder(LookupDecoder):
     def _states(self, codes: Tensor) -> Tensor:
         """See the base class."""
         return self.items(inputs_embeds=self._with_start(self._vectors(codes)) * self.dim**0.5).last_hidden_state
+
+
+def _drawn_before(seen: Int[Tensor, "B T"], places: Int[Tensor, " N"], drawn: Int[Tensor, " m"]) -> Bool[Tensor, "N m"]:
+    """Whether each drawn item is before each place of the flattened histories and not the item there."""
+    length = seen.shape[1]
+    first = torch.stack([F.pad(line[:, None] == drawn, (0, 0, 0, 1), value=True).int().argmax(0) for line in seen])
+    return (first[places // length] < places[:, None] % length) & (seen.flatten()[places][:, None] != drawn)
 
 
 def _sums(table: Float[Tensor, "V D"], tokens: Int[Tensor, "*batch Q"]) -> Float[Tensor, "*batch D"]:

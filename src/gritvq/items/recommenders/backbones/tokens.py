@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from gritvq.items.recommenders.backbones.base import Backbone, CausalDecoder, Choices, Context, mean_cross_entropy
+from gritvq.items.recommenders.backbones.base import Backbone, Candidates, CausalDecoder, Context, mean_cross_entropy
 from gritvq.lazy import optional
 from gritvq.priors.transformer import gpt2
 from gritvq.tokens import BOS, EOS, PAD
@@ -76,7 +76,7 @@ class EncoderDecoder(Backbone):
         )
 
     def loss(
-        self, codes: Int[Tensor, "B T Q"], lengths: Int[Tensor, " B"], choices: Choices | None = None
+        self, codes: Int[Tensor, "B T Q"], lengths: Int[Tensor, " B"], candidates: Candidates | None = None
     ) -> Float[Tensor, ""]:
         """See the base class. The last item of each row is the target."""
         levels = codes.shape[2]
@@ -154,7 +154,7 @@ class TokenDecoder(CausalDecoder):
         self.model: Any = gpt2(dim, num_layers, num_heads, hidden_dim, dropout, positions)
 
     def loss(
-        self, codes: Int[Tensor, "B T Q"], lengths: Int[Tensor, " B"], choices: Choices | None = None
+        self, codes: Int[Tensor, "B T Q"], lengths: Int[Tensor, " B"], candidates: Candidates | None = None
     ) -> Float[Tensor, ""]:
         """See the base class. Every item of each row is a target."""
         context = self.read(codes, lengths)
