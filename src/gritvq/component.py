@@ -223,16 +223,14 @@ def from_config(description: dict[str, Any], trusted: Iterable[str] = ()) -> Com
     module, _, name = path.rpartition(".")
     allowed = {"gritvq", *trusted}
     if module.split(".")[0] not in allowed:
-        raise ValueError(
-            f"expected a class of {sorted(allowed)}, got {path!r}; if you trust that module, pass "
-            f"trusted=[{module.split('.')[0]!r}]"
-        )
+        hint = f"if you trust that module, pass trusted=[{module.split('.')[0]!r}]"
+        hint = "put the class of the script into a file of its own, and save again" if module == "__main__" else hint
+        raise ValueError(f"expected a class of {sorted(allowed)}, got {path!r}; {hint}")
     try:
         cls = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:
-        raise ValueError(
-            f"expected a class that exists, got {path!r} ({error}); is gritvq too old for this file?"
-        ) from error
+        hint = "is gritvq too old for this file?" if path.startswith("gritvq.") else "is its folder in PYTHONPATH?"
+        raise ValueError(f"expected a class that exists, got {path!r} ({error}); {hint}") from error
     if not (isinstance(cls, type) and issubclass(cls, Component)):
         raise ValueError(f"expected a gritvq component, got {path!r}; only components can be rebuilt")
     if cls.reads_files:

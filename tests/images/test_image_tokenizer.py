@@ -439,6 +439,7 @@ class TestDescriptions:
                 {"class_path": "gritvq.quantizers.codebooks.Nothing"},
                 r"expected a class that exists, got .*is gritvq too old",
             ),
+            ({"class_path": "__main__.Encoder"}, "put the class of the script into a file of its own, and save again"),
             ({"class_path": "gritvq.quantizers.functional.kmeans"}, "expected a gritvq component"),
             (
                 {"class_path": "gritvq.quantizers.codebooks.FreeCodebook", "init_args": {"size": 3}},
