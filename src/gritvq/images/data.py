@@ -74,8 +74,8 @@ class ImageData:
     `val_dataloader` and `test_dataloader`. Smaller ones are enlarged. No picture is mirrored. An unreadable picture is
     logged once and replaced by the next readable one. For evaluation on whole pictures use `pictures`.
 
-    Parquet files are read by row group. If a split has more than 128 MB of pictures, first the groups are shuffled,
-    then the pictures within as many groups as fit into 64 MB.
+    Parquet files are read by row group. If a split has more than 128 MB, all columns counted, first the groups are
+    shuffled, then the pictures within as many groups as fit into 64 MB.
 
     Args:
         path: Where the pictures are.

@@ -282,7 +282,8 @@ def read_footer(file: Path, name: str, column: str, label: str) -> Footer:
 def open_parquet(footers: Sequence[Footer]) -> Source:
     """The pictures of Parquet files, one file after the other, read by row group.
 
-    Up to 128 MB of pictures stay in memory once read; of more pictures, the 64 MB used last, but at least one group.
+    Up to 128 MB of groups, all columns counted, stay in memory once read; of more, the 64 MB used last, but at least
+    one group.
     """
     ranges, begin = [], 0
     for footer in footers:
