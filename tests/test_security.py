@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import ast
+import io
 import json
 import os
 import pickle
 import struct
 import subprocess
 import sys
+import tarfile
 import zipfile
 import zlib
 from pathlib import Path
@@ -24,6 +26,7 @@ from pyarrow import parquet
 from safetensors.torch import save_file
 from torch import nn
 
+import gritvq.images.decoding
 import gritvq.images.files as pictures
 from gritvq import FreeCodebook, Tokenizer, vq_vae
 from gritvq.cli.errors import check_yaml, parser_class, read_yaml
@@ -418,6 +421,36 @@ def test_the_limit_is_an_argument(tmp_path: Path) -> None:
     assert open_pictures([Image.new("RGB", (12, 10))], max_pixels=1)[0].pixels.shape == (3, 10, 12)  # in memory already
 
 
+@pytest.mark.parametrize("kind", ["file", "folder", "parquet", "tar"])
+def test_files_have_a_limit_that_the_caller_sets(kind: str, tmp_path: Path) -> None:
+    """Of pictures as they are stored, wherever that is; a larger one counts as unreadable."""
+    content, path = _png(2, 2), tmp_path / "data"
+    if kind == "file":
+        path.write_bytes(content)
+    elif kind == "folder":
+        path.mkdir()
+        (path / "a.png").write_bytes(content)
+    elif kind == "parquet":
+        path = path.with_suffix(".parquet")
+        parquet.write_table(pyarrow.table({"image": [{"bytes": content, "path": "a.png"}]}), path)
+    else:
+        path = path.with_suffix(".tar")
+        with tarfile.open(path, "w") as archive:
+            header = tarfile.TarInfo("a.png")
+            header.size = len(content)
+            archive.addfile(header, io.BytesIO(content))
+    assert open_pictures(path, max_bytes=len(content))[0].pixels.shape == (3, 2, 2)
+    assert len(open_pictures(path).part([0])) == 1
+    few = open_pictures(path, max_bytes=len(content) - 1)
+    with pytest.raises(ValueError, match=rf"its file has {len(content)} bytes, more than {len(content) - 1}; set a"):
+        few.part([0])[0]
+    assert kind == "file" or list(few) == []
+    if kind in ("file", "folder"):
+        assert len(list(read_images(path, max_bytes=len(content)))) == 1
+    with pytest.raises(ValueError, match="expected max_bytes >= 1"):
+        open_pictures(path, max_bytes=0)
+
+
 def test_a_program_by_the_name_of_a_picture_is_none(tmp_path: Path) -> None:
     """Pillow has Ghostscript run PostScript."""
     Image.new("RGB", (4, 4)).save(tmp_path / "a.eps")
@@ -446,7 +479,7 @@ def test_rows_converted_together_or_not(mode: str, channels: int, monkeypatch: p
         )
         image = Image.fromarray(values) if mode == "RGBA" else image
     whole = to_tensor(image, channels)
-    monkeypatch.setattr(pictures, "_STRIP", 7)
+    monkeypatch.setattr(gritvq.images.decoding, "_STRIP", 7)
     assert torch.equal(to_tensor(image, channels), whole)
     assert whole.unique().numel() > 1
 

@@ -57,6 +57,7 @@ class TestPictures:
         differs(whole, opened(path, column="other.png"), "column")
         differs(whole, opened(path, label="second"), "label")
         differs(whole, opened(path, max_pixels=10), "max_pixels")
+        differs(whole, opened(path, max_bytes=10), "max_bytes")
         assert opened(path).plan(4) == whole.plan(4)
 
     def test_data_sets_of_the_hub_have_names(

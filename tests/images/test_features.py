@@ -26,7 +26,8 @@ from gritvq.images import (
     to_uint8,
 )
 from gritvq.images import features as module
-from gritvq.images.files import save_png, to_tensor
+from gritvq.images.decoding import to_tensor
+from gritvq.images.files import save_png
 
 
 def resnet_weights(blocks: int = 1) -> dict[str, Tensor]:

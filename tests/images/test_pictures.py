@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 from gritvq.images import ImageData, find_images, open_pictures, read_images, sources
-from gritvq.images.files import _is_transparent
+from gritvq.images.decoding import _is_transparent
 from gritvq.images.splits import folder_looks_held_out, looks_held_out, split_of
 
 

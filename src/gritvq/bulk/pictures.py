@@ -112,7 +112,8 @@ class PictureWork(Work):
     def settings(self) -> Mapping[str, Any]:
         """The views, the columns, where labels come from, and which pictures count as unreadable or are an error."""
         column, label, *_ = *self.pictures.source.columns(), None, None
-        read = {"column": column, "label": label, "max_pixels": self.pictures.max_pixels}
+        limits = {"max_pixels": self.pictures.max_pixels, "max_bytes": self.pictures.max_bytes}
+        read = {"column": column, "label": label, **limits}
         return {**asdict(self.views), **read, "classes_from": self.classes_from, "strict": self.pictures.strict}
 
     def digest(self) -> str:

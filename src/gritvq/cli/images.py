@@ -250,6 +250,7 @@ def work(tokenizer: ImageTokenizer, config: Any) -> PictureWork:
         label=config.label,
         strict=config.strict,
         max_pixels=config.max_pixels,
+        max_bytes=config.max_bytes,
     )
     own = {"views": views, "classes_from": config.classes_from}
     return PictureWork(tokenizer, pictures, config.data, config.batch_size, **own)

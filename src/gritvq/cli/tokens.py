@@ -42,6 +42,7 @@ _OF_PICTURES = [
     "flip",
     "strict",
     "max_pixels",
+    "max_bytes",
 ]
 _OF_TEXTS = ["unit", "encoding"]
 _BATCH = {"pictures": 64, "texts": 64, "items": 2048}  # samples computed together, if the caller does not say
@@ -113,6 +114,7 @@ def encode_arguments(parser: Any) -> None:
     parser.add_argument(
         "--max_pixels", type=int, default=2**26, help="pixels of the largest picture that is read, as its header says"
     )
+    parser.add_argument("--max_bytes", type=int | None, default=None, help="bytes of the largest file that is decoded")
     machine_arguments(parser, _BATCH["items"])
     overwrite_argument(parser)
 

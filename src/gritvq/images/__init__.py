@@ -11,6 +11,7 @@ from gritvq.lazy import lazy_names
 
 if TYPE_CHECKING:
     from gritvq.images.data import *
+    from gritvq.images.decoding import *
     from gritvq.images.discriminators import *
     from gritvq.images.evaluation import *
     from gritvq.images.features import *
@@ -28,6 +29,7 @@ __getattr__, __dir__, __all__ = lazy_names(
     __name__,
     {
         "data": ["ImageData"],
+        "decoding": ["to_tensor"],
         "discriminators": ["FeatureDiscriminator", "PatchDiscriminator"],
         "evaluation": ["evaluate", "token_statistics"],
         "features": [
@@ -38,7 +40,7 @@ __getattr__, __dir__, __all__ = lazy_names(
             "InceptionFeatures",
             "VGG16Features",
         ],
-        "files": ["Picture", "Pictures", "find_images", "open_pictures", "read_images", "to_tensor"],
+        "files": ["Picture", "Pictures", "find_images", "open_pictures", "read_images"],
         "foundation": ["FoundationEncoder", "SelfDistillation", "pretrained_encoder", "vqrae_quantizer"],
         "generation_metrics": [
             "ClassAccuracy",

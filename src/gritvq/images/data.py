@@ -24,13 +24,12 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_in
 from gritvq.component import check_integer
 from gritvq.distributed import process_number
 from gritvq.images.crops import free_corners
+from gritvq.images.decoding import MAX_PIXELS, check_channels
 from gritvq.images.files import (
     ALL,
     HELD_OUT_SIZE,
-    MAX_PIXELS,
     PHOTOGRAPHS,
     Pictures,
-    check_channels,
     find_splits,
     open_photographs,
     open_pictures,

@@ -13,11 +13,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
 from gritvq.component import check_integer
 from gritvq.files import regular_file, replacing
+from gritvq.images.decoding import MAX_PIXELS, check_channels, decode
 from gritvq.images.metrics import to_uint8
 from gritvq.images.sources import (
     Blocks,
@@ -36,12 +37,9 @@ from gritvq.images.splits import SPLITS, looks_held_out, split_of
 from gritvq.lazy import optional
 
 __all__ = [
-    "MAX_PIXELS",
     "Picture",
     "Pictures",
     "Splits",
-    "check_channels",
-    "decode",
     "find_images",
     "find_splits",
     "open_photographs",
@@ -49,16 +47,11 @@ __all__ = [
     "picture_paths",
     "read_images",
     "save_png",
-    "to_tensor",
 ]
 
 _logger = logging.getLogger(__name__)
 
-_ORIENTATION = 0x0112  # tag of EXIF
 _LONGEST_NAME = 200  # bytes of a file's name: most systems allow 255, and suffixes and temporary files need some
-MAX_PIXELS = 2**26  # of a picture: 8192 x 8192
-_BY_ROWS = {"BMP", "DIB", "GIF", "JPEG", "PNG", "PPM"}  # formats whose decoders hold few rows besides the picture
-_STRIP = 2**18  # pixels that are converted together
 ALL = "all"  # the only split if no name determines one
 
 _SUFFIXES = [
@@ -92,77 +85,6 @@ PHOTOGRAPHS = {
 }
 
 
-def to_tensor(image: Image.Image, channels: int = 3) -> UInt8[Tensor, "C H W"]:
-    """Converts any Pillow image to uint8 gray or RGB.
-
-    The EXIF orientation is applied, and transparency is composited over white. Values of more than 8 bits are scaled
-    to 0..255: white is 65535 for integers; for floats it is the least of 1, 255, 65535 and the largest value that is
-    no smaller than the largest value. Of an animation it converts the current frame.
-
-    Args:
-        image: The image; it is not changed.
-        channels: 1 for gray or 3 for RGB.
-
-    Returns:
-        A new uint8 tensor (C, H, W).
-
-    Raises:
-        ValueError: If ``channels`` is neither 1 nor 3, or Pillow cannot convert the image's mode.
-
-    Example:
-        >>> to_tensor(Image.new("RGBA", (3, 2), (255, 0, 0, 0)), channels=1).tolist()
-        [[[255, 255, 255], [255, 255, 255]]]
-    """
-    check_channels(channels)
-    if image.getexif().get(_ORIENTATION, 1) != 1:  # else it would be copied
-        image = ImageOps.exif_transpose(image)
-    deep = image.mode in ("I", "F") or image.mode.startswith("I;16")
-    part_of = _deep_parts(image) if deep else lambda top, bottom: image.crop((0, top, image.width, bottom))
-    pixels = torch.empty(channels, image.height, image.width, dtype=torch.uint8)
-    step = max(1, _STRIP // max(1, image.width))
-    for top in range(0, image.height, step):
-        bottom = min(top + step, image.height)
-        pixels[:, top:bottom] = _flat_pixels(part_of(top, bottom), channels)
-    return pixels
-
-
-def _deep_parts(image: Image.Image) -> Callable[[int, int], Image.Image]:
-    """Rows of a picture of more than 8 bits, scaled to 8."""
-    whole, transparent = np.asarray(image), image.info.get("transparency")
-
-    def values(top: int, bottom: int) -> np.ndarray:
-        found = np.nan_to_num(whole[top:bottom].astype(np.float64))
-        if isinstance(transparent, int):
-            found[found == transparent] = 65535  # the one transparent value of a PNG
-        return found
-
-    step = max(1, _STRIP // max(1, image.width))
-    largest = max((values(top, top + step).max() for top in range(0, image.height, step)), default=0.0)
-    whites = (1.0, 255.0, 65535.0) if image.mode == "F" else (65535.0,)
-    white = next((white for white in whites if largest <= white), largest)
-    return lambda top, bottom: Image.fromarray(
-        (values(top, bottom) * (255 / white)).round().clip(0, 255).astype(np.uint8)
-    )
-
-
-def _flat_pixels(image: Image.Image, channels: int) -> UInt8[Tensor, "C H W"]:
-    """Pixels of 8 bits without transparency."""
-    if _is_transparent(image):
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    elif image.mode not in ("1", "L", "RGB"):
-        image = image.convert("RGB")
-    pixels = torch.from_numpy(np.array(image.convert("L" if channels == 1 else "RGB")))
-    return pixels[None] if channels == 1 else pixels.permute(2, 0, 1)
-
-
-def _is_transparent(image: Image.Image) -> bool:
-    """Whether an image has transparency data; ``Image.has_transparency_data`` needs Pillow 10.1."""
-    if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
-        return True
-    return image.mode == "P" and image.palette is not None and image.palette.mode.endswith("A")
-
-
 def find_images(path: str | Path) -> list[Path]:
     """Lists the non-hidden pictures of a folder and its subfolders.
 
@@ -187,7 +109,12 @@ def find_images(path: str | Path) -> list[Path]:
 
 
 def read_images(
-    path: str | Path, *, channels: int = 3, strict: bool = False, max_pixels: int = MAX_PIXELS
+    path: str | Path,
+    *,
+    channels: int = 3,
+    strict: bool = False,
+    max_pixels: int = MAX_PIXELS,
+    max_bytes: int | None = None,
 ) -> Iterator[tuple[str, UInt8[Tensor, "C H W"]]]:
     """Reads a picture, or the pictures of a folder and its subfolders one by one.
 
@@ -196,6 +123,7 @@ def read_images(
         channels: 1 for gray or 3 for RGB.
         strict: Whether an unreadable picture in a folder is an error; otherwise it is logged and skipped.
         max_pixels: Pixels of the largest picture that is read, see `open_pictures`.
+        max_bytes: Bytes of the largest file of a picture that is read; None for any.
 
     Returns:
         An iterator of names, relative to the folder with forward slashes, and uint8 tensors (C, H, W) of any size.
@@ -206,7 +134,8 @@ def read_images(
     files, folder = find_images(path), Path(path).expanduser()
     check_channels(channels)
     root = folder if folder.is_dir() else folder.parent
-    pictures = Pictures(open_files(files, root), channels, strict=strict or folder.is_file(), max_pixels=max_pixels)
+    limits: dict[str, Any] = {"max_pixels": max_pixels, "max_bytes": max_bytes}
+    pictures = Pictures(open_files(files, root), channels, strict=strict or folder.is_file(), **limits)
     return ((picture.name, picture.pixels) for picture in pictures)
 
 
@@ -236,6 +165,7 @@ class Pictures:
         strict: Whether an unreadable picture is an error when iterating.
         origin: Description of the data for `describe`.
         max_pixels: Pixels of the largest picture that is read; larger ones count as unreadable.
+        max_bytes: Bytes of the largest file of a picture, as it is stored, likewise; None for any.
 
     Example:
         >>> pictures = open_pictures("photographs")
@@ -252,8 +182,10 @@ class Pictures:
         strict: bool = False,
         origin: dict[str, Any] | None = None,
         max_pixels: int = MAX_PIXELS,
+        max_bytes: int | None = None,
     ) -> None:
         self.max_pixels = check_integer("max_pixels", max_pixels)
+        self.max_bytes = None if max_bytes is None else check_integer("max_bytes", max_bytes)
         self.source, self.channels, self.strict, self.origin = source, channels, strict, origin or {}
         self.numbers = range(len(source)) if numbers is None else numbers
         self._broken: set[int] = set()
@@ -286,8 +218,9 @@ class Pictures:
 
     def part(self, numbers: Sequence[int]) -> Pictures:
         """Pictures of the same source with these numbers."""
-        settings: dict[str, Any] = {"strict": self.strict, "origin": self.origin, "max_pixels": self.max_pixels}
-        return Pictures(self.source, self.channels, numbers=numbers, **settings)
+        settings: dict[str, Any] = {"strict": self.strict, "origin": self.origin}
+        limits: dict[str, Any] = {"max_pixels": self.max_pixels, "max_bytes": self.max_bytes}
+        return Pictures(self.source, self.channels, numbers=numbers, **settings, **limits)
 
     def batches(self, batch_size: int = 64, max_pixels: int = 2**22) -> Iterator[tuple[list[Picture], Tensor]]:
         """Batches of readable whole pictures, in order; consecutive pictures of equal size share a batch.
@@ -331,7 +264,7 @@ class Pictures:
         if number in self._broken and not strict:
             return None
         opener, place = partial(self.source.open, number), partial(self.source.place, number)
-        pixels = decode(opener, place, self.channels, strict, self.max_pixels)
+        pixels = decode(opener, place, self.channels, strict, self.max_pixels, self.max_bytes)
         if pixels is None:
             self._broken.add(number)
         return pixels
@@ -346,6 +279,7 @@ def open_pictures(
     label: str = "label",
     strict: bool = False,
     max_pixels: int = MAX_PIXELS,
+    max_bytes: int | None = None,
 ) -> Pictures:
     """Opens pictures from any source, in the order of their names, without decoding them yet.
 
@@ -367,6 +301,8 @@ def open_pictures(
             bytes cannot ask for gigabytes; half of them where the decoder needs more memory (WebP, AVIF, JPEG 2000,
             TIFF, progressive JPEG). Larger ones count as unreadable. Pillow's own limit,
             ``PIL.Image.MAX_IMAGE_PIXELS``, stays.
+        max_bytes: Bytes of the largest file of a picture that is decoded, also of one in a table or an archive; larger
+            ones count as unreadable. None for any.
 
     Raises:
         ValueError: If nothing is found, it cannot be read, or there is no such split.
@@ -394,7 +330,7 @@ def open_pictures(
                 f"expected {' or '.join(wanted)} pictures in {str(path)!r}, got {', '.join(splits.names)}; choose one "
                 "of these splits, or rename the folders or files."
             )
-    return splits.open(chosen, channels, strict or splits.is_picture, max_pixels)
+    return splits.open(chosen, channels, strict or splits.is_picture, max_pixels, max_bytes)
 
 
 class Splits:
@@ -440,12 +376,20 @@ class Splits:
         """Names of the existing splits."""
         return [name for name in (*SPLITS, ALL) if name in self.said]
 
-    def open(self, names: Sequence[str], channels: int, strict: bool = False, max_pixels: int = MAX_PIXELS) -> Pictures:
+    def open(
+        self,
+        names: Sequence[str],
+        channels: int,
+        strict: bool = False,
+        max_pixels: int = MAX_PIXELS,
+        max_bytes: int | None = None,
+    ) -> Pictures:
         """The pictures of these splits, in the order of their names."""
         source = self.build([item for split, item in self.items if split in names])
         said = {name: self.said[name] for name in names}
         origin = {"data": self.path, "splits": said}
-        return Pictures(source, channels, strict=strict, origin=origin, max_pixels=max_pixels)
+        limits: dict[str, Any] = {"max_pixels": max_pixels, "max_bytes": max_bytes}
+        return Pictures(source, channels, strict=strict, origin=origin, **limits)
 
 
 def find_splits(path: str | Path, *, column: str = "image", label: str = "label") -> Splits:
@@ -512,46 +456,6 @@ def open_photographs(channels: int, held_out: bool = False) -> Pictures:
         for picture, (top, left) in zip(whole, PHOTOGRAPHS.values(), strict=True)
     ]
     return Pictures(open_memory(squares, list(PHOTOGRAPHS)), channels, strict=True, origin=origin)
-
-
-def decode(
-    opener: Callable[[], Image.Image],
-    name: Callable[[], str],
-    channels: int,
-    strict: bool,
-    max_pixels: int = MAX_PIXELS,
-) -> UInt8[Tensor, "C H W"] | None:
-    """Opens and decodes one picture. If it is unreadable, raises a ValueError (``strict``), or logs it: None."""
-    try:
-        with opener() as image:
-            _check_pixels(image, max_pixels)
-            return to_tensor(image, channels)
-    except Exception as error:  # on damaged files Pillow raises nearly everything
-        unknown = isinstance(error, UnidentifiedImageError)  # whose text is the file or a buffer's address
-        reason = "in no known format" if unknown else str(error) or type(error).__name__
-        if strict:
-            raise ValueError(
-                f"expected a readable picture, got {name()}: {reason}; replace or remove it, or read without `strict` "
-                "to skip such pictures of a collection."
-            ) from error
-        _logger.warning("skipped an unreadable picture: %s: %s", name(), reason)
-        return None
-
-
-def _check_pixels(image: Image.Image, max_pixels: int) -> None:
-    """Raises a ValueError if a picture of a file, not yet decoded, is larger."""
-    by_rows = image.format in _BY_ROWS and "progressive" not in image.info
-    most = max_pixels if by_rows else max_pixels // 2
-    if image.format is not None and image.width * image.height > most:
-        raise ValueError(
-            f"it has {image.width} x {image.height} pixels, more than {most:,}; set a larger max_pixels if you trust it"
-        )
-
-
-def check_channels(channels: int) -> None:
-    """Raises a ValueError unless the number of channels is 1 or 3."""
-    if channels not in (1, 3):
-        raise ValueError(f"expected channels to be 1 (gray) or 3 (RGB), got {channels}; choose one of these.")
 
 
 def save_png(image: Float[Tensor, "C H W"], path: str | os.PathLike[str]) -> Path:

@@ -282,7 +282,7 @@ class ImageTokenizer(Autoencoder):
             return image
         from PIL import Image
 
-        from gritvq.images.files import to_tensor
+        from gritvq.images.decoding import to_tensor
 
         got = type(image).__name__
         if isinstance(image, np.ndarray):
