@@ -16,6 +16,7 @@ RUN = ("method", "settings", "codebook_size", "seed")
 HEADLINED = ("method", "settings", "seed")
 NEXT = ("method", "level", "split", "users", "beam", "step", "seed")
 RECOMMENDER = ("method", "steps", "beam", "seed")
+ADDED = ("method", "ranked", "steps", "seed")
 TRIE = ("method", "users", "beams", "items", "token")
 RANKING = ("recall@5", "ndcg@5", "recall@10", "ndcg@10")
 ABOUT = ("hardware", "versions", "commit")
@@ -41,18 +42,25 @@ HEADLINE = """    python -m benchmarks.quality.recommenders --data PATH-TO-AMAZO
 
 Amazon Beauty: 22,363 users, 12,101 items, the last event of each user for test, ranks in the whole catalogue; means
 over seeds, smallest and largest in brackets. Nobody has an item twice in these data, so lists may exclude the items
-that a user has seen; published tables differ in whether they do, and each row says what it does.
-Recommenders on semantic ids are what `gritvq fit items` makes of a configuration in
-`configs/items`, the checkpoint chosen by NDCG@10 of as many validation users as it says; their settings were chosen on
-validation users, too. "Titles and buyers" are ids of title embeddings and of vectors of who had which items in the
-training part. Minutes are processor time of the whole command on one thread, ids, validation and test included."""
+that a user has seen; published tables differ in whether they do, and each row says what it does. Recommenders on
+semantic ids are what `gritvq fit items` makes of a configuration in `configs/items`, the checkpoint chosen by NDCG@10
+of as many validation users as it says; their settings were chosen on validation users, too. "Titles and buyers" are ids
+of title embeddings and of vectors of who had which items in the training part. Minutes are processor time of the whole command on one thread, ids, validation and test included."""
 
 BASELINES = """    python -m benchmarks.quality.recommend --data PATH-TO-RECSYS
 
 Popularity counts training events. Co-occurrence is the row of the user's last item in a matrix of training pairs at
 most three apart. Text cosine ranks items by their similarity to the last item, which is excluded. SASRec is trained
 with cross-entropy over the whole catalogue; its settings and the end of training were chosen on validation data. Ties
-get the mean rank; "half ranks rounded down" is popularity as in the published reference."""
+get the mean rank; "half ranks rounded down" is popularity as in the published reference, and "seen excluded" ranks
+without the items that the user has, which SASRec is then trained without, too."""
+
+NEW_ITEMS = """    python -m benchmarks.quality.new_items --data PATH-TO-AMAZON-BEAUTY
+
+A random tenth of the items of Amazon Beauty is taken out of all training histories and gets ids afterwards, from titles
+alone. Ranked are the test items of users whose test item is new, seen items excluded. The recommender has the settings
+of `beauty-catalogue.yaml` and a quarter of its steps; nothing was tuned on this. A seed is that of the new items, ids
+and model; means, smallest and largest in brackets. The time for a thousand ids includes encoding."""
 
 NEXT_ITEM = """    python -m benchmarks.quality.next_item train --data PATH-TO-AMAZON-BEAUTY --run RUN
     python -m benchmarks.quality.next_item measure --data PATH-TO-AMAZON-BEAUTY --run RUN
@@ -328,6 +336,22 @@ def encoding(folder: Path) -> str:
     return "\n\n".join([ENCODING, *parts])
 
 
+def added(folder: Path) -> str:
+    """Items that were held out of training, ranked among all and among themselves."""
+    parts = []
+    columns = ("recommender", "ranked in", *_SHORT, "users", "seconds for 1,000 ids", "seeds")
+    for path in sorted(folder.glob("items_new_*.csv")):
+        results = read_results(path, ADDED)
+        rows = []
+        for (ranked, method), runs in _grouped(results, ("ranked", "method")).items():
+            numbers = [_spread([float(run[name]) for run in runs], ".4f") for name in RANKING]
+            timed = [float(run["seconds_per_1000_items"]) for run in runs if "seconds_per_1000_items" in run]
+            users = _spread([float(run["users"]) for run in runs], ",.0f")
+            rows.append([method, ranked, *numbers, users, _spread(timed, ".2f") if timed else "-", str(len(runs))])
+        parts += [circumstances(results, ABOUT), markdown_table(columns, rows)]
+    return "\n\n".join([NEW_ITEMS, *parts])
+
+
 def with_tables(text: str, folder: Path, images: Path) -> str:
     """The page with the content between its marks regenerated, and its plots."""
     tables = {
@@ -336,6 +360,7 @@ def with_tables(text: str, folder: Path, images: Path) -> str:
         "encoding": encoding,
         "baselines": baselines,
         "trie": masking,
+        "added": added,
     }
     plotted = {"next": next_item, "recommenders": recommenders}
 
