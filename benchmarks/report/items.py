@@ -45,7 +45,8 @@ over seeds, smallest and largest in brackets. Nobody has an item twice in these 
 that a user has seen; published tables differ in whether they do, and each row says what it does. Recommenders on
 semantic ids are what `gritvq fit items` makes of a configuration in `configs/items`, the checkpoint chosen by NDCG@10
 of as many validation users as it says; their settings were chosen on validation users, too. "Titles and buyers" are ids
-of title embeddings and of vectors of who had which items in the training part. Minutes are processor time of the whole command on one thread, ids, validation and test included."""
+of title embeddings and of vectors of who had which items in the training part. Minutes are processor time of the whole
+command on one thread, ids, validation and test included."""
 
 BASELINES = """    python -m benchmarks.quality.recommend --data PATH-TO-RECSYS
 
