@@ -56,6 +56,12 @@ with cross-entropy over the whole catalogue; its settings and the end of trainin
 get the mean rank; "half ranks rounded down" is popularity as in the published reference, and "seen excluded" ranks
 without the items that the user has, which SASRec is then trained without, too."""
 
+SCORING = """    python -m benchmarks.speed.parallel
+
+Random ids and log-probabilities, the model left out: the ten best of a million items for each of 256 users. The dense
+way gathers the log-probability of every item for every user and channel, in blocks. Median of rounds that take turns,
+and their 20th to 80th percentile."""
+
 NEW_ITEMS = """    python -m benchmarks.quality.new_items --data PATH-TO-AMAZON-BEAUTY
 
 A random tenth of the items of Amazon Beauty is taken out of all training histories and gets ids afterwards, from titles
@@ -353,6 +359,28 @@ def added(folder: Path) -> str:
     return "\n\n".join([NEW_ITEMS, *parts])
 
 
+def scoring(folder: Path) -> str:
+    """Time and memory of scoring a whole catalogue by parallel ids."""
+    parts = []
+    columns = ("lists by", "items", "users", "codes", "seconds", "times ours", "MB beyond ids and model")
+    for path in sorted(folder.glob("items_parallel_*.csv")):
+        results = read_results(path, ("method", "items", "users", "channels", "codebook_size"))
+        rows = [
+            [
+                row["method"],
+                f"{int(row['items']):,}",
+                row["users"],
+                f"{row['channels']} x {row['codebook_size']}",
+                f"{row['seconds']:.2f} ({row['seconds_p20']:.2f}-{row['seconds_p80']:.2f})",
+                f"{row['ratio']:.1f}",
+                f"{row['peak_bytes'] / 1e6:.0f}",
+            ]
+            for row in results
+        ]
+        parts += [circumstances(results, (*ABOUT, "threads", "cpu")), markdown_table(columns, rows)]
+    return "\n\n".join([SCORING, *parts])
+
+
 def with_tables(text: str, folder: Path, images: Path) -> str:
     """The page with the content between its marks regenerated, and its plots."""
     tables = {
@@ -362,6 +390,7 @@ def with_tables(text: str, folder: Path, images: Path) -> str:
         "baselines": baselines,
         "trie": masking,
         "added": added,
+        "scoring": scoring,
     }
     plotted = {"next": next_item, "recommenders": recommenders}
 
