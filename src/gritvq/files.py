@@ -237,8 +237,10 @@ def check_footer(metadata: Any, path: str | os.PathLike[str], *, whole: bool = F
     """
     groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
     rows = sum(group.num_rows for group in groups)
-    if rows != metadata.num_rows or min((min(each.num_rows, each.total_byte_size) for each in groups), default=0) < 0:
+    if rows != metadata.num_rows:
         raise OSError(f"damaged footer: {metadata.num_rows:,} rows in groups of {rows:,}")
+    if any(group.num_rows < 0 or group.total_byte_size < 0 for group in groups):
+        raise OSError("damaged footer: a group of rows of a negative size")
     sizes = [max(group.total_byte_size, 8 * group.num_rows * group.num_columns) for group in groups]
     schema = metadata.schema
     if any(schema.column(number).max_repetition_level for number in range(metadata.num_columns)):

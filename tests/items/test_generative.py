@@ -168,6 +168,11 @@ def test_lists_without_what_a_user_has(kind: type[Backbone], tmp_path: Path) -> 
     assert torch.equal(never.scores(histories), plain.scores(histories, exclude=histories))
     with pytest.raises(ValueError, match="expected items to exclude for each of 3 lists, got them for 1"):
         never.recommend(histories, 3, exclude=[[1]])
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    del config["sha256"]
+    (tmp_path / "model" / "config.json").write_text(json.dumps(config | {"exclude_seen": 1}))
+    with pytest.raises(ValueError, match="expected exclude_seen true or false"):
+        GenerativeRecommender.from_pretrained(tmp_path / "model")
 
 
 @pytest.mark.parametrize("policy", ["keep", "append"])

@@ -393,7 +393,9 @@ class GenerativeRecommender(nn.Module):
             known = ids.codes.minimum(torch.tensor(own.codebook_sizes) - 1)
             ids = SemanticIds(known, own.codebook_sizes, ids.items, fingerprint=ids.fingerprint)
         settings = {name: config[name] for name in ("max_history", "beam")}
-        exclude_seen = config.get("exclude_seen") is True
+        exclude_seen = config.get("exclude_seen", False)
+        if not isinstance(exclude_seen, bool):
+            raise ValueError(f"expected exclude_seen true or false in {folder}, got {exclude_seen!r}; copy it again")
         made = cls(backbone, ids, **settings, priority=priority, exclude_seen=exclude_seen).eval()
         made.trained = training if isinstance(training := config.get("training"), dict) else {}
         return made
