@@ -155,6 +155,46 @@ class TestDivergences:
         assert torch.isfinite(standardize(x[:1, :1])).all()
         assert torch.equal(before, standardize.variance)  # one segment has no variance
 
+    def test_whitened_vectors_have_the_identity_as_covariance(self) -> None:
+        """In training those of the batch that there are, in eval mode all by the running covariance."""
+        mixing, present = torch.eye(5) + 0.3 * torch.ones(5, 5).triu(), torch.rand(400, 3) < 0.7
+        standardize, x = Standardize(5, whitened=True), torch.randn(400, 3, 5) @ mixing + 7
+        for _ in range(60):
+            found = standardize(x, present)[present]
+            x[~present] *= -1.1  # what is not there has no influence
+        for own in (found, standardize.eval()(x, present)[present]):
+            torch.testing.assert_close(own.mean(0), torch.zeros(5), atol=1e-2, rtol=0)
+            torch.testing.assert_close(own.T.cov(correction=0), torch.eye(5), atol=2e-2, rtol=0)
+        # of all maps that do so, the symmetric one
+        symmetric = torch.linalg.lstsq(x[present] - x[present].mean(0), found).solution
+        torch.testing.assert_close(symmetric, symmetric.T, atol=1e-3, rtol=1e-3)
+
+    def test_whitening_of_few_vectors_takes_the_running_values(self) -> None:
+        standardize = Standardize(4, whitened=True)
+        standardize(torch.randn(200, 4) * 3 + 1)
+        before = [each.clone() for each in standardize.buffers()]
+        x = torch.randn(4, 4)
+        found = standardize(x)
+        assert all(torch.equal(a, b) for a, b in zip(before, standardize.buffers(), strict=True))
+        torch.testing.assert_close(found, standardize.eval()(x))
+        assert torch.isfinite(standardize.train()(torch.ones(9, 4))).all()  # all equal: no direction has a variance
+
+    def test_gradients_of_whitening_are_exact_for_equal_and_different_eigenvalues(self) -> None:
+        standardize = Standardize(3, whitened=True).double()
+        square = torch.eye(3, dtype=torch.float64)
+        for x in (torch.randn(9, 3, dtype=torch.float64), torch.cat([square, -square])):
+            assert torch.autograd.gradcheck(standardize, (x.requires_grad_(),))
+
+    def test_vectors_near_a_line_reach_the_codes_once_they_are_whitened(self) -> None:
+        """Each component has variance 1 in both; share of 64 normal codes that are the nearest of a vector."""
+        codes, x = torch.randn(64, 8), torch.randn(2000, 1) + 0.1 * torch.randn(2000, 8)
+        usage = []
+        for whitened in (False, True):
+            latents = Standardize(8, whitened=whitened)(x)
+            torch.testing.assert_close(latents.var(0), torch.ones(8), atol=0.01, rtol=0)
+            usage.append(len(torch.cdist(latents, codes).argmin(1).unique()) / 64)
+        assert usage[0] < 0.6 and usage[1] > 0.9
+
     def test_standardizing_makes_the_posterior_differ_between_texts_from_the_start(self) -> None:
         """Vectors that are almost the same, as those of an encoder that has not learned: share of delta that varies."""
         context = torch.randn(6) + 1e-3 * torch.randn(64, 1, 6)

@@ -15,10 +15,10 @@ from lightning import Trainer
 from torch import Tensor, nn
 from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
 
-from gritvq.distributed import process_number
+from gritvq.distributed import joined_mean, process_number
 from gritvq.items import DepthDecoder, TokenDecoder
 from gritvq.priors import AutoregressivePrior, MaskedPrior
-from gritvq.text import TextBatch, TextTask, trace
+from gritvq.text import Standardize, TextBatch, TextTask, trace
 from gritvq.training.data import own_share
 from priors_common import prior_of
 from processes import together
@@ -69,8 +69,25 @@ def items(kind: type) -> Callable[[], tuple[nn.Module, Tensor]]:
     return job
 
 
+def standardized(*, whitened: bool) -> Callable[[], tuple[nn.Module, Tensor]]:
+    def job() -> tuple[nn.Module, Tensor]:
+        made, x = nn.Linear(3, 2), torch.randn(ROWS, 4, 3, generator=torch.Generator().manual_seed(1))
+        standardize, present = Standardize(2, whitened=whitened), x[..., 0] > -0.5
+        found = standardize(made(x[own_rows()]), present[own_rows()])
+        total = (found.exp().sum(-1) * present[own_rows()]).sum()
+        running = {name: value for name, value in standardize.named_buffers() if value.is_floating_point()}
+        for name, value in running.items():  # in the comparison as if they were gradients
+            made.register_parameter(name, nn.Parameter(value.clone()))
+            made.get_parameter(name).grad = value.clone()
+        return made, joined_mean(total, present.sum())
+
+    return job
+
+
 JOBS = {
     "text": text,
+    "standardized": standardized(whitened=False),
+    "whitened": standardized(whitened=True),
     "prior": prior,
     "masked prior": masked_prior,
     "items": items(TokenDecoder),

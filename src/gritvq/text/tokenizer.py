@@ -284,7 +284,7 @@ def segment_tokenizer(
     dropout: float = 0.1,
     architecture: Architecture = "gpt2",
 ) -> TextTokenizer:
-    """A text tokenizer with the networks of :func:`gritvq.text.trace`; latents are standardized over a batch.
+    """A text tokenizer with the networks of :func:`gritvq.text.trace`; latents are whitened over a batch.
 
     Args:
         quantizer: Any quantizer of vectors.
@@ -313,5 +313,5 @@ def segment_tokenizer(
             architecture=architecture,
         )
 
-    encoder = SegmentEncoder(body(), quantizer.input_dim, standardized=True)
+    encoder = SegmentEncoder(body(), quantizer.input_dim, whitened=True)
     return TextTokenizer(encoder, quantizer, SegmentDecoder(body(), quantizer.dim))

@@ -103,6 +103,7 @@ class GaussianLatents(Component):
         rank: Rank of W, 0 .. D; half of D if None.
         posterior: See above.
         standardized: See above; for the residual posterior.
+        whitened: Whether the numbers that are layer-normalized are also uncorrelated, see :class:`Standardize`.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -129,6 +130,7 @@ class GaussianLatents(Component):
         rank: int | None = None,
         posterior: Posterior = "residual",
         standardized: bool = True,
+        whitened: bool = False,
     ) -> None:
         super().__init__()
         if posterior not in get_args(Posterior):
@@ -136,7 +138,8 @@ class GaussianLatents(Component):
         self.dim = check_integer("dim", dim, 2 if posterior == "residual" else 1)
         self.context_dim = check_integer("context_dim", context_dim)
         self.posterior_kind: Posterior = posterior
-        self.standardize = Standardize(dim) if standardized and posterior == "residual" else None
+        standardized = (standardized or whitened) and posterior == "residual"
+        self.standardize = Standardize(dim, whitened=whitened) if standardized else None
         self.recurrence = IdempotentRecurrence(dim, dim // 2 if rank is None else rank)
         self.start = nn.Parameter(torch.zeros(context_dim))  # the text before the first segment
         self.prior_head = _head(context_dim, 2 * dim)

@@ -295,6 +295,8 @@ def trace(
 ) -> TraceModel:
     """TRACE: residual posterior, recurrence of half the latent's size; encoder and decoder of equal size.
 
+    What is layer-normalized is whitened over a batch, which is ours, see :class:`GaussianLatents`.
+
     Args:
         vocab_size: Number of tokens.
         dim: Size D of a latent; the divergence of a segment is D/2 nats at least.
@@ -313,7 +315,9 @@ def trace(
         See :class:`TraceModel`. Sizes are ours.
     """
     bodies = [_body(vocab_size, width, depth, num_heads, length, dropout, architecture) for _ in range(2)]
-    return TraceModel(SegmentDecoder(bodies[0], dim), SegmentEncoder(bodies[1]), GaussianLatents(dim, width))
+    return TraceModel(
+        SegmentDecoder(bodies[0], dim), SegmentEncoder(bodies[1]), GaussianLatents(dim, width, whitened=True)
+    )
 
 
 def gaussian_vae(

@@ -29,6 +29,7 @@ class SegmentEncoder(Component):
         standardized: Whether the vectors have mean 0 and variance 1 over the segments of a batch, see
             :class:`Standardize`. Vectors of an encoder that has not learned are almost the same for all texts, and so
             would their codes be.
+        whitened: Whether components are also uncorrelated.
 
     Example:
         >>> encoder = SegmentEncoder(TextTransformer(300, width=16, depth=1, num_heads=2), 4)
@@ -40,7 +41,14 @@ class SegmentEncoder(Component):
         TRACE (arXiv 2210.12409): the condition of the posterior, x_<=t. The network is our reading.
     """
 
-    def __init__(self, transformer: TextTransformer, dim: int | None = None, *, standardized: bool = False) -> None:
+    def __init__(
+        self,
+        transformer: TextTransformer,
+        dim: int | None = None,
+        *,
+        standardized: bool = False,
+        whitened: bool = False,
+    ) -> None:
         super().__init__()
         self.transformer = transformer
         width = transformer.width
@@ -48,7 +56,7 @@ class SegmentEncoder(Component):
         self.score = nn.Linear(width, transformer.num_heads)
         self.norm = nn.LayerNorm(width)
         self.output = nn.Linear(width, self.dim)
-        self.standardize = Standardize(self.dim) if standardized else None
+        self.standardize = Standardize(self.dim, whitened=whitened) if standardized or whitened else None
 
     def forward(
         self, batch: TextBatch, cache: Any = None, *, num_segments: int | None = None
