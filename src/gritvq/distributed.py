@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from weakref import WeakKeyDictionary
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 __all__ = [
+    "EndlessOrder",
     "all_gather_rows",
     "all_reduce_sum",
     "all_reduce_sums",
@@ -39,6 +41,37 @@ def process_number() -> tuple[int, int]:
         (0, 1)
     """
     return (dist.get_rank(), dist.get_world_size()) if _distributed() else (0, 1)
+
+
+class EndlessOrder:
+    """Rows in random order without end, all of them in every epoch; the same in each process.
+
+    A pure function of the seed and the place. The order of the current epoch is kept: 8 bytes per row.
+
+    Args:
+        count: Number of rows.
+        seed: Seed.
+
+    Example:
+        >>> order = EndlessOrder(3, seed=0)
+        >>> sorted(order[0:3].tolist()), len(order[2:9])
+        ([0, 1, 2], 7)
+    """
+
+    def __init__(self, count: int, seed: int) -> None:
+        self.count, self.seed = count, seed
+        self._epoch, self._rows = -1, np.empty(0, dtype=np.int64)
+
+    def __getitem__(self, places: slice) -> np.ndarray:
+        """Rows at these places."""
+        start, stop, parts = places.start, places.stop, []
+        while start < stop:
+            epoch, place = divmod(start, self.count)
+            if epoch != self._epoch:
+                self._epoch, self._rows = epoch, np.random.default_rng([self.seed, 0, epoch]).permutation(self.count)
+            parts.append(self._rows[place : place + stop - start])
+            start += len(parts[-1])
+        return np.concatenate(parts)
 
 
 def _sendable(x: Tensor) -> tuple[Tensor, dist.ProcessGroup]:

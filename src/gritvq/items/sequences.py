@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from gritvq.component import check_integer
-from gritvq.distributed import process_number
+from gritvq.distributed import EndlessOrder, process_number
 from gritvq.items.interactions import Histories, Split
 
 __all__ = ["SequenceData"]
@@ -78,6 +78,7 @@ class SequenceData:
         self._sorted = ((-1, 0), np.empty(0, dtype=np.int64))  # the current pool
         if not len(self._count):
             raise ValueError("expected a user with at least 2 training events, got none; collect more events")
+        self._order = EndlessOrder(len(self._count), seed)
 
     @property
     def rows_per_epoch(self) -> int:
@@ -101,7 +102,7 @@ class SequenceData:
         size = world * self.batch_size
         pool, place = divmod(step, _POOL)
         if self._sorted[0] != (pool, size):
-            rows = self._order(pool * _POOL * size, _POOL * size)
+            rows = self._order[pool * _POOL * size : (pool + 1) * _POOL * size]
             self._sorted = ((pool, size), rows[np.argsort(self._count.numpy()[rows], kind="stable")])
         rows = self._sorted[1]
         start = int(np.random.default_rng([self.seed, 2, pool]).permutation(_POOL)[place]) * size
@@ -109,16 +110,6 @@ class SequenceData:
         share = torch.from_numpy(np.random.default_rng([self.seed, 1, step]).random(size)[rank::world])
         first = self._first[own] + (share * (self._last[own] - self._first[own] + 1)).long()
         return self.split.train.pieces(first, self._count[own])
-
-    def _order(self, start: int, count: int) -> np.ndarray:
-        """Rows at these positions of the endless order, which permutes all rows in every epoch."""
-        total, parts = self.rows_per_epoch, []
-        while count:
-            epoch, place = divmod(start, total)
-            part = np.random.default_rng([self.seed, 0, epoch]).permutation(total)[place : place + count]
-            parts.append(part)
-            start, count = start + len(part), count - len(part)
-        return np.concatenate(parts)
 
 
 class _Stream(IterableDataset[Histories]):

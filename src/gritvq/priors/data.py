@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from gritvq.component import check_integer
-from gritvq.distributed import process_number
+from gritvq.distributed import EndlessOrder, process_number
 from gritvq.tokens import TokenRow, iter_tokens, token_files
 
 __all__ = ["TokenBatch", "TokenData"]
@@ -52,8 +52,8 @@ class TokenData:
             together: they are views of one sample (crops, flips), which must not be on both sides.
         batch_size: Samples B per step and process.
         label: Column of the class, text or integers >= 0; None for no classes.
-        num_validation: Most validation rows, the first ones of ``validation``; or the number of random ones, at most a
-            tenth of all, besides those that stay with them.
+        num_validation: Number of validation rows, drawn at random from ``validation``, whose files may be in the order
+            of the classes; of the training files at most a tenth of all. Besides them, those that stay with them.
         seed: Seed of the order and of the held-out rows, >= 0.
         length: Most positions of a sample of a ragged layout, whose tokens are sequences (T, Q) of any length T; token
             files have no empty ones. Shorter ones get -1 at their end, longer ones become several samples of ``length``
@@ -106,19 +106,16 @@ class TokenData:
         for rows in (self._train, held):
             rows.number(self.classes)
         self._held = held
-        if validation is None:
-            _, samples, sizes = np.unique(held.samples, return_inverse=True, return_counts=True)
-            order = np.random.default_rng([seed, 1]).permutation(len(sizes))
-            before = np.cumsum(sizes[order]) - sizes[order]
-            is_held = np.isin(samples, order[before < min(num_validation, max(1, len(held) // 10))])
-            if is_held.all():
-                raise ValueError(
-                    f"expected tokens of at least two samples, one of them to hold out for validation, got {len(held)} "
-                    "rows of one; give validation files, or more samples"
-                )
-            self._held_rows, self._rows = np.flatnonzero(is_held), np.flatnonzero(~is_held)
-        else:
-            self._held_rows, self._rows = np.arange(min(num_validation, len(held))), np.arange(len(self._train))
+        most = num_validation if validation is not None else min(num_validation, max(1, len(held) // 10))
+        is_held = held.drawn(most, seed)
+        if validation is None and is_held.all():
+            raise ValueError(
+                f"expected tokens of at least two samples, one of them to hold out for validation, got {len(held)} "
+                "rows of one; give validation files, or more samples"
+            )
+        self._held_rows = np.flatnonzero(is_held)
+        self._rows = np.flatnonzero(~is_held) if validation is None else np.arange(len(self._train))
+        self._order = EndlessOrder(len(self._rows), seed)
 
     @property
     def num_rows(self) -> int:
@@ -148,17 +145,7 @@ class TokenData:
         """This rank's samples of batch ``step``."""
         rank, world = process_number()
         size = world * self.batch_size
-        return self._train[self._rows[self._order(step * size, size)[rank::world]]]
-
-    def _order(self, start: int, count: int) -> np.ndarray:
-        """Rows at these places of the endless order."""
-        parts = []
-        while count:
-            epoch, place = divmod(start, self.num_rows)
-            part = np.random.default_rng([self.seed, 0, epoch]).permutation(self.num_rows)[place : place + count]
-            parts.append(part)
-            start, count = start + len(part), count - len(part)
-        return np.concatenate(parts)
+        return self._train[self._rows[self._order[step * size : (step + 1) * size][rank::world]]]
 
 
 class _Rows:
@@ -194,6 +181,13 @@ class _Rows:
     def __getitem__(self, rows: np.ndarray) -> TokenBatch:
         indices = torch.from_numpy(self._tokens[rows].astype(np.int64))
         return TokenBatch(indices, None if self._numbers is None else torch.from_numpy(self._numbers[rows]))
+
+    def drawn(self, num: int, seed: int) -> np.ndarray:
+        """Which rows are those of random samples, as many as have ``num`` rows together, or a few more."""
+        _, samples, sizes = np.unique(self.samples, return_inverse=True, return_counts=True)
+        order = np.random.default_rng([seed, 1]).permutation(len(sizes))
+        before = np.cumsum(sizes[order]) - sizes[order]
+        return np.isin(samples, order[before < num])
 
     def number(self, classes: Sequence[str | int] | None) -> None:
         """Labels as numbers of classes."""

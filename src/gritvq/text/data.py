@@ -14,7 +14,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from gritvq.component import check_integer
-from gritvq.distributed import process_number
+from gritvq.distributed import EndlessOrder, process_number
 from gritvq.text.corpus import DOCSTRINGS, Corpus, Document, Reading
 from gritvq.text.segments import Segmentation, TextBatch, TextFormat
 from gritvq.text.subwords import Subwords
@@ -152,20 +152,10 @@ class TextData:
         size = world * self.batch_size
         pool, place = divmod(step, _POOL)
         if self._sorted[0] != (pool, size):
-            rows = self._order(pool * _POOL * size, _POOL * size)
+            rows = found.order[pool * _POOL * size : (pool + 1) * _POOL * size]
             self._sorted = ((pool, size), rows[np.argsort(-found.train.lengths[rows], kind="stable")])
         start = int(np.random.default_rng([self.seed, 2, pool]).permutation(_POOL)[place]) * size
         return found.format.batch_of([found.train[row] for row in self._sorted[1][start + rank : start + size : world]])
-
-    def _order(self, start: int, count: int) -> np.ndarray:
-        """Documents at these positions of the endless order, which permutes all of them in every epoch."""
-        total, parts = self.num_documents, []
-        while count:
-            epoch, place = divmod(start, total)
-            part = np.random.default_rng([self.seed, 0, epoch]).permutation(total)[place : place + count]
-            parts.append(part)
-            start, count = start + len(part), count - len(part)
-        return np.concatenate(parts)
 
     def _held(self, count: int) -> frozenset[int]:
         """Numbers of the documents that are held out of so many; none of a single one."""
@@ -210,7 +200,7 @@ class TextData:
             if not len(rows):
                 place = self.validation if name == "hold out" and self.validation is not None else self.path
                 raise ValueError(f"expected a document to {name}, got none in {place}; give two documents or more")
-        return _Found(form, train, validation)
+        return _Found(form, train, validation, EndlessOrder(len(train), self.seed))
 
 
 class _Rows:
@@ -246,6 +236,7 @@ class _Found(NamedTuple):
     format: TextFormat
     train: _Rows
     validation: _Rows
+    order: EndlessOrder
 
     def parts(self) -> list[tuple[str, _Rows]]:
         return [("train", self.train), ("validation", self.validation)]
