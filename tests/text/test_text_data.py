@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import tokenizers
 import torch
 import torch.distributed as dist
 from hypothesis import given, settings
@@ -142,6 +143,31 @@ class TestSubwords:
         for wrong in (tmp_path / "empty", tmp_path / "a.json", tmp_path / "nowhere"):
             with pytest.raises(ValueError, match=r"expected a vocabulary in .*got none that can be read"):
                 Subwords.load(wrong)
+
+    def test_vocabularies_that_lose_text_are_refused(self, tmp_path: Path) -> None:
+        """One that drops unknown characters, one that fails at them; one with a token for them is taken."""
+        models = tokenizers.models
+        letters = {"a": 0, "b": 1, "[UNK]": 2}
+        path = tmp_path / "vocabulary.json"
+        for model, told in ((models.BPE(letters, []), "drops them"), (models.WordLevel({"a": 0}), "[UNK]")):
+            path.write_text(tokenizers.Tokenizer(model).to_str())
+            with pytest.raises(ValueError, match="text would be lost, so give another one") as caught:
+                Subwords.load(path)
+            assert told in str(caught.value)
+        with pytest.raises(ValueError, match="take a vocabulary of bytes"):
+            Subwords(path.read_text()).encode(["zebra"])
+        path.write_text(tokenizers.Tokenizer(models.BPE(letters, [], unk_token="[UNK]")).to_str())
+        assert Subwords.load(path).encode(["ab?"]) == [[0, 1, 2]]
+
+    def test_a_name_of_a_file_that_is_not_there_is_not_asked_for_elsewhere(self) -> None:
+        with pytest.raises(ValueError, match="no such file or folder"):
+            Subwords.load("nowhere.json")
+
+    def test_an_endless_word_is_cut_in_training(self) -> None:
+        """Merges double the length of a run of equal letters, so 44 of them would reach far above a cut at 1,000."""
+        subwords = Subwords.train(["a" * 5000], 300)
+        longest = max(map(len, tokenizers.Tokenizer.from_str(subwords.definition).get_vocab()))
+        assert 500 < longest <= 1000 and subwords.decode(subwords.encode(["a" * 5000])[0]) == "a" * 5000
 
     def test_ids_that_a_vocabulary_leaves_out(self) -> None:
         definition = json.loads(SUBWORDS.definition)

@@ -169,15 +169,30 @@ class TestDivergences:
         symmetric = torch.linalg.lstsq(x[present] - x[present].mean(0), found).solution
         torch.testing.assert_close(symmetric, symmetric.T, atol=1e-3, rtol=1e-3)
 
-    def test_whitening_of_few_vectors_takes_the_running_values(self) -> None:
-        standardize = Standardize(4, whitened=True)
-        standardize(torch.randn(200, 4) * 3 + 1)
+    def test_whitening_of_few_vectors_takes_running_values_which_they_change(self) -> None:
+        standardize = Standardize(8, whitened=True)
+        mixing = torch.eye(8) + 0.3 * torch.ones(8, 8).triu()
+        for _ in range(300):
+            x = 5 + torch.randn(3, 8) @ mixing
+            found = standardize.train()(x)
+            torch.testing.assert_close(found, standardize.eval()(x))
+        many = standardize(5 + torch.randn(2000, 8) @ mixing)
+        assert float(many.var(0).min()) > 0.5 and float(many.var(0).max()) < 4 and float(many.mean(0).abs().max()) < 1
+        before = standardize.train().covariance.clone()
+        standardize(x[:1])
+        assert torch.equal(standardize.covariance, before)  # one vector has no covariance
+        assert torch.isfinite(standardize(torch.ones(9, 8))).all()  # all equal: no direction has a variance
+
+    @pytest.mark.parametrize("whitened", [False, True])
+    def test_numbers_that_are_not_finite_give_nan_and_stay_out_of_the_running_values(self, whitened: bool) -> None:
+        standardize, x = Standardize(3, whitened=whitened), torch.randn(40, 3)
+        standardize(x)
         before = [each.clone() for each in standardize.buffers()]
-        x = torch.randn(4, 4)
-        found = standardize(x)
+        x[7, 1] = torch.nan
+        assert torch.isnan(standardize(x)).any()
         assert all(torch.equal(a, b) for a, b in zip(before, standardize.buffers(), strict=True))
-        torch.testing.assert_close(found, standardize.eval()(x))
-        assert torch.isfinite(standardize.train()(torch.ones(9, 4))).all()  # all equal: no direction has a variance
+        there = torch.arange(40) != 7
+        assert torch.isfinite(standardize(x, there)[there]).all()  # a vector that is not there has no influence
 
     def test_gradients_of_whitening_are_exact_for_equal_and_different_eigenvalues(self) -> None:
         standardize = Standardize(3, whitened=True).double()

@@ -157,7 +157,7 @@ def data(tmp_path: Path) -> TextData:
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("make", [lambda: grit_vq(4, 16), lambda: sq_vae(4, 16), lambda: gm_vq(4, 16)])
 def test_training_goes_on_bitwise(make: Any, data: TextData, tmp_path: Path) -> None:
-    def task() -> TextTokenizerTask:
+    def task() -> TextTokenizerTask:  # of a model in eval mode, as loaded ones are
         found = TextTokenizerTask(made(make(), data.format), warmup_steps=2)
         found.check_data(data)
         return found
@@ -171,6 +171,7 @@ def test_training_goes_on_bitwise(make: Any, data: TextData, tmp_path: Path) -> 
         assert torch.equal(weight, again.state_dict()[name]), name
     loaded = TextTokenizer.from_pretrained(run.tokenizer)
     assert loaded.trained is not None and loaded.trained["steps"] == 12
+    assert whole.tokenizer.training and int(whole.tokenizer.encoder.standardize.mean.count_nonzero())  # type: ignore[union-attr,operator]
     assert all(map(torch.equal, loaded.encode(["cat."]), whole.tokenizer.eval().encode(["cat."])))
     logged = next(run.logs.glob("*/metrics.csv")).read_text()
     assert "val/nats_per_token" in logged and "val/usage" in logged and "train/perplexity" in logged

@@ -139,6 +139,13 @@ def task_for(data: TextData, **settings: Any) -> TextTask:
 
 
 @pytest.mark.filterwarnings("ignore")
+def test_a_rate_that_is_far_too_high_is_said_as_that(data: TextData, tmp_path: Path) -> None:
+    plan = TrainingPlan(max_steps=12, accelerator="cpu")
+    with pytest.raises(ValueError, match="expected a finite loss, got nan at step 9; lower the learning rate"):
+        train(task_for(data, lr=1e20), data, plan, folder=tmp_path / "run", progress=False)
+
+
+@pytest.mark.filterwarnings("ignore")
 def test_a_run_goes_on_bitwise_and_leaves_a_model(data: TextData, tmp_path: Path) -> None:
     plan = TrainingPlan(max_steps=12, validate_every=6, checkpoint_every=6, accelerator="cpu")
     whole = task_for(data, kl_weight=CyclicSchedule(period=4), bag_of_words=0.1)

@@ -68,8 +68,8 @@ class Segmentation:
 
     Args:
         by: ``"sentence"``: at ``.``, ``!``, ``?`` and their like before white space and anything but a small letter,
-            except after common abbreviations and initials, and at empty lines; ``"line"``: at line ends; ``"length"``:
-            after every ``max_tokens`` - 1 subwords. White space goes to the segment behind it.
+            except after common abbreviations and single initials, and at empty lines; ``"line"``: at line ends;
+            ``"length"``: after every ``max_tokens`` - 1 subwords. White space goes to the segment behind it.
         max_tokens: Largest number of tokens of a segment, its last one, which ends it, included; at least 2.
         max_segments: Largest number of segments of a document.
 
@@ -114,11 +114,12 @@ def sentences(text: str) -> list[str]:
 
 def _pieces(text: str, ends: list[int]) -> list[str]:
     """A text cut at these places; pieces of white space alone are joined to the next one, or the last."""
-    found, begin = list[str](), 0
+    found, begin, last = list[str](), 0, 0
     for end in [*ends, len(text)]:
-        if text[begin:end].strip():
+        if text[last:end].strip():
             found.append(text[begin:end])
             begin = end
+        last = end
     if begin < len(text) and found:
         found[-1] += text[begin:]
     return found

@@ -18,6 +18,8 @@ __all__ = ["Subwords"]
 _BYTES = 256  # smallest vocabulary of a byte-level encoding
 _FILE = "tokenizer.json"
 _HALVES = re.compile("[\ud800-\udfff]")  # of surrogate pairs
+_LONG = re.compile(r"(\S{1000})(?=\S)")  # a word that would take the training hours
+_PROBE = "\u2603"  # a character that few vocabularies know
 
 
 class Subwords:
@@ -61,7 +63,8 @@ class Subwords:
         """Byte-level byte-pair encoding of the texts.
 
         Args:
-            texts: Anything, read once.
+            texts: Anything, read once. Characters without white space count as words of 1,000, since time grows with
+                the square of a word's length.
             vocab_size: Number of ids, at least 256 for the bytes; fewer come out where the texts have fewer pairs that
                 occur twice.
 
@@ -83,7 +86,7 @@ class Subwords:
             initial_alphabet=sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet()),
             show_progress=False,
         )
-        encoding.train_from_iterator(map(encodable, texts), trainer)
+        encoding.train_from_iterator((_LONG.sub(r"\1\n", encodable(text)) for text in texts), trainer)
         return cls(encoding.to_str())
 
     @classmethod
@@ -95,21 +98,11 @@ class Subwords:
                 name of one on the Hugging Face Hub.
 
         Raises:
-            ValueError: If there is none, or it is damaged.
+            ValueError: If there is none, it is damaged, or it drops characters that it does not know: one without all
+                bytes needs a token for them.
         """
-        path = Path(source)
         try:
-            if path.is_file():
-                return cls(path.read_text(encoding="utf-8"))
-            if (path / _FILE).is_file():
-                return cls((path / _FILE).read_text(encoding="utf-8"))
-            if path.is_dir():
-                reader = optional("transformers", "text").AutoTokenizer
-                loaded = reader.from_pretrained(path, local_files_only=True, trust_remote_code=False)
-                return cls(loaded.backend_tokenizer.to_str())
-            if str(source).startswith((".", "/", "~")):
-                raise FileNotFoundError("no such file or folder")
-            return cls(optional("tokenizers", "text").Tokenizer.from_pretrained(str(source)).to_str())
+            loaded = cls(_definition(source))
         except Exception as error:  # either package raises whatever it likes
             if isinstance(error, ValueError) and "pip install" in str(error):
                 raise
@@ -117,6 +110,16 @@ class Subwords:
                 f"expected a vocabulary in {str(source)!r}, got none that can be read ({error}); give a {_FILE}, a "
                 "folder with one, the name of one on the Hub, or a size to train a new one"
             ) from error
+        try:
+            told = "drops them" if not loaded.encode([f"{_PROBE} {_PROBE}"])[0] else ""
+        except ValueError as error:
+            told = str(error)
+        if told:
+            raise ValueError(
+                f"expected a vocabulary with a token for unknown characters, or with all bytes, got {str(source)!r}, "
+                f"which has neither ({told}); text would be lost, so give another one"
+            )
+        return loaded
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write ``tokenizer.json`` for other programs; nothing of ours needs it."""
@@ -124,8 +127,17 @@ class Subwords:
         return Path(path)
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """Ids of each text; half of a surrogate pair, which is no character, becomes U+FFFD."""
-        found = self._encoding.encode_batch([encodable(text) for text in texts], add_special_tokens=False)
+        """Ids of each text; half of a surrogate pair, which is no character, becomes U+FFFD.
+
+        Raises:
+            ValueError: If the vocabulary has no id for something.
+        """
+        try:
+            found = self._encoding.encode_batch([encodable(text) for text in texts], add_special_tokens=False)
+        except Exception as error:  # the package raises plain exceptions
+            raise ValueError(
+                f"expected text that the vocabulary knows, got other text ({error}); take a vocabulary of bytes"
+            ) from error
         return [each.ids for each in found]
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -147,3 +159,19 @@ class Subwords:
 def encodable(text: str) -> str:
     """The text with U+FFFD for halves of surrogate pairs, which have no UTF-8."""
     return _HALVES.sub("\ufffd", text)
+
+
+def _definition(source: str | os.PathLike[str]) -> str:
+    """The text of ``tokenizer.json`` of a file, a folder or a name on the Hub."""
+    path = Path(source)
+    if path.is_file():
+        return path.read_text(encoding="utf-8")
+    if (path / _FILE).is_file():
+        return (path / _FILE).read_text(encoding="utf-8")
+    if path.is_dir():
+        reader = optional("transformers", "text").AutoTokenizer
+        loaded = reader.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+        return str(loaded.backend_tokenizer.to_str())
+    if str(source).startswith((".", "/", "~")) or path.suffix == ".json":
+        raise FileNotFoundError("no such file or folder")
+    return str(optional("tokenizers", "text").Tokenizer.from_pretrained(str(source)).to_str())

@@ -202,7 +202,10 @@ class TextTokenizer(Autoencoder):
     # --- files --------------------------------------------------------------------------------------------------------
 
     def export(self, folder: str | os.PathLike[str], format: Format = "torch") -> Path:
-        """Write the folded encoder as a program that runs without gritvq, for any number of texts of any length.
+        """Write the folded encoder as a program that runs without gritvq, for any number of texts.
+
+        It takes what :meth:`gritvq.text.TextFormat.tokens` gives, texts of at most ``max_segments`` segments; of longer
+        ones the first ``max_segments`` come back.
 
         ``encoder`` maps ``tokens`` (B, L), int64, -1 behind a text, to ``indices`` (B, max_segments, Q), -1 for
         segments that a text does not have. Tokens are those of :class:`gritvq.text.TextFormat`, whose subwords any

@@ -192,6 +192,9 @@ def train(
         enable_model_summary=False,
     )
     finished = False
+    for part in task.children():
+        if not part.training:
+            part.train()  # a loaded model is in eval mode
     for part in compiled:
         part.compile()
     try:

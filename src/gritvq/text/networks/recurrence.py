@@ -69,7 +69,7 @@ class IdempotentRecurrence(Component):
         with torch.autocast(u.device.type, enabled=False):
             u = u.float()
             matrix = self.matrix() if matrix is None else matrix
-            return u + _sums_before(u @ matrix)  # W is symmetric
+            return _plus_sums_before(u, u @ matrix)  # W is symmetric
 
     def scan(self, u: Float[Tensor, "B T D"], matrix: Float[Tensor, "D D"] | None = None) -> Float[Tensor, "B T D"]:
         """The same step by step."""
@@ -95,13 +95,14 @@ class IdempotentRecurrence(Component):
         weight = weight / weight.detach().norm(dim=0).clamp_min(1e-30)  # columns of any length
         if not self.rank:
             return weight
-        lower = torch.linalg.cholesky(weight.T @ weight)
+        lower, _ = torch.linalg.cholesky_ex(weight.T @ weight)  # numbers that are not finite stay so, without an error
         return torch.linalg.solve_triangular(lower, weight.T, upper=False).T
 
 
-def _sums_before(x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
-    """Sums of x over all earlier steps; for few steps by a product with ones, faster than a cumulative sum."""
-    steps = x.shape[1]
+def _plus_sums_before(u: Float[Tensor, "B T D"], x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
+    """Sums of x over all earlier steps, added to u; for few steps a product with ones, faster than a running sum."""
+    count, steps = x.shape[:2]
     if steps > _FEW:
-        return x.cumsum(1) - x
-    return torch.ones(steps, steps, dtype=x.dtype, device=x.device).tril(-1) @ x
+        return u + x.cumsum(1) - x
+    ones = torch.ones(steps, steps, dtype=x.dtype, device=x.device).tril(-1)
+    return torch.baddbmm(u, ones.expand(count, -1, -1), x)

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from gritvq.component import Component, check_integer
 from gritvq.distributed import all_reduce_sum, all_reduce_sums
@@ -28,7 +29,9 @@ class Standardize(Component):
     ``C = Cov(x) + 1e-4 tr(Cov(x)) / D I``. Of all maps to covariance I this one moves the vectors least, so that codes
     keep their meaning from batch to batch. Its gradient is exact, also where eigenvalues are equal.
 
-    Batches in which this is not determined (of one vector, or whitened of D or fewer) take the running values.
+    Batches in which this is not determined (of one vector, or whitened of D or fewer) take the running values, which
+    every batch of two vectors or more changes. Variances have 1e-8 added. In training a vector depends on the others of
+    its batch. Numbers that are not finite give NaN and leave the running values as they are.
 
     Args:
         dim: Size D of the vectors.
@@ -74,10 +77,7 @@ class Standardize(Component):
         if self.training:
             mean, centered, weights, count = _centered(x, present)
             variance = all_reduce_sum((centered.square() * weights).sum(0)) / count.clamp_min(1)
-            with torch.no_grad():
-                share = _MOMENTUM * (count > 1)  # one vector has no variance
-                self.mean.lerp_(mean.to(self.mean.dtype), share.to(self.mean.dtype))
-                self.variance.lerp_(variance.to(self.variance.dtype), share.to(self.variance.dtype))
+            self._follow(count, mean=mean, variance=variance)
             mean = torch.where(count > 1, mean, self.mean)
             variance = torch.where(count > 1, variance, self.variance)
         return (x - mean) * (variance + _LEAST_VARIANCE).rsqrt()
@@ -87,20 +87,27 @@ class Standardize(Component):
             return (x - self.mean) @ self.root
         mean, centered, weights, count = _centered(x, present)
         covariance = all_reduce_sum((centered * weights).T @ centered) / count.clamp_min(1)
-        enough = count > self.dim
+        self._follow(count, mean=mean, covariance=covariance)
         with torch.no_grad():
-            share = (_MOMENTUM * enough).to(self.mean.dtype)
-            self.mean.lerp_(mean.to(self.mean.dtype), share)
-            self.covariance.lerp_(covariance.to(self.mean.dtype), share)
             self.root.copy_(_InverseRoot.apply(_regular(self.covariance)))
+        enough = count > self.dim
         mean = torch.where(enough, mean, self.mean)
         return (x - mean) @ _InverseRoot.apply(_regular(torch.where(enough, covariance, self.covariance)))
+
+    @torch.no_grad()
+    def _follow(self, count: Tensor, **found: Tensor) -> None:
+        """Move the running values towards those of a batch; one vector has no variance."""
+        usable = (count > 1) & torch.stack([value.isfinite().all() for value in found.values()]).all()
+        for name, value in found.items():
+            running = self.get_buffer(name)
+            running.copy_(torch.where(usable, running.lerp(value.to(running.dtype), _MOMENTUM), running))
 
 
 def _centered(x: Tensor, present: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Mean, the N vectors less their mean, which there are (N, 1), and how many."""
     weights = torch.ones(x.shape[:-1], device=x.device) if present is None else present
-    rows, weights = x.flatten(0, -2), weights.to(x.dtype).flatten()[:, None]
+    weights = weights.to(x.dtype).flatten()[:, None]
+    rows = torch.where(weights > 0, x.flatten(0, -2), 0)
     count, total = all_reduce_sums(weights.sum(), (rows * weights).sum(0))
     mean = total / count.clamp_min(1)
     return mean, rows - mean, weights, count
@@ -116,17 +123,21 @@ class _InverseRoot(torch.autograd.Function):
 
     With A = V diag(a) V^T and r = sqrt(a), the gradient in the basis V is that of the output times
     ``-1 / (r_i r_j (r_i + r_j))``, the divided differences of a^{-1/2}, which are finite for equal eigenvalues; those
-    of the eigenvectors themselves are not.
+    of the eigenvectors themselves are not. A matrix that is not finite gives NaN.
     """
 
     @staticmethod
     def forward(ctx: Any, matrix: Tensor) -> Tensor:
-        values, vectors = torch.linalg.eigh(matrix.double())
-        roots = values.clamp_min(torch.finfo(matrix.dtype).tiny).sqrt()
+        good = matrix.isfinite().all()
+        known = torch.where(good, matrix, torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device))
+        values, vectors = torch.linalg.eigh(known.double())
+        roots = values.clamp_min(_LEAST_SHARE / 2 * values.mean()).sqrt()  # rounding in 16 bits can make them negative
         ctx.save_for_backward(roots, vectors)
-        return ((vectors / roots) @ vectors.T).to(matrix.dtype)
+        found = ((vectors / roots) @ vectors.T).to(matrix.dtype)
+        return torch.where(good, found, torch.nan)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
         (gradient,) = gradients
         roots, vectors = ctx.saved_tensors
