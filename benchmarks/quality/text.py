@@ -64,7 +64,6 @@ from gritvq.text import (
     IdempotentRecurrence,
     Segmentation,
     Subwords,
-    TextBatch,
     TextData,
     TextFormat,
     TextTask,
@@ -348,9 +347,9 @@ def sample_texts(
         again = [form.texts(model.reconstruct(one, way))[0] for way in ways]
         between = form.texts(model.interpolate(one, other, SENTENCES, ways[0]))
     else:
-        codes, others = model.encode(form.texts(TextBatch(*one))), model.encode(form.texts(TextBatch(*other)))
-        again = [model.decode(codes[0], way) for way in ways]
-        between = model.decode(_mixed(codes[0], others[0]), ways[0])
+        codes, others = (model.quantizer.encode(model.encoder(batch), batch.present)[0] for batch in (one, other))
+        again = [model.decode(codes, way) for way in ways]
+        between = model.decode(_mixed(codes, others), ways[0])
     return {"Original": form.texts(one), "Reconstructions": again, "Between two texts": between}
 
 

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
+from benchmarks.quality.common import HERE
 from benchmarks.report.tables import circumstances, markdown_table
 
 from gritvq.results import read_results
@@ -43,7 +45,9 @@ _CODES = {
 _TOLD = """Means over seeds, in brackets the smallest and largest, best first. KL and information are nats per sentence.
 The bounds of both tables are negative log-probabilities of text per token and compare with each other. Those of
 tokenizers count codes as a prior does that was trained on the codes of the training documents, or all as equally
-probable; the texts that they write have codes drawn from that prior."""
+probable; the texts that they write have codes drawn from that prior. Latents are drawn {num_samples} times for each
+test document. Dist-n and self-BLEU are those of {num} texts, drawn with {settings} in all rows."""
+PLAN = HERE / "text.yaml"
 _MARK = re.compile(r"<!-- table text -->.*?<!-- end -->", re.DOTALL)
 _ENTRY, _BEFORE = "  - Text samples: text-samples.md\n", "  - Text: text.md\n"
 
@@ -67,7 +71,7 @@ def text_section(folder: Path, docs: Path) -> str:
         models = [run for run in runs if run["study"] != "recurrence"]
         for study, data in sorted({(run["study"], run["data"]) for run in models}):
             own = [run for run in models if (run["study"], run["data"]) == (study, data)]
-            parts += [] if told else [_TOLD]
+            parts += [] if told else [_told()]
             parts += [f"### {study}, {data}, {stamp}", circumstances(own)]
             told = True
             for columns, first in ((_LATENTS, "nats_per_token"), (_CODES, "nats_per_token_with_prior")):
@@ -78,6 +82,13 @@ def text_section(folder: Path, docs: Path) -> str:
     if told and (docs / "text-samples.md").is_file():
         parts.append("[Texts of the models](text-samples.md)")
     return "\n\n".join(parts) or "Not measured yet."
+
+
+def _told() -> str:
+    plan = yaml.safe_load(PLAN.read_text())
+    num, settings = plan["writing"]["num"], {**plan["writing"], "temperature": 1, "seeds": "0, 1, ..."}
+    words = ", ".join(f"{name} {value}" for name, value in settings.items() if name != "num")
+    return _TOLD.format(num_samples=plan["num_samples"], num=num, settings=words)
 
 
 def _table(runs: Sequence[Mapping[str, Any]], columns: Mapping[str, tuple[str, str]], first: str) -> str:

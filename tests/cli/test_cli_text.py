@@ -206,6 +206,29 @@ def test_the_default_names_of_files() -> None:
     assert len(Path("decoded.jsonl").read_text(encoding="utf-8").split("\n")) == 61
 
 
+def test_a_pretrained_body_and_its_vocabulary_from_a_folder() -> None:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.GPT2Config(n_layer=1, n_embd=16, n_head=2, n_positions=64, vocab_size=FORM.subwords.size)
+    transformers.GPT2Model(config).save_pretrained("gpt2")
+    FORM.subwords.save("gpt2/tokenizer.json")
+    body = {"class_path": "gritvq.text.TextTransformer.from_folder", "init_args": {"folder": "gpt2"}}
+    parts = {
+        "decoder": {"class_path": "gritvq.text.SegmentDecoder", "init_args": {"dim": 4, "transformer": body}},
+        "encoder": {"class_path": "gritvq.text.SegmentEncoder", "init_args": {"transformer": body}},
+        "latents": {"class_path": "gritvq.text.GaussianLatents", "init_args": {"dim": 4, "context_dim": 16}},
+    }
+    settings = {
+        "model": {"class_path": "gritvq.text.TraceModel", "init_args": parts},
+        "data": {"path": "texts.jsonl", "vocabulary": "gpt2", "segmentation": {"max_tokens": 8}},
+        "plan": {"max_steps": 2, "accelerator": "cpu"},
+    }
+    Path("settings.yaml").write_text(json.dumps(settings))
+    assert main(["fit", "text", "--config", "settings.yaml", "--out", "run"]) == 0
+    model = TraceModel.from_pretrained("run/text-model")
+    assert model.format is not None and model.format.subwords.fingerprint == FORM.subwords.fingerprint
+    assert model.vocab_size == FORM.vocab_size
+
+
 def save_models() -> None:
     lively(trace(FORM.vocab_size, dim=4, **SIZES)).use(FORM).save_pretrained("run/text-model")
     lively(language_model(FORM.vocab_size, **SIZES)).use(FORM).save_pretrained("lm/text-model")

@@ -101,7 +101,7 @@ class TextTransformer(Component):
         self._cache_name = "cache" if "cache" in names else "past_key_values"  # its name before transformers 5
 
     @classmethod
-    def from_folder(cls, folder: str | os.PathLike[str], vocab_size: int) -> TextTransformer:
+    def from_folder(cls, folder: str | os.PathLike[str], vocab_size: int = 4099) -> TextTransformer:
         """A pretrained GPT-2 or Llama, as ``save_pretrained`` of ``transformers`` writes it.
 
         Embeddings of tokens that it does not have, such as those that end segments, start at random; the output of a
