@@ -26,10 +26,13 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from benchmarks.quality.common import HERE, RESULTS, circumstances, hardware
 from rich.progress import track
 
+from gritvq.items import SemanticIds
+from gritvq.items.catalogue import read_item_data
 from gritvq.results import read_results, write_results
 from gritvq.training.run_folder import RunFolder
 
@@ -45,11 +48,25 @@ def command(entry: dict[str, Any], seed: int, data: Path, folder: Path, tested: 
     if run.last_checkpoint.exists():
         return ["fit", "items", "--config", str(run.config), "--out", str(folder), "--resume", "last"]
     seeds = dict.fromkeys(("plan.seed", "batches.seed", "tokenizer.init_args.seed"), seed)
-    told = {"data.folder": data, "out": folder, "overwrite": "true", **seeds, **entry.get("changes", {})}
+    told = {"data.folder": data, "out": folder, "overwrite": "true"}
+    if "tokenizer" in entry:
+        told["tokenizer"] = json.dumps(entry["tokenizer"])
+    told |= {**seeds, **entry.get("changes", {})}
+    if "random_ids" in entry:
+        told |= {"ids": random_ids(entry["random_ids"], seed, data, folder), "collaborative_dim": "null"}
     if not tested:
         told["num_test"] = 1
     words = ["fit", "items", "--config", str(CONFIGS / entry["config"])]
     return words + [word for name, value in told.items() for word in (f"--{name}", str(value))]
+
+
+def random_ids(sizes: list[int], seed: int, data: Path, folder: Path) -> Path:
+    """Where ids are whose codes say nothing of the items."""
+    keys, path = read_item_data(data).catalogue.keys, folder.with_name(f"{folder.name}-ids")
+    generator = torch.Generator().manual_seed(seed)
+    codes = torch.stack([torch.randint(size, (len(keys),), generator=generator) for size in sizes], 1)
+    SemanticIds.assign(codes, sizes, keys, collisions="keep").save(path)
+    return path
 
 
 def validations(run: RunFolder) -> Iterator[dict[str, float]]:
@@ -82,8 +99,19 @@ def run(name: str, entry: dict[str, Any], seed: int, data: Path, work: Path, tes
     if tested:
         numbers |= json.loads(found.metrics.read_text())
     changes = " ".join(f"{key}={value}" for key, value in entry.get("changes", {}).items()) or "-"
+    changes = f"{_ids_of(entry)} {changes}".strip()
     identity = {"method": name, "settings": f"{entry['config'].removesuffix('.yaml')} {changes}", "seed": seed}
     return {**identity, **numbers, "step": best["step"] + 1, "minutes": minutes}
+
+
+def _ids_of(entry: dict[str, Any]) -> str:
+    """What makes the ids, if it is not the configuration's own."""
+    if "random_ids" in entry:
+        return f"random_ids={entry['random_ids']}"
+    if "tokenizer" not in entry:
+        return ""
+    named = re.findall(r'"class_path": "gritvq\.(?:items\.)?(\w+)"', json.dumps(entry["tokenizer"]))
+    return "tokenizer=" + "/".join(dict.fromkeys(named))
 
 
 def main() -> None:
