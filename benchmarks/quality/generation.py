@@ -25,6 +25,8 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import importlib
+import inspect
 import json
 import math
 import os
@@ -46,7 +48,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
-from gritvq import from_config, priors
+from gritvq import priors
 from gritvq.images import (
     CIFARResNet,
     ClassAccuracy,
@@ -244,6 +246,21 @@ def _digest(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
 
 
+def part_of(description: Any, channels: int) -> Any:
+    """What the plan describes by ``class_path`` and ``init_args``; what takes color channels gets those of the data.
+
+    The plan is our own, so that classes that read files are allowed, which ``gritvq.from_config`` refuses.
+    """
+    if isinstance(description, list):
+        return [part_of(each, channels) for each in description]
+    if not isinstance(description, dict) or "class_path" not in description:
+        return description
+    module, _, name = description["class_path"].rpartition(".")
+    cls = getattr(importlib.import_module(module), name)
+    given = {key: part_of(value, channels) for key, value in description.get("init_args", {}).items()}
+    return cls(**({"channels": channels} if "channels" in inspect.signature(cls).parameters else {}) | given)
+
+
 def tokenizer_of(job: Job) -> ImageTokenizer:
     """The trained tokenizer."""
     folder, own = job.folders[0] / "tokenizer", job.plan["tokenizer"]
@@ -256,7 +273,7 @@ def tokenizer_of(job: Job) -> ImageTokenizer:
     encoder = ImageEncoder(quantizer.input_dim, channels=images.channels, **own["network"])
     decoder = ImageDecoder(quantizer.dim, channels=images.channels, **own["network"])
     tokenizer = ImageTokenizer(encoder, quantizer, decoder)
-    losses = {name: from_config(part) for name, part in job.settings.get("task", {}).items()}
+    losses = {name: part_of(part, images.channels) for name, part in job.settings.get("task", {}).items()}
     plan = TrainingPlan(max_steps=own["max_steps"], validate_every=0, accelerator="cpu", seed=job.seed)
     train(TokenizerTask(tokenizer, **own["task"], **losses), images, plan, progress=False)
     tokenizer.eval().save_pretrained(folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pyarrow.parquet as parquet
 import pytest
 import torch
 import yaml
+from benchmarks.gpu.sizes import make_vgg
 from benchmarks.quality import generation
 from PIL import Image
 
@@ -82,7 +84,26 @@ def test_other_tokens_and_priors(job: generation.Job, settings: dict[str, Any], 
     assert found["bits_per_pixel"] < 2 * found["fixed_bits_per_pixel"]  # untrained, but not absurd
 
 
-def test_contenders_of_all_studies_can_be_made() -> None:
+def test_a_tokenizer_with_losses_that_look_at_pictures(
+    job: generation.Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    make_vgg(4)
+    plan = yaml.safe_load((generation.HERE / "generation.yaml").read_text())
+    task = copy.deepcopy(plan["studies"]["losses"]["methods"]["vq_vae_ema, perceptual and adversarial"]["task"])
+    task["perceptual"]["init_args"]["features"]["init_args"]["path"] = "vgg.h5"
+    task["adversarial"]["init_args"]["start"] = 1
+    judged = job._replace(settings=job.settings | {"task": task})
+    one, other = generation.tokenizer_of(job), generation.tokenizer_of(judged)
+    assert job.folders[0] != judged.folders[0] and one.decoder.channels == 1
+    images = torch.rand(2, 1, 28, 28)
+    assert not torch.equal(one(images).reconstruction, other(images).reconstruction)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_contenders_of_all_studies_can_be_made(channels: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    make_vgg(4)
     plan = yaml.safe_load((generation.HERE / "generation.yaml").read_text())
     for study, content in plan.pop("studies").items():
         for method, settings in content["methods"].items():
@@ -93,8 +114,16 @@ def test_contenders_of_all_studies_can_be_made() -> None:
             kind = getattr(generation.priors, own.pop("kind", "AutoregressivePrior"))
             prior = kind(generation.TokenLayout.of(quantizer, (8, 8)), num_classes=10, **own)
             assert prior.num_tokens >= 64, method
-            for part in settings.get("task", {}).values():
-                assert part["class_path"].startswith("gritvq.images."), method
+            losses = copy.deepcopy(settings.get("task", {}))
+            for part in losses.values():
+                if "features" in part["init_args"]:
+                    part["init_args"]["features"]["init_args"]["path"] = "vgg.h5"
+            made = {name: generation.part_of(part, channels) for name, part in losses.items()}
+            images = torch.rand(2, channels, 28, 28)
+            if "perceptual" in made:
+                assert made["perceptual"](images, 1 - images) > 0, method
+            if "adversarial" in made:
+                assert made["adversarial"].generator(images).isfinite(), method
 
 
 def test_batches_are_a_function_of_seed_and_step() -> None:
