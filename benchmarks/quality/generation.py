@@ -30,9 +30,10 @@ import inspect
 import json
 import math
 import os
+import sys
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
 from datetime import date
 from multiprocessing import get_context
 from pathlib import Path
@@ -382,6 +383,37 @@ def run(job: Job) -> dict[str, Any]:
     return result
 
 
+def prepare(job: Job) -> None:
+    """Train the tokenizer of a run, unless that is done, with one thread."""
+    torch.set_num_threads(1)
+    tokenizer_of(job)
+
+
+def outcomes(jobs: Sequence[Job], pool: Executor) -> Iterator[tuple[Job, dict[str, Any] | BaseException]]:
+    """Results as they come, or the errors in their place.
+
+    Runs that share a tokenizer wait for it, since all of them would write it.
+    """
+    groups: dict[Path, list[Job]] = {}
+    for job in jobs:
+        groups.setdefault(job.folders[0], []).append(job)
+    waiting = {pool.submit(prepare, group[0]): group for group in groups.values()}
+    running: dict[Future[dict[str, Any]], Job] = {}
+    while waiting or running:
+        for future in wait([*waiting, *running], return_when=FIRST_COMPLETED).done:
+            error = future.exception()
+            if future in running:
+                yield running.pop(future), future.result() if error is None else error
+                continue
+            for job in waiting.pop(future):
+                try:
+                    if error is not None:
+                        raise error
+                    running[pool.submit(run, job)] = job
+                except Exception as reason:  # the tokenizer's, or that of a pool whose process was killed
+                    yield job, reason
+
+
 def draw(rows: dict[str, np.ndarray], path: Path) -> None:
     """One row of pictures, one of every class, of each name."""
     figure, axes = new_figure(9, 0.85 * len(rows), len(rows), CLASSES, squeeze=False)
@@ -394,7 +426,7 @@ def draw(rows: dict[str, np.ndarray], path: Path) -> None:
     save_figure(figure, path)
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Run what is missing."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, help="folder of CIFAR-10 or Fashion-MNIST as Parquet")
@@ -406,7 +438,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/generation"), help="folder for models and samples")
     parser.add_argument("--jobs", type=int, default=max(1, os.cpu_count() or 1), help="runs at once, one thread each")
     parser.add_argument("--train-network", action="store_true", help="train the classifier of Fashion-MNIST and stop")
-    words = parser.parse_args()
+    words = parser.parse_args(arguments)
     if words.train_network:
         train_classifier(words.data)
         ruler = ruler_for(words.data, None)
@@ -428,11 +460,15 @@ def main() -> None:
         if words.methods is None or method in words.methods
     ]
     missing = [job for job in jobs if (job.method, job.seed) not in done]
+    failed = []
     with ProcessPoolExecutor(words.jobs, mp_context=get_context("spawn")) as pool:
-        futures = [pool.submit(run, job) for job in missing]
-        for future in track(as_completed(futures), "runs", total=len(futures)):
+        for job, found in track(outcomes(missing, pool), "runs", total=len(missing)):
+            if isinstance(found, BaseException):
+                failed.append(f"{job.method}, seed {job.seed}: {type(found).__name__}: {found}")
+                print(f"failed: {failed[-1]}", file=sys.stderr)
+                continue
             others = [r for r in _read(path) if (r["study"], r["data"]) != key[:2] or r["comparison"] == key[2]]
-            write_results(path, [*others, {**future.result(), **about}], about, IDENTITY)
+            write_results(path, [*others, {**found, **about}], about, IDENTITY)
     test, labels = labelled(words.data, "test", 200)
     rows = {"test pictures": test[[labels.tolist().index(n) for n in range(CLASSES)]].numpy()}
     for job in jobs:
@@ -440,6 +476,10 @@ def main() -> None:
         if job.method not in rows and kept.is_file():
             rows[job.method] = np.load(kept)[:CLASSES]
     draw(rows, DOCS / f"generation_{words.study}_{name}_{hardware()}.png")
+    if failed:
+        sys.exit(
+            "\n  ".join([f"{len(failed)} of {len(missing)} runs failed; the same command tries them again:", *failed])
+        )
 
 
 def _read(path: Path) -> list[dict[str, Any]]:

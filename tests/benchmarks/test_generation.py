@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +125,61 @@ def test_contenders_of_all_studies_can_be_made(channels: int, tmp_path: Path, mo
                 assert made["perceptual"](images, 1 - images) > 0, method
             if "adversarial" in made:
                 assert made["adversarial"].generator(images).isfinite(), method
+
+
+@pytest.fixture
+def study(job: generation.Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Words for a study of two runs that share a tokenizer, and one that cannot be made; results in ``tmp_path``."""
+    methods = {
+        "one": {"preset": "vq_vae_ema", "decay": 0.9},
+        "wrong": {"preset": "vq_vae_ema", "decay": 2.0},
+        "masked": {"preset": "vq_vae_ema", "decay": 0.9, "prior": {"kind": "MaskedPrior", "num_steps": 2}},
+    }
+    plan = copy.deepcopy(job.plan) | {"studies": {"small": {"seeds": [0], "methods": methods}}}
+    plan["prior"]["max_steps"] = {tmp_path.name: plan["prior"]["max_steps"]}
+    (tmp_path / "plan.yaml").write_text(yaml.safe_dump(plan, sort_keys=False))
+    for name in ("RESULTS", "DOCS"):
+        monkeypatch.setattr(generation, name, tmp_path / name)
+        (tmp_path / name).mkdir()
+    monkeypatch.setattr(generation, "ProcessPoolExecutor", lambda number, **_: ThreadPoolExecutor(number))
+    words = ["--data", str(tmp_path), "--plan", str(tmp_path / "plan.yaml"), "--study", "small", "--jobs", "2"]
+    return [*words, "--work", str(job.work)]
+
+
+def rows_of(folder: Path) -> list[dict[str, Any]]:
+    """All results of a study."""
+    (path,) = folder.glob("RESULTS/generation_*.csv")
+    return generation.read_results(path, generation.IDENTITY)
+
+
+def measured_as(monkeypatch: pytest.MonkeyPatch, calls: list[str]) -> None:
+    """Runs that train nothing and note their names; that of ``wrong`` fails."""
+
+    def prepare(job: generation.Job) -> None:
+        calls.append(f"tokenizer of {job.method}")
+        if job.method == "wrong":
+            raise ValueError("expected another decay")
+
+    def run(job: generation.Job) -> dict[str, Any]:
+        calls.append(job.method)
+        identity = {"study": job.study, "method": job.method, "settings": job.words, "codebook_size": 8, "seed": 0}
+        return identity | {"psnr": 20.0}
+
+    monkeypatch.setattr(generation, "prepare", prepare)
+    monkeypatch.setattr(generation, "run", run)
+
+
+def test_a_run_that_fails_costs_no_other_one(study: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+    measured_as(monkeypatch, calls)
+    with pytest.raises(SystemExit, match=r"1 of 3 runs failed.*\n.*wrong, seed 0: ValueError: expected another decay"):
+        generation.main(study)
+    assert sorted(row["method"] for row in rows_of(tmp_path)) == ["masked", "one"]
+    assert sorted(calls) == ["masked", "one", "tokenizer of one", "tokenizer of wrong"]
+    assert calls.index("tokenizer of one") < min(calls.index("one"), calls.index("masked"))
+    assert len(list(tmp_path.glob("DOCS/generation_small_*.png"))) == 1
+    with pytest.raises(SystemExit, match="1 of 1 runs"):
+        generation.main(study)
 
 
 def test_batches_are_a_function_of_seed_and_step() -> None:
