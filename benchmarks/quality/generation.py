@@ -16,9 +16,9 @@ pictures and as many samples:
 
 The classifier of Fashion-MNIST is in ``benchmarks/networks``; ``--train-network`` trains it again. Writes
 ``benchmarks/results/generation_*.csv`` and pictures of samples into ``docs/images``. A run that is in the results
-already is not repeated, those of another number of steps are replaced, and stages that are done lie in ``--work``: an
-interrupted benchmark goes on where it stopped. Priors are trained in bfloat16 where the processor has instructions for
-it, and in float32 elsewhere, which takes three times as long.
+already is not repeated, those of another number of steps or other settings are replaced, and stages that are done lie
+in ``--work``: an interrupted benchmark goes on where it stopped. Priors are trained in bfloat16 where the processor has
+instructions for it, and in float32 elsewhere, which takes three times as long.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
-from gritvq import priors
+from gritvq import Quantizer, priors
 from gritvq.images import (
     CIFARResNet,
     ClassAccuracy,
@@ -233,6 +233,11 @@ class Job(NamedTuple):
         return " ".join(f"{k}={v}" for k, v in own.items()) or "-"
 
     @property
+    def key(self) -> tuple[str, str, int, int]:
+        """What its row in the results is known by: name, settings, codes and seed."""
+        return self.method, self.words, max(quantizer_of(self).codebook_sizes), self.seed
+
+    @property
     def folders(self) -> tuple[Path, Path]:
         """Where the tokenizer and the prior lie; runs whose tokenizers are made alike share them."""
         preset = self.settings.get("preset", self.method)
@@ -262,6 +267,13 @@ def part_of(description: Any, channels: int) -> Any:
     return cls(**({"channels": channels} if "channels" in inspect.signature(cls).parameters else {}) | given)
 
 
+def quantizer_of(job: Job) -> Quantizer:
+    """Its quantizer, untrained."""
+    preset = getattr(presets, job.settings.get("preset", job.method))
+    size = job.settings.get("codebook_size", job.plan["codebook_size"])
+    return preset(job.plan["tokenizer"]["dim"], size, **job.quantizer)
+
+
 def tokenizer_of(job: Job) -> ImageTokenizer:
     """The trained tokenizer."""
     folder, own = job.folders[0] / "tokenizer", job.plan["tokenizer"]
@@ -269,8 +281,7 @@ def tokenizer_of(job: Job) -> ImageTokenizer:
         return ImageTokenizer.from_pretrained(folder)
     seed_everything(job.seed)
     images = ImageData(job.data, channels=job.plan["channels"][Path(job.data).name], **own["data"])
-    preset = getattr(presets, job.settings.get("preset", job.method))
-    quantizer = preset(own["dim"], job.settings.get("codebook_size", job.plan["codebook_size"]), **job.quantizer)
+    quantizer = quantizer_of(job)
     encoder = ImageEncoder(quantizer.input_dim, channels=images.channels, **own["network"])
     decoder = ImageDecoder(quantizer.dim, channels=images.channels, **own["network"])
     tokenizer = ImageTokenizer(encoder, quantizer, decoder)
@@ -452,14 +463,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     about = circumstances(f"python -m benchmarks.quality.generation, {ruler_name} features, {steps}", name)
     path = RESULTS / f"generation_{hardware()}_{date.today():%Y%m}.csv"
     key = (words.study, name, about["comparison"])
-    done = {(r["method"], r["seed"]) for r in _read(path) if (r["study"], r["data"], r["comparison"]) == key}
+    done = {
+        tuple(r[name] for name in IDENTITY[1:]) for r in _read(path) if (r["study"], r["data"], r["comparison"]) == key
+    }
     jobs = [
         Job(words.data, words.network, plan, words.study, method, settings, seed, words.work)
         for seed in (study["seeds"] if words.seeds is None else words.seeds)
         for method, settings in study["methods"].items()
         if words.methods is None or method in words.methods
     ]
-    missing = [job for job in jobs if (job.method, job.seed) not in done]
+    missing = [job for job in jobs if not _is_done(job, done)]
     failed = []
     with ProcessPoolExecutor(words.jobs, mp_context=get_context("spawn")) as pool:
         for job, found in track(outcomes(missing, pool), "runs", total=len(missing)):
@@ -467,7 +480,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 failed.append(f"{job.method}, seed {job.seed}: {type(found).__name__}: {found}")
                 print(f"failed: {failed[-1]}", file=sys.stderr)
                 continue
-            others = [r for r in _read(path) if (r["study"], r["data"]) != key[:2] or r["comparison"] == key[2]]
+            others = [
+                r
+                for r in _read(path)
+                if (r["study"], r["data"]) != key[:2]
+                or (r["comparison"] == key[2] and (r["method"], r["seed"]) != (job.method, job.seed))
+            ]
             write_results(path, [*others, {**found, **about}], about, IDENTITY)
     test, labels = labelled(words.data, "test", 200)
     rows = {"test pictures": test[[labels.tolist().index(n) for n in range(CLASSES)]].numpy()}
@@ -480,6 +498,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(
             "\n  ".join([f"{len(failed)} of {len(missing)} runs failed; the same command tries them again:", *failed])
         )
+
+
+def _is_done(job: Job, done: set[tuple[Any, ...]]) -> bool:
+    try:
+        return job.key in done
+    except Exception:  # no such quantizer: its run says why, and costs no other one
+        return False
 
 
 def _read(path: Path) -> list[dict[str, Any]]:

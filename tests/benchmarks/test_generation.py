@@ -182,6 +182,37 @@ def test_a_run_that_fails_costs_no_other_one(study: list[str], tmp_path: Path, m
         generation.main(study)
 
 
+def test_a_run_with_other_settings_is_another_run(
+    study: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+    measured_as(monkeypatch, calls)
+    study += ["--methods", "one", "masked"]
+    generation.main(study)
+    generation.main(study)
+    assert calls.count("one") == calls.count("masked") == 1
+    plan = (tmp_path / "plan.yaml").read_text()
+    (tmp_path / "plan.yaml").write_text(plan.replace("decay: 0.9", "decay: 0.8", 1))
+    generation.main(study)
+    assert calls.count("one") == 2 and calls.count("masked") == 1
+    found = {row["method"]: row["settings"] for row in rows_of(tmp_path)}
+    assert found == {"one": "decay=0.8", "masked": "decay=0.9 kind=MaskedPrior num_steps=2"}
+    assert len(rows_of(tmp_path)) == 2  # that of the old settings is gone
+
+
+def test_the_rows_of_the_repository_are_those_of_the_plan() -> None:
+    plan = yaml.safe_load((generation.HERE / "generation.yaml").read_text())
+    keys = {
+        (study, *generation.Job("cifar10", None, plan, study, method, settings, seed, Path("work")).key)
+        for study, content in plan.pop("studies").items()
+        for method, settings in content["methods"].items()
+        for seed in content["seeds"]
+    }
+    for path in generation.RESULTS.glob("generation_cpu*.csv"):
+        for row in generation.read_results(path, generation.IDENTITY):
+            assert tuple(row[name] for name in generation.IDENTITY) in keys, row["method"]
+
+
 def test_batches_are_a_function_of_seed_and_step() -> None:
     indices, labels = torch.arange(40).view(10, 2, 2, 1), torch.arange(10)
     data = generation.Tokens(indices, labels, 4, seed=1)
