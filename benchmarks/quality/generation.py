@@ -15,10 +15,10 @@ pictures and as many samples:
   of a masked prior an estimated bound.
 
 The classifier of Fashion-MNIST is in ``benchmarks/networks``; ``--train-network`` trains it again. Writes
-``benchmarks/results/generation_*.csv`` and pictures of samples into ``docs/images``. A run that is in the results
-already is not repeated, those of another number of steps or other settings are replaced, and stages that are done lie
-in ``--work``: an interrupted benchmark goes on where it stopped. Priors are trained in bfloat16 where the processor has
-instructions for it, and in float32 elsewhere, which takes three times as long.
+``benchmarks/results/generation_*.csv``, and pictures into ``docs/images``: samples, and decoded test pictures. A run
+that is in the results already is not repeated, those of another number of steps or other settings are replaced, and
+stages that are done lie in ``--work``: an interrupted benchmark goes on where it stopped. Priors are trained in
+bfloat16 where the processor has instructions for it, and in float32 elsewhere, which takes three times as long.
 """
 
 from __future__ import annotations
@@ -437,6 +437,21 @@ def draw(rows: dict[str, np.ndarray], path: Path) -> None:
     save_figure(figure, path)
 
 
+def pictures_of(jobs: Sequence[Job]) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Test pictures, one of every class, beside the contenders' samples; and beside what their tokenizers decode."""
+    test, labels = labelled(jobs[0].data, "test", 200)
+    test = test[[labels.tolist().index(number) for number in range(CLASSES)]]
+    drawn, reconstructed = {"test pictures": test.numpy()}, {"test pictures": test.numpy()}
+    for job in jobs:
+        kept, folder = job.folders[1] / "samples_guided.npy", job.folders[0] / "tokenizer"
+        if job.method not in drawn and kept.is_file():
+            drawn[job.method] = np.load(kept)[:CLASSES]
+        if job.method not in reconstructed and folder.is_dir():
+            tokenizer = ImageTokenizer.from_pretrained(folder)
+            reconstructed[job.method] = decoded(tokenizer, encoded(tokenizer, test)).numpy()
+    return drawn, reconstructed
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run what is missing."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -461,7 +476,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     ruler_name = FashionClassifier.name if words.network is None else "CIFAR-10 ResNet-56"
     steps = f"{plan['tokenizer']['max_steps']:,} and {plan['prior']['max_steps']:,} steps"
     about = circumstances(f"python -m benchmarks.quality.generation, {ruler_name} features, {steps}", name)
-    path = RESULTS / f"generation_{hardware()}_{date.today():%Y%m}.csv"
+    machine = hardware()
+    path = RESULTS / f"generation_{machine}_{date.today():%Y%m}.csv"
     key = (words.study, name, about["comparison"])
     done = {
         tuple(r[name] for name in IDENTITY[1:]) for r in _read(path) if (r["study"], r["data"], r["comparison"]) == key
@@ -472,6 +488,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for method, settings in study["methods"].items()
         if words.methods is None or method in words.methods
     ]
+    if not jobs:
+        parser.error(f"expected methods of {', '.join(study['methods'])}, got {words.methods}")
     missing = [job for job in jobs if not _is_done(job, done)]
     failed = []
     with ProcessPoolExecutor(words.jobs, mp_context=get_context("spawn")) as pool:
@@ -487,13 +505,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 or (r["comparison"] == key[2] and (r["method"], r["seed"]) != (job.method, job.seed))
             ]
             write_results(path, [*others, {**found, **about}], about, IDENTITY)
-    test, labels = labelled(words.data, "test", 200)
-    rows = {"test pictures": test[[labels.tolist().index(n) for n in range(CLASSES)]].numpy()}
-    for job in jobs:
-        kept = job.folders[1] / "samples_guided.npy"
-        if job.method not in rows and kept.is_file():
-            rows[job.method] = np.load(kept)[:CLASSES]
-    draw(rows, DOCS / f"generation_{words.study}_{name}_{hardware()}.png")
+    drawn, reconstructed = pictures_of(jobs)
+    begin = f"generation_{words.study}_{name}"
+    draw(drawn, DOCS / f"{begin}_{machine}.png")
+    draw(reconstructed, DOCS / f"{begin}_decoded_{machine}.png")
     if failed:
         sys.exit(
             "\n  ".join([f"{len(failed)} of {len(missing)} runs failed; the same command tries them again:", *failed])

@@ -32,6 +32,10 @@ STUDIES = {
     "losses": "Tokenizers trained with squared error alone, and with perceptual and adversarial losses.",
     "levels": "Two levels against one at equal bits.",
 }
+PLOTS = {
+    "": "Samples with guidance, one of every class",
+    "_decoded": "Test pictures as the tokenizers decode them, one of every class",
+}
 _COLUMNS = {
     "psnr": ("PSNR (dB)", ".2f"),
     "usage": ("usage", ".3f"),
@@ -113,9 +117,10 @@ def generation_section(folder: Path, images: Path) -> str:
             said = f"Floor {floor:.2f}; of the test pictures themselves {100 * real:.1f} % are recognized."
             parts += [f"### {study}, {data}, {path.stem.removeprefix('generation_')}", STUDIES[study]]
             parts += [circumstances(own), said, _table(own)]
-            plot = images / f"generation_{study}_{data}_{own[0]['hardware']}.png"
-            if plot.exists():
-                parts.append(f"![Samples with guidance, one of every class](images/{plot.name})")
+            for kind, text in PLOTS.items():
+                plot = images / f"generation_{study}_{data}{kind}_{own[0]['hardware']}.png"
+                if plot.exists():
+                    parts.append(f"![{text}](images/{plot.name})")
     return "\n\n".join(parts) + "\n"
 
 

@@ -65,6 +65,14 @@ def test_a_run_measures_what_it_made_and_goes_on_from_it(job: generation.Job, mo
     assert found["bits_per_pixel"] == pytest.approx(found["nats_per_token"] / np.log(2) / 16)
     assert found["fixed_bits_per_pixel"] == 3 / 16
     assert {path.name for path in job.folders[1].glob("*.npy")} == {"samples.npy", "samples_guided.npy"}
+    drawn, reconstructed = generation.pictures_of([job, job._replace(seed=1)])
+    assert list(drawn) == list(reconstructed) == ["test pictures", "vq_vae_ema"]
+    originals, own = reconstructed.values()
+    assert own.shape == originals.shape == drawn["vq_vae_ema"].shape == (10, 1, 28, 28) and (own != originals).any()
+    test, labels = generation.labelled(job.data, "test")
+    assert np.array_equal(originals, test[:10].numpy()) and labels[:10].tolist() == list(range(10))
+    tokenizer = generation.tokenizer_of(job)
+    assert np.array_equal(own, generation.decoded(tokenizer, generation.encoded(tokenizer, test[:10])).numpy())
     monkeypatch.setattr(generation, "train", lambda *_, **__: pytest.fail("trained again"))
     again = generation.run(job)
     timed = [name for name in found if name.endswith("per_second")]
@@ -177,7 +185,8 @@ def test_a_run_that_fails_costs_no_other_one(study: list[str], tmp_path: Path, m
     assert sorted(row["method"] for row in rows_of(tmp_path)) == ["masked", "one"]
     assert sorted(calls) == ["masked", "one", "tokenizer of one", "tokenizer of wrong"]
     assert calls.index("tokenizer of one") < min(calls.index("one"), calls.index("masked"))
-    assert len(list(tmp_path.glob("DOCS/generation_small_*.png"))) == 1
+    assert len(list(tmp_path.glob(f"DOCS/generation_small_{tmp_path.name}_cpu*.png"))) == 1
+    assert len(list(tmp_path.glob(f"DOCS/generation_small_{tmp_path.name}_decoded_cpu*.png"))) == 1
     with pytest.raises(SystemExit, match="1 of 1 runs"):
         generation.main(study)
 
