@@ -2,6 +2,7 @@
 
     python -m benchmarks.quality.generation --data PATH-TO-CIFAR10 --network PATH-TO-CIFAR10-RESNET56
     python -m benchmarks.quality.generation --data PATH-TO-FASHION-MNIST
+    python -m benchmarks.quality.generation --data PATH-TO-FASHION-MNIST --study large --device cuda
 
 For each contender of a study (``generation.yaml``; ``--study`` names another one than "tokenizers") and each seed: a
 tokenizer is trained, all training pictures and their mirror images become tokens, a class-conditional prior learns
@@ -37,7 +38,7 @@ from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExe
 from datetime import date
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -50,6 +51,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
 from gritvq import Quantizer, priors
+from gritvq.cli.settings import combined
 from gritvq.images import (
     CIFARResNet,
     ClassAccuracy,
@@ -127,16 +129,18 @@ class Ruler(NamedTuple):
         test: Features of the test pictures.
         known: Features of as many training pictures, drawn at random.
         labels: Classes of the test pictures.
+        device: Where the network is.
     """
 
     network: FeatureVectors
     test: Tensor
     known: Tensor
     labels: Tensor
+    device: str = "cpu"
 
     def features(self, images: Tensor) -> Tensor:
         """Of pictures in 8 bits."""
-        return torch.cat([self.network(part) for part in images.split(BATCH)])
+        return torch.cat([self.network(part.to(self.device)).cpu() for part in images.split(BATCH)])
 
     def distance(self, features: Tensor, reference: Tensor) -> float:
         """Frechet distance."""
@@ -147,24 +151,24 @@ class Ruler(NamedTuple):
 
     def accuracy(self, features: Tensor, labels: Tensor) -> float:
         """Share of pictures that are recognized."""
-        metric, scores = ClassAccuracy(), self.network.scores(features)
+        metric, scores = ClassAccuracy(), self.network.scores(features.to(self.device))
         assert scores is not None
-        metric.update(scores, labels)
+        metric.update(scores.cpu(), labels)
         return metric.compute() or 0.0
 
 
-def ruler_for(data: str, network: str | None) -> Ruler:
+def ruler_for(data: str, network: str | None, device: str = "cpu") -> Ruler:
     """The classifier of a data set, and features of its pictures."""
     if network is None:
         classifier: nn.Module = FashionClassifier()
         classifier.load_state_dict({name: t.float() for name, t in load_file(FASHION).items()})
     else:
         classifier = CIFARResNet(network)
-    vectors = FeatureVectors(classifier.to(memory_format=torch.channels_last))
+    vectors = FeatureVectors(classifier.to(memory_format=torch.channels_last)).to(device)
     train_images, _ = labelled(data, "train")
     test, labels = labelled(data, "test")
     rows = torch.randperm(len(train_images), generator=torch.Generator().manual_seed(0))[:NUM]
-    bare = Ruler(vectors, test, test, labels)
+    bare = Ruler(vectors, test, test, labels, device)
     return bare._replace(test=bare.features(test), known=bare.features(train_images[rows]))
 
 
@@ -210,6 +214,7 @@ class Job(NamedTuple):
             ``prior`` with its own class or arguments; all others are the preset's.
         seed: Seed.
         work: Folder of all runs.
+        device: ``"cpu"`` or ``"cuda"``.
     """
 
     data: str
@@ -220,6 +225,7 @@ class Job(NamedTuple):
     settings: dict[str, Any]
     seed: int
     work: Path
+    device: str = "cpu"
 
     @property
     def quantizer(self) -> dict[str, Any]:
@@ -233,6 +239,25 @@ class Job(NamedTuple):
         return " ".join(f"{k}={v}" for k, v in own.items()) or "-"
 
     @property
+    def accelerator(self) -> str:
+        """What a training plan calls the device."""
+        return "cpu" if self.device == "cpu" else "gpu"
+
+    @property
+    def precision(self) -> Literal["bf16-mixed", "32-true"]:
+        """Of the prior's training: bfloat16 where the device is fast at it."""
+        if self.device == "cpu":
+            fast = bool(getattr(torch.cpu, "get_capabilities", dict)().get("avx512_bf16"))
+        else:
+            fast = torch.cuda.is_bf16_supported()
+        return "bf16-mixed" if fast else "32-true"
+
+    def begin(self) -> None:
+        """One thread on the CPU, where several runs share it."""
+        if self.device == "cpu":
+            torch.set_num_threads(1)
+
+    @property
     def key(self) -> tuple[str, str, int, int]:
         """What its row in the results is known by: name, settings, codes and seed."""
         return self.method, self.words, max(quantizer_of(self).codebook_sizes), self.seed
@@ -243,6 +268,7 @@ class Job(NamedTuple):
         preset = self.settings.get("preset", self.method)
         size = self.settings.get("codebook_size", self.plan["codebook_size"])
         made = [preset, size, self.quantizer, self.settings.get("task"), self.plan["tokenizer"], self.seed]
+        made += [] if self.device == "cpu" else [self.device]
         begin = f"{Path(self.data).name}-{preset}-{size}-{self.seed}"
         folder = self.work / f"{begin}-{_digest(made)}"
         return folder, folder / f"prior-{_digest([self.plan['prior'], self.settings.get('prior')])}"
@@ -286,7 +312,7 @@ def tokenizer_of(job: Job) -> ImageTokenizer:
     decoder = ImageDecoder(quantizer.dim, channels=images.channels, **own["network"])
     tokenizer = ImageTokenizer(encoder, quantizer, decoder)
     losses = {name: part_of(part, images.channels) for name, part in job.settings.get("task", {}).items()}
-    plan = TrainingPlan(max_steps=own["max_steps"], validate_every=0, accelerator="cpu", seed=job.seed)
+    plan = TrainingPlan(max_steps=own["max_steps"], validate_every=0, accelerator=job.accelerator, seed=job.seed)
     train(TokenizerTask(tokenizer, **own["task"], **losses), images, plan, progress=False)
     tokenizer.eval().save_pretrained(folder)
     return tokenizer
@@ -304,10 +330,10 @@ def prior_of(job: Job, layout: TokenLayout, indices: Tensor, labels: Tensor) -> 
     plan = TrainingPlan(
         max_steps=own["max_steps"],
         compile=own["compile"],
-        precision="bf16-mixed" if getattr(torch.cpu, "get_capabilities", dict)().get("avx512_bf16") else "32-true",
+        precision=job.precision,
         validate_every=0,
         checkpoint_every=500,
-        accelerator="cpu",
+        accelerator=job.accelerator,
         seed=job.seed,
     )
     data, last = Tokens(indices, labels, own["batch_size"], job.seed), run / "checkpoints" / "last.ckpt"
@@ -317,15 +343,15 @@ def prior_of(job: Job, layout: TokenLayout, indices: Tensor, labels: Tensor) -> 
 
 
 @torch.no_grad()
-def encoded(tokenizer: ImageTokenizer, images: Tensor) -> Tensor:
+def encoded(tokenizer: ImageTokenizer, images: Tensor, device: str = "cpu") -> Tensor:
     """Indices of pictures in 8 bits."""
-    return torch.cat([tokenizer.encode(part.float() / 255).int() for part in images.split(BATCH)])
+    return torch.cat([tokenizer.encode(part.to(device).float() / 255).int().cpu() for part in images.split(BATCH)])
 
 
 @torch.no_grad()
-def decoded(tokenizer: ImageTokenizer, indices: Tensor) -> Tensor:
+def decoded(tokenizer: ImageTokenizer, indices: Tensor, device: str = "cpu") -> Tensor:
     """Pictures in 8 bits."""
-    return torch.cat([to_uint8(tokenizer.decode(part.long())) for part in indices.split(BATCH)])
+    return torch.cat([to_uint8(tokenizer.decode(part.to(device).long())).cpu() for part in indices.split(BATCH)])
 
 
 @torch.no_grad()
@@ -338,30 +364,30 @@ def nats_per_sample(prior: Prior, indices: Tensor, labels: Tensor) -> float:
 
 
 def samples(prior: Prior, guidance: float) -> tuple[Tensor, Tensor]:
-    """Indices of as many samples of every class, and the classes."""
+    """Indices of as many samples of every class, and the classes; on the CPU."""
     classes = torch.arange(NUM) % CLASSES
     parts = [
         prior.sample(len(part), part, guidance=guidance, generator=sample_seeds(0, len(part), first=number * BATCH))
         for number, part in enumerate(classes.split(BATCH))
     ]
-    return torch.cat(parts), classes
+    return torch.cat(parts).cpu(), classes
 
 
 def run(job: Job) -> dict[str, Any]:
-    """Train and measure, with one thread."""
-    torch.set_num_threads(1)
-    tokenizer = tokenizer_of(job)
+    """Train and measure."""
+    job.begin()
+    tokenizer = tokenizer_of(job).to(job.device)
     images, labels = labelled(job.data, "train")
     test, test_labels = labelled(job.data, "test")
-    numbers, _ = evaluate(tokenizer, (part.float() / 255 for part in test.split(BATCH)))
+    numbers, _ = evaluate(tokenizer, (part.float() / 255 for part in test.split(BATCH)), device=job.device)
     started = time.perf_counter()
-    indices = torch.cat([encoded(tokenizer, part) for part in (images, images.flip(3))])
+    indices = torch.cat([encoded(tokenizer, part, job.device) for part in (images, images.flip(3))])
     speed = len(indices) / (time.perf_counter() - started)
-    test_indices = encoded(tokenizer, test)
+    test_indices = encoded(tokenizer, test, job.device)
     side = test.shape[-1] // tokenizer.factor
-    prior = prior_of(job, TokenLayout.of(tokenizer.quantizer, (side, side)), indices, labels.repeat(2))
-    ruler = ruler_for(job.data, job.network)
-    found = ruler.features(decoded(tokenizer, test_indices))
+    prior = prior_of(job, TokenLayout.of(tokenizer.quantizer, (side, side)), indices, labels.repeat(2)).to(job.device)
+    ruler = ruler_for(job.data, job.network, job.device)
+    found = ruler.features(decoded(tokenizer, test_indices, job.device))
     nats = nats_per_sample(prior, test_indices, test_labels)
     result = {
         "study": job.study,
@@ -384,7 +410,7 @@ def run(job: Job) -> dict[str, Any]:
     }
     for name, guidance in (("", 1.0), ("_guided", job.plan["guidance"])):
         drawn, classes = samples(prior, guidance)
-        pictures = decoded(tokenizer, drawn)
+        pictures = decoded(tokenizer, drawn, job.device)
         np.save(job.folders[1] / f"samples{name}.npy", pictures[:80].numpy())
         found = ruler.features(pictures)
         result |= {
@@ -395,8 +421,8 @@ def run(job: Job) -> dict[str, Any]:
 
 
 def prepare(job: Job) -> None:
-    """Train the tokenizer of a run, unless that is done, with one thread."""
-    torch.set_num_threads(1)
+    """Train the tokenizer of a run, unless that is done."""
+    job.begin()
     tokenizer_of(job)
 
 
@@ -437,6 +463,16 @@ def draw(rows: dict[str, np.ndarray], path: Path) -> None:
     save_figure(figure, path)
 
 
+def plan_of(content: dict[str, Any], study: str, data: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What all runs of a study share, with the prior's steps for these pictures; and the rest of the study."""
+    content = dict(content)
+    own = dict(content.pop("studies")[study])
+    changed = {name: own.pop(name) for name in ("tokenizer", "prior", "guidance") if name in own}
+    plan = combined(content, changed)
+    plan["prior"] = {**plan["prior"], "max_steps": plan["prior"]["max_steps"][data]}
+    return plan, own
+
+
 def pictures_of(jobs: Sequence[Job]) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Test pictures, one of every class, beside the contenders' samples; and beside what their tokenizers decode."""
     test, labels = labelled(jobs[0].data, "test", 200)
@@ -462,7 +498,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--methods", nargs="*", help="only these")
     parser.add_argument("--seeds", nargs="*", type=int, help="instead of the study's")
     parser.add_argument("--work", type=Path, default=Path("runs/generation"), help="folder for models and samples")
-    parser.add_argument("--jobs", type=int, default=max(1, os.cpu_count() or 1), help="runs at once, one thread each")
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"], help="where all is trained and measured")
+    parser.add_argument("--jobs", type=int, help="runs at once; as many as CPUs, one thread each, or one on a GPU")
     parser.add_argument("--train-network", action="store_true", help="train the classifier of Fashion-MNIST and stop")
     words = parser.parse_args(arguments)
     if words.train_network:
@@ -470,20 +507,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
         ruler = ruler_for(words.data, None)
         print(f"{FASHION}: accuracy {ruler.accuracy(ruler.test, ruler.labels):.4f}")
         return
-    plan = yaml.safe_load(words.plan.read_text())
-    study, name = plan.pop("studies")[words.study], Path(words.data).name
-    plan["prior"]["max_steps"] = plan["prior"]["max_steps"][name]
+    name = Path(words.data).name
+    plan, study = plan_of(yaml.safe_load(words.plan.read_text()), words.study, name)
+    if study.get("device", words.device) != words.device:
+        parser.error(f"expected --device {study['device']} for the study {words.study}, got {words.device}; give it")
+    if words.device == "cuda" and not torch.cuda.is_available():
+        parser.error("expected a CUDA device for --device cuda, found none; take one of the studies for a CPU")
     ruler_name = FashionClassifier.name if words.network is None else "CIFAR-10 ResNet-56"
     steps = f"{plan['tokenizer']['max_steps']:,} and {plan['prior']['max_steps']:,} steps"
+    machine = hardware(words.device)
     about = circumstances(f"python -m benchmarks.quality.generation, {ruler_name} features, {steps}", name)
-    machine = hardware()
+    about["hardware"] = machine
     path = RESULTS / f"generation_{machine}_{date.today():%Y%m}.csv"
     key = (words.study, name, about["comparison"])
     done = {
         tuple(r[name] for name in IDENTITY[1:]) for r in _read(path) if (r["study"], r["data"], r["comparison"]) == key
     }
     jobs = [
-        Job(words.data, words.network, plan, words.study, method, settings, seed, words.work)
+        Job(words.data, words.network, plan, words.study, method, settings, seed, words.work, words.device)
         for seed in (study["seeds"] if words.seeds is None else words.seeds)
         for method, settings in study["methods"].items()
         if words.methods is None or method in words.methods
@@ -492,7 +533,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error(f"expected methods of {', '.join(study['methods'])}, got {words.methods}")
     missing = [job for job in jobs if not _is_done(job, done)]
     failed = []
-    with ProcessPoolExecutor(words.jobs, mp_context=get_context("spawn")) as pool:
+    processes = words.jobs or (max(1, os.cpu_count() or 1) if words.device == "cpu" else 1)
+    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
         for job, found in track(outcomes(missing, pool), "runs", total=len(missing)):
             if isinstance(found, BaseException):
                 failed.append(f"{job.method}, seed {job.seed}: {type(found).__name__}: {found}")

@@ -31,6 +31,7 @@ STUDIES = {
     "orders": "The same multi-scale tokens, predicted in raster order, masked, and scale by scale.",
     "losses": "Tokenizers trained with squared error alone, and with perceptual and adversarial losses.",
     "levels": "Two levels against one at equal bits.",
+    "large": "On a GPU: 4,096 and 16,384 codes, wider tokenizers, and a prior of 38 million parameters.",
 }
 PLOTS = {
     "": "Samples with guidance, one of every class",

@@ -209,6 +209,45 @@ def test_a_run_with_other_settings_is_another_run(
     assert len(rows_of(tmp_path)) == 2  # that of the old settings is gone
 
 
+def test_a_study_for_a_gpu(study: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    content = yaml.safe_load((generation.HERE / "generation.yaml").read_text())
+    plan, own = generation.plan_of(content, "large", "cifar10")
+    assert own["device"] == "cuda" and plan["prior"]["network"]["width"] == 512 and plan["prior"]["max_steps"] == 20000
+    assert plan["tokenizer"]["network"] == {"factor": 4, "width": 128, "num_blocks": 2}
+    assert {each["codebook_size"] for each in own["methods"].values()} == {4096, 16384}
+    plan_file = tmp_path / "plan.yaml"
+    plan_file.write_text(plan_file.read_text().replace("seeds:", "device: cuda\n    seeds:", 1))
+    with pytest.raises(SystemExit, match="2"):
+        generation.main(study)
+    assert "expected --device cuda for the study small, got cpu" in capsys.readouterr().err
+    if not torch.cuda.is_available():
+        with pytest.raises(SystemExit, match="2"):
+            generation.main([*study, "--device", "cuda"])
+        assert "found none" in capsys.readouterr().err
+
+
+def test_the_folders_of_runs_on_a_cpu_are_those_of_before() -> None:
+    content = yaml.safe_load((generation.HERE / "generation.yaml").read_text())
+    found = []
+    for study, method, seed, device in (
+        ("tokenizers", "grit_vq", 0, "cpu"),
+        ("orders", "masked", 1, "cpu"),
+        ("orders", "masked", 1, "cuda"),
+    ):
+        plan, own = generation.plan_of(content, study, "cifar10")
+        job = generation.Job("cifar10", None, plan, study, method, own["methods"][method], seed, Path(), device)
+        found.append(str(job.folders[1]))
+    assert found[0] == "cifar10-grit_vq-1024-0-0ed99384/prior-3586da3c"
+    assert found[1] == "cifar10-msvq-1024-1-b2ad1041/prior-c66a39a9"
+    assert found[2] not in found[:2] and found[2].startswith("cifar10-msvq-1024-1-")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_run_on_a_gpu(job: generation.Job) -> None:
+    found = generation.run(job._replace(device="cuda"))
+    assert found["codebook_size"] == 8 and 0 < found["fd_floor"] < found["rfd"]
+
+
 def test_the_rows_of_the_repository_are_those_of_the_plan() -> None:
     plan = yaml.safe_load((generation.HERE / "generation.yaml").read_text())
     keys = {
