@@ -16,14 +16,18 @@ GENERATION = """
 
     python -m benchmarks.quality.generation --data PATH-TO-CIFAR10 --network PATH-TO-CIFAR10-RESNET56
     python -m benchmarks.quality.generation --data PATH-TO-FASHION-MNIST
+    python -m benchmarks.quality.generation ... --study heads|orders|losses|levels
+    python -m benchmarks.quality.generation ... --study large --device cuda
 
 The same class-conditional autoregressive prior on the tokens of several quantizers;
 `benchmarks/quality/generation.yaml` has the settings. rFD compares decoded test pictures with the test pictures, gFD
 as many samples, 10,000, with training pictures; the features are a classifier's, so none of them is an FID. The floor
 is the distance of test pictures from training pictures. "Recognized" is the share of pictures in which the classifier
 sees the class they are of: decoded test pictures, then samples. Guidance is `u + s (c - u)`. Nats and bits under the
-prior are those of test pictures; bits are per position, all color channels together. Means over seeds, in brackets
-the smallest and largest.
+prior are those of test pictures; bits are per position, all color channels together; of a masked prior both are an
+estimated bound, "at most", since the probability of its samples cannot be computed. "Encoded per second" are training
+pictures, by one thread of a CPU while other runs share the machine, or by a GPU. Means over seeds, in brackets the
+smallest and largest.
 """
 STUDIES = {
     "tokenizers": "Tokens of 1,024 codes by several quantizers, trained with squared error.",
@@ -48,7 +52,9 @@ _COLUMNS = {
     "accuracy": ("samples recognized", ".3f"),
     "gfd_guided": ("gFD, guided", ".2f"),
     "accuracy_guided": ("guided recognized", ".3f"),
+    "encoded_per_second": ("encoded per second", ",.0f"),
 }
+_BOUNDED = ("nats_per_token", "bits_per_pixel")  # of a masked prior
 _IDENTITY = ("study", "method", "settings", "codebook_size", "seed")
 
 
@@ -135,7 +141,10 @@ def _table(runs: Sequence[Mapping[str, Any]]) -> str:
         groups.setdefault((run["method"], run["settings"]), []).append(run)
     rows = []
     for (method, settings), own in sorted(groups.items(), key=lambda item: _mean(item[1], "bits_per_pixel")):
-        figures = [_figure(own, name, style) for name, (_, style) in _COLUMNS.items()]
+        bounded = _BOUNDED if "kind=MaskedPrior" in settings.split() else ()
+        figures = [
+            ("at most " if name in bounded else "") + _figure(own, name, style) for name, (_, style) in _COLUMNS.items()
+        ]
         rows.append([method, settings, str(own[0]["codebook_size"]), *figures, str(len(own))])
     return markdown_table(("method", "settings", "K", *(word for word, _ in _COLUMNS.values()), "seeds"), rows)
 
