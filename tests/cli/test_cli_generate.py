@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import warnings
@@ -15,7 +16,7 @@ import torch
 import yaml
 from PIL import Image
 
-from gritvq import vq_vae
+from gritvq import bulk, vq_vae
 from gritvq.cli import main
 from gritvq.images import ImageDecoder, ImageEncoder, ImageTokenizer
 from gritvq.images.crops import ten_crops
@@ -202,6 +203,40 @@ class TestImagesFrom:
         grid.unlink()  # as if interrupted while generating
         assert main(self.command(made)) == 0 and grid.read_bytes() == whole
 
+    def test_the_same_command_goes_on_with_tokens_that_were_interrupted(
+        self, made: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def broken(*arguments: Any, **more: Any) -> Iterator[Any]:
+            yield next(encode_here(*arguments, **more))
+            raise KeyboardInterrupt
+
+        encode_here = bulk.encode_here
+        words = self.command(made)
+        Path("settings.yaml").write_text(yaml.safe_dump({**self.SETTINGS, "tokens": {"rows_per_file": 8}}))
+        monkeypatch.setattr(bulk, "encode_here", broken)
+        with contextlib.suppress(KeyboardInterrupt):
+            assert main(words) != 0
+        (kept,) = Path("all/tokens/.unfinished").glob("*.parquet")
+        before = kept.stat().st_mtime_ns
+        monkeypatch.setattr(bulk, "encode_here", encode_here)
+        assert main(words) == 0
+        files = token_files("all/tokens")
+        assert [len(read_tokens(file)) for file in files] == [8, 8, 8] and files[0].stat().st_mtime_ns == before
+
+    def test_what_is_held_out_has_no_mirror_images(self, made: Path) -> None:
+        folder = Path("split")
+        for place, number in (("train", 10), ("test", 2)):
+            (folder / place).mkdir(parents=True)
+            for path in sorted((made / "pictures").rglob("*.png"))[:number]:
+                shutil.copy(path, folder / place)
+        words = [str(folder) if word == str(made / "pictures") else word for word in self.command(made)]
+        words = [word for word in words if word not in ("--classes_from", "folders")]
+        assert main(words) == 0
+        counts = [
+            sum(len(read_tokens(f)) for f in token_files(f"all/{name}")) for name in ("tokens", "tokens-held-out")
+        ]
+        assert counts == [2 * 10, 2]
+
     def test_samples_are_evaluated_where_asked(self, made: Path, capsys: pytest.CaptureFixture[str]) -> None:
         judged = {"features": {"class_path": f"{__name__}.MeanColors"}, "split": "all", "floor": "none"}
         settings = {**self.SETTINGS, "samples": {"num": 12}, "evaluation": {**judged, "size": 16, "num": 12}}
@@ -211,6 +246,16 @@ class TestImagesFrom:
         assert "gFD, MeanColors features" in capsys.readouterr().out
         found = json.loads(Path("all/evaluation.json").read_text())
         assert found["num_samples"] == found["num_reference"] == 12 and found["values"]["frechet_distance"] > 0
+        for evaluation, message in (
+            ({"num": 13}, "got 13 of 12"),
+            ({"num": None}, None),
+            ({"features": {"class_path": "VGG16Features", "init_args": {"path": "none.h5"}}}, "none.h5"),
+        ):
+            settings["evaluation"] = {**judged, "size": 16, "num": 12, **evaluation}
+            settings["samples"] = {"num": 12 if message else 11}
+            Path("judged.yaml").write_text(yaml.safe_dump(settings))
+            said = wrong([*words[:-3], "other", *words[-2:]], capsys).replace("\n", " ")
+            assert (message or "got 11 and 12") in said and not Path("other").exists()
         settings["evaluation"] = {"num": 12}  # without a network: found out before anything is trained
         Path("judged.yaml").write_text(yaml.safe_dump(settings))
         assert "features" in wrong([*words[:-3], "other", *words[-2:]], capsys) and not Path("other").exists()
