@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
+import subprocess
+import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,7 +24,7 @@ from gritvq.images import ImageDecoder, ImageEncoder, ImageTokenizer
 from gritvq.images.crops import ten_crops
 from gritvq.images.files import read_images
 from gritvq.priors import AutoregressivePrior, Prior
-from gritvq.tokens import TokenLayout, read_tokens, token_files
+from gritvq.tokens import TokenLayout, read_tokens, token_files, write_tokens
 from program import wrong
 
 
@@ -161,6 +163,38 @@ def test_wrong_input(words: list[str], message: str, made: Path, capsys: pytest.
     said = wrong([word.format(**names) for word in words], capsys)
     assert message.format(**names) in said.replace("\n", " ")
     assert not any(Path().iterdir())
+
+
+def test_rows_of_another_size_or_tokenizer_are_refused(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [row for file in token_files(made / "tokens") for row in read_tokens(file)][:30]
+    words = [
+        "fit",
+        "prior",
+        "--tokenizer",
+        str(made / "tokenizer"),
+        "--data.train",
+        "some.npz",
+        "--plan.max_steps",
+        "1",
+    ]
+    for column, value, message in (
+        ("height", 15, "expected pictures of one size"),  # of as many tokens
+        ("tokenizer", "0" * 64, "got some.npz of another, 000000000000"),
+    ):
+        changed = [*rows[:20], rows[20]._replace(columns={**rows[20].columns, column: value}), *rows[21:]]
+        write_tokens("some.npz", iter(changed))
+        assert message in wrong(words, capsys).replace("\n", " ") and not Path("runs").exists()
+
+
+def test_priors_by_their_names() -> None:
+    """In a program of its own, where nothing else has imported their modules."""
+    code = """
+from gritvq.cli import main
+for name in ("MaskedPrior", "NextScalePrior"):
+    main(["fit", "prior", "--prior", name, "--tokenizer", "./nowhere", "--data.train", "x.npz"])
+"""
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stderr
+    assert said.count("nowhere") >= 2 and "Expected a path" not in said, said
 
 
 class TestImagesFrom:

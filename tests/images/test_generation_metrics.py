@@ -285,6 +285,16 @@ def test_comparisons_that_mislead_are_refused() -> None:
     refused(r"labels in 0..2, the classes of the classifier, got \[3", generated(images, labels + 3), test)
 
 
+def test_classes_are_read_from_names_that_generate_writes_only(tmp_path: Path) -> None:
+    names = ["00000-3.png", "100000-12.png", "00003-boeing-747.png", "00004-747.jpg", "photo-7.png", "0-5.png", "7.png"]
+    for name in names:
+        Image.new("RGB", (8, 8)).save(tmp_path / name)
+    pictures = PictureSet.of(open_pictures(tmp_path), "generated", "files", batch_size=1)
+    found = [int(batch[1]) if isinstance(batch, tuple) else None for batch in pictures.batches]
+    opened = [group[0].name for group, _ in open_pictures(tmp_path).batches(1)]
+    assert dict(zip(opened, found, strict=True)) == dict.fromkeys(names) | {"00000-3.png": 3, "100000-12.png": 12}
+
+
 def test_sets_from_files(tmp_path: Path) -> None:
     images, _ = pictures(40, 1)
     for number, image in enumerate(images):

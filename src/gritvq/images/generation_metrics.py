@@ -41,6 +41,7 @@ _NAMES = {
     ("real", "real"): "real-real ",
 }
 _ROUNDING = "round(255 x), clamped to 8 bits, before the network's own preprocessing"
+_GENERATED = re.compile(r"(?:^|/)\d{5,}-(\d{1,9})\.png$")  # number and class, as ``gritvq generate`` names pictures
 _PAIRS_AT_ONCE = 2**23  # distances held at a time
 
 
@@ -222,7 +223,7 @@ class PictureSet(NamedTuple):
         Args:
             pictures: From :func:`gritvq.images.open_pictures`. Labels are those of a table where they are integers;
                 for generated pictures also the numbers at the end of the files' names, as ``gritvq generate`` writes
-                them: 3 for ``00042-3.png``.
+                them: 3 for ``00042-3.png``, none for ``00042-boeing-747.png``.
             kind: See the class.
             name: See the class.
             size: Side in pixels. Pictures are cropped to the largest square in the middle and resized (bilinear,
@@ -260,7 +261,7 @@ class _Batches:
     def _label(self, picture: Picture) -> int | None:
         if isinstance(picture.label, int) or not self.named:
             return picture.label if isinstance(picture.label, int) else None
-        found = re.search(r"-(\d{1,9})\.\w+$", picture.name)
+        found = _GENERATED.search(picture.name)
         return int(found[1]) if found else None
 
 
