@@ -237,6 +237,13 @@ def test_an_evaluation_says_all_that_it_depends_on() -> None:
     assert "class_accuracy" not in without.values  # no labels
 
 
+class AnyChannels(torch.nn.Module):
+    """Means of blocks, one channel standing for three equal ones."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return F.adaptive_avg_pool2d(images.expand(-1, 3, -1, -1), 2).flatten(1)
+
+
 @pytest.mark.parametrize(
     "kinds, name",
     [
@@ -273,6 +280,11 @@ def test_comparisons_that_mislead_are_refused() -> None:
     refused(r"expected floats in \[0, 1\], got .* to 25\d: samples", generated(images.float()), test)
     refused(r"expected batches .* of torch.int64: samples", generated(images.long()), test)
     refused("samples and reference of one size, got 10 x 12 and 12 x 12 pixels", generated(images[:, :, 1:-1]), test)
+    gray = images[:, :1]
+    with pytest.raises(ValueError, match="samples and reference of equal channels, got 1 and 3; convert"):
+        compare_pictures(generated(gray), test, AnyChannels(), floor=None)
+    with pytest.raises(ValueError, match="of equal channels, got 3 and 1: two"):
+        compare_pictures(PictureSet([images, gray], "generated", "two"), test, AnyChannels(), floor=None)
     refused("expected at least 9 pictures on each side .* got 8", generated(images[:8]), real(0, 8))
     refused("at least 4 x 4 pixels for Network, got 3 x 12", generated(images[:, :, :3]), test)
     refused(

@@ -341,7 +341,7 @@ class _Measured:
     """The vectors of a set and what was seen of its pictures."""
 
     def __init__(self, pictures: PictureSet, vectors: FeatureVectors, device: str | torch.device) -> None:
-        self.accuracy, self.size, self.whole_numbers = ClassAccuracy(), (0, 0), False
+        self.accuracy, self.size, self.whole_numbers, self.channels = ClassAccuracy(), (0, 0), False, 0
         parts: list[Tensor] = []
         hashes: list[int] = []
         for batch in pictures.batches:
@@ -378,7 +378,11 @@ class _Measured:
                 f"expected floats in [0, 1], got {float(images.amin()):.3g} to {float(images.amax()):.3g}: {name}; "
                 "scale them, and clamp what a decoder gave"
             )
-        self.size, self.whole_numbers = size, whole
+        if not first and images.shape[1] != self.channels:
+            raise ValueError(
+                f"expected pictures of equal channels, got {self.channels} and {images.shape[1]}: {name}; convert them"
+            )
+        self.size, self.whole_numbers, self.channels = size, whole, images.shape[1]
 
 
 def compare_pictures(
@@ -500,6 +504,11 @@ def _check_alike(side: str, one: _Measured, other: _Measured) -> None:
         raise ValueError(
             f"expected {side} and reference of one size, got {one.size[0]} x {one.size[1]} and {other.size[0]} x "
             f"{other.size[1]} pixels; crop and resize both the same way (size)"
+        )
+    if one.channels != other.channels:
+        raise ValueError(
+            f"expected {side} and reference of equal channels, got {one.channels} and {other.channels}; convert "
+            "both to gray (1) or to RGB (3)"
         )
     if one.whole_numbers != other.whole_numbers:
         raise ValueError(
