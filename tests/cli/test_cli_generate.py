@@ -20,10 +20,10 @@ from PIL import Image
 
 from gritvq import bulk, vq_vae
 from gritvq.cli import main
-from gritvq.images import ImageDecoder, ImageEncoder, ImageTokenizer
+from gritvq.images import ImageDecoder, ImageEncoder, ImageTokenizer, to_uint8
 from gritvq.images.crops import ten_crops
 from gritvq.images.files import read_images
-from gritvq.priors import AutoregressivePrior, Prior
+from gritvq.priors import AutoregressivePrior, MaskedPrior, Prior
 from gritvq.tokens import TokenLayout, read_tokens, token_files, write_tokens
 from program import wrong
 
@@ -117,6 +117,26 @@ def test_equal_seeds_give_equal_pictures_whatever_the_batch_size(
     guided = ["--guidance", "30", "--guidance_schedule", "linear"]
     assert main(["generate", run, "--num", "5", *guided, "--out", "d"]) == 0
     assert any(Path("a/pictures", name).read_bytes() != Path("d/pictures", name).read_bytes() for name in names)
+
+
+def test_steps_and_order_of_a_masked_prior(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(made / "run" / "tokenizer", "run/tokenizer")
+    torch.manual_seed(0)
+    settings: dict[str, Any] = dict(num_classes=2, width=16, depth=1, num_heads=2)
+    prior = MaskedPrior(TokenLayout((16,), (4, 4)), num_steps=8, order="confidence", **settings)
+    prior.save_pretrained("run/prior", {"height": 16, "width": 16})
+    tokenizer = ImageTokenizer.from_pretrained("run/tokenizer").fold()
+    prior.eval().num_steps, prior.order = 3, "halton"
+    expected = tokenizer.decode(prior.sample(2, torch.tensor([0, 1]), generator=0), (16, 16))
+    assert main(["generate", "run", "--num", "2", "--num_steps", "3", "--order", "halton", "--out", "a"]) == 0
+    assert main(["generate", "run", "--num", "2", "--out", "b"]) == 0
+    found = [[read_images(path) for path in sorted(Path(out, "pictures").iterdir())] for out in ("a", "b")]
+    own, other = (torch.stack([next(each)[1] for each in pictures]) for pictures in found)
+    assert torch.equal(own, to_uint8(expected)) and not torch.equal(own, other)
+    said = wrong(["generate", str(made / "run"), "--num_steps", "3", "--out", "c"], capsys)
+    assert "expected no --num_steps for a prior of the kind AutoregressivePrior, got 3" in said.replace("\n", " ")
+    assert "num_steps >= 1, got 0" in wrong(["generate", "run", "--num_steps", "0", "--out", "c"], capsys)
+    assert not Path("c").exists()
 
 
 def test_a_run_that_goes_on_is_the_same_run(made: Path) -> None:
