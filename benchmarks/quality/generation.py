@@ -235,7 +235,9 @@ class Job(NamedTuple):
     @property
     def words(self) -> str:
         """The contender's settings as text."""
-        own = self.quantizer | self.settings.get("prior", {}) | dict.fromkeys(self.settings.get("task", {}), "yes")
+        own = self.quantizer | self.settings.get("prior", {})
+        for name, part in self.settings.get("task", {}).items():
+            own |= _flat(name, part["init_args"])
         return " ".join(f"{k}={v}" for k, v in own.items()) or "-"
 
     @property
@@ -272,6 +274,16 @@ class Job(NamedTuple):
         begin = f"{Path(self.data).name}-{preset}-{size}-{self.seed}"
         folder = self.work / f"{begin}-{_digest(made)}"
         return folder, folder / f"prior-{_digest([self.plan['prior'], self.settings.get('prior')])}"
+
+
+def _flat(name: str, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of a part and of the parts inside, by dotted names."""
+    found: dict[str, Any] = {}
+    for key, value in arguments.items():
+        inside = isinstance(value, dict) and "class_path" in value
+        found[f"{name}.{key}"] = value["class_path"].rpartition(".")[2] if inside else value
+        found |= _flat(f"{name}.{key}", value.get("init_args", {})) if inside else {}
+    return found
 
 
 def _digest(content: Any) -> str:

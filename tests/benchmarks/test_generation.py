@@ -103,6 +103,8 @@ def test_a_tokenizer_with_losses_that_look_at_pictures(
     task["perceptual"]["init_args"]["features"]["init_args"]["path"] = "vgg.h5"
     task["adversarial"]["init_args"]["start"] = 1
     judged = job._replace(settings=job.settings | {"task": task})
+    assert "adversarial.weight=0.2 adversarial.start=1" in judged.words and "discriminator.width=32" in judged.words
+    assert "perceptual.features=VGG16Features" in judged.words
     one, other = generation.tokenizer_of(job), generation.tokenizer_of(judged)
     assert job.folders[0] != judged.folders[0] and one.decoder.channels == 1
     images = torch.rand(2, 1, 28, 28)
