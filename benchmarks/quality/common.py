@@ -20,9 +20,9 @@ HERE = Path(__file__).parent
 RESULTS = HERE.parent / "results"
 
 
-def hardware() -> str:
-    """Short name for file names."""
-    if torch.cuda.is_available():
+def hardware(device: str = "cuda") -> str:
+    """Short name for file names; of the CPU where a benchmark takes no CUDA device, or there is none."""
+    if device != "cpu" and torch.cuda.is_available():
         return torch.cuda.get_device_name().replace(" ", "-").lower()
     return f"cpu{os.cpu_count()}"
 

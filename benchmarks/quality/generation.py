@@ -2,6 +2,7 @@
 
     python -m benchmarks.quality.generation --data PATH-TO-CIFAR10 --network PATH-TO-CIFAR10-RESNET56
     python -m benchmarks.quality.generation --data PATH-TO-FASHION-MNIST
+    python -m benchmarks.quality.generation --data PATH-TO-FASHION-MNIST --study large --device cuda
 
 For each contender of a study (``generation.yaml``; ``--study`` names another one than "tokenizers") and each seed: a
 tokenizer is trained, all training pictures and their mirror images become tokens, a class-conditional prior learns
@@ -15,26 +16,29 @@ pictures and as many samples:
   of a masked prior an estimated bound.
 
 The classifier of Fashion-MNIST is in ``benchmarks/networks``; ``--train-network`` trains it again. Writes
-``benchmarks/results/generation_*.csv`` and pictures of samples into ``docs/images``. A run that is in the results
-already is not repeated, those of another number of steps are replaced, and stages that are done lie in ``--work``: an
-interrupted benchmark goes on where it stopped. Priors are trained in bfloat16 where the processor has instructions for
-it, and in float32 elsewhere, which takes three times as long.
+``benchmarks/results/generation_*.csv``, and pictures into ``docs/images``: samples, and decoded test pictures. A run
+that is in the results already is not repeated, those of another number of steps or other settings are replaced, and
+stages that are done lie in ``--work``: an interrupted benchmark goes on where it stopped. Priors are trained in
+bfloat16 where the processor has instructions for it, and in float32 elsewhere, which takes three times as long.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
+import importlib
+import inspect
 import json
 import math
 import os
+import sys
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
 from datetime import date
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -46,7 +50,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
-from gritvq import from_config, priors
+from gritvq import Quantizer, priors
+from gritvq.cli.settings import combined
 from gritvq.images import (
     CIFARResNet,
     ClassAccuracy,
@@ -124,16 +129,18 @@ class Ruler(NamedTuple):
         test: Features of the test pictures.
         known: Features of as many training pictures, drawn at random.
         labels: Classes of the test pictures.
+        device: Where the network is.
     """
 
     network: FeatureVectors
     test: Tensor
     known: Tensor
     labels: Tensor
+    device: str = "cpu"
 
     def features(self, images: Tensor) -> Tensor:
         """Of pictures in 8 bits."""
-        return torch.cat([self.network(part) for part in images.split(BATCH)])
+        return torch.cat([self.network(part.to(self.device)).cpu() for part in images.split(BATCH)])
 
     def distance(self, features: Tensor, reference: Tensor) -> float:
         """Frechet distance."""
@@ -144,24 +151,24 @@ class Ruler(NamedTuple):
 
     def accuracy(self, features: Tensor, labels: Tensor) -> float:
         """Share of pictures that are recognized."""
-        metric, scores = ClassAccuracy(), self.network.scores(features)
+        metric, scores = ClassAccuracy(), self.network.scores(features.to(self.device))
         assert scores is not None
-        metric.update(scores, labels)
+        metric.update(scores.cpu(), labels)
         return metric.compute() or 0.0
 
 
-def ruler_for(data: str, network: str | None) -> Ruler:
+def ruler_for(data: str, network: str | None, device: str = "cpu") -> Ruler:
     """The classifier of a data set, and features of its pictures."""
     if network is None:
         classifier: nn.Module = FashionClassifier()
         classifier.load_state_dict({name: t.float() for name, t in load_file(FASHION).items()})
     else:
         classifier = CIFARResNet(network)
-    vectors = FeatureVectors(classifier.to(memory_format=torch.channels_last))
+    vectors = FeatureVectors(classifier.to(memory_format=torch.channels_last)).to(device)
     train_images, _ = labelled(data, "train")
     test, labels = labelled(data, "test")
     rows = torch.randperm(len(train_images), generator=torch.Generator().manual_seed(0))[:NUM]
-    bare = Ruler(vectors, test, test, labels)
+    bare = Ruler(vectors, test, test, labels, device)
     return bare._replace(test=bare.features(test), known=bare.features(train_images[rows]))
 
 
@@ -207,6 +214,7 @@ class Job(NamedTuple):
             ``prior`` with its own class or arguments; all others are the preset's.
         seed: Seed.
         work: Folder of all runs.
+        device: ``"cpu"`` or ``"cuda"``.
     """
 
     data: str
@@ -217,6 +225,7 @@ class Job(NamedTuple):
     settings: dict[str, Any]
     seed: int
     work: Path
+    device: str = "cpu"
 
     @property
     def quantizer(self) -> dict[str, Any]:
@@ -226,8 +235,34 @@ class Job(NamedTuple):
     @property
     def words(self) -> str:
         """The contender's settings as text."""
-        own = self.quantizer | self.settings.get("prior", {}) | dict.fromkeys(self.settings.get("task", {}), "yes")
+        own = self.quantizer | self.settings.get("prior", {})
+        for name, part in self.settings.get("task", {}).items():
+            own |= _flat(name, part["init_args"])
         return " ".join(f"{k}={v}" for k, v in own.items()) or "-"
+
+    @property
+    def accelerator(self) -> str:
+        """What a training plan calls the device."""
+        return "cpu" if self.device == "cpu" else "gpu"
+
+    @property
+    def precision(self) -> Literal["bf16-mixed", "32-true"]:
+        """Of the prior's training: bfloat16 where the device is fast at it."""
+        if self.device == "cpu":
+            fast = bool(getattr(torch.cpu, "get_capabilities", dict)().get("avx512_bf16"))
+        else:
+            fast = torch.cuda.is_bf16_supported()
+        return "bf16-mixed" if fast else "32-true"
+
+    def begin(self) -> None:
+        """One thread on the CPU, where several runs share it."""
+        if self.device == "cpu":
+            torch.set_num_threads(1)
+
+    @property
+    def key(self) -> tuple[str, str, int, int]:
+        """What its row in the results is known by: name, settings, codes and seed."""
+        return self.method, self.words, max(quantizer_of(self).codebook_sizes), self.seed
 
     @property
     def folders(self) -> tuple[Path, Path]:
@@ -235,13 +270,46 @@ class Job(NamedTuple):
         preset = self.settings.get("preset", self.method)
         size = self.settings.get("codebook_size", self.plan["codebook_size"])
         made = [preset, size, self.quantizer, self.settings.get("task"), self.plan["tokenizer"], self.seed]
+        made += [] if self.device == "cpu" else [self.device]
         begin = f"{Path(self.data).name}-{preset}-{size}-{self.seed}"
         folder = self.work / f"{begin}-{_digest(made)}"
         return folder, folder / f"prior-{_digest([self.plan['prior'], self.settings.get('prior')])}"
 
 
+def _flat(name: str, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of a part and of the parts inside, by dotted names."""
+    found: dict[str, Any] = {}
+    for key, value in arguments.items():
+        inside = isinstance(value, dict) and "class_path" in value
+        found[f"{name}.{key}"] = value["class_path"].rpartition(".")[2] if inside else value
+        found |= _flat(f"{name}.{key}", value.get("init_args", {})) if inside else {}
+    return found
+
+
 def _digest(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def part_of(description: Any, channels: int) -> Any:
+    """What the plan describes by ``class_path`` and ``init_args``; what takes color channels gets those of the data.
+
+    The plan is our own, so that classes that read files are allowed, which ``gritvq.from_config`` refuses.
+    """
+    if isinstance(description, list):
+        return [part_of(each, channels) for each in description]
+    if not isinstance(description, dict) or "class_path" not in description:
+        return description
+    module, _, name = description["class_path"].rpartition(".")
+    cls = getattr(importlib.import_module(module), name)
+    given = {key: part_of(value, channels) for key, value in description.get("init_args", {}).items()}
+    return cls(**({"channels": channels} if "channels" in inspect.signature(cls).parameters else {}) | given)
+
+
+def quantizer_of(job: Job) -> Quantizer:
+    """Its quantizer, untrained."""
+    preset = getattr(presets, job.settings.get("preset", job.method))
+    size = job.settings.get("codebook_size", job.plan["codebook_size"])
+    return preset(job.plan["tokenizer"]["dim"], size, **job.quantizer)
 
 
 def tokenizer_of(job: Job) -> ImageTokenizer:
@@ -251,13 +319,12 @@ def tokenizer_of(job: Job) -> ImageTokenizer:
         return ImageTokenizer.from_pretrained(folder)
     seed_everything(job.seed)
     images = ImageData(job.data, channels=job.plan["channels"][Path(job.data).name], **own["data"])
-    preset = getattr(presets, job.settings.get("preset", job.method))
-    quantizer = preset(own["dim"], job.settings.get("codebook_size", job.plan["codebook_size"]), **job.quantizer)
+    quantizer = quantizer_of(job)
     encoder = ImageEncoder(quantizer.input_dim, channels=images.channels, **own["network"])
     decoder = ImageDecoder(quantizer.dim, channels=images.channels, **own["network"])
     tokenizer = ImageTokenizer(encoder, quantizer, decoder)
-    losses = {name: from_config(part) for name, part in job.settings.get("task", {}).items()}
-    plan = TrainingPlan(max_steps=own["max_steps"], validate_every=0, accelerator="cpu", seed=job.seed)
+    losses = {name: part_of(part, images.channels) for name, part in job.settings.get("task", {}).items()}
+    plan = TrainingPlan(max_steps=own["max_steps"], validate_every=0, accelerator=job.accelerator, seed=job.seed)
     train(TokenizerTask(tokenizer, **own["task"], **losses), images, plan, progress=False)
     tokenizer.eval().save_pretrained(folder)
     return tokenizer
@@ -275,10 +342,10 @@ def prior_of(job: Job, layout: TokenLayout, indices: Tensor, labels: Tensor) -> 
     plan = TrainingPlan(
         max_steps=own["max_steps"],
         compile=own["compile"],
-        precision="bf16-mixed" if getattr(torch.cpu, "get_capabilities", dict)().get("avx512_bf16") else "32-true",
+        precision=job.precision,
         validate_every=0,
         checkpoint_every=500,
-        accelerator="cpu",
+        accelerator=job.accelerator,
         seed=job.seed,
     )
     data, last = Tokens(indices, labels, own["batch_size"], job.seed), run / "checkpoints" / "last.ckpt"
@@ -288,15 +355,15 @@ def prior_of(job: Job, layout: TokenLayout, indices: Tensor, labels: Tensor) -> 
 
 
 @torch.no_grad()
-def encoded(tokenizer: ImageTokenizer, images: Tensor) -> Tensor:
+def encoded(tokenizer: ImageTokenizer, images: Tensor, device: str = "cpu") -> Tensor:
     """Indices of pictures in 8 bits."""
-    return torch.cat([tokenizer.encode(part.float() / 255).int() for part in images.split(BATCH)])
+    return torch.cat([tokenizer.encode(part.to(device).float() / 255).int().cpu() for part in images.split(BATCH)])
 
 
 @torch.no_grad()
-def decoded(tokenizer: ImageTokenizer, indices: Tensor) -> Tensor:
+def decoded(tokenizer: ImageTokenizer, indices: Tensor, device: str = "cpu") -> Tensor:
     """Pictures in 8 bits."""
-    return torch.cat([to_uint8(tokenizer.decode(part.long())) for part in indices.split(BATCH)])
+    return torch.cat([to_uint8(tokenizer.decode(part.to(device).long())).cpu() for part in indices.split(BATCH)])
 
 
 @torch.no_grad()
@@ -309,30 +376,30 @@ def nats_per_sample(prior: Prior, indices: Tensor, labels: Tensor) -> float:
 
 
 def samples(prior: Prior, guidance: float) -> tuple[Tensor, Tensor]:
-    """Indices of as many samples of every class, and the classes."""
+    """Indices of as many samples of every class, and the classes; on the CPU."""
     classes = torch.arange(NUM) % CLASSES
     parts = [
         prior.sample(len(part), part, guidance=guidance, generator=sample_seeds(0, len(part), first=number * BATCH))
         for number, part in enumerate(classes.split(BATCH))
     ]
-    return torch.cat(parts), classes
+    return torch.cat(parts).cpu(), classes
 
 
 def run(job: Job) -> dict[str, Any]:
-    """Train and measure, with one thread."""
-    torch.set_num_threads(1)
-    tokenizer = tokenizer_of(job)
+    """Train and measure."""
+    job.begin()
+    tokenizer = tokenizer_of(job).to(job.device)
     images, labels = labelled(job.data, "train")
     test, test_labels = labelled(job.data, "test")
-    numbers, _ = evaluate(tokenizer, (part.float() / 255 for part in test.split(BATCH)))
+    numbers, _ = evaluate(tokenizer, (part.float() / 255 for part in test.split(BATCH)), device=job.device)
     started = time.perf_counter()
-    indices = torch.cat([encoded(tokenizer, part) for part in (images, images.flip(3))])
+    indices = torch.cat([encoded(tokenizer, part, job.device) for part in (images, images.flip(3))])
     speed = len(indices) / (time.perf_counter() - started)
-    test_indices = encoded(tokenizer, test)
+    test_indices = encoded(tokenizer, test, job.device)
     side = test.shape[-1] // tokenizer.factor
-    prior = prior_of(job, TokenLayout.of(tokenizer.quantizer, (side, side)), indices, labels.repeat(2))
-    ruler = ruler_for(job.data, job.network)
-    found = ruler.features(decoded(tokenizer, test_indices))
+    prior = prior_of(job, TokenLayout.of(tokenizer.quantizer, (side, side)), indices, labels.repeat(2)).to(job.device)
+    ruler = ruler_for(job.data, job.network, job.device)
+    found = ruler.features(decoded(tokenizer, test_indices, job.device))
     nats = nats_per_sample(prior, test_indices, test_labels)
     result = {
         "study": job.study,
@@ -355,7 +422,7 @@ def run(job: Job) -> dict[str, Any]:
     }
     for name, guidance in (("", 1.0), ("_guided", job.plan["guidance"])):
         drawn, classes = samples(prior, guidance)
-        pictures = decoded(tokenizer, drawn)
+        pictures = decoded(tokenizer, drawn, job.device)
         np.save(job.folders[1] / f"samples{name}.npy", pictures[:80].numpy())
         found = ruler.features(pictures)
         result |= {
@@ -363,6 +430,37 @@ def run(job: Job) -> dict[str, Any]:
             f"accuracy{name}": ruler.accuracy(found, classes),
         }
     return result
+
+
+def prepare(job: Job) -> None:
+    """Train the tokenizer of a run, unless that is done."""
+    job.begin()
+    tokenizer_of(job)
+
+
+def outcomes(jobs: Sequence[Job], pool: Executor) -> Iterator[tuple[Job, dict[str, Any] | BaseException]]:
+    """Results as they come, or the errors in their place.
+
+    Runs that share a tokenizer wait for it, since all of them would write it.
+    """
+    groups: dict[Path, list[Job]] = {}
+    for job in jobs:
+        groups.setdefault(job.folders[0], []).append(job)
+    waiting = {pool.submit(prepare, group[0]): group for group in groups.values()}
+    running: dict[Future[dict[str, Any]], Job] = {}
+    while waiting or running:
+        for future in wait([*waiting, *running], return_when=FIRST_COMPLETED).done:
+            error = future.exception()
+            if future in running:
+                yield running.pop(future), future.result() if error is None else error
+                continue
+            for job in waiting.pop(future):
+                try:
+                    if error is not None:
+                        raise error
+                    running[pool.submit(run, job)] = job
+                except Exception as reason:  # the tokenizer's, or that of a pool whose process was killed
+                    yield job, reason
 
 
 def draw(rows: dict[str, np.ndarray], path: Path) -> None:
@@ -377,7 +475,32 @@ def draw(rows: dict[str, np.ndarray], path: Path) -> None:
     save_figure(figure, path)
 
 
-def main() -> None:
+def plan_of(content: dict[str, Any], study: str, data: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What all runs of a study share, with the prior's steps for these pictures; and the rest of the study."""
+    content = dict(content)
+    own = dict(content.pop("studies")[study])
+    changed = {name: own.pop(name) for name in ("tokenizer", "prior", "guidance") if name in own}
+    plan = combined(content, changed)
+    plan["prior"] = {**plan["prior"], "max_steps": plan["prior"]["max_steps"][data]}
+    return plan, own
+
+
+def pictures_of(jobs: Sequence[Job]) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Test pictures, one of every class, beside the contenders' samples; and beside what their tokenizers decode."""
+    test, labels = labelled(jobs[0].data, "test", 200)
+    test = test[[labels.tolist().index(number) for number in range(CLASSES)]]
+    drawn, reconstructed = {"test pictures": test.numpy()}, {"test pictures": test.numpy()}
+    for job in jobs:
+        kept, folder = job.folders[1] / "samples_guided.npy", job.folders[0] / "tokenizer"
+        if job.method not in drawn and kept.is_file():
+            drawn[job.method] = np.load(kept)[:CLASSES]
+        if job.method not in reconstructed and folder.is_dir():
+            tokenizer = ImageTokenizer.from_pretrained(folder)
+            reconstructed[job.method] = decoded(tokenizer, encoded(tokenizer, test)).numpy()
+    return drawn, reconstructed
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
     """Run what is missing."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, help="folder of CIFAR-10 or Fashion-MNIST as Parquet")
@@ -387,42 +510,70 @@ def main() -> None:
     parser.add_argument("--methods", nargs="*", help="only these")
     parser.add_argument("--seeds", nargs="*", type=int, help="instead of the study's")
     parser.add_argument("--work", type=Path, default=Path("runs/generation"), help="folder for models and samples")
-    parser.add_argument("--jobs", type=int, default=max(1, os.cpu_count() or 1), help="runs at once, one thread each")
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"], help="where all is trained and measured")
+    parser.add_argument("--jobs", type=int, help="runs at once; as many as CPUs, one thread each, or one on a GPU")
     parser.add_argument("--train-network", action="store_true", help="train the classifier of Fashion-MNIST and stop")
-    words = parser.parse_args()
+    words = parser.parse_args(arguments)
     if words.train_network:
         train_classifier(words.data)
         ruler = ruler_for(words.data, None)
         print(f"{FASHION}: accuracy {ruler.accuracy(ruler.test, ruler.labels):.4f}")
         return
-    plan = yaml.safe_load(words.plan.read_text())
-    study, name = plan.pop("studies")[words.study], Path(words.data).name
-    plan["prior"]["max_steps"] = plan["prior"]["max_steps"][name]
+    name = Path(words.data).name
+    plan, study = plan_of(yaml.safe_load(words.plan.read_text()), words.study, name)
+    if study.get("device", words.device) != words.device:
+        parser.error(f"expected --device {study['device']} for the study {words.study}, got {words.device}; give it")
+    if words.device == "cuda" and not torch.cuda.is_available():
+        parser.error("expected a CUDA device for --device cuda, found none; take one of the studies for a CPU")
     ruler_name = FashionClassifier.name if words.network is None else "CIFAR-10 ResNet-56"
     steps = f"{plan['tokenizer']['max_steps']:,} and {plan['prior']['max_steps']:,} steps"
+    machine = hardware(words.device)
     about = circumstances(f"python -m benchmarks.quality.generation, {ruler_name} features, {steps}", name)
-    path = RESULTS / f"generation_{hardware()}_{date.today():%Y%m}.csv"
+    about["hardware"] = machine
+    path = RESULTS / f"generation_{machine}_{date.today():%Y%m}.csv"
     key = (words.study, name, about["comparison"])
-    done = {(r["method"], r["seed"]) for r in _read(path) if (r["study"], r["data"], r["comparison"]) == key}
+    done = {
+        tuple(r[name] for name in IDENTITY[1:]) for r in _read(path) if (r["study"], r["data"], r["comparison"]) == key
+    }
     jobs = [
-        Job(words.data, words.network, plan, words.study, method, settings, seed, words.work)
+        Job(words.data, words.network, plan, words.study, method, settings, seed, words.work, words.device)
         for seed in (study["seeds"] if words.seeds is None else words.seeds)
         for method, settings in study["methods"].items()
         if words.methods is None or method in words.methods
     ]
-    missing = [job for job in jobs if (job.method, job.seed) not in done]
-    with ProcessPoolExecutor(words.jobs, mp_context=get_context("spawn")) as pool:
-        futures = [pool.submit(run, job) for job in missing]
-        for future in track(as_completed(futures), "runs", total=len(futures)):
-            others = [r for r in _read(path) if (r["study"], r["data"]) != key[:2] or r["comparison"] == key[2]]
-            write_results(path, [*others, {**future.result(), **about}], about, IDENTITY)
-    test, labels = labelled(words.data, "test", 200)
-    rows = {"test pictures": test[[labels.tolist().index(n) for n in range(CLASSES)]].numpy()}
-    for job in jobs:
-        kept = job.folders[1] / "samples_guided.npy"
-        if job.method not in rows and kept.is_file():
-            rows[job.method] = np.load(kept)[:CLASSES]
-    draw(rows, DOCS / f"generation_{words.study}_{name}_{hardware()}.png")
+    if not jobs:
+        parser.error(f"expected methods of {', '.join(study['methods'])}, got {words.methods}")
+    missing = [job for job in jobs if not _is_done(job, done)]
+    failed = []
+    processes = words.jobs or (max(1, os.cpu_count() or 1) if words.device == "cpu" else 1)
+    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+        for job, found in track(outcomes(missing, pool), "runs", total=len(missing)):
+            if isinstance(found, BaseException):
+                failed.append(f"{job.method}, seed {job.seed}: {type(found).__name__}: {found}")
+                print(f"failed: {failed[-1]}", file=sys.stderr)
+                continue
+            others = [
+                r
+                for r in _read(path)
+                if (r["study"], r["data"]) != key[:2]
+                or (r["comparison"] == key[2] and (r["method"], r["seed"]) != (job.method, job.seed))
+            ]
+            write_results(path, [*others, {**found, **about}], about, IDENTITY)
+    drawn, reconstructed = pictures_of(jobs)
+    begin = f"generation_{words.study}_{name}"
+    draw(drawn, DOCS / f"{begin}_{machine}.png")
+    draw(reconstructed, DOCS / f"{begin}_decoded_{machine}.png")
+    if failed:
+        sys.exit(
+            "\n  ".join([f"{len(failed)} of {len(missing)} runs failed; the same command tries them again:", *failed])
+        )
+
+
+def _is_done(job: Job, done: set[tuple[Any, ...]]) -> bool:
+    try:
+        return job.key in done
+    except Exception:  # no such quantizer: its run says why, and costs no other one
+        return False
 
 
 def _read(path: Path) -> list[dict[str, Any]]:

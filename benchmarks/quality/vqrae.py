@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import argparse
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -163,23 +163,26 @@ def name_of(code_width: int, weight: float | None = None) -> str:
     )
 
 
-def main() -> None:
+def main(words: Sequence[str] | None = None) -> None:
     """Run what is missing."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder of CIFAR-10 as Parquet")
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=None, help="of every training, for a quick look")
-    parser.add_argument("--out", type=Path, default=RESULTS / f"vqrae_{hardware()}_{date.today():%Y%m}.csv")
-    arguments = parser.parse_args()
+    parser.add_argument("--out", type=Path, default=None, help="CSV to write, that of the results if not given")
+    arguments = parser.parse_args(words)
+    if arguments.steps and arguments.out is None:
+        parser.error("expected --out with --steps, got none; a quick look is no result: name another file for it")
+    out = arguments.out or RESULTS / f"vqrae_{hardware()}_{date.today():%Y%m}.csv"
     steps = dict.fromkeys(STEPS, arguments.steps) if arguments.steps else STEPS
     about = circumstances("python -m benchmarks.quality.vqrae", arguments.data.name)
-    done = read_results(arguments.out) if arguments.out.exists() else []
+    done = read_results(out) if out.exists() else []
     names = [*(name_of(width) for width in CODE_WIDTHS), *(name_of(CODE_WIDTHS[-1], weight) for weight in WEIGHTS)]
     for seed in arguments.seeds:
         missing = set(names) - {each["settings"] for each in done if each["seed"] == seed}
         for found in runs(arguments.data, seed, missing, steps) if missing else ():
             done.append({**found, **about})
-            write_results(arguments.out, done, about)
+            write_results(out, done, about)
             print(found, flush=True)
 
 

@@ -16,14 +16,18 @@ GENERATION = """
 
     python -m benchmarks.quality.generation --data PATH-TO-CIFAR10 --network PATH-TO-CIFAR10-RESNET56
     python -m benchmarks.quality.generation --data PATH-TO-FASHION-MNIST
+    python -m benchmarks.quality.generation ... --study heads|orders|losses|levels
+    python -m benchmarks.quality.generation ... --study large --device cuda
 
 The same class-conditional autoregressive prior on the tokens of several quantizers;
 `benchmarks/quality/generation.yaml` has the settings. rFD compares decoded test pictures with the test pictures, gFD
 as many samples, 10,000, with training pictures; the features are a classifier's, so none of them is an FID. The floor
 is the distance of test pictures from training pictures. "Recognized" is the share of pictures in which the classifier
 sees the class they are of: decoded test pictures, then samples. Guidance is `u + s (c - u)`. Nats and bits under the
-prior are those of test pictures; bits are per position, all color channels together. Means over seeds, in brackets
-the smallest and largest.
+prior are those of test pictures; bits are per position, all color channels together; of a masked prior both are an
+estimated bound, "at most", since the probability of its samples cannot be computed. "Encoded per second" are training
+pictures, by one thread of a CPU while other runs share the machine, or by a GPU. Means over seeds, in brackets the
+smallest and largest.
 """
 STUDIES = {
     "tokenizers": "Tokens of 1,024 codes by several quantizers, trained with squared error.",
@@ -31,6 +35,11 @@ STUDIES = {
     "orders": "The same multi-scale tokens, predicted in raster order, masked, and scale by scale.",
     "losses": "Tokenizers trained with squared error alone, and with perceptual and adversarial losses.",
     "levels": "Two levels against one at equal bits.",
+    "large": "On a GPU: 4,096 and 16,384 codes, wider tokenizers, and a prior of 38 million parameters.",
+}
+PLOTS = {
+    "": "Samples with guidance, one of every class",
+    "_decoded": "Test pictures as the tokenizers decode them, one of every class",
 }
 _COLUMNS = {
     "psnr": ("PSNR (dB)", ".2f"),
@@ -43,7 +52,9 @@ _COLUMNS = {
     "accuracy": ("samples recognized", ".3f"),
     "gfd_guided": ("gFD, guided", ".2f"),
     "accuracy_guided": ("guided recognized", ".3f"),
+    "encoded_per_second": ("encoded per second", ",.0f"),
 }
+_BOUNDED = ("nats_per_token", "bits_per_pixel")  # of a masked prior
 _IDENTITY = ("study", "method", "settings", "codebook_size", "seed")
 
 
@@ -113,9 +124,10 @@ def generation_section(folder: Path, images: Path) -> str:
             said = f"Floor {floor:.2f}; of the test pictures themselves {100 * real:.1f} % are recognized."
             parts += [f"### {study}, {data}, {path.stem.removeprefix('generation_')}", STUDIES[study]]
             parts += [circumstances(own), said, _table(own)]
-            plot = images / f"generation_{study}_{data}_{own[0]['hardware']}.png"
-            if plot.exists():
-                parts.append(f"![Samples with guidance, one of every class](images/{plot.name})")
+            for kind, text in PLOTS.items():
+                plot = images / f"generation_{study}_{data}{kind}_{own[0]['hardware']}.png"
+                if plot.exists():
+                    parts.append(f"![{text}](images/{plot.name})")
     return "\n\n".join(parts) + "\n"
 
 
@@ -129,7 +141,10 @@ def _table(runs: Sequence[Mapping[str, Any]]) -> str:
         groups.setdefault((run["method"], run["settings"]), []).append(run)
     rows = []
     for (method, settings), own in sorted(groups.items(), key=lambda item: _mean(item[1], "bits_per_pixel")):
-        figures = [_figure(own, name, style) for name, (_, style) in _COLUMNS.items()]
+        bounded = _BOUNDED if "kind=MaskedPrior" in settings.split() else ()
+        figures = [
+            ("at most " if name in bounded else "") + _figure(own, name, style) for name, (_, style) in _COLUMNS.items()
+        ]
         rows.append([method, settings, str(own[0]["codebook_size"]), *figures, str(len(own))])
     return markdown_table(("method", "settings", "K", *(word for word, _ in _COLUMNS.values()), "seeds"), rows)
 

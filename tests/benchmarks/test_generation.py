@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import io
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import pyarrow.parquet as parquet
 import pytest
 import torch
 import yaml
+from benchmarks.gpu.sizes import make_vgg
 from benchmarks.quality import generation
 from PIL import Image
 
@@ -62,6 +65,14 @@ def test_a_run_measures_what_it_made_and_goes_on_from_it(job: generation.Job, mo
     assert found["bits_per_pixel"] == pytest.approx(found["nats_per_token"] / np.log(2) / 16)
     assert found["fixed_bits_per_pixel"] == 3 / 16
     assert {path.name for path in job.folders[1].glob("*.npy")} == {"samples.npy", "samples_guided.npy"}
+    drawn, reconstructed = generation.pictures_of([job, job._replace(seed=1)])
+    assert list(drawn) == list(reconstructed) == ["test pictures", "vq_vae_ema"]
+    originals, own = reconstructed.values()
+    assert own.shape == originals.shape == drawn["vq_vae_ema"].shape == (10, 1, 28, 28) and (own != originals).any()
+    test, labels = generation.labelled(job.data, "test")
+    assert np.array_equal(originals, test[:10].numpy()) and labels[:10].tolist() == list(range(10))
+    tokenizer = generation.tokenizer_of(job)
+    assert np.array_equal(own, generation.decoded(tokenizer, generation.encoded(tokenizer, test[:10])).numpy())
     monkeypatch.setattr(generation, "train", lambda *_, **__: pytest.fail("trained again"))
     again = generation.run(job)
     timed = [name for name in found if name.endswith("per_second")]
@@ -82,7 +93,28 @@ def test_other_tokens_and_priors(job: generation.Job, settings: dict[str, Any], 
     assert found["bits_per_pixel"] < 2 * found["fixed_bits_per_pixel"]  # untrained, but not absurd
 
 
-def test_contenders_of_all_studies_can_be_made() -> None:
+def test_a_tokenizer_with_losses_that_look_at_pictures(
+    job: generation.Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    make_vgg(4)
+    plan = yaml.safe_load((generation.HERE / "generation.yaml").read_text())
+    task = copy.deepcopy(plan["studies"]["losses"]["methods"]["vq_vae_ema, perceptual and adversarial"]["task"])
+    task["perceptual"]["init_args"]["features"]["init_args"]["path"] = "vgg.h5"
+    task["adversarial"]["init_args"]["start"] = 1
+    judged = job._replace(settings=job.settings | {"task": task})
+    assert "adversarial.weight=0.2 adversarial.start=1" in judged.words and "discriminator.width=32" in judged.words
+    assert "perceptual.features=VGG16Features" in judged.words
+    one, other = generation.tokenizer_of(job), generation.tokenizer_of(judged)
+    assert job.folders[0] != judged.folders[0] and one.decoder.channels == 1
+    images = torch.rand(2, 1, 28, 28)
+    assert not torch.equal(one(images).reconstruction, other(images).reconstruction)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_contenders_of_all_studies_can_be_made(channels: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    make_vgg(4)
     plan = yaml.safe_load((generation.HERE / "generation.yaml").read_text())
     for study, content in plan.pop("studies").items():
         for method, settings in content["methods"].items():
@@ -93,8 +125,142 @@ def test_contenders_of_all_studies_can_be_made() -> None:
             kind = getattr(generation.priors, own.pop("kind", "AutoregressivePrior"))
             prior = kind(generation.TokenLayout.of(quantizer, (8, 8)), num_classes=10, **own)
             assert prior.num_tokens >= 64, method
-            for part in settings.get("task", {}).values():
-                assert part["class_path"].startswith("gritvq.images."), method
+            losses = copy.deepcopy(settings.get("task", {}))
+            for part in losses.values():
+                if "features" in part["init_args"]:
+                    part["init_args"]["features"]["init_args"]["path"] = "vgg.h5"
+            made = {name: generation.part_of(part, channels) for name, part in losses.items()}
+            images = torch.rand(2, channels, 28, 28)
+            if "perceptual" in made:
+                assert made["perceptual"](images, 1 - images) > 0, method
+            if "adversarial" in made:
+                assert made["adversarial"].generator(images).isfinite(), method
+
+
+@pytest.fixture
+def study(job: generation.Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Words for a study of two runs that share a tokenizer, and one that cannot be made; results in ``tmp_path``."""
+    methods = {
+        "one": {"preset": "vq_vae_ema", "decay": 0.9},
+        "wrong": {"preset": "vq_vae_ema", "decay": 2.0},
+        "masked": {"preset": "vq_vae_ema", "decay": 0.9, "prior": {"kind": "MaskedPrior", "num_steps": 2}},
+    }
+    plan = copy.deepcopy(job.plan) | {"studies": {"small": {"seeds": [0], "methods": methods}}}
+    plan["prior"]["max_steps"] = {tmp_path.name: plan["prior"]["max_steps"]}
+    (tmp_path / "plan.yaml").write_text(yaml.safe_dump(plan, sort_keys=False))
+    for name in ("RESULTS", "DOCS"):
+        monkeypatch.setattr(generation, name, tmp_path / name)
+        (tmp_path / name).mkdir()
+    monkeypatch.setattr(generation, "ProcessPoolExecutor", lambda number, **_: ThreadPoolExecutor(number))
+    words = ["--data", str(tmp_path), "--plan", str(tmp_path / "plan.yaml"), "--study", "small", "--jobs", "2"]
+    return [*words, "--work", str(job.work)]
+
+
+def rows_of(folder: Path) -> list[dict[str, Any]]:
+    """All results of a study."""
+    (path,) = folder.glob("RESULTS/generation_*.csv")
+    return generation.read_results(path, generation.IDENTITY)
+
+
+def measured_as(monkeypatch: pytest.MonkeyPatch, calls: list[str]) -> None:
+    """Runs that train nothing and note their names; that of ``wrong`` fails."""
+
+    def prepare(job: generation.Job) -> None:
+        calls.append(f"tokenizer of {job.method}")
+        if job.method == "wrong":
+            raise ValueError("expected another decay")
+
+    def run(job: generation.Job) -> dict[str, Any]:
+        calls.append(job.method)
+        identity = {"study": job.study, "method": job.method, "settings": job.words, "codebook_size": 8, "seed": 0}
+        return identity | {"psnr": 20.0}
+
+    monkeypatch.setattr(generation, "prepare", prepare)
+    monkeypatch.setattr(generation, "run", run)
+
+
+def test_a_run_that_fails_costs_no_other_one(study: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+    measured_as(monkeypatch, calls)
+    with pytest.raises(SystemExit, match=r"1 of 3 runs failed.*\n.*wrong, seed 0: ValueError: expected another decay"):
+        generation.main(study)
+    assert sorted(row["method"] for row in rows_of(tmp_path)) == ["masked", "one"]
+    assert sorted(calls) == ["masked", "one", "tokenizer of one", "tokenizer of wrong"]
+    assert calls.index("tokenizer of one") < min(calls.index("one"), calls.index("masked"))
+    assert len(list(tmp_path.glob(f"DOCS/generation_small_{tmp_path.name}_cpu*.png"))) == 1
+    assert len(list(tmp_path.glob(f"DOCS/generation_small_{tmp_path.name}_decoded_cpu*.png"))) == 1
+    with pytest.raises(SystemExit, match="1 of 1 runs"):
+        generation.main(study)
+
+
+def test_a_run_with_other_settings_is_another_run(
+    study: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+    measured_as(monkeypatch, calls)
+    study += ["--methods", "one", "masked"]
+    generation.main(study)
+    generation.main(study)
+    assert calls.count("one") == calls.count("masked") == 1
+    plan = (tmp_path / "plan.yaml").read_text()
+    (tmp_path / "plan.yaml").write_text(plan.replace("decay: 0.9", "decay: 0.8", 1))
+    generation.main(study)
+    assert calls.count("one") == 2 and calls.count("masked") == 1
+    found = {row["method"]: row["settings"] for row in rows_of(tmp_path)}
+    assert found == {"one": "decay=0.8", "masked": "decay=0.9 kind=MaskedPrior num_steps=2"}
+    assert len(rows_of(tmp_path)) == 2  # that of the old settings is gone
+
+
+def test_a_study_for_a_gpu(study: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    content = yaml.safe_load((generation.HERE / "generation.yaml").read_text())
+    plan, own = generation.plan_of(content, "large", "cifar10")
+    assert own["device"] == "cuda" and plan["prior"]["network"]["width"] == 512 and plan["prior"]["max_steps"] == 20000
+    assert plan["tokenizer"]["network"] == {"factor": 4, "width": 128, "num_blocks": 2}
+    assert {each["codebook_size"] for each in own["methods"].values()} == {4096, 16384}
+    plan_file = tmp_path / "plan.yaml"
+    plan_file.write_text(plan_file.read_text().replace("seeds:", "device: cuda\n    seeds:", 1))
+    with pytest.raises(SystemExit, match="2"):
+        generation.main(study)
+    assert "expected --device cuda for the study small, got cpu" in capsys.readouterr().err
+    if not torch.cuda.is_available():
+        with pytest.raises(SystemExit, match="2"):
+            generation.main([*study, "--device", "cuda"])
+        assert "found none" in capsys.readouterr().err
+
+
+def test_the_folders_of_runs_on_a_cpu_are_those_of_before() -> None:
+    content = yaml.safe_load((generation.HERE / "generation.yaml").read_text())
+    found = []
+    for study, method, seed, device in (
+        ("tokenizers", "grit_vq", 0, "cpu"),
+        ("orders", "masked", 1, "cpu"),
+        ("orders", "masked", 1, "cuda"),
+    ):
+        plan, own = generation.plan_of(content, study, "cifar10")
+        job = generation.Job("cifar10", None, plan, study, method, own["methods"][method], seed, Path(), device)
+        found.append(str(job.folders[1]))
+    assert found[0] == "cifar10-grit_vq-1024-0-0ed99384/prior-3586da3c"
+    assert found[1] == "cifar10-msvq-1024-1-b2ad1041/prior-c66a39a9"
+    assert found[2] not in found[:2] and found[2].startswith("cifar10-msvq-1024-1-")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_run_on_a_gpu(job: generation.Job) -> None:
+    found = generation.run(job._replace(device="cuda"))
+    assert found["codebook_size"] == 8 and 0 < found["fd_floor"] < found["rfd"]
+
+
+def test_the_rows_of_the_repository_are_those_of_the_plan() -> None:
+    plan = yaml.safe_load((generation.HERE / "generation.yaml").read_text())
+    keys = {
+        (study, *generation.Job("cifar10", None, plan, study, method, settings, seed, Path("work")).key)
+        for study, content in plan.pop("studies").items()
+        for method, settings in content["methods"].items()
+        for seed in content["seeds"]
+    }
+    for path in generation.RESULTS.glob("generation_cpu*.csv"):
+        for row in generation.read_results(path, generation.IDENTITY):
+            assert tuple(row[name] for name in generation.IDENTITY) in keys, row["method"]
 
 
 def test_batches_are_a_function_of_seed_and_step() -> None:

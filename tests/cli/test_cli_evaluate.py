@@ -61,7 +61,7 @@ def write(folder: Path, num: int, seed: int, side: int = 8, names: bool = False)
     generator = torch.Generator().manual_seed(seed)
     for number in range(num):
         color = 0.3 + 0.7 * F.one_hot(torch.tensor(number % 3), 3)[:, None, None]
-        name = f"{number:03}-{number % 3 if number % 4 else (number + 1) % 3}.png" if names else f"{number:03}.png"
+        name = f"{number:05}-{number % 3 if number % 4 else (number + 1) % 3}.png" if names else f"{number:03}.png"
         save_png(color * torch.rand(3, side, side, generator=generator), folder / name)
 
 

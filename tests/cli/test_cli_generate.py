@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
+import subprocess
+import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,13 +18,13 @@ import torch
 import yaml
 from PIL import Image
 
-from gritvq import vq_vae
+from gritvq import bulk, vq_vae
 from gritvq.cli import main
-from gritvq.images import ImageDecoder, ImageEncoder, ImageTokenizer
+from gritvq.images import ImageDecoder, ImageEncoder, ImageTokenizer, to_uint8
 from gritvq.images.crops import ten_crops
 from gritvq.images.files import read_images
-from gritvq.priors import AutoregressivePrior, Prior
-from gritvq.tokens import TokenLayout, read_tokens, token_files
+from gritvq.priors import AutoregressivePrior, MaskedPrior, Prior
+from gritvq.tokens import TokenLayout, read_tokens, token_files, write_tokens
 from program import wrong
 
 
@@ -116,6 +119,26 @@ def test_equal_seeds_give_equal_pictures_whatever_the_batch_size(
     assert any(Path("a/pictures", name).read_bytes() != Path("d/pictures", name).read_bytes() for name in names)
 
 
+def test_steps_and_order_of_a_masked_prior(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(made / "run" / "tokenizer", "run/tokenizer")
+    torch.manual_seed(0)
+    settings: dict[str, Any] = dict(num_classes=2, width=16, depth=1, num_heads=2)
+    prior = MaskedPrior(TokenLayout((16,), (4, 4)), num_steps=8, order="confidence", **settings)
+    prior.save_pretrained("run/prior", {"height": 16, "width": 16})
+    tokenizer = ImageTokenizer.from_pretrained("run/tokenizer").fold()
+    prior.eval().num_steps, prior.order = 3, "halton"
+    expected = tokenizer.decode(prior.sample(2, torch.tensor([0, 1]), generator=0), (16, 16))
+    assert main(["generate", "run", "--num", "2", "--num_steps", "3", "--order", "halton", "--out", "a"]) == 0
+    assert main(["generate", "run", "--num", "2", "--out", "b"]) == 0
+    found = [[read_images(path) for path in sorted(Path(out, "pictures").iterdir())] for out in ("a", "b")]
+    own, other = (torch.stack([next(each)[1] for each in pictures]) for pictures in found)
+    assert torch.equal(own, to_uint8(expected)) and not torch.equal(own, other)
+    said = wrong(["generate", str(made / "run"), "--num_steps", "3", "--out", "c"], capsys)
+    assert "expected no --num_steps for a prior of the kind AutoregressivePrior, got 3" in said.replace("\n", " ")
+    assert "num_steps >= 1, got 0" in wrong(["generate", "run", "--num_steps", "0", "--out", "c"], capsys)
+    assert not Path("c").exists()
+
+
 def test_a_run_that_goes_on_is_the_same_run(made: Path) -> None:
     words = ["fit", "prior", "--config", str(made / "run" / "config.yaml"), "--out", "whole", "--plan.max_steps", "4"]
     assert main([*words, "--plan.checkpoint_every", "2", "--plan.validate_every", "0"]) == 0
@@ -162,6 +185,38 @@ def test_wrong_input(words: list[str], message: str, made: Path, capsys: pytest.
     assert not any(Path().iterdir())
 
 
+def test_rows_of_another_size_or_tokenizer_are_refused(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [row for file in token_files(made / "tokens") for row in read_tokens(file)][:30]
+    words = [
+        "fit",
+        "prior",
+        "--tokenizer",
+        str(made / "tokenizer"),
+        "--data.train",
+        "some.npz",
+        "--plan.max_steps",
+        "1",
+    ]
+    for column, value, message in (
+        ("height", 15, "expected pictures of one size"),  # of as many tokens
+        ("tokenizer", "0" * 64, "got some.npz of another, 000000000000"),
+    ):
+        changed = [*rows[:20], rows[20]._replace(columns={**rows[20].columns, column: value}), *rows[21:]]
+        write_tokens("some.npz", iter(changed))
+        assert message in wrong(words, capsys).replace("\n", " ") and not Path("runs").exists()
+
+
+def test_priors_by_their_names() -> None:
+    """In a program of its own, where nothing else has imported their modules."""
+    code = """
+from gritvq.cli import main
+for name in ("MaskedPrior", "NextScalePrior"):
+    main(["fit", "prior", "--prior", name, "--tokenizer", "./nowhere", "--data.train", "x.npz"])
+"""
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stderr
+    assert said.count("nowhere") >= 2 and "Expected a path" not in said, said
+
+
 class TestImagesFrom:
     SETTINGS: ClassVar[dict[str, Any]] = {
         "tokenizer": {
@@ -202,6 +257,40 @@ class TestImagesFrom:
         grid.unlink()  # as if interrupted while generating
         assert main(self.command(made)) == 0 and grid.read_bytes() == whole
 
+    def test_the_same_command_goes_on_with_tokens_that_were_interrupted(
+        self, made: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def broken(*arguments: Any, **more: Any) -> Iterator[Any]:
+            yield next(encode_here(*arguments, **more))
+            raise KeyboardInterrupt
+
+        encode_here = bulk.encode_here
+        words = self.command(made)
+        Path("settings.yaml").write_text(yaml.safe_dump({**self.SETTINGS, "tokens": {"rows_per_file": 8}}))
+        monkeypatch.setattr(bulk, "encode_here", broken)
+        with contextlib.suppress(KeyboardInterrupt):
+            assert main(words) != 0
+        (kept,) = Path("all/tokens/.unfinished").glob("*.parquet")
+        before = kept.stat().st_mtime_ns
+        monkeypatch.setattr(bulk, "encode_here", encode_here)
+        assert main(words) == 0
+        files = token_files("all/tokens")
+        assert [len(read_tokens(file)) for file in files] == [8, 8, 8] and files[0].stat().st_mtime_ns == before
+
+    def test_what_is_held_out_has_no_mirror_images(self, made: Path) -> None:
+        folder = Path("split")
+        for place, number in (("train", 10), ("test", 2)):
+            (folder / place).mkdir(parents=True)
+            for path in sorted((made / "pictures").rglob("*.png"))[:number]:
+                shutil.copy(path, folder / place)
+        words = [str(folder) if word == str(made / "pictures") else word for word in self.command(made)]
+        words = [word for word in words if word not in ("--classes_from", "folders")]
+        assert main(words) == 0
+        counts = [
+            sum(len(read_tokens(f)) for f in token_files(f"all/{name}")) for name in ("tokens", "tokens-held-out")
+        ]
+        assert counts == [2 * 10, 2]
+
     def test_samples_are_evaluated_where_asked(self, made: Path, capsys: pytest.CaptureFixture[str]) -> None:
         judged = {"features": {"class_path": f"{__name__}.MeanColors"}, "split": "all", "floor": "none"}
         settings = {**self.SETTINGS, "samples": {"num": 12}, "evaluation": {**judged, "size": 16, "num": 12}}
@@ -211,6 +300,16 @@ class TestImagesFrom:
         assert "gFD, MeanColors features" in capsys.readouterr().out
         found = json.loads(Path("all/evaluation.json").read_text())
         assert found["num_samples"] == found["num_reference"] == 12 and found["values"]["frechet_distance"] > 0
+        for evaluation, message in (
+            ({"num": 13}, "got 13 of 12"),
+            ({"num": None}, None),
+            ({"features": {"class_path": "VGG16Features", "init_args": {"path": "none.h5"}}}, "none.h5"),
+        ):
+            settings["evaluation"] = {**judged, "size": 16, "num": 12, **evaluation}
+            settings["samples"] = {"num": 12 if message else 11}
+            Path("judged.yaml").write_text(yaml.safe_dump(settings))
+            said = wrong([*words[:-3], "other", *words[-2:]], capsys).replace("\n", " ")
+            assert (message or "got 11 and 12") in said and not Path("other").exists()
         settings["evaluation"] = {"num": 12}  # without a network: found out before anything is trained
         Path("judged.yaml").write_text(yaml.safe_dump(settings))
         assert "features" in wrong([*words[:-3], "other", *words[-2:]], capsys) and not Path("other").exists()

@@ -237,6 +237,13 @@ def test_an_evaluation_says_all_that_it_depends_on() -> None:
     assert "class_accuracy" not in without.values  # no labels
 
 
+class AnyChannels(torch.nn.Module):
+    """Means of blocks, one channel standing for three equal ones."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return F.adaptive_avg_pool2d(images.expand(-1, 3, -1, -1), 2).flatten(1)
+
+
 @pytest.mark.parametrize(
     "kinds, name",
     [
@@ -273,6 +280,11 @@ def test_comparisons_that_mislead_are_refused() -> None:
     refused(r"expected floats in \[0, 1\], got .* to 25\d: samples", generated(images.float()), test)
     refused(r"expected batches .* of torch.int64: samples", generated(images.long()), test)
     refused("samples and reference of one size, got 10 x 12 and 12 x 12 pixels", generated(images[:, :, 1:-1]), test)
+    gray = images[:, :1]
+    with pytest.raises(ValueError, match="samples and reference of equal channels, got 1 and 3; convert"):
+        compare_pictures(generated(gray), test, AnyChannels(), floor=None)
+    with pytest.raises(ValueError, match="of equal channels, got 3 and 1: two"):
+        compare_pictures(PictureSet([images, gray], "generated", "two"), test, AnyChannels(), floor=None)
     refused("expected at least 9 pictures on each side .* got 8", generated(images[:8]), real(0, 8))
     refused("at least 4 x 4 pixels for Network, got 3 x 12", generated(images[:, :, :3]), test)
     refused(
@@ -283,6 +295,16 @@ def test_comparisons_that_mislead_are_refused() -> None:
     refused("got real against generated pictures", test, samples)
     refused("expected pictures, got none: nothing", PictureSet([], "generated", "nothing"), test)
     refused(r"labels in 0..2, the classes of the classifier, got \[3", generated(images, labels + 3), test)
+
+
+def test_classes_are_read_from_names_that_generate_writes_only(tmp_path: Path) -> None:
+    names = ["00000-3.png", "100000-12.png", "00003-boeing-747.png", "00004-747.jpg", "photo-7.png", "0-5.png", "7.png"]
+    for name in names:
+        Image.new("RGB", (8, 8)).save(tmp_path / name)
+    pictures = PictureSet.of(open_pictures(tmp_path), "generated", "files", batch_size=1)
+    found = [int(batch[1]) if isinstance(batch, tuple) else None for batch in pictures.batches]
+    opened = [group[0].name for group, _ in open_pictures(tmp_path).batches(1)]
+    assert dict(zip(opened, found, strict=True)) == dict.fromkeys(names) | {"00000-3.png": 3, "100000-12.png": 12}
 
 
 def test_sets_from_files(tmp_path: Path) -> None:

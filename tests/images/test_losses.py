@@ -121,9 +121,20 @@ def test_small_pictures_and_networks_without_maps() -> None:
         Frozen(nn.Flatten())(torch.rand(1, 3, 4, 4))
     with pytest.raises(ValueError, match="expected 2 layer_weights, one per feature map, got 1"):
         PerceptualLoss(Pair(), layer_weights=[1])(torch.rand(1, 3, 8, 8), torch.rand(1, 3, 8, 8))
-    for wrong in ([], [0, 0], [1, -1]):
-        with pytest.raises(ValueError, match="expected layer_weights >= 0"):
+    for wrong in ([], [0, 0], [1, -1], [math.nan, 1], [1, math.inf]):
+        with pytest.raises(ValueError, match="expected finite layer_weights >= 0"):
             PerceptualLoss(Pair(), layer_weights=wrong)
+
+
+def test_regularizers_of_one_class_have_names_of_their_own() -> None:
+    judge = PatchDiscriminator(width=8, num_layers=1)
+    loss = AdversarialLoss(judge, regularizers=[R1(2.0, interval=2), R1(1.0, interval=1), LeCam(), LeCam()])
+    images, reconstruction = torch.rand(2, 2, 3, 8, 8)
+    terms, _ = loss.judge(images, reconstruction, step=0)
+    assert list(terms) == ["discriminator", "r1", "r1_2", "lecam", "lecam_2"]
+    torch.testing.assert_close(terms["r1"], 4 * terms["r1_2"])
+    terms, _ = loss.judge(images, reconstruction, step=1)  # the first one pauses, and the second one keeps its name
+    assert list(terms) == ["discriminator", "r1_2", "lecam", "lecam_2"]
 
 
 def keras_file(path: Path, channels: int = 6) -> dict[str, np.ndarray]:

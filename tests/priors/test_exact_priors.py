@@ -5,6 +5,7 @@ from __future__ import annotations
 from itertools import permutations
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -141,6 +142,13 @@ def test_wrong_inputs_are_refused_with_a_sentence() -> None:
         (lambda: prior.sample(2, 0, top_k=0), "top_k >= 1"),
         (lambda: prior.sample(2, 0, top_p=1.5), "top_p in"),
         (lambda: prior.sample(2, 0, generator=[1]), "one seed >= 0 for each of 2"),
+        (lambda: prior.sample(2, 0, generator=1.5), "expected a seed, one for each of 2 samples, or a generator"),
+        (lambda: prior.sample(2, 0, generator=[1, 1.5]), "or a generator, got"),
+        (lambda: prior.sample(2, ["cat", "dog"]), r"classes \(2,\) as integers, got \['cat', 'dog'\]"),
+        (lambda: prior.sample(2, [0.0, 1.0]), r"classes \(2,\) as integers"),
+        (lambda: prior.sample(2, [0]), r"classes \(2,\) as integers"),
+        (lambda: prior.logits(torch.full((1, 4, 1), 3), classes[:1]), r"integers below \(3,\).* from 3 to 3"),
+        (lambda: prior.logits(torch.full((1, 4, 1), -2), classes[:1]), r"integers below \(3,\)"),
         (lambda: prior.loss(indices, None), "got none"),
         (lambda: prior.loss(indices, torch.tensor([0, -1])), "got -1"),
         (lambda: prior.log_prob(indices - 1, classes), "whole samples"),
@@ -157,6 +165,19 @@ def test_wrong_inputs_are_refused_with_a_sentence() -> None:
     ):
         with pytest.raises(ValueError, match=said):
             call()
+
+
+def test_classes_and_seeds_of_any_kind_of_integer() -> None:
+    prior = prior_of(AutoregressivePrior, "grid")
+    expected = prior.sample(2, torch.tensor([0, 1]), generator=3)
+    for num, condition, seed in (
+        (2, [0, 1], 3),
+        (np.int64(2), np.array([0, 1]), np.int64(3)),
+        (2, (0, 1), sample_seeds(3, 2)),
+        (2, [np.int32(0), 1], np.array(sample_seeds(3, 2), dtype=np.uint64)),
+    ):
+        assert torch.equal(prior.sample(num, condition, generator=seed), expected)
+    assert torch.equal(prior.sample(2, np.int64(1), generator=3), prior.sample(2, 1, generator=3))
 
 
 @torch.no_grad()

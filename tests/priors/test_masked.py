@@ -147,3 +147,16 @@ def test_wrong_settings_are_refused() -> None:
             MaskedPrior(LAYOUTS[layout], width=8, depth=1, num_heads=1, **settings)
     with pytest.raises(ValueError, match="at most 6 axes"):
         halton_order((1,) * 7)
+
+
+def test_settings_that_were_changed_are_checked_before_sampling() -> None:
+    for layout, name, value, said in (
+        ("grid", "order", "raster", "'confidence' or 'halton', got 'raster'"),
+        ("pyramid", "order", "halton", "one scale for the order 'halton', got 2"),
+        ("grid", "num_steps", 0, "num_steps >= 1"),
+        ("grid", "confidence_noise", -1.0, "confidence_noise >= 0"),
+    ):
+        prior = prior_of(MaskedPrior, layout)
+        setattr(prior, name, value)
+        with pytest.raises(ValueError, match=said):
+            prior.sample(2, 0, generator=0)

@@ -246,6 +246,13 @@ def test_files_of_no_use_are_refused(tmp_path: Path) -> None:
     assert TokenData(labelled, label=None, num_validation=2).num_classes is None
 
 
+def test_every_row_is_checked(tmp_path: Path) -> None:
+    train, validation = (token_file(tmp_path / f"{name}.npz", chains(5, 0)) for name in ("train", "validation"))
+    seen = list[tuple[str, str]]()
+    TokenData(train, validation, check=lambda row, file: seen.append((row.name, file.name)))
+    assert seen == [(f"{n:05}", f"{name}.npz") for name in ("train", "validation") for n in range(5)]
+
+
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")  # the compiler's
 def test_a_compiled_training_takes_the_same_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))  # C++ would take a minute

@@ -174,6 +174,20 @@ def test_a_frozen_stage_holds_its_part_and_nothing_else(pictures: str) -> None:
         FrozenStage(start=3, end=3)
 
 
+def test_a_discriminator_can_be_frozen_too(pictures: str) -> None:
+    watch, task = Watch(), task_for(adversarial=True, warmup_steps=0)
+    callbacks = [FrozenStage("adversarial.discriminator", start=1, end=3), watch]
+    train(task, data_from(pictures), plan(5), callbacks=callbacks, progress=False)
+    moved = {
+        part: [
+            any(not torch.equal(now[name], after[name]) for name in now if name.startswith(part))
+            for now, after in zip(watch.seen, watch.seen[1:], strict=False)
+        ]
+        for part in ("adversarial.discriminator", "tokenizer.encoder")
+    }
+    assert moved == {"adversarial.discriminator": [False, False, True, True], "tokenizer.encoder": [True] * 4}
+
+
 def test_methods_schedules_from_a_configuration(pictures: str, tmp_path: Path, capsys: Any) -> None:
     """FVQ's annealing, NS-VQ's cooling kernel and stage with a frozen encoder, and dropout of levels."""
     for preset, arguments in ((fvq, {"width": 8}), (ns_vq, {"halving_interval": 2}), (rq, {"dropout": 0.5})):

@@ -13,7 +13,7 @@ from gritvq.cli.run_folder import check_places, overwrite_argument
 if TYPE_CHECKING:
     from gritvq.images import PictureSet
 
-__all__ = ["evaluate", "evaluate_arguments"]
+__all__ = ["check_evaluation", "evaluate", "evaluate_arguments"]
 
 _SPLITS = ["held_out", "validation", "test", "train", "all"]
 
@@ -111,6 +111,34 @@ def evaluate(parser: Any, config: Any) -> None:
     )
     write_json(out, found.to_dict())
     report(found.metric, found.rows(), {"evaluation": out})
+
+
+def check_evaluation(parser: Any, config: Any, num: int) -> None:
+    """Check, before there are samples, what can be checked of an evaluation: network, reference, floor, and numbers.
+
+    Args:
+        parser: As for :func:`evaluate`.
+        config: As for :func:`evaluate`; the samples need not exist.
+        num: How many samples there will be.
+
+    Raises:
+        ValueError: If weights are missing, or the two sides cannot have equal numbers where they have to.
+    """
+    parser.instantiate(config)
+    own = num if config.num is None else config.num
+    if own > num:
+        raise ValueError(
+            f"expected at most as many pictures for the evaluation (num) as there will be samples, got {own:,} of "
+            f"{num:,}; draw more samples, or evaluate fewer"
+        )
+    wanted = None if config.unequal else config.num
+    reference = _pictures(config, config.reference, config.split, config.reference_kind, wanted)
+    if reference.num is not None and reference.num != own and not config.unequal:
+        raise ValueError(
+            f"expected as many samples as pictures in the reference {reference.name}, got {own:,} and "
+            f"{reference.num:,}; give the evaluation a num, draw as many samples, or set unequal"
+        )
+    _floor(config, reference, own)
 
 
 def _pictures(config: Any, path: str, split: str, kind: Any, num: int | None) -> PictureSet:

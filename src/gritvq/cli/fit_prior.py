@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gritvq.cli.output import arguments_of, report, tracked, trusted_argument
@@ -21,13 +22,20 @@ from gritvq.cli.settings import class_of
 if TYPE_CHECKING:
     from gritvq.cli.priors import Held, PriorDomain
     from gritvq.priors import Prior, TokenData
+    from gritvq.tokens import TokenRow
 
 __all__ = ["arguments", "fit"]
 
 
 def arguments(parser: Any) -> None:
     """Prior, tokenizer, tokens, task and plan."""
-    from gritvq.priors import Prior, PriorTask, TokenData
+    from gritvq.priors import (
+        Prior,
+        PriorTask,
+        TokenData,
+        masked,  # noqa: F401  (its class can be named without the module, like that of the next line)
+        next_scale,  # noqa: F401
+    )
     from gritvq.training import TrainingPlan
 
     parser.add_argument("--tokenizer", type=str, required=True, help="tokenizer folder or Hub name; the run keeps it")
@@ -37,7 +45,7 @@ def arguments(parser: Any) -> None:
         "--interleaving", default="parallel", choices=["parallel", "flat", "delay"], help="channels of a position"
     )
     layout.add_argument("--order", default="raster", choices=["raster", "snake"], help="positions within a grid")
-    parser.add_class_arguments(TokenData, "data", skip={"length"}, instantiate=False)
+    parser.add_class_arguments(TokenData, "data", skip={"length", "check"}, instantiate=False)
     parser.add_class_arguments(PriorTask, "task", skip={"prior", "num_elements"}, instantiate=False)
     parser.add_class_arguments(TrainingPlan, "plan")
     trusted_argument(parser)
@@ -60,8 +68,9 @@ def fit(parser: Any, config: Any, given: Mapping[str, Any]) -> None:
     seed_everything(config.plan.seed)
     domain = domain_of(config.tokenizer, config.trusted)
     fingerprint = domain.tokenizer.fingerprint()
-    _check_origin(config.data, domain, fingerprint)
-    data = TokenData(**arguments_of(config.data), length=domain.length)
+    check = functools.partial(_check_row, domain, fingerprint)
+    _check_first(config.data, check)
+    data = TokenData(**arguments_of(config.data), length=domain.length, check=check)
     layout = domain.layout(interleaving=config.interleaving, order=config.order)
     settings = arguments_of(config.prior.get("init_args", {}))
     prior = class_of(config.prior.class_path)(layout, num_classes=data.num_classes, **settings)
@@ -95,25 +104,29 @@ def fit(parser: Any, config: Any, given: Mapping[str, Any]) -> None:
     )
 
 
-def _check_origin(data: Any, domain: PriorDomain, fingerprint: str) -> None:
-    """Check the first row of each file.
-
-    Raises:
-        ValueError: If the tokens are those of another tokenizer, or not of its domain.
-    """
+def _check_first(data: Any, check: Callable[[TokenRow, Path], None]) -> None:
+    """Check the first row of each file, before all are read."""
     from gritvq.tokens import iter_tokens, token_files
 
     for paths in (data.train, data.validation):
         for path in [] if paths is None else [paths] if isinstance(paths, str) else paths:
             for file in token_files(path):
-                row = next(iter_tokens(file))
-                made_by = row.columns.get("tokenizer", fingerprint)
-                if made_by != fingerprint:
-                    raise ValueError(
-                        f"expected tokens of this tokenizer, fingerprint {fingerprint[:12]}, got {file} of another, "
-                        f"{str(made_by)[:12]}; encode the {domain.what} again, or give the tokenizer that made them"
-                    )
-                domain.check(row)
+                check(next(iter_tokens(file)), file)
+
+
+def _check_row(domain: PriorDomain, fingerprint: str, row: TokenRow, file: Path) -> None:
+    """Check where a row comes from.
+
+    Raises:
+        ValueError: If its tokens are those of another tokenizer, or not of its domain like the rows before.
+    """
+    made_by = row.columns.get("tokenizer", fingerprint)
+    if made_by != fingerprint:
+        raise ValueError(
+            f"expected tokens of this tokenizer, fingerprint {fingerprint[:12]}, got {file} of another, "
+            f"{str(made_by)[:12]}; encode the {domain.what} again, or give the tokenizer that made them"
+        )
+    domain.check(row)
 
 
 def _measured(prior: Prior, data: TokenData) -> Held:

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 __all__ = ["generate", "generate_arguments"]
 
-_OF_PRIORS, _OF_MODELS = ["classes", "guidance", "guidance_schedule"], ["prompt", "beam"]
+_OF_MASKED = ["num_steps", "order"]
+_OF_PRIORS, _OF_MODELS = ["classes", "guidance", "guidance_schedule", *_OF_MASKED], ["prompt", "beam"]
 
 
 def generate_arguments(parser: Any) -> None:
@@ -43,6 +44,15 @@ def generate_arguments(parser: Any) -> None:
         default="constant",
         choices=["constant", "linear", "power_cosine"],
         help="how the scale grows from 1 over the positions of a sample",
+    )
+    parser.add_argument(
+        "--num_steps", type=int | None, default=None, help="of a masked prior, in place of the number it was made with"
+    )
+    parser.add_argument(
+        "--order",
+        default=None,
+        choices=["confidence", "halton"],
+        help="of a masked prior: which positions are kept first, in place of the order it was made with",
     )
     parser.add_argument("--temperature", type=float, default=1.0, help="divides the logits")
     parser.add_argument(
@@ -77,7 +87,7 @@ def generate(parser: Any, config: Any) -> None:
     check_positive(num=config.num, batch_size=config.batch_size)
     if run.prior.is_dir():
         check_unused(parser, config, _OF_MODELS, "a run of 'gritvq fit prior'")
-        _generate_from_prior(config, run)
+        _generate_from_prior(parser, config, run)
     elif run.text_model.is_dir():
         from gritvq.cli import text
 
@@ -90,18 +100,23 @@ def generate(parser: Any, config: Any) -> None:
         )
 
 
-def _generate_from_prior(config: Any, run: RunFolder) -> None:
+def _generate_from_prior(parser: Any, config: Any, run: RunFolder) -> None:
     """A prior draws tokens, the tokenizer decodes them."""
     import torch
     from rich.progress import Progress
 
     from gritvq.cli.priors import domain_of
-    from gritvq.priors import Prior, sample_seeds
+    from gritvq.priors import MaskedPrior, Prior, sample_seeds
 
     device = device_named(config.device)
     domain = domain_of(str(run.tokenizer), config.trusted)
     fingerprint = domain.tokenizer.fingerprint()
     prior = Prior.from_pretrained(run.prior, fingerprint=fingerprint, trusted=config.trusted).to(device)
+    if isinstance(prior, MaskedPrior):
+        for name in _OF_MASKED:
+            setattr(prior, name, getattr(prior, name) if config[name] is None else config[name])
+    else:
+        check_unused(parser, config, _OF_MASKED, f"a prior of the kind {type(prior).__name__}")
     known = prior.trained.get("classes") or range(prior.num_classes or 0)
     condition = _condition(prior, known, config.classes, config.num)
     settings = {name: config[name] for name in ("temperature", "top_k", "top_p")}

@@ -10,18 +10,20 @@ from typing import Any
 import yaml
 
 from gritvq.cli.errors import parser_class, read_yaml
-from gritvq.cli.evaluate import evaluate, evaluate_arguments
+from gritvq.cli.evaluate import check_evaluation, evaluate, evaluate_arguments
 from gritvq.cli.fit import train_with
 from gritvq.cli.generate import generate, generate_arguments
 from gritvq.cli.output import report
 from gritvq.cli.settings import combined, shipped
 from gritvq.cli.tokens import encode, encode_arguments
 from gritvq.lazy import optional
+from gritvq.tokens.files import MANIFEST
 from gritvq.training.run_folder import RunFolder
 
 __all__ = ["images_from", "images_from_arguments"]
 
 _STAGES = ("tokenizer", "tokens", "prior", "samples", "evaluation")
+_OF_TRAINING = ("flip", "ten_crops")  # arguments of encode
 _CROPS = 300  # random squares of each photograph
 
 
@@ -58,8 +60,9 @@ def images_from(parser: Any, config: Any) -> None:
     samples, evaluation = out / "samples", out / "evaluation.json"
     judged = {**(settings["evaluation"] or {}), "out": str(evaluation)}
     words = [str(samples / "pictures"), config.images]
-    if settings["evaluation"]:
-        _parsed(evaluate_arguments, words, judged)  # before hours of training
+    _, drawn = _parsed(generate_arguments, [str(out / "prior")], settings["samples"])  # before hours of training
+    if settings["evaluation"] and not evaluation.is_file():
+        check_evaluation(*_parsed(evaluate_arguments, words, judged), drawn.num)
     _begin(out, settings)
     tokenizer, prior = RunFolder(out / "tokenizer"), RunFolder(out / "prior")
     _fit("images", tokenizer, settings["tokenizer"])
@@ -164,6 +167,8 @@ def _encode(
 ) -> str | None:
     """Write the tokens of the training pictures, and of held-out ones where names or squares determine them.
 
+    Mirror images and ten crops are for training only: what is held out is measured as it is.
+
     Returns:
         The folder of the latter.
     """
@@ -171,9 +176,11 @@ def _encode(
         {"tokens": "train", "tokens-held-out": "held_out"} if "train" in splits and splits[1:] else {"tokens": "all"}
     )
     for folder, split in parts.items():
-        if not (out / folder).is_dir():
+        if not (out / folder / MANIFEST).is_file():  # encode goes on with what was interrupted
             where = {"tokenizer": str(tokenizer.tokenizer), "split": split, "out": str(out / folder)}
-            _run(encode_arguments, encode, [images], {"rows_per_file": 10_000, **settings, **where})
+            left_out = _OF_TRAINING if split == "held_out" else ()
+            own = {name: value for name, value in settings.items() if name not in left_out}
+            _run(encode_arguments, encode, [images], {"rows_per_file": 10_000, **own, **where})
     return str(out / "tokens-held-out") if len(parts) > 1 else None
 
 

@@ -41,6 +41,7 @@ _NAMES = {
     ("real", "real"): "real-real ",
 }
 _ROUNDING = "round(255 x), clamped to 8 bits, before the network's own preprocessing"
+_GENERATED = re.compile(r"(?:^|/)\d{5,}-(\d{1,9})\.png$")  # number and class, as ``gritvq generate`` names pictures
 _PAIRS_AT_ONCE = 2**23  # distances held at a time
 
 
@@ -222,7 +223,7 @@ class PictureSet(NamedTuple):
         Args:
             pictures: From :func:`gritvq.images.open_pictures`. Labels are those of a table where they are integers;
                 for generated pictures also the numbers at the end of the files' names, as ``gritvq generate`` writes
-                them: 3 for ``00042-3.png``.
+                them: 3 for ``00042-3.png``, none for ``00042-boeing-747.png``.
             kind: See the class.
             name: See the class.
             size: Side in pixels. Pictures are cropped to the largest square in the middle and resized (bilinear,
@@ -260,7 +261,7 @@ class _Batches:
     def _label(self, picture: Picture) -> int | None:
         if isinstance(picture.label, int) or not self.named:
             return picture.label if isinstance(picture.label, int) else None
-        found = re.search(r"-(\d{1,9})\.\w+$", picture.name)
+        found = _GENERATED.search(picture.name)
         return int(found[1]) if found else None
 
 
@@ -340,7 +341,7 @@ class _Measured:
     """The vectors of a set and what was seen of its pictures."""
 
     def __init__(self, pictures: PictureSet, vectors: FeatureVectors, device: str | torch.device) -> None:
-        self.accuracy, self.size, self.whole_numbers = ClassAccuracy(), (0, 0), False
+        self.accuracy, self.size, self.whole_numbers, self.channels = ClassAccuracy(), (0, 0), False, 0
         parts: list[Tensor] = []
         hashes: list[int] = []
         for batch in pictures.batches:
@@ -377,7 +378,11 @@ class _Measured:
                 f"expected floats in [0, 1], got {float(images.amin()):.3g} to {float(images.amax()):.3g}: {name}; "
                 "scale them, and clamp what a decoder gave"
             )
-        self.size, self.whole_numbers = size, whole
+        if not first and images.shape[1] != self.channels:
+            raise ValueError(
+                f"expected pictures of equal channels, got {self.channels} and {images.shape[1]}: {name}; convert them"
+            )
+        self.size, self.whole_numbers, self.channels = size, whole, images.shape[1]
 
 
 def compare_pictures(
@@ -499,6 +504,11 @@ def _check_alike(side: str, one: _Measured, other: _Measured) -> None:
         raise ValueError(
             f"expected {side} and reference of one size, got {one.size[0]} x {one.size[1]} and {other.size[0]} x "
             f"{other.size[1]} pixels; crop and resize both the same way (size)"
+        )
+    if one.channels != other.channels:
+        raise ValueError(
+            f"expected {side} and reference of equal channels, got {one.channels} and {other.channels}; convert "
+            "both to gray (1) or to RGB (3)"
         )
     if one.whole_numbers != other.whole_numbers:
         raise ValueError(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -72,7 +74,7 @@ class PerceptualLoss(PerceptualDistance):
         layer_weights: Weight of each feature map; equal ones where None.
 
     Raises:
-        ValueError: If a weight is negative, or all are zero.
+        ValueError: If a weight is negative or not finite, or all are zero.
 
     Example:
         >>> distance = PerceptualLoss(nn.Conv2d(3, 8, 3))
@@ -90,9 +92,12 @@ class PerceptualLoss(PerceptualDistance):
     ) -> None:
         super().__init__()
         self.weight = check_number("weight", weight)
-        if layer_weights is not None and (min(layer_weights, default=-1) < 0 or sum(layer_weights) <= 0):
+        if layer_weights is not None and not (
+            all(0 <= weight < math.inf for weight in layer_weights) and sum(layer_weights) > 0
+        ):
             raise ValueError(
-                f"expected layer_weights >= 0 that are not all zero, got {list(layer_weights)}; or leave the loss out"
+                f"expected finite layer_weights >= 0 that are not all zero, got {list(layer_weights)}; or leave "
+                "the loss out"
             )
         self.layer_weights = None if layer_weights is None else tuple(layer_weights)
         self.frozen = Frozen(features)
@@ -371,6 +376,8 @@ class AdversarialLoss(Component):
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """The discriminator's losses of one batch by name, and its mean scores ``score_real`` and ``score_fake``.
 
+        A regularizer is named after its class, a second one of that class ``r1_2``, and so on.
+
         Args:
             images: In [0, 1].
             reconstruction: No gradient flows to it.
@@ -384,10 +391,13 @@ class AdversarialLoss(Component):
         else:
             loss = batch_mean(F.softplus(-real) + F.softplus(fake)) / 2
         losses = {"discriminator": loss}
+        seen: Counter[str] = Counter(losses)
         for regularizer in self.regularizers:
+            name = type(regularizer).__name__.lower()
+            seen[name] += 1
             loss = regularizer(DiscriminatorBatch(self.discriminator, images, real, fake, step))
             if loss is not None:
-                losses[type(regularizer).__name__.lower()] = loss
+                losses[name if seen[name] == 1 else f"{name}_{seen[name]}"] = loss
         return losses, {"score_real": batch_mean(real.detach()), "score_fake": batch_mean(fake.detach())}
 
     def after_step(self) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from numbers import Integral
 from pathlib import Path
 from typing import Any, ClassVar, TypeAlias, TypeVar
 
@@ -154,7 +155,8 @@ class Prior(Component, ABC):
             condition: Classes; None for an unconditional prior.
 
         Raises:
-            ValueError: If the shape is wrong, or the classes are missing, superfluous or out of range.
+            ValueError: If the shape is wrong, an index is beyond its codes, or the classes are missing, superfluous or
+                out of range.
 
         Example:
             >>> from gritvq.priors import MaskedPrior
@@ -165,6 +167,12 @@ class Prior(Component, ABC):
         if rows.ndim != 3 or rows.shape[1:] != self.present.shape:
             raise ValueError(f"expected rows (B, {', '.join(map(str, self.present.shape))}), got {tuple(rows.shape)}")
         rows = rows.to(self.present.device)
+        sizes = self.head.codebook_sizes
+        if rows.is_floating_point() or bool(((rows < -1) | (rows >= torch.tensor(sizes, device=rows.device))).any()):
+            raise ValueError(
+                f"expected integers below {sizes}, the codes of each channel, and -1 where they are not known, got "
+                f"{rows.dtype} from {rows.min().item()} to {rows.max().item()}; take the rows of rows_of"
+            )
         with eval_mode(self):
             states = self._states(rows, self._embedded_classes(self._classes_of(condition, len(rows))))
             return self.head.logits(states, rows)
@@ -191,7 +199,7 @@ class Prior(Component, ABC):
     def sample(
         self,
         num: int,
-        condition: Int[Tensor, " num"] | int | None = None,
+        condition: Int[Tensor, " num"] | Sequence[int] | int | None = None,
         *,
         guidance: float | Guidance = 1.0,
         temperature: float = 1.0,
@@ -223,9 +231,16 @@ class Prior(Component, ABC):
         Raises:
             ValueError: If a number is out of range, or guidance or classes do not fit the prior.
         """
-        check_integer("num", num)
-        if isinstance(condition, int):
-            condition = torch.full((num,), condition)
+        num = check_integer("num", num)
+        if isinstance(condition, Integral):
+            condition = torch.full((num,), int(condition))
+        elif condition is not None and not isinstance(condition, Tensor):
+            try:
+                condition = torch.as_tensor(condition)
+            except (TypeError, ValueError, RuntimeError) as error:
+                raise ValueError(
+                    f"expected classes ({num},) as integers, got {condition!r}; one for each sample"
+                ) from error
         classes = self._classes_of(condition, num)
         noise = Noise(seeds_of(generator, num), classes.device)
         sampler = Sampler(noise, guidance=guidance, temperature=temperature, top_k=top_k, top_p=top_p)

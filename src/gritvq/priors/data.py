@@ -58,6 +58,8 @@ class TokenData:
         length: Most positions of a sample of a ragged layout, whose tokens are sequences (T, Q) of any length T; token
             files have no empty ones. Shorter ones get -1 at their end, longer ones become several samples of ``length``
             positions, the last of them perhaps shorter, which stay together. None: all samples have one shape.
+        check: Called with each row and its file; raises a ValueError for rows that are of no use, for example those of
+            another tokenizer.
 
     Attributes:
         classes: Names of the classes 0, 1, ...; None if the first row has no label.
@@ -87,14 +89,15 @@ class TokenData:
         num_validation: int = 2000,
         seed: int = 0,
         length: int | None = None,
+        check: Callable[[TokenRow, Path], object] | None = None,
     ) -> None:
         self.batch_size, self.seed = check_integer("batch_size", batch_size), check_integer("seed", seed, 0)
         check_integer("num_validation", num_validation)
         if length is not None:
             check_integer("length", length)
-        self._train = _Rows(train, label, length)
+        self._train = _Rows(train, label, length, check)
         self.shape, self.largest = self._train.shape, self._train.largest
-        held = self._train if validation is None else _Rows(validation, label, length)
+        held = self._train if validation is None else _Rows(validation, label, length, check)
         if held.shape != self.shape:
             raise ValueError(
                 f"expected validation samples {self.shape} as in training, got {held.shape}; encode both alike"
@@ -151,7 +154,13 @@ class TokenData:
 class _Rows:
     """Tokens of all rows in a temporary file, and their labels."""
 
-    def __init__(self, paths: Paths, label: str | None, length: int | None) -> None:
+    def __init__(
+        self,
+        paths: Paths,
+        label: str | None,
+        length: int | None,
+        check: Callable[[TokenRow, Path], object] | None,
+    ) -> None:
         files = _files(paths)
         self.length = length
         self.shape: tuple[int, ...] = ()
@@ -162,6 +171,8 @@ class _Rows:
         with tempfile.TemporaryFile() as scratch:  # the memory map keeps it until nothing reads it any more
             for file in files:
                 for row in iter_tokens(file):
+                    if check is not None:
+                        check(row, file)
                     parts = self._check(row, file, label, count == 0)
                     self.largest = np.maximum(self.largest, parts.flatten(0, -2).amax(0).numpy())
                     scratch.write(parts.numpy().astype(np.int32).tobytes())

@@ -92,15 +92,9 @@ class MaskedPrior(Prior):
         )
         if layout.interleaving != "parallel":
             raise ValueError(f"expected the interleaving 'parallel' for a MaskedPrior, got {layout.interleaving!r}")
-        if order not in get_args(UnmaskingOrder):
-            raise ValueError(f"expected order 'confidence' or 'halton', got {order!r}")
-        if order == "halton" and len(layout.scales) > 1:
-            raise ValueError(
-                f"expected one scale for the order 'halton', got {len(layout.scales)}; choose 'confidence'"
-            )
-        self.num_steps = check_integer("num_steps", num_steps)
+        self.num_steps, self.confidence_noise = num_steps, confidence_noise
         self.order: UnmaskingOrder = order
-        self.confidence_noise = check_number("confidence_noise", confidence_noise)
+        self._check_sampling()
         self.mask = nn.Parameter(0.02 * torch.randn(width))
         self.transformer = Transformer(width, depth, num_heads, dropout, layout.length)
 
@@ -163,7 +157,8 @@ class MaskedPrior(Prior):
     ) -> Int[Tensor, "B T Q"]:
         streams, batch = classes.shape[:2]
         length = self.layout.length
-        steps = min(check_integer("num_steps", self.num_steps), length)
+        self._check_sampling()
+        steps = min(self.num_steps, length)
         rows = torch.full((batch, *self.present.shape), -1, device=classes.device)
         masked = torch.ones(batch, length, dtype=torch.bool, device=classes.device)
         ranks = self._ranks() if self.order == "halton" else None
@@ -187,6 +182,21 @@ class MaskedPrior(Prior):
             masked = masked & ~new
             progress(n + 1, steps)
         return rows
+
+    def _check_sampling(self) -> None:
+        """Check the attributes that may be changed.
+
+        Raises:
+            ValueError: If one is out of range, or the order does not fit the layout.
+        """
+        if self.order not in get_args(UnmaskingOrder):
+            raise ValueError(f"expected order 'confidence' or 'halton', got {self.order!r}; choose one")
+        if self.order == "halton" and len(self.layout.scales) > 1:
+            raise ValueError(
+                f"expected one scale for the order 'halton', got {len(self.layout.scales)}; choose 'confidence'"
+            )
+        self.num_steps = check_integer("num_steps", self.num_steps)
+        self.confidence_noise = check_number("confidence_noise", self.confidence_noise)
 
     def _ranks(self) -> Tensor:
         """Rank (T,) of each position in the Halton sequence."""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import operator
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from numbers import Integral
 from typing import TypeAlias
 
 import numpy as np
@@ -131,16 +133,22 @@ def seeds_of(seeds: Seeds, num: int) -> list[int]:
         num: Samples.
 
     Raises:
-        ValueError: If they are too few or too many, or negative.
+        ValueError: If they are no integers, too few or too many, or negative.
     """
     if seeds is None or isinstance(seeds, torch.Generator):
         device = "cpu" if seeds is None else seeds.device
         seeds = int(torch.randint(2**62, (), generator=seeds, device=device))
-    if isinstance(seeds, int):
-        return sample_seeds(seeds, num)
-    if len(seeds) != num or min(seeds, default=0) < 0:
-        raise ValueError(f"expected one seed >= 0 for each of {num} samples, got {len(seeds)}; see sample_seeds")
-    return [int(seed) for seed in seeds]
+    if isinstance(seeds, Integral):
+        return sample_seeds(int(seeds), num)
+    try:
+        found = [operator.index(seed) for seed in seeds]  # type: ignore[union-attr]
+    except TypeError as error:
+        raise ValueError(
+            f"expected a seed, one for each of {num} samples, or a generator, got {seeds!r}; see sample_seeds"
+        ) from error
+    if len(found) != num or min(found, default=0) < 0:
+        raise ValueError(f"expected one seed >= 0 for each of {num} samples, got {len(found)}; see sample_seeds")
+    return found
 
 
 class Noise:

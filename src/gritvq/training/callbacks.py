@@ -208,10 +208,10 @@ def _trained_weights(trainer: Trainer) -> dict[str, nn.Parameter]:
 class FrozenStage(Callback):
     """Holds a part of the model still from one step to another, while the rest learns.
 
-    Its weights get no gradient at those steps, so the optimizer leaves them and its averages of them alone.
+    Its weights get no gradient at those steps, so their optimizer leaves them and its averages of them alone.
 
     Args:
-        part: Dotted name in the task, such as ``"tokenizer.encoder"``.
+        part: Dotted name in the task, such as ``"tokenizer.encoder"``, or ``"adversarial.discriminator"``.
         start: First step of the stage; steps count from 0.
         end: First step after it; None for the rest of the run.
 
@@ -226,6 +226,7 @@ class FrozenStage(Callback):
         self.part, self.start, self.end = part, check_integer("start", start, least=0), end
         if end is not None:
             check_integer("end", end, least=start + 1)
+        self._others: list[Tensor] = []
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Look for the part."""
@@ -235,11 +236,26 @@ class FrozenStage(Callback):
             parts = [name for name, _ in pl_module.named_children()]
             raise ValueError(f"expected a part of the task such as {parts}, got {self.part!r} ({error})") from error
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Look for weights of other optimizers than the model's; Lightning calls callbacks at the model's step only."""
+        own = {id(weight) for group in trainer.optimizers[0].param_groups for weight in group["params"]}
+        self._others = [each for each in pl_module.get_submodule(self.part).parameters() if id(each) not in own]
+
+    def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take the gradients for other optimizers away."""
+        if self._is_now(pl_module):
+            for weight in self._others:
+                weight.grad = None
+
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        """Take the gradients away."""
-        if self.start <= cast(Task, pl_module).step and (self.end is None or cast(Task, pl_module).step < self.end):
+        """Take the gradients for the model's optimizer away."""
+        if self._is_now(pl_module):
             for weight in pl_module.get_submodule(self.part).parameters():
                 weight.grad = None
+
+    def _is_now(self, pl_module: LightningModule) -> bool:
+        step = cast(Task, pl_module).step
+        return self.start <= step and (self.end is None or step < self.end)
 
 
 class RandomState(Callback):

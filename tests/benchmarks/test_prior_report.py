@@ -1,0 +1,39 @@
+"""The section about tokens of several quantizers, and priors on them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from benchmarks.report import priors
+
+from gritvq.results import write_results
+
+ABOUT = {"comparison": "c", "data": "cifar10", "hardware": "cpu2", "commit": "abc", "versions": "v"}
+IDENTITY = ("study", "method", "settings", "codebook_size", "seed")
+
+
+def rows(method: str, settings: str, speeds: tuple[float, ...]) -> list[dict[str, Any]]:
+    """Runs with equal figures but for their speed."""
+    figures = dict.fromkeys((*priors._COLUMNS, "fd_floor", "accuracy_real"), 0.5)
+    about = {"study": "orders", "method": method, "settings": settings, "codebook_size": 8}
+    return [{**about, "seed": n, **figures, "encoded_per_second": speed} for n, speed in enumerate(speeds)]
+
+
+def test_speed_bounds_and_plots_are_on_the_page(tmp_path: Path) -> None:
+    runs = rows("raster", "-", (1500.0, 2500.0)) + rows("masked", "kind=MaskedPrior num_steps=12", (2000.0,))
+    write_results(tmp_path / "generation_cpu2_202611.csv", runs, ABOUT, IDENTITY)
+    (tmp_path / "generation_orders_cifar10_decoded_cpu2.png").touch()
+    text = priors.generation_section(tmp_path, tmp_path)
+    header, raster, masked = (
+        [cell.strip() for cell in line.split("|")] for line in text.splitlines() if line.startswith(("| m", "| r"))
+    )
+    if "raster" not in raster:
+        raster, masked = masked, raster
+    assert raster[header.index("encoded per second")] == "2,000 (1,500-2,500)"
+    assert raster[header.index("nats per token")] == "0.500"
+    assert masked[header.index("nats per token")] == "at most 0.500"
+    assert masked[header.index("bits per pixel")] == "at most 0.5000"
+    assert masked[header.index("PSNR (dB)")] == "0.50"
+    assert "(images/generation_orders_cifar10_decoded_cpu2.png)" in text and "cifar10_cpu2.png" not in text
+    assert "--study heads|orders|losses|levels" in text
