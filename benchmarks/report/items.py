@@ -66,8 +66,9 @@ NEW_ITEMS = """    python -m benchmarks.quality.new_items --data PATH-TO-AMAZON-
 
 A random tenth of the items of Amazon Beauty is taken out of all training histories and gets ids afterwards, from titles
 alone. Ranked are the test items of users whose test item is new, seen items excluded. The recommender has the settings
-of `beauty-catalogue.yaml` and a quarter of its steps; nothing was tuned on this. A seed is that of the new items, ids
-and model; means, smallest and largest in brackets. The time for a thousand ids includes encoding."""
+of `beauty-catalogue.yaml` and a quarter of its steps; with content, its scores have that part added, whose size and
+weight were chosen on validation items of seed 0. A seed is that of the new items, ids and model; means, smallest and
+largest in brackets. The time for a thousand ids includes encoding."""
 
 NEXT_ITEM = """    python -m benchmarks.quality.next_item train --data PATH-TO-AMAZON-BEAUTY --run RUN
     python -m benchmarks.quality.next_item measure --data PATH-TO-AMAZON-BEAUTY --run RUN

@@ -26,6 +26,7 @@ from gritvq.items import (
     MultiViewTokenizer,
     SemanticIds,
     Split,
+    code_vectors,
     collaborative_vectors,
     rank_in_list,
     ranking_metrics,
@@ -391,6 +392,30 @@ class TestRecommender:
         other = ["fit", "items", "--config", "small.yaml", "--data.folder", str(shop), "--out", "other"]
         said = wrong([*other, "--init_from", "out/recommender", "--tokenizer.init_args.seed", "5"], capsys)
         assert "expected a recommender of these ids to start from" in said
+
+    def test_what_items_are_counts_beside_what_is_trained(self, shop: Path) -> None:
+        """Content of made ids and of given ones; a run that goes on has what it had."""
+        shape = {"dim": 16, "num_layers": 1, "num_heads": 2, "hidden_dim": 32, "content_dim": 6, "content_weight": 2.5}
+        config = small(backbone={"class_path": "gritvq.items.CatalogueDecoder", "init_args": shape}, collisions="keep")
+        Path("small.yaml").write_text(yaml.safe_dump({**config, "collaborative_dim": 4}))
+        told = ["fit", "items", "--config", "small.yaml", "--data.folder", str(shop)]
+        assert main([*told, "--out", "out"]) == 0
+        loaded = GenerativeRecommender.from_pretrained("out/recommender")
+        data = read_item_data(str(shop))
+        texts = data.catalogue.vectors()
+        decoded = ItemTokenizer.from_pretrained("out/semantic-ids/tokenizer").decode_joined(loaded.ids.codes)
+        wanted = code_vectors(loaded.ids.codes, loaded.ids.codebook_sizes, decoded, 6)
+        assert loaded.backbone.content_weight == 2.5
+        torch.testing.assert_close(loaded.backbone.content[-16:], torch.cat(wanted))
+        half = ["fit", "items", "--config", "out/config.yaml", "--out", "half", "--plan.max_steps", "6"]
+        assert main([*half, "--ids", "out/semantic-ids", "--collaborative_dim", "null"]) == 0
+        of_texts = GenerativeRecommender.from_pretrained("half/recommender")
+        wanted = code_vectors(loaded.ids.codes, loaded.ids.codebook_sizes, texts, 6)
+        torch.testing.assert_close(of_texts.backbone.content[-16:], torch.cat(wanted))
+        goes_on = ["fit", "items", "--config", "half/config.yaml", "--out", "half", "--resume", "last"]
+        assert main([*goes_on, "--plan.max_steps", "12"]) == 0
+        again = GenerativeRecommender.from_pretrained("half/recommender")
+        assert torch.equal(again.backbone.content, of_texts.backbone.content)
 
     def test_ids_of_texts_and_buyers(self, shop: Path, capsys: pytest.CaptureFixture[str]) -> None:
         Path("small.yaml").write_text(yaml.safe_dump(small(collaborative_dim=4, collaborative_weight=0.5)))

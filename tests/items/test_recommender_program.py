@@ -37,7 +37,10 @@ def made(kind: Any, **settings: Any) -> GenerativeRecommender:
     """With ids that items share, and a model that does not say the same of all."""
     torch.manual_seed(0)
     shape = {"num_layers": 1, "num_heads": 2, "hidden_dim": 16, "dropout": 0.2}
-    backbone = kind(SIZES, 16, **shape, **{EncoderDecoder: {"head_dim": 8}}.get(kind, {}))
+    own = {EncoderDecoder: {"head_dim": 8}, ParallelDecoder: {"content_dim": 4, "content_weight": 2.0}}
+    backbone = kind(SIZES, 16, **shape, **own.get(kind, {}))
+    if kind is ParallelDecoder:
+        backbone.set_content([torch.randn(size, 4, generator=seeded(size)) for size in SIZES])
     for parameter in backbone.parameters():
         parameter.data.mul_(1.5).add_(0.1 * torch.randn(parameter.shape, generator=seeded(parameter.numel())))
     priority = torch.arange(COUNT).remainder(7).float()

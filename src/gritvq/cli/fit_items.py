@@ -98,22 +98,31 @@ def fit(parser: Any, config: Any, given: Mapping[str, Any]) -> None:
     seed_everything(config.plan.seed)
     items = read_data(config.data.as_dict(), config.k_core)
     split, tokenizer = items.interactions.split(), None
+    content_dim = arguments_of(config.backbone.init_args).get("content_dim")
 
     def made() -> Any:
         nonlocal tokenizer
         texts = items.catalogue.vectors()
         tokenizer, vectors = _with_views(config, parts_of_run(parser, config).tokenizer, texts, split)
-        return make_ids(tokenizer, vectors, items.catalogue.keys, config.collisions, given_vectors(texts))
+        ids = make_ids(tokenizer, vectors, items.catalogue.keys, config.collisions, given_vectors(texts))
+        decoded = tokenizer.decode_joined(ids.codes[:, : len(tokenizer.codebook_sizes)])
+        return ids, _content(ids, decoded, content_dim)
 
-    ids = place.launch.share(made) if config.ids is None and not place.goes_on else None
+    ids, content = None, None
+    if config.ids is None and not place.goes_on:
+        ids, content = place.launch.share(made) or (None, None)
     if ids is None:
         ids = _ids_for(config.ids or str(place.run.semantic_ids), items.interactions.item_keys)
+        if config.ids is not None and not place.goes_on:  # a checkpoint has it, and so has the first process
+            content = _content(ids, items.catalogue.vectors(), content_dim)
     repeated = int(split.report()["repeated_targets"])
     if config.exclude_seen and repeated and place.launch.first:
         said = "%d of %d test items were seen before by their users and cannot be found"
         logging.getLogger("gritvq").warning(said, repeated, len(split.users))
     popularity = Popularity(split.train, split.num_items).counts
     backbone = class_of(config.backbone.class_path)(ids.codebook_sizes, **arguments_of(config.backbone.init_args))
+    if content is not None:
+        backbone.set_content(content)
     settings = arguments_of(config.batches)
     data = SequenceData(split, every_prefix=backbone.every_prefix, **settings)
     told = {"max_history": settings["max_history"], "beam": config.beam, "exclude_seen": config.exclude_seen}
@@ -150,6 +159,15 @@ def _with_views(config: Any, tokenizer: Any, vectors: Any, split: Any) -> tuple[
         tokenizer, (vectors.shape[1], config.collaborative_dim), (1.0, config.collaborative_weight)
     )
     return views, torch.cat([vectors, others], 1)
+
+
+def _content(ids: Any, vectors: Any, dim: int | None) -> Any:
+    """Vectors of the codes, for a backbone with content."""
+    import torch
+
+    from gritvq.items import code_vectors
+
+    return None if dim is None else code_vectors(ids.codes, ids.codebook_sizes, torch.as_tensor(vectors), dim)
 
 
 def _ids_for(folder: str, items: Sequence[Any]) -> Any:

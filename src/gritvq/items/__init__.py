@@ -57,6 +57,7 @@ __getattr__, __dir__, __all__ = lazy_names(
             "TextCosine",
             "TokenDecoder",
             "beam_search",
+            "code_vectors",
             "exact_scores",
             "rank_in_list",
             "rank_of_target",

@@ -11,6 +11,7 @@ from gritvq.items.recommenders.backbones import (
 )
 from gritvq.items.recommenders.baselines import CoOccurrence, Popularity, TextCosine
 from gritvq.items.recommenders.beam_search import Beams, beam_search, exact_scores
+from gritvq.items.recommenders.content import code_vectors
 from gritvq.items.recommenders.generative import GenerativeRecommender
 from gritvq.items.recommenders.graph import ItemGraph
 from gritvq.items.recommenders.parallel import ParallelScorer, RankedItems
@@ -43,6 +44,7 @@ __all__ = [
     "TextCosine",
     "TokenDecoder",
     "beam_search",
+    "code_vectors",
     "exact_scores",
     "rank_in_list",
     "rank_of_target",

@@ -117,6 +117,18 @@ class ItemTokenizer(Tokenizer):
         with eval_mode(self):
             return self._decode(codes)
 
+    @torch.no_grad()
+    def decode_joined(self, codes: Int[Tensor, "n L"]) -> Float[Tensor, "n d"]:
+        """What :meth:`decode` is made of: of several views, the vectors in which all have one unit, and their weights.
+
+        Raises:
+            ValueError: As :meth:`decode`.
+        """
+        _ = self.dim
+        codes = checked_codes(codes, self.codebook_sizes).to(self._device())
+        with eval_mode(self):
+            return self._decode_joined(codes)
+
     def export(self, folder: str | os.PathLike[str], format: Format = "onnx") -> tuple[Path, Path]:
         """Write the tokenizer as two programs that run without gritvq, for any number of items.
 
@@ -251,6 +263,10 @@ class ItemTokenizer(Tokenizer):
     @abstractmethod
     def _decode(self, codes: Int[Tensor, "n L"]) -> Float[Tensor, "n D"]:
         """Embeddings of checked indices."""
+
+    def _decode_joined(self, codes: Int[Tensor, "n L"]) -> Float[Tensor, "n d"]:
+        """The same before views are taken apart."""
+        return self._decode(codes)
 
     @abstractmethod
     def _last_level(self, x: Float[Tensor, "n D"]) -> tuple[Tensor, Tensor]:

@@ -199,6 +199,9 @@ class MultiViewTokenizer(ItemTokenizer):
 
         return of_views
 
+    def _decode_joined(self, codes: Int[Tensor, "n L"]) -> Float[Tensor, "n d"]:
+        return self.tokenizer._decode(codes)
+
     def _decode(self, codes: Int[Tensor, "n L"]) -> Float[Tensor, "n D"]:
         rows = self.tokenizer._decode(codes)
         weights = [weight for weight, size in zip(self.weights, self.sizes, strict=True) for _ in range(size)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -21,9 +22,79 @@ __all__ = ["CatalogueDecoder", "LookupDecoder", "ParallelDecoder"]
 
 
 class LookupDecoder(PerItemDecoder):
-    """Base of the models whose score of an item is a sum of looked-up numbers, one for each index of its id."""
+    """Base of the models whose score of an item is a sum of looked-up numbers, one for each index of its id.
+
+    Outside of training the scores can have a part that is not trained: with a vector ``a_qk`` for each code
+    (:meth:`set_content`) and ``a_i = sum_q a_{q, c_iq}``, ``content_weight <a_last / |a_last|, a_i>`` for the last item
+    of the history is added. So an item that nobody had in training is recommended to those who just took something
+    similar, and others a little more.
+
+    Args:
+        codebook_sizes: Codes per channel.
+        dim: Width of the model.
+        max_items: Largest number of items in a row.
+        content_dim: Size of the code vectors; None for scores of what is trained alone.
+        content_weight: See above, >= 0.
+    """
 
     parallel = True
+    content: Tensor
+
+    def __init__(
+        self,
+        codebook_sizes: Sequence[int],
+        dim: int,
+        max_items: int,
+        content_dim: int | None = None,
+        content_weight: float = 10.0,
+    ) -> None:
+        super().__init__(codebook_sizes, dim, max_items)
+        self.content_dim = None if content_dim is None else check_integer("content_dim", content_dim)
+        self.content_weight = check_number("content_weight", content_weight, hint="10 is usual")
+        if content_dim is not None:
+            self.register_buffer("content", torch.zeros(self.vocabulary.vocab_size, content_dim))
+
+    @torch.no_grad()
+    def set_content(self, vectors: Sequence[Float[Tensor, "K content_dim"]]) -> None:
+        """Set the vectors of the codes of each channel, see :func:`gritvq.items.code_vectors`.
+
+        Raises:
+            ValueError: If the model has no place for them, or their shapes are others.
+        """
+        wanted = [(size, self.content_dim) for size in self.codebook_sizes]
+        if self.content_dim is None or [tuple(part.shape) for part in vectors] != wanted:
+            raise ValueError(
+                f"expected code vectors {wanted[:3]} ... for a model with content_dim, got "
+                f"{[tuple(part.shape) for part in vectors][:3]} ...; make it with their size as content_dim"
+            )
+        for level, part in enumerate(vectors):
+            self.content[self.vocabulary.range_of(level)] = part.to(self.content)
+
+    def read(self, codes: Int[Tensor, "B T Q"], lengths: Int[Tensor, " B"]) -> Context:
+        """See the base class. Behind the states is the direction of the last item's code vectors."""
+        context = super().read(codes, lengths)
+        if self.content_dim is None:
+            return context
+        direction = context.states.new_zeros(len(codes), self.content_dim)
+        if codes.shape[1]:
+            last = codes[torch.arange(len(codes), device=codes.device), (lengths - 1).clamp(min=0)]
+            found = _sums(self.content, self.vocabulary.tokens_of(last)) * (lengths > 0)[:, None]
+            direction = F.normalize(found, dim=1).to(direction)
+        return Context(torch.cat([context.states, direction[:, None]], 2), context.lengths)
+
+    def log_probs(self, context: Context, prefixes: Int[Tensor, "B W l"]) -> Float[Tensor, "B W K"]:
+        """See the base class. The indices of the prefixes are not read."""
+        width, level = prefixes.shape[1:]
+        states = context.states[:, 0]
+        found = self._scores(states[:, : self.dim], level)
+        if self.content_dim is not None:
+            codes = self.content[self.vocabulary.range_of(level)]
+            found = found + self.content_weight * F.linear(states[:, self.dim :], codes.to(states)).float()
+        return found[:, None].expand(-1, width, -1)
+
+    @abstractmethod
+    def _scores(self, states: Float[Tensor, "B D"], level: int) -> Float[Tensor, "B K"]:
+        """Summands of the scores that a level's codes have after these states, as far as they are trained."""
 
     def tables(self) -> list[Float[Tensor, "K D"]]:
         """Embeddings of the codes of each channel, for :class:`gritvq.items.ItemGraph`."""
@@ -54,6 +125,8 @@ class ParallelDecoder(LookupDecoder):
         channels_per_step: Channels whose cross-entropy is the loss of a training step, drawn anew in each; None for
             all. Its expectation is the loss of all channels, and heads and softmax, most of the work of a step, take
             as many times less as there are fewer.
+        content_dim: See :class:`LookupDecoder`.
+        content_weight: See :class:`LookupDecoder`.
 
     Raises:
         ValueError: If a number is out of range.
@@ -87,8 +160,10 @@ class ParallelDecoder(LookupDecoder):
         max_items: int = 21,
         input_dropout: float | None = None,
         channels_per_step: int | None = None,
+        content_dim: int | None = None,
+        content_weight: float = 10.0,
     ) -> None:
-        super().__init__(codebook_sizes, dim, max_items)
+        super().__init__(codebook_sizes, dim, max_items, content_dim, content_weight)
         self.temperature = check_number("temperature", temperature, inside=True, hint="0.05 is usual")
         num_channels = len(self.codebook_sizes)
         if channels_per_step is not None and not 1 <= channels_per_step <= num_channels:
@@ -115,11 +190,9 @@ class ParallelDecoder(LookupDecoder):
         states = self._heads(self._states(codes)[:, :-1].flatten(0, 1)[places], channels)
         return self._item_loss(states, targets[:, channels], channels) / len(channels)
 
-    def log_probs(self, context: Context, prefixes: Int[Tensor, "B W l"]) -> Float[Tensor, "B W K"]:
-        """See the base class. The indices of the prefixes are not read."""
-        width, level = prefixes.shape[1:]
-        logits = self._logits(self._heads(context.states[:, 0], [level])[:, 0], level)
-        return logits.log_softmax(-1)[:, None].expand(-1, width, -1)
+    def _scores(self, states: Float[Tensor, "B D"], level: int) -> Float[Tensor, "B K"]:
+        """See the base class: log-probabilities."""
+        return self._logits(self._heads(states, [level])[:, 0], level).log_softmax(-1)
 
     def _states(self, codes: Tensor) -> Tensor:
         """See the base class."""
@@ -166,6 +239,8 @@ class CatalogueDecoder(LookupDecoder):
         max_items: Largest number of items in a row.
         num_negatives: Items drawn anew in each step as the others of the softmax, for catalogues whose scores (items
             of a batch times items of the catalogue) are too many; None for all.
+        content_dim: See :class:`LookupDecoder`.
+        content_weight: See :class:`LookupDecoder`.
 
     Raises:
         ValueError: If a number is out of range.
@@ -196,8 +271,10 @@ class CatalogueDecoder(LookupDecoder):
         dropout: float = 0.4,
         max_items: int = 21,
         num_negatives: int | None = None,
+        content_dim: int | None = None,
+        content_weight: float = 10.0,
     ) -> None:
-        super().__init__(codebook_sizes, dim, max_items)
+        super().__init__(codebook_sizes, dim, max_items, content_dim, content_weight)
         if num_negatives is not None:
             check_integer("num_negatives", num_negatives, hint="leave it out for the whole catalogue")
         self.num_negatives = num_negatives
@@ -236,13 +313,9 @@ class CatalogueDecoder(LookupDecoder):
         real = targets[:, 0] != NO_TARGET
         return masked_mean(total - wanted, real)
 
-    def log_probs(self, context: Context, prefixes: Int[Tensor, "B W l"]) -> Float[Tensor, "B W K"]:
-        """Summands of the scores, ``<s, e_qk>``; the indices of the prefixes are not read.
-
-        The scores of items are their log-probabilities up to a constant of each history.
-        """
-        width, level = prefixes.shape[1:]
-        return self._logits(context.states[:, 0], level)[:, None].expand(-1, width, -1)
+    def _scores(self, states: Float[Tensor, "B D"], level: int) -> Float[Tensor, "B K"]:
+        """See the base class: ``<s, e_qk>``; sums are log-probabilities up to a constant of each history."""
+        return self._logits(states, level)
 
     def _vectors(self, codes: Int[Tensor, "n Q"]) -> Float[Tensor, "n D"]:
         """Vectors of items."""
