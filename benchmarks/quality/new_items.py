@@ -53,7 +53,7 @@ from gritvq.training.run import seed_everything
 IDENTITY = ("method", "ranked", "steps", "seed")
 UNITS = {"users": "users", "new_items": "items", "minutes": "min", "seconds_per_1000_items": "s"}
 ADDED = 1000  # items whose ids are timed
-CONTENT: dict[str, Any] = {"content_dim": 128, "content_weight": 10.0}
+CONTENT: dict[str, Any] = {"content_dim": 512, "content_weight": 15.0}
 
 
 def known_only(split: Split, new: Tensor) -> tuple[Split, Tensor]:

@@ -46,11 +46,11 @@ class LookupDecoder(PerItemDecoder):
         dim: int,
         max_items: int,
         content_dim: int | None = None,
-        content_weight: float = 10.0,
+        content_weight: float = 15.0,
     ) -> None:
         super().__init__(codebook_sizes, dim, max_items)
         self.content_dim = None if content_dim is None else check_integer("content_dim", content_dim)
-        self.content_weight = check_number("content_weight", content_weight, hint="10 is usual")
+        self.content_weight = check_number("content_weight", content_weight, hint="15 is usual")
         if content_dim is not None:
             self.register_buffer("content", torch.zeros(self.vocabulary.vocab_size, content_dim))
 
@@ -161,7 +161,7 @@ class ParallelDecoder(LookupDecoder):
         input_dropout: float | None = None,
         channels_per_step: int | None = None,
         content_dim: int | None = None,
-        content_weight: float = 10.0,
+        content_weight: float = 15.0,
     ) -> None:
         super().__init__(codebook_sizes, dim, max_items, content_dim, content_weight)
         self.temperature = check_number("temperature", temperature, inside=True, hint="0.05 is usual")
@@ -272,7 +272,7 @@ class CatalogueDecoder(LookupDecoder):
         max_items: int = 21,
         num_negatives: int | None = None,
         content_dim: int | None = None,
-        content_weight: float = 10.0,
+        content_weight: float = 15.0,
     ) -> None:
         super().__init__(codebook_sizes, dim, max_items, content_dim, content_weight)
         if num_negatives is not None:
