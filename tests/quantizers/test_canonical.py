@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gritvq import ConvexAssignment, FreeCodebook, ProjectedQuantizer, VectorQuantizer, vq_vae
 from gritvq.images.networks import patch_prior
-from gritvq.quantizers.canonical import canonical_basis, canonical_eigh, ranked
+from gritvq.quantizers.canonical import canonical_basis, canonical_eigh, inverse_root, ranked
 
 SOURCE = Path(__file__).parents[2] / "src" / "gritvq"
 
@@ -136,6 +136,24 @@ class TestRanking:
         quantizer.codebook.write(torch.arange(64), torch.ones(64, 4))
         near = quantizer.nearest(torch.randn(5, 4), 6)
         assert torch.equal(near, torch.arange(6).expand(5, 6))
+
+
+def test_the_inverse_root_and_its_gradient() -> None:
+    """For equal eigenvalues too, and one that is nearly zero; a matrix that is not finite gives NaN, not an error."""
+    generator = torch.Generator().manual_seed(0)
+    factor = torch.randn(5, 5, dtype=torch.float64, generator=generator)
+    for matrix in (
+        factor @ factor.T,
+        torch.eye(4, dtype=torch.float64),
+        torch.diag(torch.tensor([1.0, 1e-6]).double()),
+    ):
+        root = inverse_root(matrix)
+        torch.testing.assert_close(root @ matrix @ root, torch.eye(len(matrix), dtype=torch.float64))
+        torch.testing.assert_close(root, root.T)
+    symmetric = (lambda x: inverse_root((x + x.T) / 2), lambda x: inverse_root((x + x.T) / 2 + torch.eye(3)))
+    assert torch.autograd.gradcheck(symmetric[0], ((factor @ factor.T).requires_grad_(),))
+    assert torch.autograd.gradcheck(symmetric[1], (torch.zeros(3, 3, dtype=torch.float64).requires_grad_(),))
+    assert torch.isnan(inverse_root(torch.full((2, 2), torch.inf))).all()
 
 
 def test_no_other_code_leaves_such_a_choice_to_a_library() -> None:

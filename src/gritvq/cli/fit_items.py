@@ -113,7 +113,7 @@ def fit(parser: Any, config: Any, given: Mapping[str, Any]) -> None:
         ids, content = place.launch.share(made) or (None, None)
     if ids is None:
         ids = _ids_for(config.ids or str(place.run.semantic_ids), items.interactions.item_keys)
-        if config.ids is not None and not place.goes_on:  # a checkpoint has it, and so has the first process
+        if content_dim is not None and config.ids is not None and not place.goes_on:  # a checkpoint has it
             content = _content(ids, items.catalogue.vectors(), content_dim)
     repeated = int(split.report()["repeated_targets"])
     if config.exclude_seen and repeated and place.launch.first:

@@ -8,18 +8,21 @@ results agree across machines up to rounding.
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
-__all__ = ["canonical_basis", "canonical_eigh", "ranked"]
+__all__ = ["canonical_basis", "canonical_eigh", "inverse_root", "ranked"]
 
 # Eigenvalues closer than this, over the largest, count as equal. Further apart, double precision gives a vector to
 # about 1e-16 / 1e-9 = 1e-7, the rounding of float32.
 _SAME_VALUE = 1e-9
 # Squared lengths within this share of the longest count as equal. Equal ones differ by 1e-7 at most, by the same sum.
 _SAME_LENGTH = 1e-3
+_LEAST_SHARE = 1e-12  # of the mean eigenvalue, below which rounding decides
 
 
 def canonical_eigh(
@@ -78,6 +81,46 @@ def canonical_basis(basis: Float[Tensor, "D n"]) -> Float[Tensor, "D n"]:
         found.append(basis @ basis[axis] / lengths[axis].sqrt())
         basis = basis - torch.outer(found[-1], found[-1] @ basis)  # spans what is left
     return torch.stack(found, 1) if found else basis
+
+
+def inverse_root(matrix: Float[Tensor, "D D"]) -> Float[Tensor, "D D"]:
+    """``A^{-1/2}`` of a symmetric positive definite matrix, in double precision, and its gradient.
+
+    It is ``V diag(a^{-1/2}) V^T`` for any eigenvectors V, so that it depends on nothing but the matrix; and so does the
+    gradient: with ``r = sqrt(a)``, in the basis V that of the output times ``-1 / (r_i r_j (r_i + r_j))``, the divided
+    differences of ``a^{-1/2}``. They are finite for equal eigenvalues, the gradients of eigenvectors are not.
+
+    Args:
+        matrix: The matrix. One that is not finite gives NaN.
+
+    Example:
+        >>> inverse_root(torch.tensor([[4.0, 0.0], [0.0, 0.25]]))
+        tensor([[0.5000, 0.0000],
+                [0.0000, 2.0000]])
+    """
+    found: Tensor = _InverseRoot.apply(matrix)
+    return found
+
+
+class _InverseRoot(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, matrix: Tensor) -> Tensor:
+        good = matrix.isfinite().all()
+        known = torch.where(good, matrix, torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device))
+        values, vectors = torch.linalg.eigh(known.double())
+        roots = values.clamp_min(_LEAST_SHARE * values.mean()).sqrt()
+        ctx.save_for_backward(roots, vectors)
+        found = ((vectors / roots) @ vectors.T).to(matrix.dtype)
+        return torch.where(good, found, torch.nan)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        (gradient,) = gradients
+        roots, vectors = ctx.saved_tensors
+        slopes = -1 / (roots[:, None] * roots * (roots[:, None] + roots))
+        inside = vectors.T @ gradient.double() @ vectors
+        return (vectors @ (slopes * inside) @ vectors.T).to(gradient.dtype)
 
 
 def ranked(values: Float[Tensor, "*batch K"], count: int, *, largest: bool = True) -> Int[Tensor, "*batch n"]:

@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from gritvq.component import check_integer, check_number
+from gritvq.quantizers.canonical import canonical_eigh
 
 __all__ = ["code_vectors"]
 
@@ -60,8 +61,7 @@ def code_vectors(
             "each"
         )
     x = vectors.double() - vectors.double().mean(0)
-    axes = torch.linalg.eigh(x.T @ x).eigenvectors.flip(1)[:, :dim]
-    x = x @ (axes * _signs(axes))
+    x = x @ canonical_eigh(x.T @ x)[1][:, :dim]
     x = F.pad(F.normalize(x, dim=1), (0, dim - x.shape[1]))
     sizes = torch.tensor(codebook_sizes)
     places = codes + (sizes.cumsum(0) - sizes).to(codes)
@@ -94,8 +94,3 @@ def _solved(apply: Callable[[Tensor], Tensor], right: Float[Tensor, "V D"]) -> F
         before, squares = squares, rest.square().sum(0)
         direction = rest + squares / before.clamp_min(1e-300) * direction
     return found
-
-
-def _signs(axes: Float[Tensor, "D d"]) -> Float[Tensor, " d"]:
-    """Signs that make the largest component of each axis positive: axes alone have none."""
-    return axes.gather(0, axes.abs().argmax(0, keepdim=True))[0].sign()

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from gritvq.component import Component, check_integer
 from gritvq.distributed import all_reduce_sum, all_reduce_sums
+from gritvq.quantizers.canonical import inverse_root
 
 __all__ = ["Standardize"]
 
@@ -89,10 +87,10 @@ class Standardize(Component):
         covariance = all_reduce_sum((centered * weights).T @ centered) / count.clamp_min(1)
         self._follow(count, mean=mean, covariance=covariance)
         with torch.no_grad():
-            self.root.copy_(_InverseRoot.apply(_regular(self.covariance)))
+            self.root.copy_(inverse_root(_regular(self.covariance)))
         enough = count > self.dim
         mean = torch.where(enough, mean, self.mean)
-        return (x - mean) @ _InverseRoot.apply(_regular(torch.where(enough, covariance, self.covariance)))
+        return (x - mean) @ inverse_root(_regular(torch.where(enough, covariance, self.covariance)))
 
     @torch.no_grad()
     def _follow(self, count: Tensor, **found: Tensor) -> None:
@@ -116,31 +114,3 @@ def _centered(x: Tensor, present: Tensor | None) -> tuple[Tensor, Tensor, Tensor
 def _regular(covariance: Tensor) -> Tensor:
     least = _LEAST_SHARE * covariance.diagonal().mean() + _LEAST_VARIANCE
     return covariance + least * torch.eye(len(covariance), dtype=covariance.dtype, device=covariance.device)
-
-
-class _InverseRoot(torch.autograd.Function):
-    """``A^{-1/2}`` of a symmetric positive definite matrix, by its eigenvectors in double precision.
-
-    With A = V diag(a) V^T and r = sqrt(a), the gradient in the basis V is that of the output times
-    ``-1 / (r_i r_j (r_i + r_j))``, the divided differences of a^{-1/2}, which are finite for equal eigenvalues; those
-    of the eigenvectors themselves are not. A matrix that is not finite gives NaN.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, matrix: Tensor) -> Tensor:
-        good = matrix.isfinite().all()
-        known = torch.where(good, matrix, torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device))
-        values, vectors = torch.linalg.eigh(known.double())
-        roots = values.clamp_min(_LEAST_SHARE / 2 * values.mean()).sqrt()  # rounding in 16 bits can make them negative
-        ctx.save_for_backward(roots, vectors)
-        found = ((vectors / roots) @ vectors.T).to(matrix.dtype)
-        return torch.where(good, found, torch.nan)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        (gradient,) = gradients
-        roots, vectors = ctx.saved_tensors
-        slopes = -1 / (roots[:, None] * roots * (roots[:, None] + roots))
-        inside = vectors.T @ gradient.double() @ vectors
-        return (vectors @ (slopes * inside) @ vectors.T).to(gradient.dtype)

@@ -75,9 +75,9 @@ class LookupDecoder(PerItemDecoder):
         context = super().read(codes, lengths)
         if self.content_dim is None:
             return context
-        direction = context.states.new_zeros(len(codes), self.content_dim)
+        direction = context.states.new_zeros(codes.shape[0], self.content_dim)
         if codes.shape[1]:
-            last = codes[torch.arange(len(codes), device=codes.device), (lengths - 1).clamp(min=0)]
+            last = codes[torch.arange(codes.shape[0], device=codes.device), (lengths - 1).clamp(min=0)]
             found = _sums(self.content, self.vocabulary.tokens_of(last)) * (lengths > 0)[:, None]
             direction = F.normalize(found, dim=1).to(direction)
         return Context(torch.cat([context.states, direction[:, None]], 2), context.lengths)
