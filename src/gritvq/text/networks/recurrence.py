@@ -41,12 +41,15 @@ class IdempotentRecurrence(Component):
         idempotent is off by 21 % of z at ``|W W - W| = .42``.
     """
 
+    _earlier: Tensor
+
     def __init__(self, dim: int, rank: int) -> None:
         super().__init__()
         self.dim, self.rank = check_integer("dim", dim), check_integer("rank", rank, 0)
         if rank > dim:
             raise ValueError(f"expected rank <= dim, got {rank} and {dim}; no larger space fits")
         self.weight = nn.Parameter(torch.randn(dim, rank) / dim**0.5)
+        self.register_buffer("_earlier", torch.ones(_FEW, _FEW).tril(-1), persistent=False)
 
     def basis(self) -> Float[Tensor, "D R"]:
         """U, float32."""
@@ -66,10 +69,10 @@ class IdempotentRecurrence(Component):
         """
         if not self.rank or u.shape[1] < 2:
             return u
+        if not torch.is_autocast_enabled(u.device.type):  # entering a context takes as long as a product
+            return self._at_once(u.float(), matrix)
         with torch.autocast(u.device.type, enabled=False):
-            u = u.float()
-            matrix = self.matrix() if matrix is None else matrix
-            return _plus_sums_before(u, u @ matrix)  # W is symmetric
+            return self._at_once(u.float(), matrix)
 
     def scan(self, u: Float[Tensor, "B T D"], matrix: Float[Tensor, "D D"] | None = None) -> Float[Tensor, "B T D"]:
         """The same step by step."""
@@ -90,6 +93,14 @@ class IdempotentRecurrence(Component):
         matrix = self.matrix().double()
         return float((matrix @ matrix - matrix).norm())
 
+    def _at_once(self, u: Float[Tensor, "B T D"], matrix: Float[Tensor, "D D"] | None) -> Float[Tensor, "B T D"]:
+        """``u_t + sum_{i<t} W u_i``; for few steps a product with ones, faster than a running sum."""
+        x = u @ (self.matrix() if matrix is None else matrix)  # W is symmetric
+        count, steps = x.shape[:2]
+        if steps > _FEW:
+            return u + x.cumsum(1) - x
+        return torch.baddbmm(u, self._earlier[:steps, :steps].to(x).expand(count, -1, -1), x)
+
     def _basis(self) -> Tensor:
         weight = self.weight.double()
         weight = weight / weight.detach().norm(dim=0).clamp_min(1e-30)  # columns of any length
@@ -97,12 +108,3 @@ class IdempotentRecurrence(Component):
             return weight
         lower, _ = torch.linalg.cholesky_ex(weight.T @ weight)  # numbers that are not finite stay so, without an error
         return torch.linalg.solve_triangular(lower, weight.T, upper=False).T
-
-
-def _plus_sums_before(u: Float[Tensor, "B T D"], x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
-    """Sums of x over all earlier steps, added to u; for few steps a product with ones, faster than a running sum."""
-    count, steps = x.shape[:2]
-    if steps > _FEW:
-        return u + x.cumsum(1) - x
-    ones = torch.ones(steps, steps, dtype=x.dtype, device=x.device).tril(-1)
-    return torch.baddbmm(u, ones.expand(count, -1, -1), x)
