@@ -190,7 +190,8 @@ class GenerativeRecommender(nn.Module):
     ) -> RankedItems:
         """The k best items and their log-probabilities: by beam search, or exactly if the backbone is parallel.
 
-        The scores of a :class:`gritvq.items.CatalogueDecoder` are log-probabilities up to a constant of each history.
+        The scores of a :class:`gritvq.items.CatalogueDecoder` are log-probabilities up to a constant of each history;
+        those of a model with ``content_dim`` have its content added.
 
         Filters act inside the search, so a list is short only if they leave fewer than k items, whatever the beam; if
         they leave none, it is -1 throughout.

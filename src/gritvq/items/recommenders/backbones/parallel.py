@@ -26,8 +26,8 @@ class LookupDecoder(PerItemDecoder):
 
     Outside of training the scores can have a part that is not trained: with a vector ``a_qk`` for each code
     (:meth:`set_content`) and ``a_i = sum_q a_{q, c_iq}``, ``content_weight <a_last / |a_last|, a_i>`` for the last item
-    of the history is added. So an item that nobody had in training is recommended to those who just took something
-    similar, and others a little more.
+    of the history is added: the cosine between what the codes of two items stand for, nearly. So the score of an item
+    that nobody had in training depends on what it is. Sums are then no log-probabilities any more.
 
     Args:
         codebook_sizes: Codes per channel.
@@ -35,6 +35,9 @@ class LookupDecoder(PerItemDecoder):
         max_items: Largest number of items in a row.
         content_dim: Size of the code vectors; None for scores of what is trained alone.
         content_weight: See above, >= 0.
+
+    References:
+        The content is ours.
     """
 
     parallel = True
