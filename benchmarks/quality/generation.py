@@ -237,7 +237,7 @@ class Job(NamedTuple):
         """The contender's settings as text."""
         own = self.quantizer | self.settings.get("prior", {})
         for name, part in self.settings.get("task", {}).items():
-            own |= _flat(name, part["init_args"])
+            own |= _flat(name, part["init_args"]) if isinstance(part, dict) else {name: part}
         return " ".join(f"{k}={v}" for k, v in own.items()) or "-"
 
     @property
@@ -323,9 +323,9 @@ def tokenizer_of(job: Job) -> ImageTokenizer:
     encoder = ImageEncoder(quantizer.input_dim, channels=images.channels, **own["network"])
     decoder = ImageDecoder(quantizer.dim, channels=images.channels, **own["network"])
     tokenizer = ImageTokenizer(encoder, quantizer, decoder)
-    losses = {name: part_of(part, images.channels) for name, part in job.settings.get("task", {}).items()}
+    task = own["task"] | {name: part_of(part, images.channels) for name, part in job.settings.get("task", {}).items()}
     plan = TrainingPlan(max_steps=own["max_steps"], validate_every=0, accelerator=job.accelerator, seed=job.seed)
-    train(TokenizerTask(tokenizer, **own["task"], **losses), images, plan, progress=False)
+    train(TokenizerTask(tokenizer, **task), images, plan, progress=False)
     tokenizer.eval().save_pretrained(folder)
     return tokenizer
 
