@@ -13,8 +13,9 @@ Each contender of the plan (``text.yaml``) is trained with each seed, and measur
 - :func:`gritvq.text.evaluate_text`; its documentation says what the figures are.
 - Of a tokenizer also what its codes cost under a prior, an autoregressive one trained on the codes of the training
   documents: ``prior_bits_per_segment``, and ``nats_per_token_with_prior`` of codes and text together.
-- ``distinct_1``, ``distinct_2`` and ``self_bleu`` of 200 texts that it writes, :func:`gritvq.text.text_diversity`. A
-  tokenizer decodes codes that its prior draws.
+- ``distinct_1``, ``distinct_2``, ``self_bleu`` and ``words`` per text of 200 texts that it writes,
+  :func:`gritvq.text.text_diversity`, and, called ``sentence_...``, of 200 texts of one sentence: longer texts have
+  smaller figures whoever writes them. A tokenizer decodes codes that its prior draws.
 - Parameters, and the median seconds of a step.
 
 The study "recurrence" has the seconds of all states at once and of one after the other, given W: forward, and backward
@@ -37,6 +38,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import replace
 from datetime import date
 from functools import partial
 from multiprocessing import get_context
@@ -91,12 +93,14 @@ UNITS = {
 }
 SPLITS = {"train": "train", "validation": "val", "test": "test_2016"}  # ours, and those of Multi30k
 SHOWN, SENTENCES, BATCH = 3, 5, 32
+QUOTED = ("brown",)  # data that the page may quote; captions of Multi30k are for research use only
 _NOT_MODELS = ("num_samples", "writing", "recurrence", "layouts", "prior")  # what a trained model does not depend on
 HEAD = """# Texts of the models
 
-This page is written by `python -m benchmarks.quality.text`. All texts are the models' own but for the original that
-each of them reconstructs: its most probable tokens first, then two draws. Texts between two others: latents in equal
-steps from the original's to those of another text, or of a tokenizer, more and more codes of the other text.
+This page is written by `python -m benchmarks.quality.text`. All texts are the models' own but for the originals, two
+pieces of test documents that each of them reconstructs: its most probable tokens first, then two draws. Texts between
+the two: latents in equal steps from one to the other, or of a tokenizer, more and more codes of the other. Captions of
+Multi30k are not quoted here, and so neither are their reconstructions.
 """
 
 
@@ -318,40 +322,69 @@ def test_rows(job: Job, form: TextFormat) -> list[list[int]]:
 
 
 def written(
-    model: TraceModel | TextTokenizer, prior: Prior | None, job: Job, form: TextFormat
+    model: TraceModel | TextTokenizer, prior: Prior | None, job: Job, form: TextFormat, sentences: int | None = None
 ) -> tuple[list[str], dict[str, Any]]:
-    """New texts, and how they were drawn; text n has random numbers of its own."""
+    """New texts, of so many sentences at most, and how they were drawn; text n has random numbers of its own."""
     settings = dict(job.plan["writing"])
     count, texts = settings.pop("num"), list[str]()
     for start in range(0, count, 50):
         seeds = sample_seeds(0, min(50, count - start), first=start)
         writing = job.writing(**settings, seeds=seeds)
         if isinstance(model, TraceModel):
+            writing = replace(writing, max_segments=sentences or writing.max_segments)
             texts += form.texts(model.generate(len(seeds), writing=writing))
         else:
             assert prior is not None
-            texts += model.decode(list(prior.sample(len(seeds), generator=seeds)), writing)
+            codes = [each[:sentences] for each in prior.sample(len(seeds), generator=seeds)]
+            texts += model.decode(codes, writing)
     return texts, {**settings, ("codes" if prior else "latents"): "prior", "seeds": 0}
+
+
+def diversity(
+    model: TraceModel | TextTokenizer, prior: Prior | None, job: Job, form: TextFormat
+) -> tuple[list[str], dict[str, float]]:
+    """New texts, and how different they are, whole ones and single sentences."""
+    texts, how = written(model, prior, job, form)
+    whole, single = text_diversity(texts, how), text_diversity(*written(model, prior, job, form, sentences=1))
+    return texts, {
+        **whole.values,
+        "words": whole.num_words / whole.num_texts,
+        **{f"sentence_{name}": value for name, value in single.values.items()},
+        "sentence_words": single.num_words / single.num_texts,
+    }
 
 
 @torch.no_grad()
 def sample_texts(
     model: TraceModel | TextTokenizer, job: Job, form: TextFormat, rows: list[list[int]]
 ) -> dict[str, list[str]]:
-    """Texts for the page but for new ones: of the two shortest test documents of two sentences or more."""
-    if isinstance(model, TraceModel) and model.latents is None:
+    """Texts for the page but for new ones, of the two shortest pieces of test documents that are :func:`whole`."""
+    if job.layout not in QUOTED or (isinstance(model, TraceModel) and model.latents is None):
         return {}
-    several = [row for row in rows if int(form.batch_of([row]).num_segments) > 1] or rows
-    one, other = (form.batch_of([row]) for row in (several[0], several[min(1, len(several) - 1)]))
+    batches = [form.batch_of([row]) for row in rows]
+    batches.sort(key=lambda batch: not whole(form.texts(batch)[0], int(batch.num_segments)))
+    one, other = batches[0], batches[min(1, len(batches) - 1)]
     ways = [job.writing(temperature=0.0), *(job.writing(top_p=job.plan["writing"]["top_p"], seeds=n) for n in (0, 1))]
+    found = dict[str, list[str]]()
+    for batch, title in ((one, "Original"), (other, "Another original")):
+        if isinstance(model, TraceModel):
+            again = [form.texts(model.reconstruct(batch, way))[0] for way in ways]
+        else:
+            (codes,) = model.quantizer.encode(model.encoder(batch), batch.present)
+            again = [model.decode(codes, way) for way in ways]
+        found |= {title: form.texts(batch), f"{title}, reconstructed": again}
     if isinstance(model, TraceModel):
-        again = [form.texts(model.reconstruct(one, way))[0] for way in ways]
         between = form.texts(model.interpolate(one, other, SENTENCES, ways[0]))
     else:
         codes, others = (model.quantizer.encode(model.encoder(batch), batch.present)[0] for batch in (one, other))
-        again = [model.decode(codes, way) for way in ways]
         between = model.decode(_mixed(codes, others), ways[0])
-    return {"Original": form.texts(one), "Reconstructions": again, "Between two texts": between}
+    return found | {"Between the two": between}
+
+
+def whole(text: str, num_segments: int) -> bool:
+    """Whether a text of two sentences or more seems to begin and end where a sentence does."""
+    text = text.strip()
+    return num_segments > 1 and text[:1].isupper() and text.endswith((".", "?", "!"))
 
 
 def _mixed(first: Tensor, second: Tensor) -> list[Tensor]:
@@ -376,7 +409,7 @@ def run(job: Job) -> dict[str, Any]:
         nats, given = costs_of_codes(prior, model, form, rows), evaluation.values["nats_per_token_given_codes"]
         more["prior_bits_per_segment"] = nats / (math.log(2) * evaluation.num_segments)
         more["nats_per_token_with_prior"] = given + nats / evaluation.num_tokens
-    texts, how = written(model, prior, job, form)
+    texts, different = diversity(model, prior, job, form)
     write_json(job.folder / "samples.json", {"Texts": texts[:SHOWN]} | sample_texts(model, job, form, rows))
     return {
         "study": job.study,
@@ -386,7 +419,7 @@ def run(job: Job) -> dict[str, Any]:
         "seed": job.seed,
         **evaluation.values,
         **more,
-        **text_diversity(texts, how).values,
+        **different,
         "parameters": num_parameters(model),
         "seconds_per_step": seconds,
         "test_documents": evaluation.num_documents,
@@ -463,7 +496,9 @@ def main(words: list[str] | None = None) -> None:
     study, name, layout = plan.pop("studies")[given.study], Path(given.data).name, layout_of(given.data)
     about = circumstances(f"python -m benchmarks.quality.text, {plan['max_steps']:,} steps", name)
     path = given.results / f"text_{hardware()}_{date.today():%Y%m}.csv"
-    timed = circumstances("medians of alternating rounds, one thread, forward and backward without a loss", "random numbers")
+    timed = circumstances(
+        "medians of alternating rounds, one thread, forward and backward without a loss", "random numbers"
+    )
     if not any(row["study"] == "recurrence" for row in _read(path)):
         found = [{**row, **timed} for row in recurrence_rows(plan["recurrence"])]
         write_results(path, [*_read(path), *found], about, IDENTITY, UNITS)

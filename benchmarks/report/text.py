@@ -14,7 +14,16 @@ from benchmarks.report.tables import circumstances, markdown_table
 from gritvq.results import read_results
 
 _IDENTITY = ("study", "method", "settings", "codebook_size", "seed")
-_WRITTEN = {"distinct_1": ("Dist-1", ".3f"), "distinct_2": ("Dist-2", ".3f"), "self_bleu": ("self-BLEU", ".1f")}
+_WRITTEN = {
+    "distinct_1": ("Dist-1", ".3f"),
+    "distinct_2": ("Dist-2", ".3f"),
+    "self_bleu": ("self-BLEU", ".1f"),
+    "different_texts": ("different", ".3f"),
+    "words": ("words/text", ".1f"),
+    "sentence_distinct_2": ("Dist-2, a sentence", ".3f"),
+    "sentence_self_bleu": ("self-BLEU, a sentence", ".1f"),
+    "sentence_words": ("words/sentence", ".1f"),
+}
 _COST = {"parameters": ("parameters", ",.0f"), "seconds_per_step": ("s/step", ".2f")}
 _LATENTS = {
     "nats_per_token": ("nats/token", ".3f"),
@@ -27,7 +36,6 @@ _LATENTS = {
     "active_units": ("active", ".0f"),
     "token_accuracy": ("accuracy", ".3f"),
     "token_accuracy_of_prior_means": ("of prior means", ".3f"),
-    **_WRITTEN,
     **_COST,
 }
 _CODES = {
@@ -39,14 +47,15 @@ _CODES = {
     "perplexity_of_codes": ("perplexity of codes", ".0f"),
     "bits_per_segment": ("bits/segment", ".1f"),
     "prior_bits_per_segment": ("under the prior", ".2f"),
-    **_WRITTEN,
     **_COST,
 }
 _TOLD = """Means over seeds, in brackets the smallest and largest, best first. KL and information are nats per sentence.
 The bounds of both tables are negative log-probabilities of text per token and compare with each other. Those of
 tokenizers count codes as a prior does that was trained on the codes of the training documents, or all as equally
-probable; the texts that they write have codes drawn from that prior. Latents are drawn {num_samples} times for each
-test document. Dist-n and self-BLEU are those of {num} texts, drawn with {settings} in all rows."""
+probable; the texts that they write have codes drawn from that prior. Documents, and sentences, that are longer than a
+model takes are cut into pieces, and figures are those of all pieces. Latents are drawn {num_samples} times for each. The
+last table has {num} texts of each model, drawn with {settings} in all rows; "different" is the share of texts that no other
+equals. Longer texts have a smaller Dist-n, whoever writes them, so beside whole texts stand {num} of one sentence each."""
 PLAN = HERE / "text.yaml"
 _MARK = re.compile(r"<!-- table text -->.*?<!-- end -->", re.DOTALL)
 _ENTRY, _BEFORE = "  - Text samples: text-samples.md\n", "  - Text: text.md\n"
@@ -74,9 +83,13 @@ def text_section(folder: Path, docs: Path) -> str:
             parts += [] if told else [_told()]
             parts += [f"### {study}, {data}, {stamp}", circumstances(own)]
             told = True
-            for columns, first in ((_LATENTS, "nats_per_token"), (_CODES, "nats_per_token_with_prior")):
+            for columns, first, sign in (
+                (_LATENTS, "nats_per_token", 1),
+                (_CODES, "nats_per_token_with_prior", 1),
+                (_WRITTEN, "distinct_2", -1),
+            ):
                 if some := [run for run in own if first in run]:
-                    parts.append(_table(some, columns, first))
+                    parts.append(_table(some, columns, first, sign))
         if timed := [run for run in runs if run["study"] == "recurrence"]:
             parts += [f"### Recurrence, {stamp}", circumstances(timed), _speed(timed)]
     if told and (docs / "text-samples.md").is_file():
@@ -91,12 +104,12 @@ def _told() -> str:
     return _TOLD.format(num_samples=plan["num_samples"], num=num, settings=words)
 
 
-def _table(runs: Sequence[Mapping[str, Any]], columns: Mapping[str, tuple[str, str]], first: str) -> str:
+def _table(runs: Sequence[Mapping[str, Any]], columns: Mapping[str, tuple[str, str]], first: str, sign: int) -> str:
     groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for run in runs:
         groups.setdefault((run["method"], run["settings"]), []).append(run)
     rows = []
-    for (method, settings), own in sorted(groups.items(), key=lambda item: _mean(item[1], first)):
+    for (method, settings), own in sorted(groups.items(), key=lambda item: sign * _mean(item[1], first)):
         figures = [_figure(own, name, style) for name, (_, style) in columns.items()]
         rows.append([method, settings, *figures, str(len(own))])
     return markdown_table(("method", "settings", *(word for word, _ in columns.values()), "seeds"), rows)
