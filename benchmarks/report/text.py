@@ -53,9 +53,10 @@ _TOLD = """Means over seeds, in brackets the smallest and largest, best first. K
 The bounds of both tables are negative log-probabilities of text per token and compare with each other. Those of
 tokenizers count codes as a prior does that was trained on the codes of the training documents, or all as equally
 probable; the texts that they write have codes drawn from that prior. Documents, and sentences, that are longer than a
-model takes are cut into pieces, and figures are those of all pieces. Latents are drawn {num_samples} times for each. The
-last table has {num} texts of each model, drawn with {settings} in all rows; "different" is the share of texts that no other
-equals. Longer texts have a smaller Dist-n, whoever writes them, so beside whole texts stand {num} of one sentence each."""
+model takes are cut into pieces, and figures are those of all pieces. Latents are drawn {num_samples} times for each.
+The last table has {num} texts of each model, drawn with {settings} in all rows; "different" is the share of texts that
+no other equals. Longer texts have a smaller Dist-n, whoever writes them, so beside whole texts stand {num} of one
+sentence each."""
 PLAN = HERE / "text.yaml"
 _MARK = re.compile(r"<!-- table text -->.*?<!-- end -->", re.DOTALL)
 _ENTRY, _BEFORE = "  - Text samples: text-samples.md\n", "  - Text: text.md\n"

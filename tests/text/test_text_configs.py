@@ -39,6 +39,17 @@ def test_complete_runs_can_be_built(name: str) -> None:
         assert model.latents is not None and model.latents.dim == 16
 
 
+def test_another_model_has_the_same_size_and_settings_as_the_default() -> None:
+    sizes = dict[str, int]()
+    for name in ("trace", "gaussian_vae"):
+        words = ["--model", f"gritvq.text.{name}"]
+        parser, config, _ = configuration(parser_class(), "text", words)
+        built = parser.instantiate(config)
+        sizes[name] = sum(each.numel() for each in built.model.decoder.parameters())
+        assert built.task["bag_of_words"] == built.task["free_bits"] == 0 and built.model.latents.dim == 16
+    assert sizes["trace"] == sizes["gaussian_vae"]
+
+
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", MODELS)
 def test_two_steps(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -82,6 +82,13 @@ class TestCorpus:
         [
             ("a.txt", b"caf\xe9 au lait\n", {}, "expected text in utf-8, got bytes in .*a.txt"),
             ("a.txt", b"\xff\xfea\x00", {}, "expected text in utf-8"),
+            (
+                "a.txt",
+                "no mark".encode("utf-16-le"),
+                {},
+                "expected text in utf-8, got zero bytes in .*such as utf-16-le",
+            ),
+            ("a.csv", "text\nno mark\n".encode("utf-16-le"), {}, "expected text in utf-8, got zero bytes in"),
             ("a.jsonl", b'{"text": "a"}\n{"text": \n', {}, "expected JSON in line 2"),
             ("a.jsonl", b"[1]\n", {}, "expected an object in line 1 of .*got list"),
             ("a.jsonl", b'{"txt": "a"}\n', {}, "expected the column 'text' in row 1 of .*got txt; name"),
@@ -104,6 +111,20 @@ class TestCorpus:
         (tmp_path / name).write_bytes(content)
         with pytest.raises(ValueError, match=message):
             list(Corpus(str(tmp_path / name), Reading(**reading)))
+
+    def test_data_sets_of_the_hub(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        datasets = pytest.importorskip("datasets")
+        rows = datasets.Dataset.from_dict({"text": ["One. Two.", None, " ", "Three."], "body": [["a.", "b."]] * 4})
+        asked = []
+        monkeypatch.setattr(datasets, "load_dataset", lambda *given, **more: asked.append((given, more)) or rows)
+        assert list(Corpus("someone/texts")) == ["One. Two.", "Three."]
+        assert list(Corpus("someone/texts", Reading(column="body"))) == [["a.", "b."]] * 4
+        assert asked == [(("someone/texts",), {"split": "train"})] * 2
+        with pytest.raises(ValueError, match="expected the column 'title' in row 1 of someone/texts, got text, body"):
+            list(Corpus("someone/texts", Reading(column="title")))
+        monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: datasets.no_such_name)
+        with pytest.raises(ValueError, match="or a data set on the Hub, got 'nobody/nothing'"):
+            Corpus("nobody/nothing")
 
     def test_wrong_places_and_settings(self, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=r"expected text files in the folder .*got none that end with"):
@@ -138,6 +159,15 @@ class TestSubwords:
     def test_loading(self, tmp_path: Path) -> None:
         for source in (SUBWORDS.save(tmp_path / "tokenizer.json"), tmp_path):
             assert Subwords.load(source).fingerprint == SUBWORDS.fingerprint
+        files = tmp_path / "vocabulary"  # as transformers wrote them before there was tokenizer.json
+        files.mkdir()
+        model = json.loads(SUBWORDS.definition)["model"]
+        merges = [each if isinstance(each, str) else " ".join(each) for each in model["merges"]]
+        (files / "vocab.json").write_text(json.dumps({**model["vocab"], "<|endoftext|>": len(model["vocab"])}))
+        (files / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]))
+        (files / "config.json").write_text('{"model_type": "gpt2"}')
+        (files / "tokenizer_config.json").write_text('{"tokenizer_class": "GPT2Tokenizer"}')
+        assert Subwords.load(files).encode(TEXTS) == SUBWORDS.encode(TEXTS)
         (tmp_path / "empty").mkdir()
         (tmp_path / "a.json").write_text('{"model": 3}')
         for wrong in (tmp_path / "empty", tmp_path / "a.json", tmp_path / "nowhere"):
@@ -317,6 +347,10 @@ class TestTextData:
         total = data.num_documents + len(held)
         assert 20000 / 28 <= total < 20000 / 28 + 1 and len(held) == total // 10
         assert data.batch(0).tokens.shape[1] <= 32
+        again = TextData(str(tmp_path), segmentation=data.segmentation).held_out(data.format)  # as the program does
+        assert list(again) == [text for batch in data.val_dataloader() for text in data.format.texts(batch)]
+        with pytest.raises(ValueError, match=r"expected two documents or more in .*, to hold one out"):
+            data.held_out()
 
     @pytest.mark.parametrize(
         ("content", "message"),

@@ -110,9 +110,11 @@ class TestDivergences:
         usual = torch.nn.functional.layer_norm(rows[3], (dim,), eps=0.0)
         torch.testing.assert_close(found[3], usual, rtol=1e-4, atol=1e-5)
 
+    @pytest.mark.parametrize("whitened", [False, True])
+    @pytest.mark.parametrize("training", [False, True])
     @pytest.mark.parametrize("scale", [0.0, 1e-4, 1.0, 1e4])
-    def test_the_bound_holds_for_any_parameters(self, scale: float) -> None:
-        latents = GaussianLatents(16, 12)
+    def test_the_bound_holds_for_any_parameters(self, scale: float, training: bool, whitened: bool) -> None:
+        latents = GaussianLatents(16, 12, whitened=whitened).train(training)
         with torch.no_grad():
             for weight in latents.parameters():
                 weight.copy_(torch.randn_like(weight) * scale)

@@ -212,8 +212,10 @@ _OURS = re.compile(r"^ *- (expected .*)", re.MULTILINE)  # our message for one c
 _NO_SETTINGS = re.compile(r"'\w+' object has no attribute 'keys'")
 _NO_CLASS = re.compile(r"argument of type '\w+' is not iterable")
 _NOISE = re.compile(
-    r"\s*(?:- )?(Does not validate against any|Subtypes:|Errors:|Given value type:|Expected a .*NoneType)"
+    r"\s*(?:- )?(Does not validate against any|Subtypes:|Errors:|Given value type:|Expected a .*NoneType"
+    r"|Given value: Namespace)"
 )
+_OTHER_CLASS = re.compile(r"\s*(?:- )?Import path \S+ does not correspond to a subclass of \w+$")
 
 
 def _readable(message: str) -> str:
@@ -223,10 +225,16 @@ def _readable(message: str) -> str:
         >>> _readable("Expected a <class 'str'>. Got value: 3")
         'Expected a str. Got value: 3'
     """
-    message = "\n".join(line for line in message.splitlines() if not _NOISE.match(line))
+    message = re.sub(r'Parser key "([^"]*)":\s*(- )?', r"\1: ", message)
+    named = re.match(r"[\w.]+: ", message)
+    lines = [line for line in message.removeprefix(named[0] if named else "").splitlines() if not _NOISE.match(line)]
+    own = [line for line in lines if not _OTHER_CLASS.match(line)]  # why a class that may be taken cannot be
+    once = dict[str, str]()
+    for line in own or lines:
+        once.setdefault(line.strip(" -"), line)
+    message = (named[0] if named else "") + "\n".join(once.values()).lstrip(" -")
     message = _NO_SETTINGS.sub("expected settings by name under init_args, got something else", message)
     message = _NO_CLASS.sub("expected the name of a class under class_path, got something else", message)
-    message = re.sub(r'Parser key "([^"]*)":\s*(- )?', r"\1: ", message)
     return re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", message)
 
 

@@ -192,7 +192,8 @@ def _documents_to_measure(
         names = ("path", "validation", "num_validation", "seed")
         data = TextData(**{name: settings[name] for name in names}, reading=Reading(**settings["reading"]))
         tokens = settings["splits"]["validation"]["tokens"] if "splits" in settings else None
-        return data.held_out(), {"data": data.path, "split": "held out by the tokenizer's own run"}, tokens
+        about = {"data": data.path, "split": "held out by the tokenizer's own run"}
+        return data.held_out(tokenizer.format), about, tokens
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"expected the held-out documents of the data that {source} was trained on, got none ({error}); "

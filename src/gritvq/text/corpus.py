@@ -71,7 +71,8 @@ class Corpus:
     - the name of a data set on the Hugging Face Hub, of which the split ``train`` is read.
 
     A document without a character other than white space is left out, and a null is none. Line ends of plain text
-    become a newline, a byte order mark at the start of a file is left out; everything else stays as it is.
+    become a newline, a byte order mark at the start of a file is left out; everything else stays as it is. Files with
+    zero bytes are refused: they are of another encoding, or no text.
 
     Args:
         path: Where the documents are.
@@ -187,7 +188,13 @@ def _sources(folder: Path) -> Iterator[Path]:
 
 def _lines(file: IO[str], path: Path, encoding: str) -> Iterator[str]:
     try:
-        yield from file
+        for line in file:
+            if "\0" in line:  # text in UTF-16 without a byte order mark is UTF-8, too, with a zero byte in every pair
+                raise ValueError(
+                    f"expected text in {encoding}, got zero bytes in {path}, which text has none of; give its "
+                    "encoding, such as utf-16-le, or remove them"
+                )
+            yield line
     except UnicodeError as error:
         raise ValueError(
             f"expected text in {encoding}, got bytes in {path} that are none ({error}); give its encoding, such as "

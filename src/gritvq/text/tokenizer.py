@@ -280,8 +280,8 @@ def segment_tokenizer(
     quantizer: Quantizer,
     vocab_size: int = 4099,
     *,
-    width: int = 192,
-    depth: int = 3,
+    width: int = 128,
+    depth: int = 2,
     num_heads: int = 4,
     length: int = 256,
     dropout: float = 0.1,
@@ -290,7 +290,7 @@ def segment_tokenizer(
     """A text tokenizer with the networks of :func:`gritvq.text.trace`; latents are whitened over a batch.
 
     Args:
-        quantizer: Any quantizer of vectors.
+        quantizer: Any quantizer that takes one vector at a time: not one of several scales, or of two latents.
         vocab_size: Number of tokens.
         width: Width of the transformers.
         depth: Layers of each.
