@@ -290,7 +290,7 @@ def segment_tokenizer(
     """A text tokenizer with the networks of :func:`gritvq.text.trace`; latents are whitened over a batch.
 
     Args:
-        quantizer: Any quantizer that takes one vector at a time: not one of several scales, or of two latents.
+        quantizer: Any quantizer that takes one vector at a time: not one of several scales.
         vocab_size: Number of tokens.
         width: Width of the transformers.
         depth: Layers of each.
