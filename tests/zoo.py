@@ -65,6 +65,7 @@ from gritvq import (
     SmoothRadius,
     SoftAssignment,
     SpaceFillingAssignment,
+    SphericalLattice,
     StochasticQuantizer,
     StraightThrough,
     Surrogate,
@@ -92,6 +93,7 @@ from gritvq import (
     sf_diveq,
     simvq,
     soft_vq,
+    spherical_lattice,
     sq_vae,
     sq_vae_2,
     transvq,
@@ -198,6 +200,7 @@ PRESETS: dict[str, Callable[..., Quantizer]] = {
     "fsq-projected": fsq,
     "lfq-projected": lfq,
     "bsq-projected": bsq,
+    "spherical_lattice-projected": spherical_lattice,
 }
 
 
@@ -269,6 +272,7 @@ QUANTIZERS: dict[str, Callable[[int, int], Quantizer]] = {
     "fsq": lambda d, k: _fsq(d),
     "lfq": lambda d, k: LFQ(d),
     "bsq": lambda d, k: BSQ(d),
+    "lattice-leech": lambda d, k: ProjectedQuantizer(SphericalLattice("Leech", commitment_weight=0.25), d),
     "residual": lambda d, k: ResidualQuantizer([vq_vae(d, k) for _ in range(3)]),
     "residual-radial": lambda d, k: ResidualQuantizer([grit_vq(d, k) for _ in range(3)]),
     "residual-ema": lambda d, k: ResidualQuantizer([vq_vae_ema(d, k, revival_interval=2) for _ in range(2)]),

@@ -1,4 +1,4 @@
-"""Presets without a codebook: fixed grids between two linear maps."""
+"""Presets without a codebook: fixed codes, on a grid or a sphere, between two linear maps."""
 
 from __future__ import annotations
 
@@ -6,14 +6,18 @@ import math
 from collections.abc import Sequence
 
 from gritvq.component import check_integer
-from gritvq.quantizers.lookup_free import BSQ, FSQ, LFQ
+from gritvq.quantizers.lookup_free import BSQ, FSQ, LFQ, SphericalLattice
+from gritvq.quantizers.lookup_free.lattices import Lattice
 from gritvq.quantizers.structures import ProjectedQuantizer
 
-__all__ = ["bsq", "fsq", "lfq"]
+__all__ = ["bsq", "fsq", "lfq", "spherical_lattice"]
 
 
 # Levels of the FSQ paper's table 1 from 240 codes on; the smaller ones are ours.
 _FSQ_LEVELS = ([5, 3], [8, 5], [5, 5, 5], [8, 6, 5], [8, 5, 5, 5], [7, 5, 5, 5, 5], [8, 8, 8, 6, 5], [8, 8, 8, 5, 5, 5])
+
+# Shortest vectors of each lattice.
+_LATTICES: dict[Lattice, int] = {"D4": 24, "E8": 240, "BW16": 4320, "Leech": 196560}
 
 
 def fsq(dim: int, codebook_size: int, *, levels: Sequence[int] | None = None) -> ProjectedQuantizer:
@@ -92,3 +96,21 @@ def bsq(
         commitment_weight=commitment_weight,
     )
     return ProjectedQuantizer(quantizer, dim)
+
+
+def spherical_lattice(dim: int, codebook_size: int = 196560, *, commitment_weight: float = 0.0) -> ProjectedQuantizer:
+    """The shortest vectors of a lattice at unit length, between two linear maps; no codebook.
+
+    K is that of the lattice whose number of vectors is closest: 24, 240, 4,320 or 196,560 (the Leech lattice).
+
+    Example:
+        >>> spherical_lattice(16, 4096).quantizer.lattice
+        'BW16'
+
+    References:
+        Zhao et al., "Spherical Leech Quantization for Visual Tokenization and Generation", 2025, arXiv 2512.14697; the
+        smaller lattices are ours.
+    """
+    check_integer("codebook_size", codebook_size)
+    lattice = min(_LATTICES, key=lambda name: abs(math.log(_LATTICES[name] / codebook_size)))
+    return ProjectedQuantizer(SphericalLattice(lattice, commitment_weight=commitment_weight), dim)

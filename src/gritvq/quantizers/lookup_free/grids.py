@@ -1,4 +1,4 @@
-r"""Lookup-free quantizers: the codes are the points of a fixed grid, so there is no table, no search and no dead code.
+r"""Codes that are the points of a fixed grid, so that there is no table, no search and no dead code.
 
 A vector is bounded, every component is rounded on its own, and the digits are read as one integer: digit i has weight
 ``prod_{j<i} L_j``, unless the first one is declared to be the highest. Nothing grows with the number of codes K: 2^40
