@@ -273,6 +273,8 @@ QUANTIZERS: dict[str, Callable[[int, int], Quantizer]] = {
     "lfq": lambda d, k: LFQ(d),
     "bsq": lambda d, k: BSQ(d),
     "lattice-leech": lambda d, k: ProjectedQuantizer(SphericalLattice("Leech", commitment_weight=0.25), d),
+    "lattice-bw16": lambda d, k: ProjectedQuantizer(SphericalLattice("BW16"), d),
+    "residual-e8": lambda d, k: ProjectedQuantizer(ResidualQuantizer([SphericalLattice("E8")] * 2), d),
     "residual": lambda d, k: ResidualQuantizer([vq_vae(d, k) for _ in range(3)]),
     "residual-radial": lambda d, k: ResidualQuantizer([grit_vq(d, k) for _ in range(3)]),
     "residual-ema": lambda d, k: ResidualQuantizer([vq_vae_ema(d, k, revival_interval=2) for _ in range(2)]),

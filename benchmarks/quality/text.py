@@ -499,11 +499,13 @@ def main(words: list[str] | None = None) -> None:
     timed = circumstances(
         "medians of alternating rounds, one thread, forward and backward without a loss", "random numbers"
     )
-    if not any(row["study"] == "recurrence" for row in _read(path)):
+    others = [row for row in _read(path) if row["study"] != "recurrence" or row["comparison"] == timed["comparison"]]
+    if not any(row["study"] == "recurrence" for row in others):
         found = [{**row, **timed} for row in recurrence_rows(plan["recurrence"])]
-        write_results(path, [*_read(path), *found], about, IDENTITY, UNITS)
+        write_results(path, [*others, *found], about, IDENTITY, UNITS)
     key = (given.study, name, about["comparison"])
-    done = {(r["method"], r["seed"]) for r in _read(path) if (r["study"], r["data"], r["comparison"]) == key}
+    rows = [row for row in _read(path) if (row["study"], row["data"], row["comparison"]) == key]
+    done = {(row["method"], row["seed"]) for row in rows if "words" in row}  # which the first rows did not have
     files = prepared(given.data, given.work, plan["vocabulary"])
     jobs = [
         Job(files, layout, plan, given.study, method, settings, seed, given.work)
@@ -522,7 +524,8 @@ def main(words: list[str] | None = None) -> None:
     for method, settings in study["methods"].items():
         kept = Job(files, layout, plan, given.study, method, settings, study["seeds"][0], given.work).folder
         if (kept / "samples.json").is_file():
-            texts[method] = json.loads((kept / "samples.json").read_text("utf-8"))
+            sections = json.loads((kept / "samples.json").read_text("utf-8"))
+            texts[method] = sections if layout in QUOTED else {"Texts": sections["Texts"]}
     if texts:
         old = given.page.read_text("utf-8") if given.page.is_file() else ""
         with replacing(given.page) as scratch:

@@ -49,14 +49,14 @@ _CODES = {
     "prior_bits_per_segment": ("under the prior", ".2f"),
     **_COST,
 }
-_TOLD = """Means over seeds, in brackets the smallest and largest, best first. KL and information are nats per sentence.
-The bounds of both tables are negative log-probabilities of text per token and compare with each other. Those of
-tokenizers count codes as a prior does that was trained on the codes of the training documents, or all as equally
-probable; the texts that they write have codes drawn from that prior. Documents, and sentences, that are longer than a
-model takes are cut into pieces, and figures are those of all pieces. Latents are drawn {num_samples} times for each.
-The last table has {num} texts of each model, drawn with {settings} in all rows; "different" is the share of texts that
-no other equals. Longer texts have a smaller Dist-n, whoever writes them, so beside whole texts stand {num} of one
-sentence each."""
+_TOLD = """Means over seeds, in brackets the smallest and largest, sorted by the first figure. KL and information are
+nats per sentence. The bounds of the first two tables are negative log-probabilities of text per token and compare with each
+other. Those of tokenizers count codes as a prior does that was trained on the codes of the training documents, or all
+as equally probable; the texts that they write have codes drawn from that prior. Documents, and sentences, that are
+longer than a model takes are cut into pieces, and figures are those of all pieces. Latents are drawn {num_samples}
+times for each. The last table has {num} texts of each model, drawn with {settings} in all rows; "different" is the
+share of texts that no other equals. Longer texts have a smaller Dist-n, whoever writes them: where it was measured,
+{num} texts of one sentence each stand beside whole ones."""
 PLAN = HERE / "text.yaml"
 _MARK = re.compile(r"<!-- table text -->.*?<!-- end -->", re.DOTALL)
 _ENTRY, _BEFORE = "  - Text samples: text-samples.md\n", "  - Text: text.md\n"
@@ -87,7 +87,7 @@ def text_section(folder: Path, docs: Path) -> str:
             for columns, first, sign in (
                 (_LATENTS, "nats_per_token", 1),
                 (_CODES, "nats_per_token_with_prior", 1),
-                (_WRITTEN, "distinct_2", -1),
+                (_WRITTEN, "distinct_1", -1),
             ):
                 if some := [run for run in own if first in run]:
                     parts.append(_table(some, columns, first, sign))

@@ -347,9 +347,7 @@ class TestTextData:
         total = data.num_documents + len(held)
         assert 20000 / 28 <= total < 20000 / 28 + 1 and len(held) == total // 10
         assert data.batch(0).tokens.shape[1] <= 32
-        again = TextData(str(tmp_path), segmentation=data.segmentation).held_out(data.format)  # as the program does
-        assert list(again) == [text for batch in data.val_dataloader() for text in data.format.texts(batch)]
-        with pytest.raises(ValueError, match=r"expected two documents or more in .*, to hold one out"):
+        with pytest.raises(ValueError, match=r"expected two documents or more in .*, to hold whole ones out"):
             data.held_out()
 
     @pytest.mark.parametrize(

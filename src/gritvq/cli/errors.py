@@ -227,15 +227,28 @@ def _readable(message: str) -> str:
     """
     message = re.sub(r'Parser key "([^"]*)":\s*(- )?', r"\1: ", message)
     named = re.match(r"[\w.]+: ", message)
-    lines = [line for line in message.removeprefix(named[0] if named else "").splitlines() if not _NOISE.match(line)]
-    own = [line for line in lines if not _OTHER_CLASS.match(line)]  # why a class that may be taken cannot be
-    once = dict[str, str]()
-    for line in own or lines:
-        once.setdefault(line.strip(" -"), line)
-    message = (named[0] if named else "") + "\n".join(once.values()).lstrip(" -")
+    name = named[0] if named else ""
+    lines = message.removeprefix(name).splitlines()
+    told = [line for line in lines if not _NOISE.match(line)] or lines
+    several = len(told) < len(lines)  # of the classes that an argument may be
+    message = name + "\n".join(_reasons(told) if several else told)
     message = _NO_SETTINGS.sub("expected settings by name under init_args, got something else", message)
     message = _NO_CLASS.sub("expected the name of a class under class_path, got something else", message)
     return re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", message)
+
+
+def _reasons(lines: Sequence[str]) -> list[str]:
+    """Each reason once, and why a class does not fit only if no other reason is given.
+
+    Example:
+        >>> _reasons(["Import path a.B does not correspond to a subclass of C", "  - no option x", "  - no option x"])
+        ['no option x']
+    """
+    once = dict[str, str]()
+    for line in [line for line in lines if not _OTHER_CLASS.match(line)] or lines:
+        once.setdefault(line.strip().removeprefix("- "), line)
+    first, *others = once.values()
+    return [first.strip().removeprefix("- "), *others]
 
 
 def _suggestion(message: str, known: Sequence[str]) -> str | None:

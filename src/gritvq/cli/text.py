@@ -193,7 +193,7 @@ def _documents_to_measure(
         data = TextData(**{name: settings[name] for name in names}, reading=Reading(**settings["reading"]))
         tokens = settings["splits"]["validation"]["tokens"] if "splits" in settings else None
         about = {"data": data.path, "split": "held out by the tokenizer's own run"}
-        return data.held_out(tokenizer.format), about, tokens
+        return data.held_out(), about, tokens
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"expected the held-out documents of the data that {source} was trained on, got none ({error}); "

@@ -71,8 +71,8 @@ class Corpus:
     - the name of a data set on the Hugging Face Hub, of which the split ``train`` is read.
 
     A document without a character other than white space is left out, and a null is none. Line ends of plain text
-    become a newline, a byte order mark at the start of a file is left out; everything else stays as it is. Files with
-    zero bytes are refused: they are of another encoding, or no text.
+    become a newline, a byte order mark at the start of a file is left out; everything else stays as it is. Text
+    files with zero bytes are refused: they are of another encoding, or no text.
 
     Args:
         path: Where the documents are.

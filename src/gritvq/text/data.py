@@ -117,24 +117,20 @@ class TextData:
         names = ("path", "validation", "num_validation", "seed")
         return {**{name: getattr(self, name) for name in names}, "reading": asdict(self.reading)}
 
-    def held_out(self, format: TextFormat | None = None) -> Iterator[Document]:
-        """The documents that are held out, as they are read and not yet cut.
-
-        Args:
-            format: What a single document is cut by, of which the last pieces are held out; not needed for others.
+    def held_out(self) -> Iterator[Document]:
+        """The documents that are held out, as they are read and not yet cut; the vocabulary is not needed.
 
         Raises:
-            ValueError: If there are none, or a file cannot be read.
+            ValueError: If there are none, if there is a single document, of which only pieces are held out, or if a
+                file cannot be read.
         """
-        corpus = Corpus(self.path, self.reading)
-        held = self._held(sum(1 for _ in corpus) if self.validation is None else 0)
-        if self.validation is not None or held:
-            return self._held_out(held)
-        rows = _Rows(itertools.chain.from_iterable(format.tokens(corpus))) if format is not None else None
-        if format is None or rows is None or len(rows) < 2:
-            raise ValueError(f"expected two documents or more in {self.path!r}, to hold one out, got fewer; add some")
-        last = self._split_off(rows)
-        return (format.texts(format.batch_of([last[number]]))[0] for number in range(len(last)))
+        held = self._held(sum(1 for _ in Corpus(self.path, self.reading)) if self.validation is None else 0)
+        if self.validation is None and not held:
+            raise ValueError(
+                f"expected two documents or more in {self.path!r}, to hold whole ones out, got fewer; of a single one "
+                "the last pieces are held out in training only"
+            )
+        return self._held_out(held)
 
     def summary(self) -> str:
         """`describe` in one line."""
@@ -176,10 +172,6 @@ class TextData:
             return itertools.islice(Corpus(self.validation, self.reading), self.num_validation)
         return (document for number, document in enumerate(Corpus(self.path, self.reading)) if number in held)
 
-    def _split_off(self, pieces: _Rows) -> _Rows:
-        """The pieces of a single document that are held out."""
-        return pieces.split_off(min(self.num_validation, max(1, len(pieces) // 10)))
-
     def _ready(self) -> _Found:
         self.setup()
         assert self._found is not None
@@ -207,7 +199,7 @@ class TextData:
         if self.validation is not None or held:
             validation = _Rows(itertools.chain.from_iterable(form.tokens(self._held_out(held))))
         else:
-            validation = self._split_off(train)
+            validation = train.split_off(min(self.num_validation, max(1, len(train) // 10)))
         for name, rows in (("train on", train), ("hold out", validation)):
             if not len(rows):
                 place = self.validation if name == "hold out" and self.validation is not None else self.path

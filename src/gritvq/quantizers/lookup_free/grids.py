@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -18,9 +18,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from gritvq.component import check_integer, check_number
-from gritvq.distributed import all_reduce_sum, joined_count, joined_mean
-from gritvq.quantizers.base import Quantizer, QuantizerOutput, Surrogate
+from gritvq.distributed import all_reduce_sum, joined_count
+from gritvq.quantizers.base import QuantizerOutput, Surrogate
 from gritvq.quantizers.functional import at_least_float32, to_unit_length
+from gritvq.quantizers.lookup_free.fixed import FixedCodes, commitment
 from gritvq.quantizers.surrogates import StraightThrough
 
 __all__ = ["BSQ", "FSQ", "LFQ"]
@@ -28,7 +29,7 @@ __all__ = ["BSQ", "FSQ", "LFQ"]
 BitPlace = Literal["lowest", "highest"]
 
 
-class _Grid(Quantizer):
+class _Grid(FixedCodes):
     """Codes on a grid with ``levels[i]`` values in component i; subclasses say how values and digits correspond.
 
     Args:
@@ -57,12 +58,12 @@ class _Grid(Quantizer):
         self.surrogate = surrogate
         self._write_constants(None)
 
-    def _write_constants(self, device: torch.device | None) -> None:
-        """Level counts and weights of the digits: integers, which no conversion to half precision can round."""
+    def _constants(self) -> dict[str, Tensor]:
+        """Level counts and weights of the digits."""
         places = [self.levels[i + 1 :] if self._descending else self.levels[:i] for i in range(self.dim)]
         weights = [math.prod(lower) for lower in places]
-        for name, value in (("counts", self.levels), ("weights", weights)):
-            self.register_buffer(name, torch.tensor(value, dtype=torch.int64, device=device), persistent=False)
+        found = {"counts": self.levels, "weights": weights}
+        return {name: torch.tensor(value, dtype=torch.int64) for name, value in found.items()}
 
     @abstractmethod
     def digits(self, y: Float[Tensor, "*batch D"]) -> Int[Tensor, "*batch D"]:
@@ -94,11 +95,6 @@ class _Grid(Quantizer):
     def fold(self) -> _Grid:
         """The same grid without training parts."""
         return self._plain().eval()
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> _Grid:
-        super()._apply(fn, recurse)
-        self._write_constants(self.weights.device)  # no state dict holds them, and `to_empty` leaves them undefined
-        return self
 
     @abstractmethod
     def _plain(self) -> _Grid:
@@ -220,14 +216,10 @@ class _Binary(_Grid):
     def losses(self, y: Float[Tensor, "*batch D"], q: Tensor, valid: Bool[Tensor, "*batch"]) -> dict[str, Tensor]:
         """``commitment`` and ``entropy``, where their weights are not zero."""
         losses: dict[str, Tensor] = {}
-        weight = valid.to(y.dtype).unsqueeze(-1)
-        if not self.commitment_weight and not self.entropy_weight:
-            return losses
-        total = joined_count(valid)
         if self.commitment_weight:
-            error = joined_mean(((y - q).square() * weight).sum() / self.dim, total)
-            losses["commitment"] = self.commitment_weight * error
+            losses["commitment"] = self.commitment_weight * commitment(y, q, valid)
         if self.entropy_weight:
+            weight, total = valid.to(y.dtype).unsqueeze(-1), joined_count(valid)
             logits = 4 * self.value / self.temperature * y
             each = (_binary_entropy(logits) * weight).sum()
             mean = (torch.sigmoid(logits) * weight).reshape(-1, self.dim).sum(0)

@@ -1,18 +1,18 @@
-r"""Codes that are the shortest vectors of a lattice, at unit length: spread evenly over a sphere, and never looked up.
+r"""Codes that are the minimal vectors of a lattice, at unit length: spread evenly over a sphere, without a table.
 
-Three shapes make up the shortest vectors of all lattices here, and each has its own exact search:
+Three shapes make up the minimal vectors of all lattices here, and each has its own exact search:
 
 - pairs: two components of magnitude a, all others zero, with any signs;
 - words: components of magnitude b at the places of a code word, zeros elsewhere, with an even number of minus signs;
-- full: signs of a word of the Golay code in all components of magnitude 1, and one of them times -3.
+- full: signs of a word of the binary Golay code in all components of magnitude 1, and one of them times -3.
 
-What is stored are words: 4,096 for the 196,560 codes in 24 dimensions, instead of a table of 4.7 million numbers.
+What is stored for the 196,560 codes in 24 dimensions are signs of 4,096 words and places of 759.
 """
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Callable
 from typing import Literal, get_args
 
 import torch
@@ -20,37 +20,41 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from gritvq.component import check_number
-from gritvq.distributed import joined_count, joined_mean
-from gritvq.quantizers.base import Quantizer, QuantizerOutput
+from gritvq.quantizers.base import QuantizerOutput
 from gritvq.quantizers.functional import at_least_float32, to_unit_length
+from gritvq.quantizers.lookup_free.fixed import FixedCodes, commitment
 from gritvq.quantizers.surrogates import StraightThrough
 
-__all__ = ["SphericalLattice"]
+__all__ = ["SIZES", "Lattice", "SphericalLattice"]
 
 Lattice = Literal["D4", "E8", "BW16", "Leech"]
+SIZES: dict[Lattice, int] = {"D4": 24, "E8": 240, "BW16": 4320, "Leech": 196560}  # minimal vectors
 _DIMS: dict[Lattice, int] = {"D4": 4, "E8": 8, "BW16": 16, "Leech": 24}
 _PAIR: dict[Lattice, float] = {"D4": 1.0, "E8": 1.0, "BW16": 2.0, "Leech": 4.0}  # magnitude a
 _WORD: dict[Lattice, float] = {"D4": 0.0, "E8": 0.5, "BW16": 1.0, "Leech": 2.0}  # magnitude b
 _GOLAY = 0b101011100011  # x^11 + x^9 + x^7 + x^6 + x^5 + x + 1, which generates the binary code of length 23
-_BLOCK = 256  # vectors at a time: 16 kB of sums each
+_BLOCK, _LARGE_BLOCK = 256, 4096  # vectors at a time on the CPU, where sums stay in its cache, and elsewhere
 
 
-class SphericalLattice(Quantizer):
-    r"""The nearest of the shortest vectors of a lattice, all at unit length, to the direction of a vector.
+class SphericalLattice(FixedCodes):
+    r"""The nearest of the minimal vectors of a lattice, all at unit length, to the direction of a vector.
 
-    ``q = argmax_c <x / |x|, c>``, exact. Codes are as far from each other as is possible for so many in these
-    dimensions (their number is the kissing number), so no table has to learn to spread, and no entropy loss is needed.
+    ``q = argmax_c <x / |x|, c>``, exact. No two codes are closer than 60 degrees. In 4, 8 and 24 dimensions no more
+    unit vectors can be that far apart (their number is the kissing number); in 16 dimensions no larger set is known. So
+    no table has to learn to spread, and no entropy loss is needed.
 
-    =========== ==== ======== ================= ====
-    lattice     D    K        least angle       bits
-    =========== ==== ======== ================= ====
-    ``"D4"``    4    24       60 degrees        4.6
-    ``"E8"``    8    240      60 degrees        7.9
-    ``"BW16"``  16   4,320    60 degrees        12.1
-    ``"Leech"`` 24   196,560  60 degrees        17.6
-    =========== ==== ======== ================= ====
+    ============================ ==== ======== ====
+    lattice                      D    K        bits
+    ============================ ==== ======== ====
+    ``"D4"``                     4    24       4.6
+    ``"E8"``                     8    240      7.9
+    ``"BW16"`` (Barnes and Wall) 16   4,320    12.1
+    ``"Leech"``                  24   196,560  17.6
+    ============================ ==== ======== ====
 
-    Sums are taken in float64, so that a choice depends on nothing but the vector. The index counts pairs first, then
+    Sums are taken in float64, which MPS devices do not have, so that the choice for a float32 vector does not depend on
+    its batch; between equally near codes it is arbitrary. The Leech lattice takes 16 kB per vector in the search, in
+    blocks of 256 vectors (4,096 on a GPU), compiled or exported of all at once. The index counts pairs first, then
     words, then full vectors.
 
     Args:
@@ -84,17 +88,16 @@ class SphericalLattice(Quantizer):
         self.commitment_weight = check_number("commitment_weight", commitment_weight)
         self.surrogate = StraightThrough()
         self.exact = self.surrogate.exact
-        self.length = math.sqrt(2) * _PAIR[lattice]
+        self.norm = math.sqrt(2) * _PAIR[lattice]
         self._write_constants(None)
         pairs, (words, places) = 2 * self.dim * (self.dim - 1), self.positions.shape
-        self.ends = (pairs, pairs + words * 2 ** (places - 1), pairs + words * 2 ** (places - 1) + self.signs.numel())
-        self.codebook_sizes = (self.ends[-1],)
+        self.ends = (pairs, pairs + words * 2 ** (places - 1), SIZES[lattice])
+        self.codebook_sizes = (SIZES[lattice],)
 
-    def _write_constants(self, device: torch.device | None) -> None:
-        """Places of words, and signs of full vectors: integers, which no conversion to half precision can round."""
+    def _constants(self) -> dict[str, Tensor]:
+        """Places of words, and signs of full vectors."""
         positions, signs = _tables(self.lattice)
-        self.register_buffer("positions", positions.to(device), persistent=False)
-        self.register_buffer("signs", signs.to(device), persistent=False)
+        return {"positions": positions, "signs": signs}
 
     def before(self, x: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch D"]:
         """The vector at unit length, float32 or wider."""
@@ -105,16 +108,15 @@ class SphericalLattice(Quantizer):
         """The nearest code."""
         with torch.autocast(x.device.type, enabled=False):
             rows = x.detach().reshape(-1, self.dim).double()
-            if torch.compiler.is_compiling() or rows.shape[0] <= _BLOCK:
+            size = _BLOCK if x.device.type == "cpu" else _LARGE_BLOCK
+            if torch.compiler.is_compiling() or rows.shape[0] <= size:
                 index = self._nearest(rows)
             else:
-                index = torch.cat([self._nearest(block) for block in rows.split(_BLOCK)])
+                index = torch.cat([self._nearest(block) for block in rows.split(size)])
             index = index.reshape(x.shape[:-1])
-            q = self._vectors(index)
-            losses = {}
+            q, losses = self._vectors(index), {}
             if self.training and self.commitment_weight:
-                error = ((x - q).square() * valid.to(x.dtype).unsqueeze(-1)).sum() / self.dim
-                losses["commitment"] = self.commitment_weight * joined_mean(error, joined_count(valid))
+                losses["commitment"] = self.commitment_weight * commitment(x, q, valid)
             return QuantizerOutput(q, torch.where(valid, index, -1).unsqueeze(-1), losses)
 
     def lookup(self, indices: Int[Tensor, "*batch 1"]) -> Float[Tensor, "*batch D"]:
@@ -125,15 +127,10 @@ class SphericalLattice(Quantizer):
         """The same lattice without the loss."""
         return SphericalLattice(self.lattice).eval()
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SphericalLattice:
-        super()._apply(fn, recurse)
-        self._write_constants(self.positions.device)  # no state dict holds them, and `to_empty` leaves them undefined
-        return self
-
     # --- search -------------------------------------------------------------------------------------------------------
 
     def _nearest(self, x: Float[Tensor, "n D"]) -> Int[Tensor, " n"]:
-        """Index of the code with the largest product, the first one of equals."""
+        """Index of a code with the largest product."""
         found = [self._nearest_pair(x)]
         if len(self.positions):
             found.append(self._nearest_word(x))
@@ -205,7 +202,7 @@ class SphericalLattice(Quantizer):
             word, place = self.signs[own // self.dim].float(), (own % self.dim).unsqueeze(-1)
             full = word.scatter(-1, place, -3 * word.gather(-1, place))
             q = torch.where((index >= self.ends[1]).unsqueeze(-1), full, q)
-        return q / self.length
+        return q / self.norm
 
     def _pairs(self, index: Int[Tensor, "*batch"]) -> Float[Tensor, "*batch D"]:
         pair, axis = (index // 4).unsqueeze(-1), torch.arange(self.dim, device=index.device)
@@ -225,9 +222,14 @@ class SphericalLattice(Quantizer):
         return zeros.scatter(-1, self.positions[word], _WORD[self.lattice] * (1.0 - 2.0 * minus))
 
 
+@functools.cache
 def _tables(lattice: Lattice) -> tuple[Tensor, Tensor]:
-    """Places of the ones of words (words, places), int64, and signs of the Golay code (4096, 24), int8."""
-    dim = _DIMS[lattice]
+    """Places of the ones of words (words, places), int64, and signs of the Golay code (4096, 24), int8; on the CPU."""
+    with torch.device("cpu"), torch.inference_mode(False):
+        return _made_tables(_DIMS[lattice], lattice)
+
+
+def _made_tables(dim: int, lattice: Lattice) -> tuple[Tensor, Tensor]:
     signs = torch.empty(0, dim, dtype=torch.int8)
     if lattice == "D4":
         return torch.empty(0, 1, dtype=torch.int64), signs

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from gritvq.component import check_integer
 from gritvq.quantizers.lookup_free import BSQ, FSQ, LFQ, SphericalLattice
-from gritvq.quantizers.lookup_free.lattices import Lattice
+from gritvq.quantizers.lookup_free.lattices import SIZES
 from gritvq.quantizers.structures import ProjectedQuantizer
 
 __all__ = ["bsq", "fsq", "lfq", "spherical_lattice"]
@@ -15,9 +15,6 @@ __all__ = ["bsq", "fsq", "lfq", "spherical_lattice"]
 
 # Levels of the FSQ paper's table 1 from 240 codes on; the smaller ones are ours.
 _FSQ_LEVELS = ([5, 3], [8, 5], [5, 5, 5], [8, 6, 5], [8, 5, 5, 5], [7, 5, 5, 5, 5], [8, 8, 8, 6, 5], [8, 8, 8, 5, 5, 5])
-
-# Shortest vectors of each lattice.
-_LATTICES: dict[Lattice, int] = {"D4": 24, "E8": 240, "BW16": 4320, "Leech": 196560}
 
 
 def fsq(dim: int, codebook_size: int, *, levels: Sequence[int] | None = None) -> ProjectedQuantizer:
@@ -98,10 +95,11 @@ def bsq(
     return ProjectedQuantizer(quantizer, dim)
 
 
-def spherical_lattice(dim: int, codebook_size: int = 196560, *, commitment_weight: float = 0.0) -> ProjectedQuantizer:
-    """The shortest vectors of a lattice at unit length, between two linear maps; no codebook.
+def spherical_lattice(dim: int, codebook_size: int, *, commitment_weight: float = 0.0) -> ProjectedQuantizer:
+    """The minimal vectors of a lattice at unit length, between two linear maps; no codebook.
 
-    K is that of the lattice whose number of vectors is closest: 24, 240, 4,320 or 196,560 (the Leech lattice).
+    K is that of the lattice whose number of vectors is closest in ratio: 24, 240, 4,320 or 196,560 (the Leech lattice);
+    ``codebook_sizes`` says which.
 
     Example:
         >>> spherical_lattice(16, 4096).quantizer.lattice
@@ -112,5 +110,5 @@ def spherical_lattice(dim: int, codebook_size: int = 196560, *, commitment_weigh
         smaller lattices are ours.
     """
     check_integer("codebook_size", codebook_size)
-    lattice = min(_LATTICES, key=lambda name: abs(math.log(_LATTICES[name] / codebook_size)))
+    lattice = min(SIZES, key=lambda name: abs(math.log(SIZES[name] / codebook_size)))
     return ProjectedQuantizer(SphericalLattice(lattice, commitment_weight=commitment_weight), dim)

@@ -20,9 +20,9 @@ class IdempotentRecurrence(Component):
     space of U is carried along and added up; the rest of z_t is new in every step.
 
     U is not stored: it is ``A L^-T`` for a free matrix A with ``A^T A = L L^T`` (Cholesky, in double precision), which
-    is orthonormal after any optimizer step and depends on nothing but A; not if columns of A were parallel to a part in
-    ten million, or zero. W depends on the space that A spans alone, so weight decay and the length of A's columns do
-    not matter; they only change the effective learning rate.
+    is orthonormal after any optimizer step, unless columns of A are zero or parallel to within 1e-7, and depends on
+    nothing but A. W depends on the space that A spans alone, so weight decay and the length of A's columns do not
+    matter; they only change the effective learning rate.
 
     Args:
         dim: Size D of z.
