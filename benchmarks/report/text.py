@@ -50,9 +50,9 @@ _CODES = {
     **_COST,
 }
 _TOLD = """Means over seeds, in brackets the smallest and largest, sorted by the first figure. KL and information are
-nats per sentence. The bounds of the first two tables are negative log-probabilities of text per token and compare with each
-other. Those of tokenizers count codes as a prior does that was trained on the codes of the training documents, or all
-as equally probable; the texts that they write have codes drawn from that prior. Documents, and sentences, that are
+nats per sentence. The bounds of the first two tables are negative log-probabilities of text per token and compare with
+each other. Those of tokenizers count codes as a prior does that was trained on the codes of the training documents, or
+all as equally probable; the texts that they write have codes drawn from that prior. Documents, and sentences, that are
 longer than a model takes are cut into pieces, and figures are those of all pieces. Latents are drawn {num_samples}
 times for each. The last table has {num} texts of each model, drawn with {settings} in all rows; "different" is the
 share of texts that no other equals. Longer texts have a smaller Dist-n, whoever writes them: where it was measured,
