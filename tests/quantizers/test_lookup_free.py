@@ -5,12 +5,13 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
+from typing import ClassVar
 
 import pytest
 import torch
 from torch import Tensor
 
-from gritvq import BSQ, FSQ, LFQ, Quantizer
+from gritvq import BSQ, FSP, FSQ, LFQ, Quantizer, fsp
 from gritvq.quantizers.functional import nearest_code
 
 
@@ -165,12 +166,71 @@ class TestFSQ:
                 FSQ(levels)
 
 
-@pytest.mark.parametrize("make", [lambda: FSQ([8, 5, 3]), lambda: LFQ(6), lambda: BSQ(6)], ids=["fsq", "lfq", "bsq"])
+class TestFSP:
+    CDFS: ClassVar = {
+        "logistic": lambda x: torch.sigmoid(2 * x),
+        "normal": torch.distributions.Normal(0.0, 1.0).cdf,
+        "laplace": torch.distributions.Laplace(0.0, 1.0).cdf,
+        "cauchy": torch.distributions.Cauchy(0.0, 1.0).cdf,
+    }
+
+    @pytest.mark.parametrize("name", CDFS)
+    def test_cells_are_quantiles_and_their_values_have_variance_1(self, name: str) -> None:
+        levels, x = [8, 5, 2], 2 * torch.randn(4000, 3)
+        quantizer = FSP(levels, distribution=name).eval()
+        count = torch.tensor(levels)
+        cell = (self.CDFS[name](x) * count).floor().clamp_max(count - 1)
+        quantized, indices, losses = quantizer(x)
+        torch.testing.assert_close(quantized, ((cell + 0.5) / count - 0.5) * math.sqrt(12))
+        assert torch.equal(indices[:, 0], (cell.long() * torch.tensor([1, 8, 40])).sum(1)) and not losses
+        values = FSP([1000]).decode(torch.arange(1000)[:, None])
+        torch.testing.assert_close(values.square().mean(), torch.tensor(1.0), atol=1e-4, rtol=0)
+
+    def test_training_adds_noise_as_wide_as_a_cell_and_none_at_the_ends(self) -> None:
+        quantizer, x = FSP([5, 2]), torch.tensor([0.3, -0.1]).repeat(20000, 1)
+        u = torch.sigmoid(2 * x[0])
+        noise = quantizer(x).quantized / math.sqrt(12) + 0.5 - u
+        widths = torch.tensor([0.1, 0.25])
+        assert bool((noise.abs() <= widths + 1e-6).all())
+        torch.testing.assert_close(noise.std(0), widths / math.sqrt(3), rtol=0.03, atol=0)
+        ends = torch.tensor([6.0, -6.0]).repeat(2000, 1)
+        values = quantizer(ends).quantized
+        assert float(values.abs().max()) < math.sqrt(3) + 1e-6
+        still = (values == quantizer.before(ends)).float().mean(0)
+        assert bool((still - 0.5).abs().max() < 0.05)  # half of the noise would leave the range
+
+    def test_gradients_are_those_of_the_value_and_indices_are_rounded(self) -> None:
+        quantizer, x = FSP([8, 5], rounding=0.5), torch.randn(50, 2, requires_grad=True)
+        quantized, indices, _ = quantizer(x)
+        (found,) = torch.autograd.grad(quantized.sum(), x)
+        (expected,) = torch.autograd.grad(math.sqrt(3) * torch.tanh(x).sum(), x)
+        torch.testing.assert_close(found, expected)
+        hard = quantizer.decode(indices)
+        assert torch.equal(indices, quantizer.encode(x)) and quantizer.exact == "eval"
+        share = (quantized == hard).float().mean()
+        assert 0.3 < float(share) < 0.7
+        assert torch.equal(FSP([8, 5], rounding=1.0)(x).quantized, hard)
+        assert torch.equal(quantizer.fold()(x).quantized, hard)
+
+    def test_wrong_arguments(self) -> None:
+        with pytest.raises(ValueError, match="expected a distribution of logistic, normal, laplace, cauchy, got 't'"):
+            FSP([4], distribution="t")  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match="rounding"):
+            FSP([4], rounding=1.5)
+        assert fsp(6, 64, levels=[4, 4, 4]).codebook_sizes == (64,)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [lambda: FSQ([8, 5, 3]), lambda: LFQ(6), lambda: BSQ(6), lambda: FSP([8, 5, 3]).eval()],
+    ids=["fsq", "lfq", "bsq", "fsp"],
+)
 def test_constants_survive_the_way_over_the_meta_device(make: Callable[[], Quantizer]) -> None:
     expected = make()
     with torch.device("meta"):
         found = make()
     found.to_empty(device="cpu")
+    assert found.training == expected.training
     found.load_state_dict(expected.state_dict())
     for (name, buffer), own in zip(found.named_buffers(), expected.buffers(), strict=True):
         assert torch.equal(buffer, own), name

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -20,13 +20,15 @@ from torch import Tensor
 from gritvq.component import check_integer, check_number
 from gritvq.distributed import all_reduce_sum, joined_count
 from gritvq.quantizers.base import QuantizerOutput, Surrogate
-from gritvq.quantizers.functional import at_least_float32, to_unit_length
+from gritvq.quantizers.functional import at_least_float32, straight_through, to_unit_length
 from gritvq.quantizers.lookup_free.fixed import FixedCodes, commitment
 from gritvq.quantizers.surrogates import StraightThrough
 
-__all__ = ["BSQ", "FSQ", "LFQ"]
+__all__ = ["BSQ", "FSP", "FSQ", "LFQ"]
 
 BitPlace = Literal["lowest", "highest"]
+Distribution = Literal["logistic", "normal", "laplace", "cauchy"]
+_ROOT_3 = math.sqrt(3)
 
 
 class _Grid(FixedCodes):
@@ -170,6 +172,91 @@ class FSQ(_Grid):
 
     def _plain(self) -> FSQ:
         return FSQ(self.levels, symmetric=self.symmetric, bound=self.bound)
+
+
+class FSP(_Grid):
+    r"""Finite scalar perturbation: a grid that training never rounds to; it adds noise as wide as a cell instead.
+
+    ``u_i = F(x_i)`` with the cumulative distribution function F of what components are taken to be distributed like, so
+    that u is about uniform in (0, 1) and all codes are used alike. Digit i is ``floor(L_i u_i)``, and its value is the
+    middle of the cell, ``sqrt(12) ((digit + 1/2) / L_i - 1/2)``: variance 1 where u is uniform. In training the value
+    is ``sqrt(12) (u_i + n_i - 1/2)`` with ``n_i`` uniform in ``(-1, 1) / (2 L_i)``, and no noise where that would leave
+    (0, 1), so that the gradient is exact and no straight-through estimate. There is no loss and nothing to initialize.
+    Indices are those of rounding, in training too; there values are not what they decode to (``exact`` is ``"eval"``).
+
+    Args:
+        levels: Values per component, each at least 2. D is their number, K their product.
+        distribution: F: ``"logistic"`` is ``(tanh(x) + 1) / 2``, the others are those of scale 1.
+        rounding: Share of the components that are rounded in training as well, with a straight-through gradient.
+
+    Raises:
+        ValueError: If a level is below 2, K exceeds 2^63, the distribution is unknown, or the share is not in [0, 1].
+
+    Example:
+        >>> quantizer = FSP([8, 5, 5, 5]).eval()
+        >>> quantized, indices, losses = quantizer(torch.randn(2, 7, 4))
+        >>> torch.equal(quantizer.decode(indices), quantized), quantizer.codebook_sizes, losses
+        (True, (1000,), {})
+
+    References:
+        Zhai et al., "VP-VAE: Rethinking Vector Quantization via Adaptive Vector Perturbation", 2026, arXiv 2602.17133;
+        details (cells, noise that is left out at the ends, unit variance, F) after the authors' released code.
+    """
+
+    def __init__(
+        self, levels: Sequence[int], *, distribution: Distribution = "logistic", rounding: float = 0.0
+    ) -> None:
+        if distribution not in get_args(Distribution):
+            known = ", ".join(get_args(Distribution))
+            raise ValueError(f"expected a distribution of {known}, got {distribution!r}; choose one")
+        super().__init__(levels, _CellNoise(tuple(levels), check_number("rounding", rounding, most=1.0)))
+        self.distribution, self.rounding = distribution, rounding
+
+    def before(self, x: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch D"]:
+        """``sqrt(12) (F(x) - 1/2)``; float32 or wider."""
+        with torch.autocast(x.device.type, enabled=False):
+            x = at_least_float32(x)
+            if self.distribution == "logistic":
+                centered = x.tanh()
+            elif self.distribution == "normal":
+                centered = torch.erf(x / math.sqrt(2))
+            elif self.distribution == "laplace":
+                centered = -x.sign() * torch.expm1(-x.abs())
+            else:
+                centered = x.atan() * (2 / math.pi)
+            return _ROOT_3 * centered
+
+    def digits(self, y: Float[Tensor, "*batch D"]) -> Int[Tensor, "*batch D"]:
+        """The cell."""
+        return ((y / (2 * _ROOT_3) + 0.5) * self.counts).floor().long().clamp_min(0).minimum(self.counts - 1)
+
+    def values(self, digits: Int[Tensor, "*batch D"]) -> Float[Tensor, "*batch D"]:
+        """The middle of the cell."""
+        return (2 * _ROOT_3) * ((digits.float() + 0.5) / self.counts - 0.5)
+
+    def _plain(self) -> FSP:
+        return FSP(self.levels, distribution=self.distribution)
+
+
+class _CellNoise(Surrogate):
+    """Uniform noise as wide as a cell in training, the straight-through value otherwise."""
+
+    exact = "eval"
+
+    def __init__(self, levels: tuple[int, ...], rounding: float) -> None:
+        super().__init__()
+        self.levels, self.rounding = levels, rounding
+
+    def forward(self, x: Float[Tensor, "*batch D"], q: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch D"]:
+        """The vector and noise."""
+        rounded = straight_through(x, q)
+        if not self.training:
+            return rounded
+        moved = x + (2 * torch.rand_like(x) - 1) * (_ROOT_3 / torch.tensor(self.levels, dtype=x.dtype, device=x.device))
+        moved = torch.where(moved.abs() < _ROOT_3, moved, x)
+        if not self.rounding:
+            return moved
+        return torch.where(torch.rand_like(x) < self.rounding, rounded, moved)
 
 
 class _Binary(_Grid):

@@ -7,7 +7,7 @@ tuned.
 from gritvq.quantizers.presets.assignments import gumbel_vq, scq, sf_diveq, soft_vq
 from gritvq.quantizers.presets.codebooks import fvq, grit_vq, simvq, transvq
 from gritvq.quantizers.presets.learning import ns_vq, vq_vae, vq_vae_ema, vq_wae
-from gritvq.quantizers.presets.lookup_free import bsq, fsq, lfq, spherical_lattice
+from gritvq.quantizers.presets.lookup_free import bsq, fsp, fsq, lfq, spherical_lattice
 from gritvq.quantizers.presets.stochastic import gm_vq, hyper_vq, rsq_vae, sq_vae, sq_vae_2, vaevq_paper, vaevq_released
 from gritvq.quantizers.presets.structures import msvq, pq, rq, vq_vae_2, xq
 from gritvq.quantizers.presets.surrogates import diveq, rotation_vq
@@ -15,6 +15,7 @@ from gritvq.quantizers.presets.surrogates import diveq, rotation_vq
 __all__ = [
     "bsq",
     "diveq",
+    "fsp",
     "fsq",
     "fvq",
     "gm_vq",

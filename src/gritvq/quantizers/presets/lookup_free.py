@@ -6,11 +6,11 @@ import math
 from collections.abc import Sequence
 
 from gritvq.component import check_integer
-from gritvq.quantizers.lookup_free import BSQ, FSQ, LFQ, SphericalLattice
+from gritvq.quantizers.lookup_free import BSQ, FSP, FSQ, LFQ, SphericalLattice
 from gritvq.quantizers.lookup_free.lattices import SIZES
 from gritvq.quantizers.structures import ProjectedQuantizer
 
-__all__ = ["bsq", "fsq", "lfq", "spherical_lattice"]
+__all__ = ["bsq", "fsp", "fsq", "lfq", "spherical_lattice"]
 
 
 # Levels of the FSQ paper's table 1 from 240 codes on; the smaller ones are ours.
@@ -30,10 +30,29 @@ def fsq(dim: int, codebook_size: int, *, levels: Sequence[int] | None = None) ->
     References:
         Mentzer et al., "Finite Scalar Quantization: VQ-VAE Made Simple", ICLR 2024, arXiv 2309.15505, table 1.
     """
+    return ProjectedQuantizer(FSQ(_levels(codebook_size, levels)), dim)
+
+
+def fsp(dim: int, codebook_size: int, *, levels: Sequence[int] | None = None) -> ProjectedQuantizer:
+    """Finite scalar perturbation between two linear maps: noise as wide as a cell in training, rounding afterwards.
+
+    Levels as in :func:`fsq`.
+
+    Example:
+        >>> fsp(16, 4096).codebook_sizes
+        (4375,)
+
+    References:
+        Zhai et al., "VP-VAE: Rethinking Vector Quantization via Adaptive Vector Perturbation", 2026, arXiv 2602.17133.
+    """
+    return ProjectedQuantizer(FSP(_levels(codebook_size, levels)), dim)
+
+
+def _levels(codebook_size: int, levels: Sequence[int] | None) -> Sequence[int]:
     check_integer("codebook_size", codebook_size)
-    if levels is None:
-        levels = min(_FSQ_LEVELS, key=lambda each: abs(math.log(math.prod(each) / codebook_size)))
-    return ProjectedQuantizer(FSQ(levels), dim)
+    if levels is not None:
+        return levels
+    return min(_FSQ_LEVELS, key=lambda each: abs(math.log(math.prod(each) / codebook_size)))
 
 
 def _bits(codebook_size: int) -> int:
