@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import io
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -127,9 +128,10 @@ def test_contenders_of_all_studies_can_be_made(channels: int, tmp_path: Path, mo
             assert prior.num_tokens >= 64, method
             losses = copy.deepcopy(settings.get("task", {}))
             for part in losses.values():
-                if "features" in part["init_args"]:
+                if isinstance(part, dict) and "features" in part["init_args"]:
                     part["init_args"]["features"]["init_args"]["path"] = "vgg.h5"
             made = {name: generation.part_of(part, channels) for name, part in losses.items()}
+            assert set(made) <= set(inspect.signature(generation.TokenizerTask).parameters), method
             images = torch.rand(2, channels, 28, 28)
             if "perceptual" in made:
                 assert made["perceptual"](images, 1 - images) > 0, method

@@ -419,7 +419,7 @@ def test_a_shell_completes(capsys: pytest.CaptureFixture[str]) -> None:
         (["va"], ["validate"]),
         (["fit", "im"], ["images"]),
         (["fit", "images", "--plan.max_s"], ["--plan.max_steps"]),
-        (["fit", "images", "--preset", "fs"], ["fsq"]),
+        (["fit", "images", "--preset", "fs"], ["fsp", "fsq"]),
         (["semantic-ids", "re"], ["report"]),
         (["semantic-ids", "fit", "--emb"], ["--embeddings"]),
     ):
