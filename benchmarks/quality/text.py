@@ -382,9 +382,9 @@ def sample_texts(
 
 
 def whole(text: str, num_segments: int) -> bool:
-    """Whether a text of two sentences or more seems to begin and end where a sentence does."""
+    """Whether a text of four sentences or more seems to begin and end where a sentence does."""
     text = text.strip()
-    return num_segments > 1 and text[:1].isupper() and text.endswith((".", "?", "!"))
+    return num_segments > 3 and text[:1].isupper() and text.endswith((".", "?", "!"))
 
 
 def _mixed(first: Tensor, second: Tensor) -> list[Tensor]:

@@ -202,8 +202,8 @@ def test_the_page_of_texts_keeps_other_data_and_is_in_the_navigation_once_it_exi
 
 
 def test_pieces_that_begin_or_end_within_a_sentence_are_not_shown_first() -> None:
-    assert text.whole(" It rains. We stay.\n", 2)
-    for piece, count in (("it rains. We stay.", 2), ("It rains. We", 2), ("It rains.", 1), ("", 0)):
+    assert text.whole(" It rains. We stay. Go. Stop.\n", 4)
+    for piece, count in (("it rains. We stay.", 4), ("It rains. We", 4), ("It rains. We stay. Go.", 3), ("", 0)):
         assert not text.whole(piece, count)
 
 
