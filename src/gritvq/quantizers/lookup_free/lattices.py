@@ -11,7 +11,6 @@ What is stored for the 196,560 codes in 24 dimensions are signs of 4,096 words a
 
 from __future__ import annotations
 
-import functools
 import math
 from typing import Literal, get_args
 
@@ -222,14 +221,13 @@ class SphericalLattice(FixedCodes):
         return zeros.scatter(-1, self.positions[word], _WORD[self.lattice] * (1.0 - 2.0 * minus))
 
 
-@functools.cache
 def _tables(lattice: Lattice) -> tuple[Tensor, Tensor]:
     """Places of the ones of words (words, places), int64, and signs of the Golay code (4096, 24), int8; on the CPU."""
-    with torch.device("cpu"), torch.inference_mode(False):
-        return _made_tables(_DIMS[lattice], lattice)
+    with torch.device("cpu"):  # also where modules are made on the meta device
+        return _words_of(_DIMS[lattice], lattice)
 
 
-def _made_tables(dim: int, lattice: Lattice) -> tuple[Tensor, Tensor]:
+def _words_of(dim: int, lattice: Lattice) -> tuple[Tensor, Tensor]:
     signs = torch.empty(0, dim, dtype=torch.int8)
     if lattice == "D4":
         return torch.empty(0, 1, dtype=torch.int64), signs
@@ -240,9 +238,8 @@ def _made_tables(dim: int, lattice: Lattice) -> tuple[Tensor, Tensor]:
         linear = bits[1:] @ bits.T % 2
         words = torch.cat([linear, 1 - linear])
     else:
-        code = (
-            _bits(torch.arange(2**12), 12) @ torch.stack([_bits(torch.tensor(_GOLAY << n), 23) for n in range(12)]) % 2
-        )
+        shifts = torch.stack([_bits(torch.tensor(_GOLAY << n), 23) for n in range(12)])
+        code = _bits(torch.arange(2**12), 12) @ shifts % 2
         code = torch.cat([code, code.sum(1, keepdim=True) % 2], 1)
         code = torch.cat([code[code[:, 0] == 0], 1 - code[code[:, 0] == 0]])  # a word n and its complement 2048 + n
         words, signs = code[code.sum(1) == 8], (1 - 2 * code).to(torch.int8)
