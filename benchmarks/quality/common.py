@@ -6,6 +6,7 @@ import io
 import os
 import platform
 import subprocess
+from datetime import date
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,13 @@ def hardware(device: str = "cuda") -> str:
     if device != "cpu" and torch.cuda.is_available():
         return torch.cuda.get_device_name().replace(" ", "-").lower()
     return f"cpu{os.cpu_count()}"
+
+
+def results_file(folder: Path, theme: str, machine: str | None = None) -> Path:
+    """Where a benchmark that is continued writes: its newest table of this machine, else one of this month."""
+    machine = machine or hardware()
+    begun = sorted(folder.glob(f"{theme}_{machine}_{'[0-9]' * 6}.csv"))
+    return begun[-1] if begun else folder / f"{theme}_{machine}_{date.today():%Y%m}.csv"
 
 
 def circumstances(comparison: str, data: str) -> dict[str, str]:

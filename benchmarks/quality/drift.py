@@ -29,12 +29,11 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from datetime import date
 from pathlib import Path
 from typing import Any
 
 import torch
-from benchmarks.quality.common import RESULTS, circumstances, hardware
+from benchmarks.quality.common import RESULTS, circumstances, results_file
 from rich.progress import track
 from torch import Tensor
 
@@ -272,13 +271,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--jobs", type=int, default=max(1, os.cpu_count() or 1), help="runs at once, one thread each")
     jobs = parser.parse_args().jobs
-    stamp = f"{hardware()}_{date.today():%Y%m}"
 
     tasks = [
         (name, TUNING_SEED, [(drift, settings) for settings in grid(name) for drift in ("translate", "shrink")])
         for name in METHODS
     ]
-    tuned = complete(RESULTS / f"drift_tuning_{stamp}.csv", tasks, jobs)
+    tuned = complete(results_file(RESULTS, "drift_tuning"), tasks, jobs)
     best = {name: best_settings(tuned, name) for name in METHODS}
     choices = {name: [each] if each in ({}, FIXED) else [FIXED, each] for name, each in best.items()}
     tasks = [
@@ -286,7 +284,7 @@ def main() -> None:
         for seed in SEEDS
         for name in METHODS
     ]
-    complete(RESULTS / f"drift_{stamp}.csv", tasks, jobs)
+    complete(results_file(RESULTS, "drift"), tasks, jobs)
 
 
 if __name__ == "__main__":

@@ -35,7 +35,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
-from datetime import date
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -44,7 +43,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 import yaml
-from benchmarks.quality.common import HERE, RESULTS, circumstances, hardware, labelled
+from benchmarks.quality.common import HERE, RESULTS, circumstances, hardware, labelled, results_file
 from rich.progress import track
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -530,7 +529,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     machine = hardware(words.device)
     about = circumstances(f"python -m benchmarks.quality.generation, {ruler_name} features, {steps}", name)
     about["hardware"] = machine
-    path = RESULTS / f"generation_{machine}_{date.today():%Y%m}.csv"
+    path = results_file(RESULTS, "generation", machine)
     key = (words.study, name, about["comparison"])
     done = {
         tuple(r[name] for name in IDENTITY[1:]) for r in _read(path) if (r["study"], r["data"], r["comparison"]) == key

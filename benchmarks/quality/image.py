@@ -13,12 +13,11 @@ import functools
 import os
 from collections.abc import Sequence
 from dataclasses import replace
-from datetime import date
 from pathlib import Path
 from typing import Any
 
 import yaml
-from benchmarks.quality.common import HERE, RESULTS, circumstances, hardware
+from benchmarks.quality.common import HERE, RESULTS, circumstances, results_file
 from rich.progress import track
 
 from gritvq.images import ImageData
@@ -69,7 +68,6 @@ def main() -> None:
     comparison = Comparison(**plan["comparison"])
     make_data = functools.partial(ImageData, arguments.data, **plan["data"])
     name = Path(arguments.data).name
-    stamp = f"{hardware()}_{date.today():%Y%m}"
 
     grid = [
         Entry(method, getattr(presets, method), int(size), plan["tuning_seed"], settings)
@@ -78,7 +76,7 @@ def main() -> None:
         for settings in choices
     ]
     tuning = replace(comparison, split="validation")
-    tuned = complete(RESULTS / f"image_tuning_{stamp}.csv", tuning, grid, make_data, name, arguments.jobs)
+    tuned = complete(results_file(RESULTS, "image_tuning"), tuning, grid, make_data, name, arguments.jobs)
     if arguments.stop_after_tuning:
         return
     found = {key(result): result["psnr"] for result in tuned}
@@ -92,7 +90,7 @@ def main() -> None:
         if place not in best or score(entry) > score(best[place]):
             best[place] = entry
     finals = [replace(entry, seed=seed) for seed in plan["seeds"] for entry in best.values()]
-    complete(RESULTS / f"image_{stamp}.csv", comparison, finals, make_data, name, arguments.jobs)
+    complete(results_file(RESULTS, "image"), comparison, finals, make_data, name, arguments.jobs)
 
 
 if __name__ == "__main__":

@@ -16,13 +16,12 @@ import argparse
 import multiprocessing
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from datetime import date
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
-from benchmarks.quality.common import HERE, RESULTS, circumstances, hardware
+from benchmarks.quality.common import HERE, RESULTS, circumstances, results_file
 from benchmarks.quality.items import made
 from benchmarks.quality.next_item import recommender_of, test_metrics
 from rich.progress import track
@@ -96,7 +95,7 @@ def main() -> None:
     unknown = sorted({*options.tokenizers} - {*plan["tokenizers"], RANDOM})
     if unknown:
         parser.error(f"expected tokenizers of items.yaml or {RANDOM!r}, got {', '.join(unknown)}")
-    path = RESULTS / f"items_recommenders_{hardware()}_{date.today():%Y%m}.csv"
+    path = results_file(RESULTS, "items_recommenders")
     about = circumstances("depth decoder, 3 + 1 layers", options.data.resolve().name)
     done = read_results(path, IDENTITY) if path.exists() else []
     finished = {tuple(str(result[name]) for name in IDENTITY) for result in done}

@@ -11,14 +11,13 @@ from __future__ import annotations
 
 import argparse
 import time
-from datetime import date
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import yaml
-from benchmarks.quality.common import HERE, RESULTS, circumstances, hardware
+from benchmarks.quality.common import HERE, RESULTS, circumstances, results_file
 from benchmarks.quality.peers import SemanticIdKMeans
 from rich.progress import track
 
@@ -75,7 +74,7 @@ def main() -> None:
     arguments = parser.parse_args()
     plan = yaml.safe_load(arguments.plan.read_text())
     x = np.load(arguments.data / "item_embeddings.npy")
-    path = RESULTS / f"items_tokenizers_{hardware()}_{date.today():%Y%m}.csv"
+    path = results_file(RESULTS, "items_tokenizers")
     told = " ".join(f"{k}={v}" for part in ("network", "plan") for k, v in plan[part].items())
     about = circumstances(f"levels={plan['levels']} {told}", arguments.data.resolve().name)
     done = read_results(path) if path.exists() else []

@@ -11,11 +11,10 @@ from __future__ import annotations
 import argparse
 import functools
 import os
-from datetime import date
 from pathlib import Path
 
 import yaml
-from benchmarks.quality.common import HERE, RESULTS, circumstances, hardware
+from benchmarks.quality.common import HERE, RESULTS, circumstances, results_file
 from benchmarks.quality.image import complete
 
 from gritvq.cli import comparison_entries
@@ -40,7 +39,7 @@ def main() -> None:
     for name in arguments.tables or plan["tables"]:
         table = plan["tables"][name]
         entries = comparison_entries(table["methods"], [table["codebook_size"]], plan["seeds"])
-        path = RESULTS / f"methods_{name}_{hardware()}_{date.today():%Y%m}.csv"
+        path = results_file(RESULTS, f"methods_{name}")
         results = complete(path, comparison, entries, make_data, data, arguments.jobs)
         write_results(path, [{**floor, **about}, *results], about)
 

@@ -18,13 +18,12 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
-from datetime import date
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
-from benchmarks.quality.common import RESULTS, circumstances, hardware
+from benchmarks.quality.common import RESULTS, circumstances, results_file
 from benchmarks.quality.recommenders import CONFIGS
 from torch import Tensor
 
@@ -152,7 +151,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1400)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     options = parser.parse_args()
-    path = RESULTS / f"items_new_{hardware()}_{date.today():%Y%m}.csv"
+    path = results_file(RESULTS, "items_new")
     about = circumstances("items held out of training, seen excluded", options.data.resolve().name)
     done = read_results(path, IDENTITY) if path.exists() else []
     for seed in options.seeds:

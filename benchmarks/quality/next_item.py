@@ -18,12 +18,11 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from datetime import date
 from pathlib import Path
 from typing import Any
 
 import torch
-from benchmarks.quality.common import RESULTS, circumstances, hardware
+from benchmarks.quality.common import RESULTS, circumstances, results_file
 from lightning import Callback, LightningModule, Trainer
 
 from gritvq.items import (
@@ -135,7 +134,7 @@ def measure(options: argparse.Namespace, split: Split) -> None:
     folder = Path(options.run) / "copies"
     lines = [json.loads(path.read_text()) for path in sorted(folder.glob("step-*.json"))]
     about = circumstances("python -m benchmarks.quality.next_item", Path(options.data).name)
-    path = RESULTS / f"items_next_{hardware()}_{date.today():%Y%m}.csv"
+    path = results_file(RESULTS, "items_next")
     rows = read_results(path, IDENTITY) if path.exists() else []
     known = {tuple(str(row[name]) for name in IDENTITY) for row in rows}
     best = max(lines, key=lambda line: line["ndcg@10"])

@@ -17,12 +17,11 @@ import tempfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from datetime import date
 from pathlib import Path
 from typing import Any
 
 import yaml
-from benchmarks.quality.common import RESULTS, circumstances, hardware
+from benchmarks.quality.common import RESULTS, circumstances, results_file
 from rich.progress import track
 
 from gritvq.images import ImageData
@@ -88,7 +87,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=max(1, os.cpu_count() or 1), help="runs at once, one thread each")
     arguments = parser.parse_args()
     data = arguments.data.resolve()
-    path = RESULTS / f"recipes_{hardware()}_{date.today():%Y%m}.csv"
+    path = results_file(RESULTS, "recipes")
     about = circumstances("gritvq fit --config configs/methods/PRESET.yaml", data.name)
     done = read_results(path) if path.exists() else [{**mean_colors(data), **about}]
     missing = [name for name in arguments.methods if name not in {result["method"] for result in done}]

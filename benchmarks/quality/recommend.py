@@ -19,13 +19,12 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable, Iterator
-from datetime import date
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from benchmarks.quality.common import RESULTS, circumstances, hardware
+from benchmarks.quality.common import RESULTS, circumstances, results_file
 from benchmarks.quality.peers import cornac_sasrec
 
 from gritvq.items import CoOccurrence, Popularity, SASRec, TextCosine, ranking_metrics, ranks_by_scores
@@ -140,7 +139,7 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", choices=MAKERS, default=list(METHODS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     arguments = parser.parse_args()
-    path = RESULTS / f"items_baselines_{hardware()}_{date.today():%Y%m}.csv"
+    path = results_file(RESULTS, "items_baselines")
     about = circumstances(CONTEST, "-")
     for name in DATA:
         data = read_item_data(arguments.data / name)

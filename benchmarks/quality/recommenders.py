@@ -22,13 +22,12 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from datetime import date
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
-from benchmarks.quality.common import HERE, RESULTS, circumstances, hardware
+from benchmarks.quality.common import HERE, RESULTS, circumstances, results_file
 from rich.progress import track
 
 from gritvq.items import SemanticIds
@@ -131,7 +130,7 @@ def main() -> None:
         parser.error(f"expected recommenders of the study, {', '.join(entries)}, got {', '.join(unknown)}")
     work = options.work / options.study
     work.mkdir(parents=True, exist_ok=True)
-    path = RESULTS / f"items_{options.study}_{hardware()}_{date.today():%Y%m}.csv"
+    path = results_file(RESULTS, f"items_{options.study}")
     about = circumstances("gritvq fit items, all test users, whole catalogue", options.data.resolve().name)
     done = read_results(path, IDENTITY) if path.exists() else []
     finished = {(result["method"], result["seed"]) for result in done}

@@ -39,7 +39,6 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import replace
-from datetime import date
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -49,7 +48,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 import yaml
-from benchmarks.quality.common import HERE, RESULTS, circumstances, hardware
+from benchmarks.quality.common import HERE, RESULTS, circumstances, results_file
 from benchmarks.speed.measure import alternating, percentile
 from lightning import Callback
 from rich.progress import track
@@ -495,7 +494,7 @@ def main(words: list[str] | None = None) -> None:
     plan = yaml.safe_load(given.plan.read_text())
     study, name, layout = plan.pop("studies")[given.study], Path(given.data).name, layout_of(given.data)
     about = circumstances(f"python -m benchmarks.quality.text, {plan['max_steps']:,} steps", name)
-    path = given.results / f"text_{hardware()}_{date.today():%Y%m}.csv"
+    path = results_file(given.results, "text")
     timed = circumstances(
         "medians of alternating rounds, one thread, forward and backward without a loss", "random numbers"
     )

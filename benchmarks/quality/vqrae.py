@@ -16,13 +16,12 @@ from __future__ import annotations
 import argparse
 import copy
 from collections.abc import Iterator, Sequence
-from datetime import date
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from benchmarks.quality.common import RESULTS, circumstances, hardware, labelled
+from benchmarks.quality.common import RESULTS, circumstances, labelled, results_file
 from torch import Tensor, nn
 
 from gritvq.images import (
@@ -173,7 +172,7 @@ def main(words: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(words)
     if arguments.steps and arguments.out is None:
         parser.error("expected --out with --steps, got none; a quick look is no result: name another file for it")
-    out = arguments.out or RESULTS / f"vqrae_{hardware()}_{date.today():%Y%m}.csv"
+    out = arguments.out or results_file(RESULTS, "vqrae")
     steps = dict.fromkeys(STEPS, arguments.steps) if arguments.steps else STEPS
     about = circumstances("python -m benchmarks.quality.vqrae", arguments.data.name)
     done = read_results(out) if out.exists() else []
