@@ -44,6 +44,7 @@ import torch
 import torch.nn.functional as F
 import yaml
 from benchmarks.quality.common import HERE, RESULTS, circumstances, hardware, labelled, results_file
+from benchmarks.quality.pictures import draw_rows, keep_row, kept_row
 from rich.progress import track
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -65,7 +66,6 @@ from gritvq.images import (
     num_parameters,
     to_uint8,
 )
-from gritvq.plotting import new_figure, save_figure
 from gritvq.priors import Prior, PriorTask, sample_seeds
 from gritvq.quantizers import presets
 from gritvq.results import read_results, write_results
@@ -462,18 +462,6 @@ def outcomes(jobs: Sequence[Job], pool: Executor) -> Iterator[tuple[Job, dict[st
                     yield job, reason
 
 
-def draw(rows: dict[str, np.ndarray], path: Path) -> None:
-    """One row of pictures, one of every class, of each name."""
-    figure, axes = new_figure(9, 0.85 * len(rows), len(rows), CLASSES, squeeze=False)
-    for line, (name, pictures) in zip(axes, rows.items(), strict=True):
-        line[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=9)
-        for axis, picture in zip(line, pictures, strict=True):
-            axis.imshow(np.repeat(picture, 3 // len(picture), 0).transpose(1, 2, 0), interpolation="nearest")
-            axis.set(xticks=[], yticks=[], frame_on=False)
-    figure.tight_layout(pad=0.3)
-    save_figure(figure, path)
-
-
 def plan_of(content: dict[str, Any], study: str, data: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """What all runs of a study share, with the prior's steps for these pictures; and the rest of the study."""
     content = dict(content)
@@ -485,17 +473,27 @@ def plan_of(content: dict[str, Any], study: str, data: str) -> tuple[dict[str, A
 
 
 def pictures_of(jobs: Sequence[Job]) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Test pictures, one of every class, beside the contenders' samples; and beside what their tokenizers decode."""
+    """Test pictures, one of every class, beside the contenders' samples; and beside what their tokenizers decode.
+
+    Those of a run are kept beside the results, so that a page can be made again when models are gone.
+    """
     test, labels = labelled(jobs[0].data, "test", 200)
     test = test[[labels.tolist().index(number) for number in range(CLASSES)]]
     drawn, reconstructed = {"test pictures": test.numpy()}, {"test pictures": test.numpy()}
     for job in jobs:
-        kept, folder = job.folders[1] / "samples_guided.npy", job.folders[0] / "tokenizer"
-        if job.method not in drawn and kept.is_file():
-            drawn[job.method] = np.load(kept)[:CLASSES]
-        if job.method not in reconstructed and folder.is_dir():
+        samples, folder = job.folders[1] / "samples_guided.npy", job.folders[0] / "tokenizer"
+        own = {
+            "samples": RESULTS / "pictures" / f"{job.folders[0].name}-{job.folders[1].name}.png",
+            "decoded": RESULTS / "pictures" / f"{job.folders[0].name}.png",
+        }
+        if samples.is_file():
+            keep_row(np.load(samples)[:CLASSES], own["samples"])
+        if folder.is_dir():
             tokenizer = ImageTokenizer.from_pretrained(folder)
-            reconstructed[job.method] = decoded(tokenizer, encoded(tokenizer, test)).numpy()
+            keep_row(decoded(tokenizer, encoded(tokenizer, test)).numpy(), own["decoded"])
+        for rows, kept in ((drawn, own["samples"]), (reconstructed, own["decoded"])):
+            if job.method not in rows and kept.is_file():
+                rows[job.method] = kept_row(kept, CLASSES)
     return drawn, reconstructed
 
 
@@ -560,8 +558,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             write_results(path, [*others, {**found, **about}], about, IDENTITY)
     drawn, reconstructed = pictures_of(jobs)
     begin = f"generation_{words.study}_{name}"
-    draw(drawn, DOCS / f"{begin}_{machine}.png")
-    draw(reconstructed, DOCS / f"{begin}_decoded_{machine}.png")
+    draw_rows(drawn, DOCS / f"{begin}_{machine}.png")
+    draw_rows(reconstructed, DOCS / f"{begin}_decoded_{machine}.png")
     if failed:
         sys.exit(
             "\n  ".join([f"{len(failed)} of {len(missing)} runs failed; the same command tries them again:", *failed])

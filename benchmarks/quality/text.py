@@ -504,7 +504,9 @@ def main(words: list[str] | None = None) -> None:
         write_results(path, [*others, *found], about, IDENTITY, UNITS)
     key = (given.study, name, about["comparison"])
     rows = [row for row in _read(path) if (row["study"], row["data"], row["comparison"]) == key]
-    done = {(row["method"], row["seed"]) for row in rows if "words" in row}  # which the first rows did not have
+    done = {  # the first rows did not have words
+        (row["method"], row["settings"], row["seed"]) for row in rows if "words" in row
+    }
     files = prepared(given.data, given.work, plan["vocabulary"])
     jobs = [
         Job(files, layout, plan, given.study, method, settings, seed, given.work)
@@ -512,12 +514,18 @@ def main(words: list[str] | None = None) -> None:
         for method, settings in study["methods"].items()
         if given.methods is None or method in given.methods
     ]
-    missing = [job for job in jobs if (job.method, job.seed) not in done]
+    missing = [job for job in jobs if (job.method, job.words, job.seed) not in done]
     if missing:
         with ProcessPoolExecutor(given.jobs, mp_context=get_context("spawn")) as pool:
-            futures = [pool.submit(run, job) for job in missing]
+            futures = {pool.submit(run, job): job for job in missing}
             for future in track(as_completed(futures), "runs", total=len(futures)):
-                others = [r for r in _read(path) if (r["study"], r["data"]) != key[:2] or r["comparison"] == key[2]]
+                replaced = (futures[future].method, futures[future].seed)
+                others = [
+                    row
+                    for row in _read(path)
+                    if (row["study"], row["data"]) != key[:2]
+                    or (row["comparison"] == key[2] and (row["method"], row["seed"]) != replaced)
+                ]
                 write_results(path, [*others, {**future.result(), **about}], about, IDENTITY, UNITS)
     texts = {}
     for method, settings in study["methods"].items():

@@ -17,6 +17,7 @@ import torch
 import yaml
 from benchmarks.gpu.sizes import make_vgg
 from benchmarks.quality import generation
+from benchmarks.quality.pictures import keep_row, kept_row
 from PIL import Image
 
 
@@ -66,12 +67,16 @@ def test_a_run_measures_what_it_made_and_goes_on_from_it(job: generation.Job, mo
     assert found["bits_per_pixel"] == pytest.approx(found["nats_per_token"] / np.log(2) / 16)
     assert found["fixed_bits_per_pixel"] == 3 / 16
     assert {path.name for path in job.folders[1].glob("*.npy")} == {"samples.npy", "samples_guided.npy"}
+    monkeypatch.setattr(generation, "RESULTS", job.work / "results")
     drawn, reconstructed = generation.pictures_of([job, job._replace(seed=1)])
     assert list(drawn) == list(reconstructed) == ["test pictures", "vq_vae_ema"]
     originals, own = reconstructed.values()
     assert own.shape == originals.shape == drawn["vq_vae_ema"].shape == (10, 1, 28, 28) and (own != originals).any()
     test, labels = generation.labelled(job.data, "test")
     assert np.array_equal(originals, test[:10].numpy()) and labels[:10].tolist() == list(range(10))
+    moved = job._replace(work=job.work / "elsewhere")  # where no model is
+    for before, after in zip((drawn, reconstructed), generation.pictures_of([moved]), strict=True):
+        assert list(before) == list(after) and all(np.array_equal(before[name], after[name]) for name in before)
     tokenizer = generation.tokenizer_of(job)
     assert np.array_equal(own, generation.decoded(tokenizer, generation.encoded(tokenizer, test[:10])).numpy())
     monkeypatch.setattr(generation, "train", lambda *_, **__: pytest.fail("trained again"))
@@ -272,6 +277,13 @@ def test_batches_are_a_function_of_seed_and_step() -> None:
     later = next(iter(data.train_dataloader(lambda: 3)))
     assert torch.equal(later[0], whole[3][0]) and not torch.equal(whole[0][1], whole[1][1])
     assert torch.equal(later[0][:, 0, 0, 0], 4 * later[1])
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_rows_of_pictures_are_kept_exactly(channels: int, tmp_path: Path) -> None:
+    pictures = np.random.default_rng(0).integers(0, 256, (4, channels, 5, 7), dtype=np.uint8)
+    keep_row(pictures, tmp_path / "new" / "row.png")
+    assert np.array_equal(kept_row(tmp_path / "new" / "row.png", 4), pictures)
 
 
 def test_the_classifier_of_the_repository_is_the_one_that_is_described() -> None:

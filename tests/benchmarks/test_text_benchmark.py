@@ -153,6 +153,14 @@ def test_one_command_does_everything_once(
         again = {row["method"]: row for row in read_results(path, text.IDENTITY)}
         for method in ("trace, free", "vq_vae_ema"):
             assert again[method] == rows[method]
+
+        plan["studies"]["models"]["methods"]["vq_vae_ema"] = {"decay": 0.8}  # rows of other settings are replaced
+        (tmp_path / "plan.yaml").write_text(yaml.safe_dump(plan, sort_keys=False))
+        monkeypatch.setattr(text, "run", lambda job: {**rows[job.method], "settings": job.words})
+        text.main(words)
+        now = read_results(path, text.IDENTITY)
+        assert [row["settings"] for row in now if row["method"] == "vq_vae_ema"] == ["decay=0.8"]
+        assert len(now) == len(rows)
     finally:
         torch.set_num_threads(threads)
 
