@@ -286,7 +286,7 @@ class TestRecommender:
         assert main(["recommend", str(recommender), "--history", history, "--k", "5"]) == 0
         assert capsys.readouterr().out == of_user
         assert main(["recommend", str(recommender), "--history", history, "--k", "5", "--exact", "true"]) == 0
-        assert "log-probability" in capsys.readouterr().out
+        assert "score" in capsys.readouterr().out
 
     def test_filters_by_the_catalogue_of_the_run(self, recommender: Path, capsys: pytest.CaptureFixture[str]) -> None:
         told = ["recommend", str(recommender), "--user", "u3", "--where", "[kind=kind 3]", "--exclude_seen", "true"]
@@ -437,6 +437,7 @@ class TestRecommender:
         said = wrong([*other, "--ids", "out/semantic-ids"], capsys)
         assert "expected ids, or collaborative_dim to make them with, got both" in said
         assert main(["semantic-ids", "report", "out/semantic-ids", "--data", str(shop), "--out", "report"]) == 0
+        assert "under noise" not in capsys.readouterr().out  # texts alone have other ids, with or without noise
         shutil.copytree(shop, "grown")  # a new item, which nobody has bought yet
         table = parquet.read_table("grown/items.parquet")
         columns = {

@@ -192,6 +192,11 @@ def test_added_items_are_recommended_and_old_ones_score_as_before(policy: Any, t
     assert loaded.priority.tolist() == [1, 5, 2, 3, 0, 0, 0] and loaded.ids.items == grown.items
     again = GenerativeRecommender.from_pretrained(loaded.save_pretrained(tmp_path / "again"))
     assert torch.equal(again.scores(histories), scores)
+    more = grown.add(torch.tensor([[0, 1]]), ["h"])  # what was grown and saved can grow again
+    for later, number in ((grown, 7), (more, 8)):
+        loaded_again = GenerativeRecommender.from_pretrained(tmp_path / "again", later)
+        torch.testing.assert_close(loaded_again.scores(histories)[:, :7], scores)
+        assert loaded_again.num_items == number and loaded_again.ids.items == later.items
     for rows in ([2, 1, 0, 3, 4, 5, 6], [1, 2, 3, 4, 5, 6], [0, 1, 2]):  # an id that moved, items that went
         other = SemanticIds(grown.codes[rows], grown.codebook_sizes, grown.items[: len(rows)], collisions=policy)
         with pytest.raises(ValueError, match=r"expected the ids that .* was trained on, .* or these with items added"):

@@ -22,6 +22,7 @@ from gritvq.items import (
     ProductKMeans,
     ResidualKMeans,
     collaborative_vectors,
+    joined_views,
 )
 
 SIZES = (4, 6)
@@ -95,6 +96,14 @@ def test_negative_eigenvalues_take_no_place() -> None:
 
 
 # --- several views ----------------------------------------------------------------------------------------------------
+
+
+def test_views_are_joined_row_by_row() -> None:
+    text, buyers = views()
+    assert torch.equal(joined_views(text.double().numpy(), buyers), torch.cat([text, buyers], 1))
+    for wrong in ((text, buyers[1:]), (text, buyers[:, 0]), ()):
+        with pytest.raises(ValueError, match=r"expected views .* of the same n items, got shapes .* every item a row"):
+            joined_views(*wrong)
 
 
 def test_one_view_is_the_tokenizer_itself() -> None:

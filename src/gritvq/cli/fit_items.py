@@ -150,15 +150,13 @@ def _with_views(config: Any, tokenizer: Any, vectors: Any, split: Any) -> tuple[
     """The tokenizer, and what it is fitted to: the embeddings, beside vectors of the training events if wanted."""
     if config.collaborative_dim is None:
         return tokenizer, vectors
-    import torch
-
-    from gritvq.items import MultiViewTokenizer, collaborative_vectors
+    from gritvq.items import MultiViewTokenizer, collaborative_vectors, joined_views
 
     others = collaborative_vectors(split.train, split.num_items, config.collaborative_dim, seed=config.plan.seed)
     views = MultiViewTokenizer(
         tokenizer, (vectors.shape[1], config.collaborative_dim), (1.0, config.collaborative_weight)
     )
-    return views, torch.cat([vectors, others], 1)
+    return views, joined_views(vectors, others)
 
 
 def _content(ids: Any, vectors: Any, dim: int | None) -> Any:

@@ -185,7 +185,7 @@ def _show(recommender: Any, config: Any, items: Any, allowed: Any) -> None:
     found, scores = best.items[0][best.items[0] >= 0], best.scores[0]
     names = _shown(items, config.column)
     columns = ["rank", "item", "id"]
-    columns += ["log-probability"] if config.exact else []
+    columns += ["score"] if config.exact else []
     columns += [config.column] if names else []
     lines = []
     for rank, row in enumerate(found.tolist(), 1):

@@ -132,8 +132,9 @@ def _judge(ids: Any, categories: Sequence[Any] | None, vectors: Any, tokenizer: 
         decoded = tokenizer.decode(ids.codes[:, : len(tokenizer.codebook_sizes)])[
             :, : vectors.shape[1]
         ]  # the first view
-        # the other policies replace codes, so ids are not the tokenizer's, with or without noise
-        noisy = tokenizer.perturbed_codes(vectors) if ids.collisions in ("append", "keep") else None
+        # the other policies replace codes, and ids of other views are not those of texts, with or without noise
+        comparable = ids.collisions in ("append", "keep") and vectors.shape[1] == tokenizer.dim
+        noisy = tokenizer.perturbed_codes(vectors) if comparable else None
     numbers = ids.report(categories, vectors, reconstructions=decoded, perturbed=noisy)
     run = RunFolder(out)
     files = {"ids": run.ids, "all numbers": run.report, "usage": run.usage, "collisions": run.collisions}

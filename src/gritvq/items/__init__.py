@@ -81,6 +81,7 @@ __getattr__, __dir__, __all__ = lazy_names(
             "ResidualKMeans",
             "grit_product",
             "grit_stack",
+            "joined_views",
             "residual_stack",
         ],
     },

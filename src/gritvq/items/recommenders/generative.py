@@ -100,6 +100,7 @@ class GenerativeRecommender(nn.Module):
                 f"it with max_items {max_history + 1}, or reduce max_history"
             )
         self.backbone, self.ids, self.max_history, self.beam = backbone, ids, max_history, beam
+        self._given = ids  # what is saved: in those that the model reads, tokens it does not know are clamped
         self.exclude_seen = exclude_seen
         self.trained: dict[str, Any] = {}
         priority = torch.zeros(len(ids.codes)) if priority is None else priority.detach().cpu().float()
@@ -188,7 +189,7 @@ class GenerativeRecommender(nn.Module):
         exclude: Histories | Sequence[Sequence[int]] | None = None,
         graph: ItemGraph | None = None,
     ) -> RankedItems:
-        """The k best items and their log-probabilities: by beam search, or exactly if the backbone is parallel.
+        """The k best items and scores, log-probabilities of ids: by beam search, or exactly by a parallel backbone.
 
         The scores of a :class:`gritvq.items.CatalogueDecoder` are log-probabilities up to a constant of each history;
         those of a model with ``content_dim`` have its content added.
@@ -274,7 +275,7 @@ class GenerativeRecommender(nn.Module):
         allowed: Bool[Tensor, "*B n"] | None = None,
         exclude: Histories | Sequence[Sequence[int]] | None = None,
     ) -> Float[Tensor, "B n"]:
-        """Exact log-probabilities of all items' ids, as of :meth:`best`; equal for items that share an id.
+        """Exact scores of all items, as of :meth:`best`; equal for items that share an id.
 
         Args:
             histories: Item rows of B users, oldest first; may be empty.
@@ -331,10 +332,10 @@ class GenerativeRecommender(nn.Module):
             ValueError: If the path is a file, or a folder with other files.
         """
         told = dict(self.trained if training is None else training)
-        extra = {"max_history": self.max_history, "beam": self.beam, "ids": _digest(self.ids)}
+        extra = {"max_history": self.max_history, "beam": self.beam, "ids": _digest(self._given)}
         extra |= ({"exclude_seen": True} if self.exclude_seen else {}) | ({"training": told} if told else {})
         others = {
-            _IDS: self.ids.save,
+            _IDS: self._given.save,
             _PRIORITY: lambda path: save_file({"priority": self.priority.cpu().contiguous()}, path),
         }
         return write_folder(folder, _KIND, self.backbone, extra, others)
@@ -390,14 +391,16 @@ class GenerativeRecommender(nn.Module):
         load_weights(backbone, folder, config)
         priority = torch.zeros(len(ids))
         priority[places] = _read_priority(folder, config, len(own))
-        if ids.codebook_sizes != own.codebook_sizes:
-            known = ids.codes.minimum(torch.tensor(own.codebook_sizes) - 1)
-            ids = SemanticIds(known, own.codebook_sizes, ids.items, fingerprint=ids.fingerprint)
+        given, sizes = ids, backbone.codebook_sizes
+        if ids.collisions == "append" and len(ids.codebook_sizes) == len(sizes) and ids.codebook_sizes[-1] > sizes[-1]:
+            known = ids.codes.minimum(torch.tensor(sizes) - 1)
+            ids = SemanticIds(known, sizes, ids.items, fingerprint=ids.fingerprint)
         settings = {name: config[name] for name in ("max_history", "beam")}
         exclude_seen = config.get("exclude_seen", False)
         if not isinstance(exclude_seen, bool):
             raise ValueError(f"expected exclude_seen true or false in {folder}, got {exclude_seen!r}; copy it again")
         made = cls(backbone, ids, **settings, priority=priority, exclude_seen=exclude_seen).eval()
+        made._given = given
         made.trained = training if isinstance(training := config.get("training"), dict) else {}
         return made
 

@@ -27,7 +27,7 @@ class RankedItems(NamedTuple):
 
     Attributes:
         items: Rows (B, k); -1 if there are fewer items.
-        scores: Their log-probabilities (B, k); minus infinity for -1.
+        scores: Their log-probabilities (B, k), of some models up to a constant of each history; minus infinity for -1.
     """
 
     items: Int[Tensor, "B k"]

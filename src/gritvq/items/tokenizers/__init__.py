@@ -6,7 +6,7 @@ from gritvq.items.tokenizers.product import ProductKMeans
 from gritvq.items.tokenizers.residual import ResidualKMeans
 from gritvq.items.tokenizers.rqvae import RQVAE
 from gritvq.items.tokenizers.stacks import grit_product, grit_stack, residual_stack
-from gritvq.items.tokenizers.views import MultiViewTokenizer
+from gritvq.items.tokenizers.views import MultiViewTokenizer, joined_views
 
 __all__ = [
     "RQVAE",
@@ -19,5 +19,6 @@ __all__ = [
     "ResidualKMeans",
     "grit_product",
     "grit_stack",
+    "joined_views",
     "residual_stack",
 ]

@@ -14,9 +14,32 @@ from gritvq.component import check_integer, check_number
 from gritvq.items.tokenizers.base import Embeddings, ItemTokenizer
 from gritvq.quantizers.base import Quantizer
 
-__all__ = ["MultiViewTokenizer"]
+__all__ = ["MultiViewTokenizer", "joined_views"]
 
 _MOST_VIEWS = 4  # of a program, which has a matrix for each of the 2^V - 2 patterns
+
+
+def joined_views(*views: Embeddings) -> Float[Tensor, "n D"]:
+    """The views of n items side by side, as :class:`MultiViewTokenizer` takes them.
+
+    Args:
+        views: One row per item in each, in the same order; NaN throughout where an item has no such view.
+
+    Raises:
+        ValueError: If there is no view, one is not a matrix, or they have different numbers of rows.
+
+    Example:
+        >>> joined_views(torch.zeros(3, 2), torch.ones(3, 1)).shape
+        torch.Size([3, 3])
+    """
+    tensors = [torch.as_tensor(view) for view in views]
+    shapes = [tuple(view.shape) for view in tensors]
+    if not shapes or any(len(shape) != 2 for shape in shapes) or len({rows for rows, _ in shapes}) > 1:
+        raise ValueError(
+            f"expected views (n, D) of the same n items, got shapes {shapes}; give every item a row in each, NaN where "
+            "it has no such view"
+        )
+    return torch.cat([view.float() for view in tensors], 1)
 
 
 class MultiViewTokenizer(ItemTokenizer):
@@ -47,8 +70,8 @@ class MultiViewTokenizer(ItemTokenizer):
         >>> buyers = text @ torch.randn(4, 6, generator=generator)
         >>> buyers[90:] = torch.nan
         >>> from gritvq.items import ResidualKMeans
-        >>> tokenizer = MultiViewTokenizer(ResidualKMeans(8, 2), (4, 6)).fit(torch.cat([text, buyers], 1))
-        >>> tokenizer.encode(torch.cat([text, buyers], 1)).shape
+        >>> both = joined_views(text, buyers)
+        >>> MultiViewTokenizer(ResidualKMeans(8, 2), (4, 6)).fit(both).encode(both).shape
         torch.Size([100, 2])
     """
 
