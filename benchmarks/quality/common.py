@@ -6,8 +6,10 @@ import io
 import os
 import platform
 import subprocess
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as parquet
@@ -33,6 +35,11 @@ def results_file(folder: Path, theme: str, machine: str | None = None) -> Path:
     machine = machine or hardware()
     begun = sorted(folder.glob(f"{theme}_{machine}_{'[0-9]' * 6}.csv"))
     return begun[-1] if begun else folder / f"{theme}_{machine}_{date.today():%Y%m}.csv"
+
+
+def finished(results: Iterable[Mapping[str, Any]], data: str, names: Sequence[str]) -> set[tuple[str, ...]]:
+    """What is measured of a data set already: the named columns of its rows, as texts."""
+    return {tuple(str(row[name]) for name in names) for row in results if row["data"] == data}
 
 
 def circumstances(comparison: str, data: str) -> dict[str, str]:

@@ -7,7 +7,7 @@ codes, which say nothing about an item. Every tokenizer gets the model, optimize
 ``next_item.py``, only fewer steps; nothing is tuned, no copy is chosen, and the test items are ranked once, after the
 last step. A seed is that of the tokenizer and of the recommender.
 
-Writes ``benchmarks/results/items_recommenders_*.csv``. Finished runs are not repeated.
+Writes ``benchmarks/results/items_recommenders_*.csv``. Finished runs are not repeated for the same data.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 import yaml
-from benchmarks.quality.common import HERE, RESULTS, circumstances, results_file
+from benchmarks.quality.common import HERE, RESULTS, circumstances, finished, results_file
 from benchmarks.quality.items import made
 from benchmarks.quality.next_item import recommender_of, test_metrics
 from rich.progress import track
@@ -98,9 +98,9 @@ def main() -> None:
     path = results_file(RESULTS, "items_recommenders")
     about = circumstances("depth decoder, 3 + 1 layers", options.data.resolve().name)
     done = read_results(path, IDENTITY) if path.exists() else []
-    finished = {tuple(str(result[name]) for name in IDENTITY) for result in done}
+    known = finished(done, about["data"], IDENTITY)
     tasks = [(name, seed) for seed in options.seeds for name in options.tokenizers]
-    missing = [t for t in tasks if (t[0], str(options.steps), str(options.beam), str(t[1])) not in finished]
+    missing = [t for t in tasks if (t[0], str(options.steps), str(options.beam), str(t[1])) not in known]
     with ProcessPoolExecutor(options.jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
         futures = [pool.submit(run, *task, options.data, plan, options.steps, options.beam) for task in missing]
         for future in track(as_completed(futures), total=len(futures), description=path.stem):

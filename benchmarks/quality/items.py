@@ -2,9 +2,9 @@
 
     python -m benchmarks.quality.items --data PATH-TO-AMAZON-BEAUTY
 
-Writes ``benchmarks/results/items_tokenizers_*.csv``. Finished runs are not repeated, so an interrupted benchmark goes
-on where it stopped; delete the file to start over. Runs follow each other, each with as many threads as torch is given
-(``OMP_NUM_THREADS``).
+Writes ``benchmarks/results/items_tokenizers_*.csv``. Finished runs are not repeated for the same data, so an
+interrupted benchmark goes on where it stopped; delete the file to start over. Runs follow each other, each with as many
+threads as torch is given (``OMP_NUM_THREADS``).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
-from benchmarks.quality.common import HERE, RESULTS, circumstances, results_file
+from benchmarks.quality.common import HERE, RESULTS, circumstances, finished, results_file
 from benchmarks.quality.peers import SemanticIdKMeans
 from rich.progress import track
 
@@ -78,9 +78,10 @@ def main() -> None:
     told = " ".join(f"{k}={v}" for part in ("network", "plan") for k, v in plan[part].items())
     about = circumstances(f"levels={plan['levels']} {told}", arguments.data.resolve().name)
     done = read_results(path) if path.exists() else []
-    finished = {(result["method"], int(result["seed"])) for result in done}
+    known = finished(done, about["data"], ("method", "seed"))
     runs = [(name, seed) for seed in plan["seeds"] for name in arguments.tokenizers or plan["tokenizers"]]
-    for name, seed in track([run for run in runs if run not in finished], description=path.stem):
+    missing = [(name, seed) for name, seed in runs if (name, str(seed)) not in known]
+    for name, seed in track(missing, description=path.stem):
         entry = plan["tokenizers"][name]
         own = {k: v for part in ("settings", "network", "plan") for k, v in entry.get(part, {}).items()}
         settings = " ".join(f"{k}={v}" for k, v in own.items()) or "-"

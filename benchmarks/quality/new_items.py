@@ -10,7 +10,8 @@ items, without what a user has. One training is measured as it is, and with the 
 (``content_dim``), which training does not see. The baseline is the cosine of titles with the user's last item, on the
 same users and items. Size and weight of the content were chosen on validation items, with half of the steps.
 
-Writes ``benchmarks/results/items_new_*.csv``. Seeds that are in it already are not repeated.
+Writes ``benchmarks/results/items_new_*.csv``. A seed that has all its rows of these data there is not repeated;
+one that lacks some is run again, and its new rows take the place of the old ones.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from typing import Any
 
 import torch
 import yaml
-from benchmarks.quality.common import RESULTS, circumstances, results_file
+from benchmarks.quality.common import RESULTS, circumstances, finished, results_file
 from benchmarks.quality.recommenders import CONFIGS
 from torch import Tensor
 
@@ -51,6 +52,12 @@ from gritvq.training.run import seed_everything
 
 IDENTITY = ("method", "ranked", "steps", "seed")
 UNITS = {"users": "users", "new_items": "items", "minutes": "min", "seconds_per_1000_items": "s"}
+WITHOUT, WITH, COSINE = METHODS = (
+    "catalogue softmax, ids of titles",
+    "catalogue softmax and content, ids of titles",
+    "cosine of titles",
+)
+RANKED = ALL, NEW = ("the whole catalogue", "new items")
 ADDED = 1000  # items whose ids are timed
 CONTENT: dict[str, Any] = {"content_dim": 512, "content_weight": 15.0}
 
@@ -126,18 +133,18 @@ def run(data_folder: Path, steps: int, seed: int) -> list[dict[str, Any]]:
         return recommender.scores(own[part])[:, own_row]
 
     for method, scores in (
-        ("catalogue softmax, ids of titles", lambda part: of_ids(part, 0.0)),
-        ("catalogue softmax and content, ids of titles", lambda part: of_ids(part, CONTENT["content_weight"])),
-        ("cosine of titles", lambda part: cosine.scores(histories[part])),
+        (WITHOUT, lambda part: of_ids(part, 0.0)),
+        (WITH, lambda part: of_ids(part, CONTENT["content_weight"])),
+        (COSINE, lambda part: cosine.scores(histories[part])),
     ):
-        found: dict[str, list[Tensor]] = {"the whole catalogue": [], "new items": []}
+        found: dict[str, list[Tensor]] = {ranked: [] for ranked in RANKED}
         for part in torch.arange(len(asked)).split(256):
             each = without_seen(scores(part), histories[part])
-            found["the whole catalogue"].append(rank_of_target(each, targets[part]))
-            found["new items"].append(rank_of_target(each.masked_fill(~new, -torch.inf), targets[part]))
+            found[ALL].append(rank_of_target(each, targets[part]))
+            found[NEW].append(rank_of_target(each.masked_fill(~new, -torch.inf), targets[part]))
         for ranked, ranks in found.items():
             about = {"users": len(asked), "new_items": len(rows)}
-            if method != "cosine of titles":
+            if method != COSINE:
                 about |= {"minutes": minutes, "seconds_per_1000_items": seconds}
             numbers = ranking_metrics(torch.cat(ranks))
             results.append({"method": method, "ranked": ranked, "steps": steps, "seed": seed, **numbers, **about})
@@ -155,8 +162,11 @@ def main() -> None:
     about = circumstances("items held out of training, seen excluded", options.data.resolve().name)
     done = read_results(path, IDENTITY) if path.exists() else []
     for seed in options.seeds:
-        if any((str(row["seed"]), str(row["steps"])) == (str(seed), str(options.steps)) for row in done):
+        own = (about["data"], str(options.steps), str(seed))
+        known = finished(done, about["data"], IDENTITY)
+        if {(method, ranked, *own[1:]) for method in METHODS for ranked in RANKED} <= known:
             continue
+        done = [row for row in done if (row["data"], str(row["steps"]), str(row["seed"])) != own]
         for result in run(options.data, options.steps, seed):
             done.append({**result, **about})
             print({k: round(v, 5) if isinstance(v, float) else v for k, v in result.items()}, flush=True)

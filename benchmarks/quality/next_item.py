@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from benchmarks.quality.common import RESULTS, circumstances, results_file
+from benchmarks.quality.common import RESULTS, circumstances, finished, results_file
 from lightning import Callback, LightningModule, Trainer
 
 from gritvq.items import (
@@ -136,7 +136,7 @@ def measure(options: argparse.Namespace, split: Split) -> None:
     about = circumstances("python -m benchmarks.quality.next_item", Path(options.data).name)
     path = results_file(RESULTS, "items_next")
     rows = read_results(path, IDENTITY) if path.exists() else []
-    known = {tuple(str(row[name]) for name in IDENTITY) for row in rows}
+    known = finished(rows, about["data"], IDENTITY)
     best = max(lines, key=lambda line: line["ndcg@10"])
     sample = torch.randperm(len(split.users), generator=torch.Generator().manual_seed(0))[:SAMPLE].sort().values
     for number, line in enumerate(lines):

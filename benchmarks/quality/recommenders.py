@@ -1,4 +1,4 @@
-"""Recommenders as users train them: ``gritvq fit items`` with shipped configurations, on Amazon Beauty.
+"""Recommenders as users train them: ``gritvq fit items`` with shipped configurations, on Amazon Beauty or other data.
 
     python -m benchmarks.quality.recommenders --data PATH-TO-AMAZON-BEAUTY
 
@@ -7,8 +7,9 @@ users, and the rank of every test user's item in the whole catalogue. A seed is 
 are the processor time of the whole command. A study with ``test: false`` ranks no test users; such studies choose
 settings.
 
-Writes ``benchmarks/results/items_headline_*.csv``, or the name of another study. Finished runs are not repeated, and
-interrupted ones go on from their last checkpoint, as long as their folders lie in ``--work``.
+Writes ``benchmarks/results/items_headline_*.csv``, or the name of another study. Runs that are finished for the data
+set, which has the name of its folder, are not repeated, and interrupted ones go on from their last checkpoint, as long
+as their folders lie in ``--work``. ``--recommenders NAME`` makes the rows of one method alone.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from typing import Any
 
 import torch
 import yaml
-from benchmarks.quality.common import HERE, RESULTS, circumstances, results_file
+from benchmarks.quality.common import HERE, RESULTS, circumstances, finished, results_file
 from rich.progress import track
 
 from gritvq.items import SemanticIds
@@ -128,17 +129,18 @@ def main() -> None:
     tested, entries = study.get("test", True), study["recommenders"]
     if unknown := sorted({*(options.recommenders or ())} - {*entries}):
         parser.error(f"expected recommenders of the study, {', '.join(entries)}, got {', '.join(unknown)}")
-    work = options.work / options.study
+    data = options.data.resolve()
+    work = options.work / options.study / data.name
     work.mkdir(parents=True, exist_ok=True)
     path = results_file(RESULTS, f"items_{options.study}")
-    about = circumstances("gritvq fit items, all test users, whole catalogue", options.data.resolve().name)
+    about = circumstances("gritvq fit items, all test users, whole catalogue", data.name)
     done = read_results(path, IDENTITY) if path.exists() else []
-    finished = {(result["method"], result["seed"]) for result in done}
+    known = finished(done, data.name, ("method", "seed"))
     tasks = [
-        (name, entries[name], seed, options.data.resolve(), work, tested)
+        (name, entries[name], seed, data, work, tested)
         for seed in options.seeds or study["seeds"]
         for name in options.recommenders or entries
-        if (name, seed) not in finished
+        if (name, str(seed)) not in known
     ]
     with ThreadPoolExecutor(options.jobs) as pool:
         futures = [pool.submit(run, *task) for task in tasks]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 from benchmarks.report.tables import circumstances, markdown_table
 
 from gritvq.plotting import new_figure, save_figure
-from gritvq.results import read_results
+from gritvq.results import IDENTITY, read_results
 
 RUN = ("method", "settings", "codebook_size", "seed")
 HEADLINED = ("method", "settings", "seed")
@@ -18,13 +19,14 @@ NEXT = ("method", "level", "split", "users", "beam", "step", "seed")
 RECOMMENDER = ("method", "steps", "beam", "seed")
 ADDED = ("method", "ranked", "steps", "seed")
 TRIE = ("method", "users", "beams", "items", "token")
+CODE_BY_CODE = ("parallel", "sequential")  # how names of recommenders begin that predict the codes of an id
 RANKING = ("recall@5", "ndcg@5", "recall@10", "ndcg@10")
 ABOUT = ("hardware", "versions", "commit")
 
 TOKENIZERS = """    python -m benchmarks.quality.items --data PATH-TO-AMAZON-BEAUTY
 
-12,101 items of Amazon Beauty, MiniLM embeddings of their titles (384 components), three levels of 256 codes, before
-any collision policy. "Unique" is the share of distinct ids, "in collision" the share of items that share their id,
+MiniLM embeddings of titles (384 components; 12,101 items of Amazon Beauty), three levels of 256 codes, before any
+collision policy. "Unique" is the share of distinct ids, "in collision" the share of items that share their id,
 "error" the squared error of decoding over the variance, "neighbors" the share of an item's ten nearest embeddings
 among the ten items with the longest common prefix. Means over seeds, smallest and largest in brackets. Every RQ-VAE
 has the same networks, steps and rates. They were chosen with `grit_vq` units on seed 0 alone, by uniqueness and
@@ -40,13 +42,24 @@ noise does not change, "cohesion" the mean cosine of two items that share one, t
 HEADLINE = """    python -m benchmarks.quality.recommenders --data PATH-TO-AMAZON-BEAUTY
     python -m benchmarks.quality.recommend --data PATH-TO-RECSYS
 
-Amazon Beauty: 22,363 users, 12,101 items, the last event of each user for test, ranks in the whole catalogue; means
-over seeds, smallest and largest in brackets. Nobody has an item twice in these data, so lists may exclude the items
-that a user has seen; published tables differ in whether they do, and each row says what it does. Recommenders on
-semantic ids are what `gritvq fit items` makes of a configuration in `configs/items`, the checkpoint chosen by NDCG@10
-of as many validation users as it says; their settings were chosen on validation users, too. "Titles and buyers" are ids
-of title embeddings and of vectors of who had which items in the training part. Minutes are processor time of the whole
-command on one thread, ids, validation and test included."""
+`--recommenders NAME` after the first command, with a name of `benchmarks/quality/recommenders.yaml`, makes one row
+alone, as `--methods NAME` does after the second; `--seeds` says with which seeds.
+
+The last event of each user is for test, ranked in the whole catalogue (Amazon Beauty has 22,363 users and 12,101
+items); means over seeds, smallest and largest in brackets. Nobody has an item twice in these data, so lists may exclude
+the items that a user has seen; published tables differ in whether they do, and each row says what it does. Recommenders
+on semantic ids are what `gritvq fit items` makes of a configuration in `configs/items`, the checkpoint chosen by
+NDCG@10 of as many validation users as it says; their settings were chosen on validation users of Amazon Beauty, too.
+"Titles and buyers" are ids of title embeddings and of vectors of who had which items in the training part. Minutes are
+processor time of the whole command on one thread, ids, validation and test included."""
+
+UNITS = """    python -m benchmarks.quality.recommenders --study units --data PATH-TO-AMAZON-BEAUTY
+
+One recommender, that of `beauty-catalogue.yaml` with a quarter of its steps, on ids of eight codes of 256 (64 bits) of
+titles and buyers, by what made the ids: chance, k-means (residual, and of a product with and without a rotation), or an
+RQ-VAE of linear networks with the same steps and rate for each kind of unit: residual levels, but a product of grids
+for `fsq`, whose networks map to as few components as its grids have. Means over seeds of ids and model, smallest and
+largest in brackets."""
 
 BASELINES = """    python -m benchmarks.quality.recommend --data PATH-TO-RECSYS
 
@@ -64,11 +77,11 @@ and their 20th to 80th percentile."""
 
 NEW_ITEMS = """    python -m benchmarks.quality.new_items --data PATH-TO-AMAZON-BEAUTY
 
-A random tenth of the items of Amazon Beauty is taken out of all training histories and gets ids afterwards, from titles
-alone. Ranked are the test items of users whose test item is new, seen items excluded. The recommender has the settings
-of `beauty-catalogue.yaml` and a quarter of its steps; with content, its scores have that part added, whose size and
-weight were chosen on validation items of seed 0. A seed is that of the new items, ids and model; means, smallest and
-largest in brackets. The time for a thousand ids includes encoding."""
+A random tenth of the items is taken out of all training histories and gets ids afterwards, from titles alone. Ranked
+are the test items of users whose test item is new, seen items excluded. The recommender has the settings of
+`beauty-catalogue.yaml` and a quarter of its steps; with content, its scores have that part added, whose size and weight
+were chosen on validation items of Amazon Beauty, seed 0. A seed is that of the new items, ids and model; means,
+smallest and largest in brackets. The time for a thousand ids includes encoding."""
 
 NEXT_ITEM = """    python -m benchmarks.quality.next_item train --data PATH-TO-AMAZON-BEAUTY --run RUN
     python -m benchmarks.quality.next_item measure --data PATH-TO-AMAZON-BEAUTY --run RUN
@@ -114,14 +127,24 @@ def _grouped(results: Sequence[Mapping[str, Any]], by: Sequence[str]) -> dict[tu
     return groups
 
 
+def _data_sets(
+    folder: Path, theme: str, identity: Sequence[str] = IDENTITY
+) -> list[tuple[Path, str, list[Mapping[str, Any]]]]:
+    """Each file of a theme and each data set in it, with its rows: no table has numbers of two data sets."""
+    return [
+        (path, data, rows)
+        for path in sorted(folder.glob(f"{theme}_*.csv"))
+        for (data,), rows in sorted(_grouped(read_results(path, identity), ("data",)).items())
+    ]
+
+
 def tokenizers(folder: Path) -> str:
     """All tokenizers, the most unique ids first: quality of the ids, then their robustness and cohesion."""
     parts = []
     columns = ("tokenizer", "settings", "unique", "in collision", "largest", "perplexity 1", "2", "3")
     columns += ("error", "neighbors", "minutes", "seeds")
     firm_columns = ("tokenizer", "effective codes 1", "2", "3", "kept", "cohesion 1", "2", "3")
-    for path in sorted(folder.glob("items_tokenizers_*.csv")):
-        results = read_results(path)
+    for _, _, results in _data_sets(folder, "items_tokenizers"):
         groups = _grouped(results, ("method", "settings"))
         ranked = sorted(groups, key=lambda key: -_mean(groups[key], "uniqueness"))
         lines, firm_lines = [], []
@@ -139,7 +162,7 @@ def tokenizers(folder: Path) -> str:
             firm_row = [key[0], *(told(f"level{level}/effective_codes", ".0f") for level in (1, 2, 3))]
             firm_row += [told("perturbed/kept_ids", ".3f"), *(told(f"depth{d}/cohesion", ".2f") for d in (1, 2, 3))]
             firm_lines.append(firm_row)
-        parts += [circumstances(results, (*ABOUT, "comparison")), markdown_table(columns, lines)]
+        parts += [circumstances(results, ("data", *ABOUT, "comparison")), markdown_table(columns, lines)]
         parts += [ROBUSTNESS, markdown_table(firm_columns, firm_lines)]
     return "\n\n".join([TOKENIZERS, *parts])
 
@@ -168,10 +191,9 @@ def baselines(folder: Path) -> str:
 def headline(folder: Path) -> str:
     """Recommenders as users train them among the baselines, best first."""
     parts = []
-    for path in sorted(folder.glob("items_headline_*.csv")):
-        own = read_results(path, HEADLINED)
+    for path, data, own in _data_sets(folder, "items_headline", HEADLINED):
         others = folder / path.name.replace("headline", "baselines")
-        known = [row for row in read_results(others, RUN) if row["data"] == "amazon_beauty"] if others.exists() else []
+        known = [row for row in read_results(others, RUN) if row["data"] == data] if others.exists() else []
         known = [row for row in known if _lists_of(row["method"])[0] in _FLOORS.values()]
         lines = []
         for ids, results in (("semantic ids", own), ("-", known)):
@@ -182,8 +204,77 @@ def headline(folder: Path) -> str:
                 lines.append((_mean(runs, "recall@10"), [name, ids, lists, *numbers, minutes, str(len(runs))]))
         columns = ("recommender", "works on", "seen items", *_SHORT, "minutes", "seeds")
         ranked = [line for _, line in sorted(lines, key=lambda each: -each[0])]
-        parts += [circumstances(own, ABOUT), markdown_table(columns, ranked)]
+        parts += [circumstances(own, ("data", *ABOUT)), markdown_table(columns, ranked), *verdict(own, known)]
     return "\n\n".join([HEADLINE, *parts])
+
+
+def verdict(own: Sequence[Mapping[str, Any]], known: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Where semantic ids win and where they lose, as the rows have it; nothing without rows of both kinds."""
+    ids, others = ([runs for _, runs in _grouped(rows, ("method",)).items()] for rows in (own, known))
+    if not ids or not others:
+        return []
+    first, second = (max(each, key=_recall) for each in (ids, others))
+    won = _recall(first) > _recall(second)
+    more, less = (first, second) if won else (second, first)
+    told = f"At their best, semantic ids {'win' if won else 'lose'} by R@10: best with semantic ids is {_told(first)}; "
+    told += f"best without, {_told(second)}"
+    if min(len(more), len(less)) > 1:
+        apart = min(float(run["recall@10"]) for run in more) > max(float(run["recall@10"]) for run in less)
+        told += f"; their seeds {'do not overlap' if apart else 'overlap'}"
+    clauses, verbs = [], set()
+    for way in CODE_BY_CODE:
+        if of_way := [runs for runs in ids if str(runs[0]["method"]).startswith(way)]:
+            best = max(of_way, key=_recall)
+            rules = [runs for runs in others if _untrained(runs) and _listed(runs) == _listed(best)]
+            rules.sort(key=_recall, reverse=True)
+            sides = {
+                "loses to": [_named(runs) for runs in rules if _recall(runs) > _recall(best)],
+                "beats": [_named(runs) for runs in rules if _recall(runs) <= _recall(best)],
+            }
+            faced = {verb: " and ".join(names) for verb, names in sides.items() if names}
+            verbs |= {*faced}
+            if faced:
+                clauses.append(f"{_told(best)}, " + " and ".join(f"{verb} {names}" for verb, names in faced.items()))
+    if clauses:
+        fate = "win and lose" if len(verbs) > 1 else "lose" if "loses to" in verbs else "win"
+        told += f". Predicted code by code, they {fate} against rules without training: {'; '.join(clauses)}"
+    return [textwrap.fill(f"{told}.", 120, break_on_hyphens=False)]
+
+
+def _recall(runs: Sequence[Mapping[str, Any]]) -> float:
+    return _mean(runs, "recall@10")
+
+
+def _named(runs: Sequence[Mapping[str, Any]]) -> str:
+    """A row's name without its lists, and its recall."""
+    return f"{_lists_of(runs[0]['method'])[0].removesuffix(_RULE)} ({_recall(runs):.4f})"
+
+
+def _told(runs: Sequence[Mapping[str, Any]]) -> str:
+    name, lists = _lists_of(runs[0]["method"])
+    return f'"{name}", seen items {lists}, {_recall(runs):.4f}'
+
+
+def _listed(runs: Sequence[Mapping[str, Any]]) -> str:
+    return _lists_of(runs[0]["method"])[1]
+
+
+def _untrained(runs: Sequence[Mapping[str, Any]]) -> bool:
+    return _lists_of(runs[0]["method"])[0].endswith(_RULE)
+
+
+def units(folder: Path) -> str:
+    """One recommender on ids of one length, by what made them, best first."""
+    parts = []
+    columns = ("ids by", *_SHORT, "minutes", "seeds")
+    for _, _, results in _data_sets(folder, "items_units", HEADLINED):
+        groups = [runs for _, runs in _grouped(results, ("method",)).items()]
+        lines = []
+        for runs in sorted(groups, key=_recall, reverse=True):
+            numbers = [_spread([float(run[name]) for run in runs], ".4f") for name in RANKING]
+            lines.append([runs[0]["method"], *numbers, f"{_mean(runs, 'minutes'):.0f}", str(len(runs))])
+        parts += [circumstances(results, ("data", *ABOUT)), markdown_table(columns, lines, texts=1)]
+    return "\n\n".join([UNITS, *(parts or ["Not measured yet."])])
 
 
 def _lists_of(method: str) -> tuple[str, str]:
@@ -194,10 +285,11 @@ def _lists_of(method: str) -> tuple[str, str]:
 
 
 _SHORT = ("R@5", "N@5", "R@10", "N@10")
+_RULE = ", no training"
 _FLOORS = {
     "popularity": "popularity",
-    "text cosine": "cosine of titles, no training",
-    "co-occurrence": "co-occurrence, no training",
+    "text cosine": f"cosine of titles{_RULE}",
+    "co-occurrence": f"co-occurrence{_RULE}",
     "sasrec": "SASRec, ours",
     "cornac sasrec": "SASRec of cornac",
 }
@@ -206,8 +298,8 @@ _FLOORS = {
 def next_item(folder: Path, images: Path) -> str:
     """Metrics against training time, then the selected copy on all users."""
     parts = []
-    for path in sorted(folder.glob("items_next_*.csv")):
-        results = sorted(read_results(path, NEXT), key=lambda row: int(row["step"]))
+    for path, data, found in _data_sets(folder, "items_next", NEXT):
+        results = sorted(found, key=lambda row: int(row["step"]))
         most = max(int(row["users"]) for row in results)
         curve = [row for row in results if int(row["users"]) < most and row["level"] == "item"]
         lines = []
@@ -230,25 +322,22 @@ def next_item(folder: Path, images: Path) -> str:
             if len(runs) > 1:
                 means = [f"{_mean(runs, name):.4f}" for name in RANKING]
                 whole.append([method, level, "mean", "-", f"{_mean(runs, 'minutes'):.1f}", beam, *means])
-        parts += [circumstances(results, ABOUT)]
+        parts += [circumstances(results, ("data", *ABOUT))]
         columns = ("step", "minutes", "validation R@10", "validation N@10", "test R@10", "seeds")
         parts += [markdown_table(columns, lines), f"All {most:,} users:"]
         columns = ("method", "counted", "seed", "step", "minutes", "beam", "R@5", "N@5", "R@10", "N@10")
         parts += [markdown_table(columns, whole)]
-        curve_plot(curve, _baselines_of(folder), images / f"{path.stem}.png")
-        parts.append(f"![Recall against training time](images/{path.stem}.png)")
+        plot = images / f"{path.stem}_{data}.png"
+        curve_plot(curve, _baselines_of(folder, data), plot)
+        parts.append(f"![Recall against training time](images/{plot.name})")
     return "\n\n".join([NEXT_ITEM, *parts])
 
 
-def _baselines_of(folder: Path) -> dict[str, float]:
-    """Test R@10 of the baselines on Amazon Beauty."""
+def _baselines_of(folder: Path, data: str) -> dict[str, float]:
+    """Test R@10 of the baselines on a data set."""
     rows = [row for path in sorted(folder.glob("items_baselines_*.csv")) for row in read_results(path, RUN)]
     wanted = ("popularity", "text cosine", "co-occurrence")
-    return {
-        row["method"]: float(row["recall@10"])
-        for row in rows
-        if row["data"] == "amazon_beauty" and row["method"] in wanted
-    }
+    return {row["method"]: float(row["recall@10"]) for row in rows if row["data"] == data and row["method"] in wanted}
 
 
 def curve_plot(curve: Sequence[Mapping[str, Any]], baselines: Mapping[str, float], path: Path) -> None:
@@ -273,8 +362,7 @@ def recommenders(folder: Path, images: Path) -> str:
     """The same recommender on different ids, best first."""
     parts = []
     columns = ("ids", "steps", "beam", "unique", "R@5", "N@5", "R@10", "N@10", "minutes", "seeds")
-    for path in sorted(folder.glob("items_recommenders_*.csv")):
-        results = read_results(path, RECOMMENDER)
+    for path, data, results in _data_sets(folder, "items_recommenders", RECOMMENDER):
         groups = _grouped(results, ("method", "steps", "beam"))
         ranked = sorted(groups, key=lambda key: -_mean(groups[key], "recall@10"))
         lines = []
@@ -284,8 +372,9 @@ def recommenders(folder: Path, images: Path) -> str:
             numbers = [_spread(values, ".4f") for values in told.values()]
             lines.append([*key, *numbers, f"{_mean(runs, 'minutes'):.1f}", str(len(runs))])
         parts += [circumstances(results, ("data", *ABOUT)), markdown_table(columns, lines)]
-        recommender_plot([groups[key] for key in ranked], images / f"{path.stem}.png")
-        parts.append(f"![Recall of each tokenizer, a dot per seed](images/{path.stem}.png)")
+        plot = images / f"{path.stem}_{data}.png"
+        recommender_plot([groups[key] for key in ranked], plot)
+        parts.append(f"![Recall of each tokenizer, a dot per seed](images/{plot.name})")
     return "\n\n".join([RECOMMENDERS, *parts])
 
 
@@ -348,15 +437,14 @@ def added(folder: Path) -> str:
     """Items that were held out of training, ranked among all and among themselves."""
     parts = []
     columns = ("recommender", "ranked in", *_SHORT, "users", "seconds for 1,000 ids", "seeds")
-    for path in sorted(folder.glob("items_new_*.csv")):
-        results = read_results(path, ADDED)
+    for _, _, results in _data_sets(folder, "items_new", ADDED):
         rows = []
         for (ranked, method), runs in _grouped(results, ("ranked", "method")).items():
             numbers = [_spread([float(run[name]) for run in runs], ".4f") for name in RANKING]
             timed = [float(run["seconds_per_1000_items"]) for run in runs if "seconds_per_1000_items" in run]
             users = _spread([float(run["users"]) for run in runs], ",.0f")
             rows.append([method, ranked, *numbers, users, _spread(timed, ".2f") if timed else "-", str(len(runs))])
-        parts += [circumstances(results, ABOUT), markdown_table(columns, rows)]
+        parts += [circumstances(results, ("data", *ABOUT)), markdown_table(columns, rows)]
     return "\n\n".join([NEW_ITEMS, *parts])
 
 
@@ -391,6 +479,7 @@ def with_tables(text: str, folder: Path, images: Path) -> str:
         "baselines": baselines,
         "trie": masking,
         "added": added,
+        "units": units,
         "scoring": scoring,
     }
     plotted = {"next": next_item, "recommenders": recommenders}
