@@ -163,7 +163,7 @@ class TestKeys:
             ([1, "a"], [1, 2], {}, "got both"),
             ([1], [2**63], {}, r"integer item keys below 2\^63, got 9223372036854775808; use strings"),
             ([1], [1], {"times": [float("nan")]}, "1 without"),
-            ([1], [1], {"times": ["May"]}, "times as numbers or dates"),
+            ([1], [1], {"times": ["May"]}, "times as numbers or dates, .* got \\['May'\\]; convert"),
             ([1, 1], [5, 7], {"item_keys": [7, 8]}, "1 unknown ones such as 5"),
             ([1], ["5"], {"item_keys": [5]}, "integers as in the catalogue, got strings such as '5'"),
             ([1], [5], {"item_keys": [5, 6, 5]}, "1 repeated keys such as 5"),
