@@ -400,14 +400,15 @@ def _interactions(
 ) -> Interactions:
     """Keys that are strings take part as their ranks, which are smaller and sorted faster."""
     notes: list[str] = []
-    if order is None and not (order := [name for name in _ORDER if name in table.column_names]):
+    columns = [name for name in _ORDER if name in table.column_names] if order is None else order
+    if order is None and not columns:
         others = ", ".join(repr(name) for name in table.column_names if name and name not in (user, item)) or "none"
         notes.append(
             f"no column {' or '.join(map(repr, _ORDER))} in {str(path)!r}, so events are taken in the order "
             f"of the file; other columns: {others}; if one holds the time, name it as order (--data.order)."
         )
         _logger.warning("interactions: %s", notes[0])
-    times = tuple(_column(table, name, path).to_numpy() for name in order) or None
+    times = tuple(_column(table, name, path).to_numpy() for name in columns) or None
     users, user_names = _ranked(table, user, path)
     items, item_names = _ranked(table, item, path)
     if item_keys is None or item_names is None:
