@@ -98,6 +98,29 @@ class TestOrder:
         assert got.histories[1].tolist() == [1, 0]
         assert not events([("b", 1, 1), ("a", 1, 9), ("b", 2, 2)]).notes  # users may come in any order
 
+    @pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+    def test_the_order_of_the_file_is_noted(
+        self, suffix: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        table = {"user": ["u", "u", "u"], "item": ["c", "b", "a"], "time": [3, 1, 2], "price": [1, 1, 1]}
+        path = write(tmp_path / f"events{suffix}", table)
+        got = read_interactions(path)
+        assert [got.item_keys[row] for row in got.histories[0].tolist()] == ["c", "b", "a"]
+        assert [record.levelno for record in caplog.records] == [logging.WARNING]
+        said = caplog.messages[0].removeprefix("interactions: ")
+        assert got.notes == (said,) == got.k_core(1).notes
+        assert said.startswith(f"no column 'timestamp' or 'position' in {str(path)!r}, so ")
+        assert "order of the file; other columns: 'time', 'price'; if one holds the time, name it as order" in said
+        caplog.clear()
+        named = read_interactions(path, order="time")
+        assert [named.item_keys[row] for row in named.histories[0].tolist()] == ["b", "a", "c"]
+        assert not any("no column" in note for note in named.notes)
+        path = write(tmp_path / f"bare{suffix}", {"user": ["u"], "item": ["a"]})
+        assert "other columns: none;" in read_interactions(path).notes[0]
+        for name in ("timestamp", "position"):
+            told = {"user": ["u", "u"], "item": ["a", "b"], name: [1, 2]}
+            assert read_interactions(write(tmp_path / f"{name}{suffix}", told)).notes == ()
+
     def test_repeated_rows_are_dropped_once_and_counted(self) -> None:
         got = events([(0, 1, 5), (0, 2, 5), (0, 1, 5), (0, 1, 6)])
         assert got.histories[0].tolist() == [0, 1, 0]
@@ -140,7 +163,7 @@ class TestKeys:
             ([1, "a"], [1, 2], {}, "got both"),
             ([1], [2**63], {}, r"integer item keys below 2\^63, got 9223372036854775808; use strings"),
             ([1], [1], {"times": [float("nan")]}, "1 without"),
-            ([1], [1], {"times": ["May"]}, "times as numbers or dates"),
+            ([1], [1], {"times": ["May"]}, "times as numbers or dates, .* got \\['May'\\]; convert"),
             ([1, 1], [5, 7], {"item_keys": [7, 8]}, "1 unknown ones such as 5"),
             ([1], ["5"], {"item_keys": [5]}, "integers as in the catalogue, got strings such as '5'"),
             ([1], [5], {"item_keys": [5, 6, 5]}, "1 repeated keys such as 5"),

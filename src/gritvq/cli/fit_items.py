@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from gritvq.cli.embeddings import check_texts, item_vectors, origin_of, text_arguments
 from gritvq.cli.output import arguments_of, report, tracked
 from gritvq.cli.run_folder import (
     check_settings,
@@ -18,7 +19,7 @@ from gritvq.cli.run_folder import (
     run_training,
     steps_done,
 )
-from gritvq.cli.semantic_ids import given_vectors, make_ids, tokenizer_arguments, write_ids
+from gritvq.cli.semantic_ids import make_ids, tokenizer_arguments, write_ids
 from gritvq.cli.settings import class_of
 from gritvq.files import folder_exists
 
@@ -52,6 +53,7 @@ def arguments(parser: Any) -> None:
         "--collaborative_weight", type=float, default=1.0, help="their weight; that of the embeddings is 1"
     )
     parser.add_function_arguments(read_item_data, "data")
+    text_arguments(parser)
     parser.add_argument(
         "--k_core", type=int | None, default=None, help="repeatedly remove users and items with fewer events"
     )
@@ -90,6 +92,10 @@ def fit(parser: Any, config: Any, given: Mapping[str, Any]) -> None:
         raise ValueError(
             "expected ids, or collaborative_dim to make them with, got both; ids that are made already do not change"
         )
+    check_texts(config, config.data.embeddings, "--data.embeddings")
+    content_dim = arguments_of(config.backbone.init_args).get("content_dim")
+    if config.ids is not None and config.text_model is not None and content_dim is None:
+        raise ValueError("expected ids, or text_model to make them with, got both; leave text_model out")
     found = None if config.ids is None else Path(config.ids).resolve()
     if not place.goes_on and found is not None and place.run.path.resolve() in (found, *found.parents):
         raise ValueError(
@@ -98,13 +104,13 @@ def fit(parser: Any, config: Any, given: Mapping[str, Any]) -> None:
     seed_everything(config.plan.seed)
     items = read_data(config.data.as_dict(), config.k_core)
     split, tokenizer = items.interactions.split(), None
-    content_dim = arguments_of(config.backbone.init_args).get("content_dim")
 
     def made() -> Any:
         nonlocal tokenizer
-        texts = items.catalogue.vectors()
+        texts = item_vectors(items.catalogue, config, "--data.embeddings")
         tokenizer, vectors = _with_views(config, parts_of_run(parser, config).tokenizer, texts, split)
-        ids = make_ids(tokenizer, vectors, items.catalogue.keys, config.collisions, given_vectors(texts))
+        origin = origin_of(items.catalogue, config, texts)
+        ids = make_ids(tokenizer, vectors, items.catalogue.keys, config.collisions, origin)
         decoded = tokenizer.decode_joined(ids.codes[:, : len(tokenizer.codebook_sizes)])
         return ids, _content(ids, decoded, content_dim)
 
@@ -114,7 +120,7 @@ def fit(parser: Any, config: Any, given: Mapping[str, Any]) -> None:
     if ids is None:
         ids = _ids_for(config.ids or str(place.run.semantic_ids), items.interactions.item_keys)
         if content_dim is not None and config.ids is not None and not place.goes_on:  # a checkpoint has it
-            content = _content(ids, items.catalogue.vectors(), content_dim)
+            content = _content(ids, item_vectors(items.catalogue, config, "--data.embeddings"), content_dim)
     repeated = int(split.report()["repeated_targets"])
     if config.exclude_seen and repeated and place.launch.first:
         said = "%d of %d test items were seen before by their users and cannot be found"

@@ -18,6 +18,7 @@ from gritvq.training.run_folder import RunFolder
 
 __all__ = ["export_recommender", "is_recommender", "recommend", "recommend_arguments"]
 
+_CODES = 8  # of an id are shown at most
 _OF_FILES = ["id_column", "history_column", "unknown", "batch_size", "out", "overwrite"]
 
 
@@ -190,7 +191,8 @@ def _show(recommender: Any, config: Any, items: Any, allowed: Any) -> None:
     lines = []
     for rank, row in enumerate(found.tolist(), 1):
         key = ids.items[row]
-        line = [str(rank), str(key), " ".join(map(str, ids.codes[row].tolist()))]
+        codes = ids.codes[row].tolist()
+        line = [str(rank), str(key), " ".join(map(str, codes[:_CODES])) + (" ..." if len(codes) > _CODES else "")]
         line += [f"{float(scores[rank - 1]):.2f}"] if config.exact else []
         lines.append([*line, *([names.get(key, "")] if names else [])])
     if not lines:

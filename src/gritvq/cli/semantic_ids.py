@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from gritvq.cli.embeddings import check_texts, given_vectors, item_vectors, origin_of, text_arguments
 from gritvq.cli.output import list_files, report, trusted_argument
 from gritvq.cli.run_folder import check_places, overwrite_argument
 from gritvq.files import folder_exists, replacing_files
@@ -15,7 +16,6 @@ from gritvq.training.run_folder import RunFolder
 __all__ = [
     "JOBS",
     "fit_arguments",
-    "given_vectors",
     "make_ids",
     "semantic_ids",
     "semantic_ids_arguments",
@@ -57,49 +57,18 @@ def _catalogue_arguments(parser: Any, required: bool = True) -> None:
         default=None,
         help=".npy file (n, D), one row per item; by default item_embeddings.npy next to a catalogue in Parquet or CSV",
     )
-    parser.add_argument(
-        "--text_model",
-        type=str | None,
-        default=None,
-        help="compute embeddings with this sentence-transformers model",
-    )
-    parser.add_argument(
-        "--fields",
-        type=list[str] | None,
-        default=None,
-        help="columns that make up an item's text; item_text if there is such a column, else title, if not given",
-    )
+    text_arguments(parser)
 
 
 def _read(config: Any) -> Any:
     """The catalogue with its embeddings, if there are any."""
     from gritvq.items.catalogue import read_catalogue, vectors_beside
 
+    check_texts(config, config.embeddings, "--embeddings")
     path, vectors = Path(config.data).expanduser(), None
     if config.text_model is None:
         vectors = Path(config.embeddings) if config.embeddings else vectors_beside(path, config.item)
     return read_catalogue(path, item=config.item, embeddings=vectors)
-
-
-def _fields(catalogue: Any, config: Any) -> list[str]:
-    """Columns that make up an item's text."""
-    if config.fields is not None:
-        return list(config.fields)
-    return ["item_text" if "item_text" in catalogue.columns else "title"]
-
-
-def _vectors(catalogue: Any, config: Any) -> Any:
-    """Embeddings of all items, read from a file or computed from texts."""
-    from gritvq.items.catalogue import embed_texts
-
-    if config.text_model is not None:
-        return embed_texts(catalogue.texts(_fields(catalogue, config)), config.text_model, progress=True)
-    if catalogue.embeddings is None:
-        raise ValueError(
-            "expected item embeddings, got none; give their file with --embeddings, or a model that computes them from "
-            "--fields with --text_model"
-        )
-    return catalogue.vectors()
 
 
 def _last_level(tokenizer: Any, vectors: Any, collisions: str) -> dict[str, Any]:
@@ -199,8 +168,8 @@ def _fit(config: Any, parts: Callable[[], Any]) -> None:
     catalogue = _read(config)
     categories = _categories(catalogue, config.categories)
     tokenizer = parts().tokenizer
-    vectors = _vectors(catalogue, config)
-    ids = make_ids(tokenizer, vectors, catalogue.keys, config.collisions, _encoder(catalogue, config, vectors))
+    vectors = item_vectors(catalogue, config, "--embeddings")
+    ids = make_ids(tokenizer, vectors, catalogue.keys, config.collisions, origin_of(catalogue, config, vectors))
     run = RunFolder(config.out)
     with replacing_files(run.path) as scratch:  # keeps an old run if the disk is full
         write_ids(scratch, tokenizer, ids)
@@ -232,21 +201,9 @@ def write_ids(out: Path, tokenizer: Any, ids: Any) -> None:
     ids.save(run.ids)
 
 
-def given_vectors(vectors: Any) -> dict[str, str]:
-    """Origin of vectors of which nothing is known."""
-    return {"encoder": f"given embeddings of {vectors.shape[1]} components"}
-
-
-def _encoder(catalogue: Any, config: Any, vectors: Any) -> dict[str, str]:
-    """Origin of the vectors, which must be the same for all items with ids."""
-    if config.text_model is None:
-        return given_vectors(vectors)
-    return {"encoder": config.text_model, "fields": ", ".join(_fields(catalogue, config))}
-
-
 def _check_encoder(catalogue: Any, config: Any, vectors: Any, ids: Any) -> None:
     """Raises a ValueError if the vectors have another origin than those of the ids."""
-    made, found = ids.fingerprint, _encoder(catalogue, config, vectors)
+    made, found = ids.fingerprint, origin_of(catalogue, config, vectors)
     differing = [name for name, value in found.items() if made.get(name, value) != value]
     if differing:
         raise ValueError(
@@ -314,7 +271,7 @@ def _report(config: Any, parts: Callable[[], Any]) -> None:
         catalogue = catalogue.select(rows)
         categories = _categories(catalogue, config.categories)
         if catalogue.embeddings is not None or config.text_model:
-            vectors = _vectors(catalogue, config)
+            vectors = item_vectors(catalogue, config, "--embeddings")
             if tokenizer is not None:
                 _check_encoder(catalogue, config, vectors, ids)
     elif config.categories is not None:
@@ -357,7 +314,7 @@ def _add(config: Any, parts: Callable[[], Any]) -> None:
     grown = ids
     if new:
         catalogue = catalogue.select(torch.tensor(new))
-        vectors = _vectors(catalogue, config)
+        vectors = item_vectors(catalogue, config, "--embeddings")
         _check_encoder(catalogue, config, vectors, ids)
         grown = ids.add(
             tokenizer.encode(vectors, progress=True),

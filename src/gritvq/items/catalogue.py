@@ -127,7 +127,9 @@ class Catalogue:
             ValueError: If there are none, or one is not finite.
         """
         if self.embeddings is None:
-            raise ValueError("expected item embeddings, got none; make them with embed_texts or name their file.")
+            raise ValueError(
+                "expected item embeddings, got none; make them with embed_texts (--text_model), or name their file."
+            )
         for start in range(0, len(self.embeddings), _BLOCK):
             finite = np.isfinite(self.embeddings[start : start + _BLOCK]).all(axis=1)
             if not finite.all():
@@ -222,7 +224,7 @@ def read_interactions(
         user: Column of the user key, integers or strings.
         item: Column of the item key, integers or strings.
         order: Columns to sort each user's events by, most important first. None uses ``timestamp`` and ``position`` if
-            they exist, else the order of the rows. **Events that are still tied keep the order of the rows.**
+            they exist, else the order of the rows, and a warning says so. **Ties keep the order of the rows.**
         item_keys: Keys of the catalogue in order; None uses the items that occur, sorted by key.
 
     Returns:
@@ -388,7 +390,7 @@ def _catalogue(table: Any, path: Path, item: str, embeddings: str | Path | None)
         raise ValueError(
             f"expected {len(keys)} vectors in {str(embeddings)!r}, one for each item of {str(path)!r}, got "
             f"{len(vectors)}; the file is of another catalogue: give vectors of all items of this one in its order "
-            "(--embeddings), or a text model that makes them (--text_model)."
+            "(--embeddings), or move it and let a text model make them (--text_model)."
         )
     return Catalogue(tuple(keys.tolist()), columns, vectors)
 
@@ -397,8 +399,16 @@ def _interactions(
     table: Any, path: Path, user: str, item: str, order: Sequence[str] | None, item_keys: Sequence[Key] | None = None
 ) -> Interactions:
     """Keys that are strings take part as their ranks, which are smaller and sorted faster."""
-    order = [name for name in _ORDER if name in table.column_names] if order is None else order
-    times = tuple(_column(table, name, path).to_numpy() for name in order) or None
+    notes: list[str] = []
+    columns = [name for name in _ORDER if name in table.column_names] if order is None else order
+    if order is None and not columns:
+        others = ", ".join(repr(name) for name in table.column_names if name and name not in (user, item)) or "none"
+        notes.append(
+            f"no column {' or '.join(map(repr, _ORDER))} in {str(path)!r}, so events are taken in the order "
+            f"of the file; other columns: {others}; if one holds the time, name it as order (--data.order)."
+        )
+        _logger.warning("interactions: %s", notes[0])
+    times = tuple(_column(table, name, path).to_numpy() for name in columns) or None
     users, user_names = _ranked(table, user, path)
     items, item_names = _ranked(table, item, path)
     if item_keys is None or item_names is None:
@@ -411,9 +421,8 @@ def _interactions(
         places = rank[rows_of_keys(known, item_names)]
         found = Interactions.from_events(users, places[items], times, item_keys=rank.tolist())
         keys = tuple(known.tolist())
-    return replace(
-        found, user_keys=found.user_keys if user_names is None else tuple(user_names.tolist()), item_keys=keys
-    )
+    names = found.user_keys if user_names is None else tuple(user_names.tolist())
+    return replace(found, user_keys=names, item_keys=keys, notes=(*notes, *found.notes))
 
 
 def _ranked(table: Any, name: str, path: Path) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any] | None]:

@@ -484,7 +484,10 @@ def _times(values: Any) -> np.ndarray[Any, Any]:
     elif array.dtype.kind in "iuf":
         missing = np.isnan(array) if array.dtype.kind == "f" else np.zeros(len(array), dtype=bool)
     else:
-        raise ValueError(f"expected times as numbers or dates, got {array.dtype}; convert them.")
+        raise ValueError(
+            f"expected times as numbers or dates, such as 2026-03-01 or 2026-03-01 18:30:00, got {array[:1].tolist()}; "
+            "convert them."
+        )
     if missing.any():
         raise ValueError(f"expected a time for every event, got {int(missing.sum())} without; remove these events.")
     return array
