@@ -47,7 +47,6 @@ MADE: dict[str, Callable[[], ItemTokenizer]] = {
     "residual": lambda: ResidualKMeans(SIZE, 3),
     "normalized": lambda: ResidualKMeans(SIZE, 3, normalize_residuals=True),
     "balanced": lambda: ResidualKMeans(SIZE, 2, balanced=True),
-    "components": lambda: ResidualKMeans(SIZE, 2, num_components=5),
     "product": lambda: ProductKMeans(SIZE, 4, rotate=False),
     "rotated": lambda: ProductKMeans(SIZE, 4),
     "rqvae": lambda: rqvae(grit_stack(8, SIZE)),

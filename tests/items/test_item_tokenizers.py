@@ -12,7 +12,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.decomposition import PCA
 from torch import Tensor
 
 from conftest import DATA
@@ -81,7 +80,6 @@ TOKENIZERS: dict[str, Callable[[], ItemTokenizer]] = {
     "residual-normalized-balanced": lambda: ResidualKMeans(
         SIZE, 2, normalize_residuals=True, balanced=True, iterations=10
     ),
-    "residual-components": lambda: ResidualKMeans(SIZE, 3, num_components=5),
     "product": lambda: ProductKMeans(SIZE, 4, rotate=False),
     "product-rotated": lambda: ProductKMeans(SIZE, 4),
     "rqvae-grit": lambda: rqvae(),
@@ -369,32 +367,6 @@ class TestResidualKMeans:
         torch.testing.assert_close(tokenizer.decode(codes), x - missing, rtol=1e-4, atol=1e-5)
         stretched = x * torch.rand(len(x), 1, generator=seeded()).add(0.5)
         assert (tokenizer.encode(stretched) == codes).float().mean() > 0.99
-
-    def test_principal_components_are_those_of_scikit_learn(self) -> None:
-        x = blobs()
-        tokenizer, pca = ResidualKMeans(SIZE, 2, num_components=5).fit(x), PCA(5, svd_solver="full").fit(x.double())
-        signs = torch.from_numpy(np.sign((pca.components_ * tokenizer.components.numpy().T).sum(1)))
-        turned = (torch.from_numpy(pca.transform(x.double())) * signs).float()
-        torch.testing.assert_close(tokenizer._read(x), turned, rtol=1e-4, atol=1e-5)
-        inside = ResidualKMeans(SIZE, 2).fit(turned)
-        codes = tokenizer.encode(x)
-        assert (inside.encode(turned) == codes).float().mean() > 0.99
-        decoded = pca.inverse_transform(inside.decode(codes).double() * signs)
-        torch.testing.assert_close(tokenizer.decode(codes), torch.from_numpy(decoded).float(), rtol=1e-3, atol=1e-3)
-        with pytest.raises(ValueError, match=f"expected at most {DIM} components, .* got num_components={DIM + 1}"):
-            ResidualKMeans(SIZE, 2, num_components=DIM + 1).fit(x)
-
-    def test_rows_far_away_do_not_take_the_codes_of_later_levels(self) -> None:
-        generator = seeded()
-        plane = torch.randn(2000, 4, generator=generator) @ torch.randn(4, 100, generator=generator)
-        lengths = torch.exp(0.7 * torch.randn(2000, 1, generator=generator))  # some rows lie far from that plane
-        x = plane + lengths * torch.randn(2000, 100, generator=generator)
-
-        def last(**settings: Any) -> float:
-            codes = ResidualKMeans(32, 4, **settings).fit(x).encode(x)
-            return float(perplexity(code_counts(codes[:, 3], 32)))
-
-        assert 2 * last() < last(num_components=4) > 20
 
     def test_duplicates_share_codes_and_rounding_is_no_residual(self) -> None:
         different = blobs(SIZE)

@@ -14,7 +14,6 @@ from gritvq.items.tokenizers.base import ItemTokenizer, equal_sizes, tracked
 from gritvq.items.tokenizers.kmeans import balanced_kmeans, kmeans, plus_plus
 from gritvq.items.tokenizers.search import CodeTable, lengths, quantizer_of
 from gritvq.quantizers.base import Quantizer
-from gritvq.quantizers.canonical import canonical_eigh
 from gritvq.quantizers.functional import code_counts, code_sums
 
 __all__ = ["ResidualKMeans"]
@@ -37,11 +36,6 @@ class ResidualKMeans(ItemTokenizer):
     With ``balanced`` the clusters of each level have about equal sizes: each code has a price, and a row takes
     ``argmin_k |r - c_k|^2 / 2 + p_k`` (:func:`~gritvq.items.tokenizers.kmeans.balanced_kmeans`), as do new items.
 
-    With ``num_components`` all this happens to principal components, ``y = V^T (x - mean(x))`` with the eigenvectors V
-    of the largest eigenvalues of the covariance, and ``V y + mean(x)`` decodes them. In hundreds of dimensions later
-    levels may give most of their codes to single rows that lie far away, which has the least squared error and says
-    nothing of the others; the perplexity of each level (``SemanticIds.report``) shows it.
-
     Equal rows get equal indices. If a later level has fewer distinct residuals than codes, the other codes are not
     used.
 
@@ -50,12 +44,11 @@ class ResidualKMeans(ItemTokenizer):
         num_levels: Number of levels L.
         normalize_residuals: Whether to scale residuals to length 1.
         balanced: Whether to make clusters of about equal size.
-        num_components: Number of principal components, at most the size of the embeddings; all dimensions if None.
         iterations: Largest number of Lloyd steps per level; it stops once no row changes its code.
         seed: Random seed.
 
     Raises:
-        ValueError: If a number is out of range; in :meth:`fit`, if there are more components than dimensions.
+        ValueError: If a number is out of range.
 
     Example:
         >>> x = torch.randn(100, 8, generator=torch.Generator().manual_seed(0))
@@ -77,7 +70,6 @@ class ResidualKMeans(ItemTokenizer):
         *,
         normalize_residuals: bool = False,
         balanced: bool = False,
-        num_components: int | None = None,
         iterations: int = 100,
         seed: int = 0,
     ) -> None:
@@ -85,25 +77,16 @@ class ResidualKMeans(ItemTokenizer):
         check_integer("iterations", iterations, hint="give a larger iterations")
         self.codebook_sizes = equal_sizes(codebook_size, "num_levels", num_levels)
         self.normalize_residuals, self.balanced = normalize_residuals, balanced
-        self.num_components = None if num_components is None else check_integer("num_components", num_components)
         self.iterations, self.seed = iterations, seed
 
     def _allocate(self, dim: int) -> None:
         num_levels, size = len(self.codebook_sizes), self.codebook_sizes[0]
-        if self.num_components is not None:
-            self.register_buffer("center", torch.zeros(dim))
-            self.register_buffer("components", torch.zeros(dim, self.num_components))
-            dim = self.num_components
         # a price is one more coordinate of a code
         self.register_buffer("tables", torch.zeros(num_levels, size, dim + self.balanced))
         self.register_buffer("values", torch.zeros(num_levels, size, dim) if self.normalize_residuals else None)
 
     def _fit(self, x: Float[Tensor, "n D"], progress: bool) -> None:
         size, generator = self.codebook_sizes[0], torch.Generator().manual_seed(self.seed)
-        dim, principal = x.shape[1], None
-        if self.num_components is not None:
-            principal = _principal_components(x, self.num_components)
-            x = _projected(x, *principal)
         start = plus_plus(x, size, generator)
         different = len(torch.unique(start, dim=0))
         if different < size:
@@ -128,16 +111,10 @@ class ResidualKMeans(ItemTokenizer):
                 counts = code_counts(indices, size)[:, None]
                 values.append(code_sums(missing, indices, size) / counts.clamp_min(1))
                 missing = missing - values[-1][indices]
-        self._allocate(dim)
-        if principal is not None:
-            self.center, self.components = principal
+        self._allocate(x.shape[1])
         self.tables = torch.stack(tables)
         if values:
             self.values = torch.stack(values)
-
-    def _read(self, x: Tensor) -> Tensor:
-        """What is clustered of embeddings."""
-        return x if self.num_components is None else _projected(x, self.center, self.components)
 
     def _scaled(self, rest: Tensor, level: int) -> Tensor:
         if not self.normalize_residuals:
@@ -157,7 +134,7 @@ class ResidualKMeans(ItemTokenizer):
         tables = [CodeTable(table.clone()) for table in self.tables]  # a program saves each alone
 
         def encode(x: Tensor) -> Tensor:
-            x, found = self._read(x), []
+            found = []
             for level, table in enumerate(tables):
                 x, indices = self._step(self._scaled(x, level), table)
                 found.append(indices)
@@ -166,16 +143,14 @@ class ResidualKMeans(ItemTokenizer):
         return encode
 
     def _decode(self, codes: Int[Tensor, "n L"]) -> Float[Tensor, "n D"]:
-        width = self.dim if self.num_components is None else self.num_components
-        tables = self.tables[..., :width] if self.values is None else self.values
-        total = torch.zeros(codes.shape[0], width, device=codes.device)
+        tables = self.tables[..., : self.dim] if self.values is None else self.values
+        total = torch.zeros(codes.shape[0], self.dim, device=codes.device)
         for own, table in zip(codes.unbind(1), tables, strict=True):
             total = total + table[own]
-        return total if self.num_components is None else total @ self.components.T + self.center
+        return total
 
     def _searches(self, x: Float[Tensor, "n D"]) -> dict[str, tuple[Quantizer, Tensor]]:
         found: dict[str, tuple[Quantizer, Tensor]] = {}
-        x = self._read(x)
         for level, table in enumerate(self.tables):
             x = self._scaled(x, level)
             found[f"level{level + 1}"] = quantizer_of(table[:, : x.shape[1]]), x  # prices left out
@@ -183,25 +158,6 @@ class ResidualKMeans(ItemTokenizer):
         return found
 
     def _last_level(self, x: Float[Tensor, "n D"]) -> tuple[Tensor, Tensor]:
-        x = self._read(x)
         for level, table in enumerate(self.tables[:-1]):
             x, _ = self._step(self._scaled(x, level), CodeTable(table))
         return self._searched(self._scaled(x, len(self.tables) - 1)), self.tables[-1]
-
-
-def _principal_components(x: Float[Tensor, "n D"], number: int) -> tuple[Float[Tensor, " D"], Float[Tensor, "D C"]]:
-    """Mean of the rows, and the directions of their largest variance."""
-    if number > x.shape[1]:
-        raise ValueError(
-            f"expected at most {x.shape[1]} components, the size of the embeddings, got num_components={number}; "
-            "reduce it"
-        )
-    rows = x.double()
-    center = rows.mean(0)
-    _, vectors = canonical_eigh(torch.cov(rows.T, correction=0).reshape(x.shape[1], -1))
-    return center.to(x.dtype), vectors[:, :number].to(x.dtype).contiguous()
-
-
-def _projected(x: Float[Tensor, "n D"], center: Float[Tensor, " D"], components: Float[Tensor, "D C"]) -> Tensor:
-    """Components of the rows; in double precision, whose rounding with the batch size no float32 shows."""
-    return ((x.double() - center.double()) @ components.double()).to(x.dtype)
