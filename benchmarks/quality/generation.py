@@ -481,6 +481,8 @@ def pictures_of(jobs: Sequence[Job]) -> tuple[dict[str, np.ndarray], dict[str, n
     test = test[[labels.tolist().index(number) for number in range(CLASSES)]]
     drawn, reconstructed = {"test pictures": test.numpy()}, {"test pictures": test.numpy()}
     for job in jobs:
+        if job.method in drawn and job.method in reconstructed:  # with another seed
+            continue
         samples, folder = job.folders[1] / "samples_guided.npy", job.folders[0] / "tokenizer"
         own = {
             "samples": RESULTS / "pictures" / f"{job.folders[0].name}-{job.folders[1].name}.png",

@@ -20,7 +20,7 @@ from benchmarks.quality.image import complete
 from gritvq.cli import comparison_entries
 from gritvq.images import ImageData
 from gritvq.images.comparison import Comparison, describe_comparison, mean_color_row
-from gritvq.results import write_results
+from gritvq.results import read_results, write_results
 
 
 def main() -> None:
@@ -41,7 +41,9 @@ def main() -> None:
         entries = comparison_entries(table["methods"], [table["codebook_size"]], plan["seeds"])
         path = results_file(RESULTS, f"methods_{name}")
         results = complete(path, comparison, entries, make_data, data, arguments.jobs)
-        write_results(path, [{**floor, **about}, *results], about)
+        key = (about["comparison"], data)
+        others = [row for row in read_results(path) if (row["comparison"], row["data"]) != key]
+        write_results(path, [*others, {**floor, **about}, *results], about)
 
 
 if __name__ == "__main__":

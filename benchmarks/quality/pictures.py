@@ -21,7 +21,7 @@ def keep_row(pictures: np.ndarray, path: Path) -> None:
 
 
 def kept_row(path: Path, number: int) -> np.ndarray:
-    """So many pictures that :func:`keep_row` wrote."""
+    """Read the ``number`` pictures (N, C, H, W) that :func:`keep_row` wrote."""
     with Image.open(path) as image:
         row = np.asarray(image)
     row = row.reshape(*row.shape[:2], -1).transpose(2, 0, 1)

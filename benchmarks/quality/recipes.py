@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from benchmarks.quality.common import RESULTS, circumstances, results_file
+from benchmarks.quality.common import RESULTS, circumstances, finished, results_file
 from rich.progress import track
 
 from gritvq.images import ImageData
@@ -90,7 +90,8 @@ def main() -> None:
     path = results_file(RESULTS, "recipes")
     about = circumstances("gritvq fit --config configs/methods/PRESET.yaml", data.name)
     done = read_results(path) if path.exists() else [{**mean_colors(data), **about}]
-    missing = [name for name in arguments.methods if name not in {result["method"] for result in done}]
+    known = finished(done, data.name, ("method",))
+    missing = [name for name in arguments.methods if (name,) not in known]
     for result in track(runs(missing, data, arguments.jobs), total=len(missing), description=path.stem):
         done.append({**result, **about})
         write_results(path, done, about)

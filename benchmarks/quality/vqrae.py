@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from benchmarks.quality.common import RESULTS, circumstances, labelled, results_file
+from benchmarks.quality.common import RESULTS, circumstances, finished, labelled, results_file
 from torch import Tensor, nn
 
 from gritvq.images import (
@@ -178,7 +178,8 @@ def main(words: Sequence[str] | None = None) -> None:
     done = read_results(out) if out.exists() else []
     names = [*(name_of(width) for width in CODE_WIDTHS), *(name_of(CODE_WIDTHS[-1], weight) for weight in WEIGHTS)]
     for seed in arguments.seeds:
-        missing = set(names) - {each["settings"] for each in done if each["seed"] == seed}
+        known = finished(done, about["data"], ("settings", "seed"))
+        missing = {name for name in names if (name, str(seed)) not in known}
         for found in runs(arguments.data, seed, missing, steps) if missing else ():
             done.append({**found, **about})
             write_results(out, done, about)

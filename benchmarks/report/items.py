@@ -19,7 +19,7 @@ NEXT = ("method", "level", "split", "users", "beam", "step", "seed")
 RECOMMENDER = ("method", "steps", "beam", "seed")
 ADDED = ("method", "ranked", "steps", "seed")
 TRIE = ("method", "users", "beams", "items", "token")
-CODE_BY_CODE = ("parallel", "sequential")  # how names of recommenders begin that predict the codes of an id
+CODES = ("parallel", "sequential")  # how names of recommenders begin that are trained to predict the codes of an id
 RANKING = ("recall@5", "ndcg@5", "recall@10", "ndcg@10")
 ABOUT = ("hardware", "versions", "commit")
 
@@ -192,8 +192,9 @@ def headline(folder: Path) -> str:
     """Recommenders as users train them among the baselines, best first."""
     parts = []
     for path, data, own in _data_sets(folder, "items_headline", HEADLINED):
-        others = folder / path.name.replace("headline", "baselines")
-        known = [row for row in read_results(others, RUN) if row["data"] == data] if others.exists() else []
+        machine = path.stem.removeprefix("items_headline_").rpartition("_")[0]  # either table can have begun earlier
+        others = sorted(folder.glob(f"items_baselines_{machine}_*.csv"))
+        known = [row for each in others for row in read_results(each, RUN) if row["data"] == data]
         known = [row for row in known if _lists_of(row["method"])[0] in _FLOORS.values()]
         lines = []
         for ids, results in (("semantic ids", own), ("-", known)):
@@ -214,30 +215,34 @@ def verdict(own: Sequence[Mapping[str, Any]], known: Sequence[Mapping[str, Any]]
     if not ids or not others:
         return []
     first, second = (max(each, key=_recall) for each in (ids, others))
-    won = _recall(first) > _recall(second)
-    more, less = (first, second) if won else (second, first)
-    told = f"At their best, semantic ids {'win' if won else 'lose'} by R@10: best with semantic ids is {_told(first)}; "
+    lead = _recall(first) - _recall(second)
+    more, less = (first, second) if lead > 0 else (second, first)
+    fate = "win" if lead > 0 else "lose" if lead < 0 else "draw"
+    told = f"At their best, semantic ids {fate} by R@10: best with semantic ids is {_told(first)}; "
     told += f"best without, {_told(second)}"
     if min(len(more), len(less)) > 1:
         apart = min(float(run["recall@10"]) for run in more) > max(float(run["recall@10"]) for run in less)
         told += f"; their seeds {'do not overlap' if apart else 'overlap'}"
     clauses, verbs = [], set()
-    for way in CODE_BY_CODE:
+    for way in CODES:
         if of_way := [runs for runs in ids if str(runs[0]["method"]).startswith(way)]:
             best = max(of_way, key=_recall)
             rules = [runs for runs in others if _untrained(runs) and _listed(runs) == _listed(best)]
             rules.sort(key=_recall, reverse=True)
             sides = {
                 "loses to": [_named(runs) for runs in rules if _recall(runs) > _recall(best)],
-                "beats": [_named(runs) for runs in rules if _recall(runs) <= _recall(best)],
+                "equals": [_named(runs) for runs in rules if _recall(runs) == _recall(best)],
+                "beats": [_named(runs) for runs in rules if _recall(runs) < _recall(best)],
             }
             faced = {verb: " and ".join(names) for verb, names in sides.items() if names}
             verbs |= {*faced}
             if faced:
                 clauses.append(f"{_told(best)}, " + " and ".join(f"{verb} {names}" for verb, names in faced.items()))
     if clauses:
-        fate = "win and lose" if len(verbs) > 1 else "lose" if "loses to" in verbs else "win"
-        told += f". Predicted code by code, they {fate} against rules without training: {'; '.join(clauses)}"
+        fates = {"beats": "win", "loses to": "lose"}
+        fate = " and ".join(word for verb, word in fates.items() if verb in verbs) or "draw"
+        told += f". Where a model learns the codes of an id, they {fate} against rules without training: "
+        told += "; ".join(clauses)
     return [textwrap.fill(f"{told}.", 120, break_on_hyphens=False)]
 
 
@@ -287,7 +292,7 @@ def _lists_of(method: str) -> tuple[str, str]:
 _SHORT = ("R@5", "N@5", "R@10", "N@10")
 _RULE = ", no training"
 _FLOORS = {
-    "popularity": "popularity",
+    "popularity": f"popularity{_RULE}",
     "text cosine": f"cosine of titles{_RULE}",
     "co-occurrence": f"co-occurrence{_RULE}",
     "sasrec": "SASRec, ours",

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
-import logging
 import shutil
 import subprocess
 import sys
-import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,17 +26,7 @@ from gritvq.tokens import TokenRow, read_tokens, write_tokens
 from program import wrong
 from test_image_tokenizer import Own
 
-
-@pytest.fixture(autouse=True)
-def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Run elsewhere; put back what the program sets for its whole process."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
-    levels = {name: logging.getLogger(name).level for name in ("huggingface_hub", "datasets")}
-    with warnings.catch_warnings():
-        yield
-    for name, level in levels.items():
-        logging.getLogger(name).setLevel(level)
+pytestmark = pytest.mark.usefixtures("own_folder")
 
 
 def picture(height: int, width: int, seed: int) -> Image.Image:

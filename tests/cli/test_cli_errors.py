@@ -10,7 +10,6 @@ import random
 import re
 import subprocess
 import sys
-import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -27,13 +26,7 @@ from gritvq.items import ResidualKMeans
 from gritvq.quantizers import presets
 from program import wrong
 
-
-@pytest.fixture(autouse=True)
-def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
-    with warnings.catch_warnings():
-        yield
+pytestmark = pytest.mark.usefixtures("own_folder")
 
 
 class Terminal(io.StringIO):

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +25,7 @@ KEYS = [f"a{row}" for row in range(COUNT)]
 HISTORIES = {f"r{n}": [KEYS[(3 * n + t) % COUNT] for t in range(n % 4)] for n in range(11)}
 
 
-@pytest.fixture(autouse=True)
-def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
-    with warnings.catch_warnings():
-        yield
+pytestmark = pytest.mark.usefixtures("own_folder")
 
 
 def made(kind: Any = DepthDecoder, keys: Any = KEYS) -> GenerativeRecommender:

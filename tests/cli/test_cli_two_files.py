@@ -7,8 +7,6 @@ import itertools
 import json
 import re
 import shlex
-import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -74,12 +72,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(tiny_encoder(tmp_path_factory.mktemp("model")))
 
 
-@pytest.fixture(autouse=True)
-def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
-    with warnings.catch_warnings():
-        yield
+pytestmark = pytest.mark.usefixtures("own_folder")
 
 
 def listed(said: str) -> list[str]:

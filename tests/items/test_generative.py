@@ -197,6 +197,11 @@ def test_added_items_are_recommended_and_old_ones_score_as_before(policy: Any, t
         loaded_again = GenerativeRecommender.from_pretrained(tmp_path / "again", later)
         torch.testing.assert_close(loaded_again.scores(histories)[:, :7], scores)
         assert loaded_again.num_items == number and loaded_again.ids.items == later.items
+    if policy == "append":  # of which sizes of the last level were declared does not matter
+        wide = SemanticIds(ids.codes, (4, 4, 9), ids.items, collisions=policy)
+        wide_backbone = DepthDecoder(wide.codebook_sizes, 8, num_layers=1, num_heads=1, hidden_dim=8)
+        GenerativeRecommender(wide_backbone, wide).save_pretrained(tmp_path / "wide")
+        assert GenerativeRecommender.from_pretrained(tmp_path / "wide", ids).codes.equal(ids.codes)
     for rows in ([2, 1, 0, 3, 4, 5, 6], [1, 2, 3, 4, 5, 6], [0, 1, 2]):  # an id that moved, items that went
         other = SemanticIds(grown.codes[rows], grown.codebook_sizes, grown.items[: len(rows)], collisions=policy)
         with pytest.raises(ValueError, match=r"expected the ids that .* was trained on, .* or these with items added"):

@@ -62,7 +62,9 @@ def item_vectors(catalogue: Any, config: Any, option: str) -> Any:
 
     if config.text_model is not None:
         texts = catalogue.texts(_fields(catalogue, config))
-        with torch.random.fork_rng():  # what is trained then does not depend on how a model is loaded
+        with torch.random.fork_rng(
+            devices=range(torch.cuda.device_count())
+        ):  # what is trained then does not depend on how a model is loaded
             return embed_texts(texts, config.text_model, progress=True)
     if catalogue.embeddings is None:
         raise ValueError(

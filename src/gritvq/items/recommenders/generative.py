@@ -364,7 +364,8 @@ class GenerativeRecommender(nn.Module):
             ids: The ids it was trained on, matched by key: in any order, and possibly with more items, such as those
                 of :meth:`SemanticIds.add` or those that the training left out. Item rows are then those of these ids.
                 None loads those in the folder. Appended tokens that are larger than in training are clamped to the
-                largest known one, so such an item shares the id and the score of another item.
+                largest known one, so such an item shares the id and the score of another item; a folder that is
+                saved again has the ids as they were given, and these are what grows, not ``ids``.
             trusted: Modules besides ``gritvq`` that its classes may come from.
             revision: Branch, tag or commit on the Hub.
 
@@ -392,7 +393,7 @@ class GenerativeRecommender(nn.Module):
         priority = torch.zeros(len(ids))
         priority[places] = _read_priority(folder, config, len(own))
         given, sizes = ids, backbone.codebook_sizes
-        if ids.collisions == "append" and len(ids.codebook_sizes) == len(sizes) and ids.codebook_sizes[-1] > sizes[-1]:
+        if ids.collisions == "append" and ids.codebook_sizes[:-1] == sizes[:-1] and ids.codebook_sizes != sizes:
             known = ids.codes.minimum(torch.tensor(sizes) - 1)
             ids = SemanticIds(known, sizes, ids.items, fingerprint=ids.fingerprint)
         settings = {name: config[name] for name in ("max_history", "beam")}

@@ -32,7 +32,7 @@ def grit_vq(
     Radius ``sqrt(d^2 + s^2)`` (kappa 1), codes ``C + f(C) + b`` over a trained base, codebook learning rate 10 times
     the encoder's; no auxiliary loss, no data initialization, no revival. Train with ``parameter_groups``: without the
     multiplier the transform does not keep codes in use. Where vectors turn quickly in the first steps, as those of
-    texts do, it may carry unused codes away from all vectors: lower rates, ``lr_scale=(1, 10)``, and revival keep them.
+    texts do, it may carry unused codes away from all vectors; a slower one, ``lr_scale=(1, 10)``, and revival help.
 
     Args:
         dim: Size D of a vector.
