@@ -36,7 +36,7 @@ import os
 import re
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import replace
 from functools import partial
@@ -462,17 +462,23 @@ def _both_ways(way: Callable[..., Tensor], u: Tensor, matrix: Tensor, gradient: 
 # --- the page of texts ------------------------------------------------------------------------------------------------
 
 
-def page_with(old: str, name: str, contenders: dict[str, dict[str, list[str]]]) -> str:
-    """The page with the section of one data set made again."""
-    parts = [f"<!-- texts {name} -->", f"## {name}"]
+def page_with(old: str, name: str, contenders: dict[str, dict[str, list[str]]], methods: Sequence[str] = ()) -> str:
+    """The page with texts of one data set made again; what it has of others of these methods stays."""
+    mark, end = re.compile(rf"<!-- texts {re.escape(name)} -->.*?<!-- end -->", re.DOTALL), "\n\n<!-- end -->"
+    before = mark.search(old)
+    parts = {}
+    for piece in before[0].removesuffix(end).split("\n\n### ")[1:] if before else ():
+        method, _, texts = piece.partition("\n\n")
+        parts |= {method: texts} if method in methods else {}
     for method, sections in contenders.items():
-        parts.append(f"### {method}")
+        written = []
         for title, texts in sections.items():
-            parts += [f"{title}:", *(f"~~~~text\n{text.strip() or '(empty)'}\n~~~~" for text in texts)]
-    section = "\n\n".join([*parts, "<!-- end -->"])
-    mark = re.compile(rf"<!-- texts {re.escape(name)} -->.*?<!-- end -->", re.DOTALL)
+            written += [f"{title}:", *(f"~~~~text\n{text.strip() or '(empty)'}\n~~~~" for text in texts)]
+        parts[method] = "\n\n".join(written)
+    order = sorted(parts, key=lambda method: [*methods, *parts].index(method))
+    section = "\n\n".join([f"<!-- texts {name} -->\n\n## {name}", *(f"### {each}\n\n{parts[each]}" for each in order)])
     old = old or HEAD
-    return mark.sub(lambda _: section, old) if mark.search(old) else f"{old}\n{section}\n"
+    return mark.sub(lambda _: section + end, old) if before else f"{old}\n{section}{end}\n"
 
 
 # --- everything -------------------------------------------------------------------------------------------------------
@@ -536,7 +542,7 @@ def main(words: list[str] | None = None) -> None:
     if texts:
         old = given.page.read_text("utf-8") if given.page.is_file() else ""
         with replacing(given.page) as scratch:
-            scratch.write_text(page_with(old, name, texts), encoding="utf-8")
+            scratch.write_text(page_with(old, name, texts, list(study["methods"])), encoding="utf-8")
 
 
 def _read(path: Path) -> list[dict[str, Any]]:

@@ -202,6 +202,10 @@ def test_the_page_of_texts_keeps_other_data_and_is_in_the_navigation_once_it_exi
     both = text.page_with(first, "b", {"fsq": {"Texts": [""]}})
     again = text.page_with(both, "a", {"trace": {"Texts": ["Two."]}})
     assert "One." in both and "(empty)" in both and "One." not in again and again.count("<!-- end -->") == 2
+    more = text.page_with(again, "a", {"fsq": {"Texts": ["Three."]}}, ["fsq", "trace"])  # texts of others stay
+    assert "Two." in more and more.index("Three.") < more.index("Two.") and "(empty)" in more
+    assert text.page_with(more, "a", {}, ["fsq", "trace"]) == more
+    assert "Two." not in text.page_with(more, "a", {}, ["fsq"])  # but of those that the plan has no more
     navigation = "nav:\n  - Text: text.md\n  - Log: log.md\n"
     assert with_navigation(navigation, tmp_path) == navigation
     (tmp_path / "text-samples.md").touch()
