@@ -190,7 +190,9 @@ def test_added_items_are_recommended_and_old_ones_score_as_before(policy: Any, t
     assert torch.equal(scores[:, 4], scores[:, 1]) and torch.equal(scores[:, 5], scores[:, 1])  # no token of their own
     assert sorted(loaded.recommend([[5, 6]], 7)[0].tolist()) == list(range(7))
     assert loaded.priority.tolist() == [1, 5, 2, 3, 0, 0, 0] and loaded.ids.items == grown.items
+    assert loaded.ids == grown and (loaded.codes.max(0).values < torch.tensor(ids.codebook_sizes)).all()
     again = GenerativeRecommender.from_pretrained(loaded.save_pretrained(tmp_path / "again"))
+    assert again.ids == grown and again.ids_digest == loaded.ids_digest != old.ids_digest
     assert torch.equal(again.scores(histories), scores)
     more = grown.add(torch.tensor([[0, 1]]), ["h"])  # what was grown and saved can grow again
     for later, number in ((grown, 7), (more, 8)):

@@ -58,6 +58,8 @@ class GenerativeRecommender(nn.Module):
             those among the items that it reads, too.
 
     Attributes:
+        ids: The items' ids, as they were given.
+        codes: Those that the model reads (n, Q): of a loaded recommender, appended tokens it does not know are clamped.
         trained: What a loaded recommender says of its training, plain values by name.
 
     Raises:
@@ -100,7 +102,6 @@ class GenerativeRecommender(nn.Module):
                 f"it with max_items {max_history + 1}, or reduce max_history"
             )
         self.backbone, self.ids, self.max_history, self.beam = backbone, ids, max_history, beam
-        self._given = ids  # what is saved: in those that the model reads, tokens it does not know are clamped
         self.exclude_seen = exclude_seen
         self.trained: dict[str, Any] = {}
         priority = torch.zeros(len(ids.codes)) if priority is None else priority.detach().cpu().float()
@@ -125,7 +126,8 @@ class GenerativeRecommender(nn.Module):
     def trie(self) -> PrefixTrie:
         """Trie of the ids, made when it is first used: a parallel backbone with long ids needs none."""
         if self._trie is None:
-            self._trie = self.ids.trie(self.priority).to(self.codes.device)
+            trie = PrefixTrie(self.codes.cpu(), self.backbone.codebook_sizes, priority=self.priority.cpu())
+            self._trie = trie.to(self.codes.device)
         return self._trie
 
     @property
@@ -332,10 +334,10 @@ class GenerativeRecommender(nn.Module):
             ValueError: If the path is a file, or a folder with other files.
         """
         told = dict(self.trained if training is None else training)
-        extra = {"max_history": self.max_history, "beam": self.beam, "ids": _digest(self._given)}
+        extra = {"max_history": self.max_history, "beam": self.beam, "ids": _digest(self.ids)}
         extra |= ({"exclude_seen": True} if self.exclude_seen else {}) | ({"training": told} if told else {})
         others = {
-            _IDS: self._given.save,
+            _IDS: self.ids.save,
             _PRIORITY: lambda path: save_file({"priority": self.priority.cpu().contiguous()}, path),
         }
         return write_folder(folder, _KIND, self.backbone, extra, others)
@@ -364,8 +366,7 @@ class GenerativeRecommender(nn.Module):
             ids: The ids it was trained on, matched by key: in any order, and possibly with more items, such as those
                 of :meth:`SemanticIds.add` or those that the training left out. Item rows are then those of these ids.
                 None loads those in the folder. Appended tokens that are larger than in training are clamped to the
-                largest known one, so such an item shares the id and the score of another item; a folder that is
-                saved again has the ids as they were given, and these are what grows, not ``ids``.
+                largest known one in ``codes``, so such an item shares the score of another item; ``ids`` stay as given.
             trusted: Modules besides ``gritvq`` that its classes may come from.
             revision: Branch, tag or commit on the Hub.
 
@@ -392,16 +393,15 @@ class GenerativeRecommender(nn.Module):
         load_weights(backbone, folder, config)
         priority = torch.zeros(len(ids))
         priority[places] = _read_priority(folder, config, len(own))
-        given, sizes = ids, backbone.codebook_sizes
+        sizes, read = backbone.codebook_sizes, ids
         if ids.collisions == "append" and ids.codebook_sizes[:-1] == sizes[:-1] and ids.codebook_sizes != sizes:
-            known = ids.codes.minimum(torch.tensor(sizes) - 1)
-            ids = SemanticIds(known, sizes, ids.items, fingerprint=ids.fingerprint)
+            read = SemanticIds(ids.codes.minimum(torch.tensor(sizes) - 1), sizes, ids.items)
         settings = {name: config[name] for name in ("max_history", "beam")}
         exclude_seen = config.get("exclude_seen", False)
         if not isinstance(exclude_seen, bool):
             raise ValueError(f"expected exclude_seen true or false in {folder}, got {exclude_seen!r}; copy it again")
-        made = cls(backbone, ids, **settings, priority=priority, exclude_seen=exclude_seen).eval()
-        made._given = given
+        made = cls(backbone, read, **settings, priority=priority, exclude_seen=exclude_seen).eval()
+        made.ids = ids
         made.trained = training if isinstance(training := config.get("training"), dict) else {}
         return made
 
