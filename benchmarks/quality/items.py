@@ -2,9 +2,9 @@
 
     python -m benchmarks.quality.items --data PATH-TO-AMAZON-BEAUTY
 
-Writes ``benchmarks/results/items_tokenizers_*.csv``. Finished runs are not repeated for the same data, so an
-interrupted benchmark goes on where it stopped; delete the file to start over. Runs follow each other, each with as many
-threads as torch is given (``OMP_NUM_THREADS``).
+Writes ``benchmarks/results/items_tokenizers_*.csv``. Finished runs are not repeated for the same data and settings,
+so an interrupted benchmark goes on where it stopped; delete the file to start over. Runs follow each other, each with
+as many threads as torch is given (``OMP_NUM_THREADS``).
 """
 
 from __future__ import annotations
@@ -65,6 +65,12 @@ def measured(tokenizer: ItemTokenizer, x: np.ndarray[Any, Any]) -> dict[str, flo
     return {name: found[name] for name in (*METRICS, *levels)} | {"fit_seconds": seconds, "fit_cpu_seconds": busy}
 
 
+def settings_of(entry: dict[str, Any]) -> str:
+    """What an entry of the plan changes."""
+    own = {k: v for part in ("settings", "network", "plan") for k, v in entry.get(part, {}).items()}
+    return " ".join(f"{k}={v}" for k, v in own.items()) or "-"
+
+
 def main() -> None:
     """Run what is missing."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -78,13 +84,13 @@ def main() -> None:
     told = " ".join(f"{k}={v}" for part in ("network", "plan") for k, v in plan[part].items())
     about = circumstances(f"levels={plan['levels']} {told}", arguments.data.resolve().name)
     done = read_results(path) if path.exists() else []
-    known = finished(done, about["data"], ("method", "seed"))
+    known = finished(done, about["data"], ("method", "settings", "seed"))
     runs = [(name, seed) for seed in plan["seeds"] for name in arguments.tokenizers or plan["tokenizers"]]
-    missing = [(name, seed) for name, seed in runs if (name, str(seed)) not in known]
+    missing = [each for each in runs if (each[0], settings_of(plan["tokenizers"][each[0]]), str(each[1])) not in known]
     for name, seed in track(missing, description=path.stem):
-        entry = plan["tokenizers"][name]
-        own = {k: v for part in ("settings", "network", "plan") for k, v in entry.get(part, {}).items()}
-        settings = " ".join(f"{k}={v}" for k, v in own.items()) or "-"
+        entry, own = plan["tokenizers"][name], (name, seed, about["data"])
+        done = [row for row in done if (row["method"], row["seed"], row["data"]) != own]
+        settings = settings_of(entry)
         numbers = measured(made(entry, plan, x.shape[1], seed), x)
         about_run = {"method": name, "preset": entry.get("unit", "-"), "settings": settings, "seed": seed}
         done.append({**about_run, "codebook_size": plan["codebook_size"], **numbers, **about})

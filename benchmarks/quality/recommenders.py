@@ -8,8 +8,9 @@ are the processor time of the whole command. A study with ``test: false`` ranks 
 settings.
 
 Writes ``benchmarks/results/items_headline_*.csv``, or the name of another study. Runs that are finished for the data
-set, which has the name of its folder, are not repeated, and interrupted ones go on from their last checkpoint, as long
-as their folders lie in ``--work``. ``--recommenders NAME`` makes the rows of one method alone.
+set, which has the name of its folder, are not repeated, those of other settings are replaced, and interrupted ones go
+on from their last checkpoint, as long as their folders lie in ``--work``. ``--recommenders NAME`` makes the rows of
+one method alone.
 """
 
 from __future__ import annotations
@@ -98,10 +99,14 @@ def run(name: str, entry: dict[str, Any], seed: int, data: Path, work: Path, tes
     numbers = {f"validation_{key.removeprefix('val/')}": value for key, value in best.items() if key != "step"}
     if tested:
         numbers |= json.loads(found.metrics.read_text())
-    changes = " ".join(f"{key}={value}" for key, value in entry.get("changes", {}).items()) or "-"
-    changes = f"{_ids_of(entry)} {changes}".strip()
-    identity = {"method": name, "settings": f"{entry['config'].removesuffix('.yaml')} {changes}", "seed": seed}
+    identity = {"method": name, "settings": settings_of(entry), "seed": seed}
     return {**identity, **numbers, "step": best["step"] + 1, "minutes": minutes}
+
+
+def settings_of(entry: dict[str, Any]) -> str:
+    """An entry's configuration, what makes its ids, and what else it changes."""
+    changes = " ".join(f"{key}={value}" for key, value in entry.get("changes", {}).items()) or "-"
+    return " ".join(part for part in (entry["config"].removesuffix(".yaml"), _ids_of(entry), changes) if part)
 
 
 def _ids_of(entry: dict[str, Any]) -> str:
@@ -135,17 +140,20 @@ def main() -> None:
     path = results_file(RESULTS, f"items_{options.study}")
     about = circumstances("gritvq fit items, all test users, whole catalogue", data.name)
     done = read_results(path, IDENTITY) if path.exists() else []
-    known = finished(done, data.name, ("method", "seed"))
+    known = finished(done, data.name, IDENTITY)
     tasks = [
         (name, entries[name], seed, data, work, tested)
         for seed in options.seeds or study["seeds"]
         for name in options.recommenders or entries
-        if (name, str(seed)) not in known
+        if (name, settings_of(entries[name]), str(seed)) not in known
     ]
     with ThreadPoolExecutor(options.jobs) as pool:
         futures = [pool.submit(run, *task) for task in tasks]
         for future in track(as_completed(futures), total=len(futures), description=path.stem):
-            done.append({**future.result(), **about})
+            found = {**future.result(), **about}
+            own = [found[name] for name in ("method", "seed", "data")]
+            done = [row for row in done if [row[name] for name in ("method", "seed", "data")] != own]
+            done.append(found)
             write_results(path, done, about, IDENTITY, UNITS)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from benchmarks.quality import item_recommenders, new_items, recommenders
 from benchmarks.quality import items as item_tokenizers
 from benchmarks.quality.common import finished
@@ -49,7 +50,8 @@ def test_recommenders_run_once_per_data_set(
         assert work.is_dir()
         ran.append((name, seed, data.name))
         folders.add(work)
-        return {"method": name, "settings": "-", "seed": seed, "recall@10": 0.5, "minutes": 1.0}
+        settings = recommenders.settings_of(entry)
+        return {"method": name, "settings": settings, "seed": seed, "recall@10": 0.5, "minutes": 1.0}
 
     monkeypatch.setattr(recommenders, "run", run)
     words = ("--study", "units", "--recommenders", "opq", "--seeds", "0", "--work", str(tmp_path / "work"))
@@ -60,6 +62,12 @@ def test_recommenders_run_once_per_data_set(
     (path,) = tmp_path.glob("items_units_*.csv")
     found = read_results(path, recommenders.IDENTITY)
     assert [row["data"] for row in found] == ["beauty", "films"] and all(row["recall@10"] == 0.5 for row in found)
+    changed = yaml.safe_load((recommenders.HERE / "recommenders.yaml").read_text())
+    changed["studies"]["units"]["recommenders"]["opq"]["changes"]["plan.max_steps"] = 7
+    (tmp_path / "plan.yaml").write_text(yaml.safe_dump(changed))
+    told(recommenders, "beauty", *words, "--plan", str(tmp_path / "plan.yaml"))
+    found = read_results(path, recommenders.IDENTITY)  # the row of the old settings is gone
+    assert ["plan.max_steps=7" in row["settings"] for row in found] == [False, True] and len(ran) == 3
 
 
 def test_tokenizers_and_recommenders_of_their_ids_run_once_per_data_set(

@@ -114,6 +114,10 @@ def test_the_page_has_the_settings_of_the_best_row() -> None:
     shipped = yaml.safe_load((ROOT / "configs" / "items" / "beauty-catalogue.yaml").read_text())
     shipped["plan"].pop("accelerator")
     assert ours == {name: value for name, value in shipped.items() if name not in ("data", "out")}
+    plan = yaml.safe_load((ROOT / "benchmarks" / "quality" / "recommenders.yaml").read_text())
+    first = re.search(r"^\| --- .*\n\| (.*?) \|", (ROOT / "docs" / "semantic-ids.md").read_text(), re.MULTILINE)
+    assert first is not None
+    assert plan["studies"]["headline"]["recommenders"][first[1]] == {"config": "beauty-catalogue.yaml"}
 
 
 def small(**changes: Any) -> str:
