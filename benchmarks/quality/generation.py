@@ -156,18 +156,22 @@ class Ruler(NamedTuple):
         return metric.compute() or 0.0
 
 
+def classifier_for(network: str | None, device: str = "cpu") -> FeatureVectors:
+    """The classifier of CIFAR-10 in a folder, or that of Fashion-MNIST."""
+    if network is not None:
+        classifier: nn.Module = CIFARResNet(network)
+    else:
+        classifier = FashionClassifier()
+        classifier.load_state_dict({name: t.float() for name, t in load_file(FASHION).items()})
+    return FeatureVectors(classifier.to(memory_format=torch.channels_last)).to(device)
+
+
 def ruler_for(data: str, network: str | None, device: str = "cpu") -> Ruler:
     """The classifier of a data set, and features of its pictures."""
-    if network is None:
-        classifier: nn.Module = FashionClassifier()
-        classifier.load_state_dict({name: t.float() for name, t in load_file(FASHION).items()})
-    else:
-        classifier = CIFARResNet(network)
-    vectors = FeatureVectors(classifier.to(memory_format=torch.channels_last)).to(device)
     train_images, _ = labelled(data, "train")
     test, labels = labelled(data, "test")
     rows = torch.randperm(len(train_images), generator=torch.Generator().manual_seed(0))[:NUM]
-    bare = Ruler(vectors, test, test, labels, device)
+    bare = Ruler(classifier_for(network, device), test, test, labels, device)
     return bare._replace(test=bare.features(test), known=bare.features(train_images[rows]))
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.report import speed as performance_page
+from benchmarks.report.default import default_section
 from benchmarks.report.items import with_tables
 from benchmarks.report.peers import with_probes
 from benchmarks.report.priors import generation_section, with_priors
@@ -337,6 +338,7 @@ def main() -> int:
     check = parser.parse_args().check
     pages = {
         DOCS / "benchmarks.md": HEAD
+        + default_section(RESULTS, DOCS / "images")
         + image_section()
         + methods_section()
         + recipes_section()

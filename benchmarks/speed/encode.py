@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from benchmarks.quality.common import RESULTS, circumstances, hardware
-from benchmarks.speed.measure import resident
+from benchmarks.speed.memory import resident
 
 from gritvq.items import RQVAE, ItemDecoder, ItemEncoder, ItemTokenizer, ResidualKMeans, grit_stack
 from gritvq.results import write_results

@@ -10,12 +10,10 @@ the result as JSON: numbers of every contender by name, or why there are none un
 
 from __future__ import annotations
 
-import ctypes
 import functools
 import gc
 import json
 import math
-import resource
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -24,6 +22,7 @@ from typing import Any
 import torch
 from benchmarks.speed import search, step
 from benchmarks.speed.cases import Call, Contender, Row, gaussian, vectors_and_codes
+from benchmarks.speed.memory import peak_growth
 from torch import Tensor
 
 GROWING = ("nearest_code", "ours: blocked")
@@ -119,17 +118,10 @@ def measure_times(
     return results
 
 
-def resident(field: str) -> int:
-    """Bytes of ``VmRSS`` (now) or ``VmHWM`` (the most so far) of this process."""
-    with open("/proc/self/status", encoding="ascii") as file:
-        return next(1024 * int(line.split()[1]) for line in file if line.startswith(field + ":"))
-
-
 def measure_memory(suite: str, row: Row, device: torch.device, name: str) -> dict[str, Any]:
     """Growth of the peak over what is there once inputs and parameters are, in two calls; needs a fresh process.
 
-    A tiny row warms up first, so that loaded code does not count. Linux lets the recorded peak be set back to what is
-    resident now; elsewhere ``ru_maxrss`` stands in, which a larger peak before would hide.
+    A tiny row warms up first, so that loaded code does not count.
     """
     contender = next(c for c in SUITES[suite](device) if c.name == name)
     contender.make(Row(min(64, row.n), row.dim, min(64, row.codebook_size)), device)()
@@ -141,18 +133,7 @@ def measure_memory(suite: str, row: Row, device: torch.device, name: str) -> dic
         torch.cuda.reset_peak_memory_stats(device)
         peak = functools.partial(torch.cuda.max_memory_allocated, device)
     else:
-        try:
-            ctypes.CDLL(None).malloc_trim(0)
-            with open("/proc/self/clear_refs", "w", encoding="ascii") as file:
-                file.write("5")
-            before, peak = resident("VmRSS"), functools.partial(resident, "VmHWM")
-        except (OSError, AttributeError):
-            unit = 1 if sys.platform == "darwin" else 1024
-
-            def peak() -> int:
-                return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-
-            before = peak()
+        before, peak = 0, peak_growth()
     for _ in range(2):
         call()
     synchronize(device)

@@ -26,7 +26,8 @@ from pathlib import Path
 import torch
 from benchmarks.quality.common import RESULTS, circumstances
 from benchmarks.speed.__main__ import machine
-from benchmarks.speed.measure import alternating, percentile, resident
+from benchmarks.speed.measure import alternating, percentile
+from benchmarks.speed.memory import resident
 from torch import Tensor
 
 from gritvq.items import ParallelScorer

@@ -23,7 +23,8 @@ from pathlib import Path
 
 import torch
 from benchmarks.quality.common import RESULTS, circumstances, hardware
-from benchmarks.speed.measure import alternating, percentile, resident
+from benchmarks.speed.measure import alternating, percentile
+from benchmarks.speed.memory import resident
 
 from gritvq.priors import AutoregressivePrior, BitHead, Head, MaskedPrior, SoftmaxHead
 from gritvq.results import write_results

@@ -4,41 +4,27 @@ from __future__ import annotations
 
 import copy
 import inspect
-import io
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as parquet
 import pytest
 import torch
 import yaml
 from benchmarks.gpu.sizes import make_vgg
 from benchmarks.quality import generation
 from benchmarks.quality.pictures import keep_row, kept_row
-from PIL import Image
 
 
 @pytest.fixture
-def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> generation.Job:
-    """A run of a few steps on 200 gray pictures whose classes are brightnesses."""
+def job(gray_pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> generation.Job:
+    """A run of a few steps on gray pictures whose classes are brightnesses."""
     monkeypatch.setattr(generation, "NUM", 160)
     monkeypatch.setattr(generation, "BATCH", 80)
-    random = np.random.default_rng(0)
-    for split, number in (("train", 200), ("test", 160)):
-        rows = []
-        for row in range(number):
-            file = io.BytesIO()
-            pixels = np.clip(20 * (row % 10) + random.integers(0, 60, (28, 28)), 0, 255)
-            Image.fromarray(pixels.astype(np.uint8)).save(file, "PNG")
-            rows.append({"bytes": file.getvalue(), "path": None})
-        table = pa.table({"image": rows, "label": [row % 10 for row in range(number)]})
-        parquet.write_table(table, tmp_path / f"{split}.parquet")
     plan: dict[str, Any] = {
         "codebook_size": 8,
-        "channels": {tmp_path.name: 1},
+        "channels": {gray_pictures.name: 1},
         "tokenizer": {
             "dim": 4,
             "network": {"factor": 4, "width": 8, "num_blocks": 1},
@@ -55,7 +41,7 @@ def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> generation.Job:
         },
         "guidance": 2.0,
     }
-    return generation.Job(str(tmp_path), None, plan, "study", "vq_vae_ema", {"decay": 0.9}, 0, tmp_path / "work")
+    return generation.Job(str(gray_pictures), None, plan, "study", "vq_vae_ema", {"decay": 0.9}, 0, tmp_path / "work")
 
 
 def test_a_run_measures_what_it_made_and_goes_on_from_it(job: generation.Job, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -153,13 +139,13 @@ def study(job: generation.Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         "masked": {"preset": "vq_vae_ema", "decay": 0.9, "prior": {"kind": "MaskedPrior", "num_steps": 2}},
     }
     plan = copy.deepcopy(job.plan) | {"studies": {"small": {"seeds": [0], "methods": methods}}}
-    plan["prior"]["max_steps"] = {tmp_path.name: plan["prior"]["max_steps"]}
+    plan["prior"]["max_steps"] = {Path(job.data).name: plan["prior"]["max_steps"]}
     (tmp_path / "plan.yaml").write_text(yaml.safe_dump(plan, sort_keys=False))
     for name in ("RESULTS", "DOCS"):
         monkeypatch.setattr(generation, name, tmp_path / name)
         (tmp_path / name).mkdir()
     monkeypatch.setattr(generation, "ProcessPoolExecutor", lambda number, **_: ThreadPoolExecutor(number))
-    words = ["--data", str(tmp_path), "--plan", str(tmp_path / "plan.yaml"), "--study", "small", "--jobs", "2"]
+    words = ["--data", job.data, "--plan", str(tmp_path / "plan.yaml"), "--study", "small", "--jobs", "2"]
     return [*words, "--work", str(job.work)]
 
 
@@ -194,8 +180,8 @@ def test_a_run_that_fails_costs_no_other_one(study: list[str], tmp_path: Path, m
     assert sorted(row["method"] for row in rows_of(tmp_path)) == ["masked", "one"]
     assert sorted(calls) == ["masked", "one", "tokenizer of one", "tokenizer of wrong"]
     assert calls.index("tokenizer of one") < min(calls.index("one"), calls.index("masked"))
-    assert len(list(tmp_path.glob(f"DOCS/generation_small_{tmp_path.name}_cpu*.png"))) == 1
-    assert len(list(tmp_path.glob(f"DOCS/generation_small_{tmp_path.name}_decoded_cpu*.png"))) == 1
+    assert len(list(tmp_path.glob("DOCS/generation_small_fashion-mnist_cpu*.png"))) == 1
+    assert len(list(tmp_path.glob("DOCS/generation_small_fashion-mnist_decoded_cpu*.png"))) == 1
     with pytest.raises(SystemExit, match="1 of 1 runs"):
         generation.main(study)
 
