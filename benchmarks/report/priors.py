@@ -9,6 +9,7 @@ from typing import Any
 
 from benchmarks.report.tables import circumstances, markdown_table
 
+from gritvq.plotting import new_figure, save_figure
 from gritvq.results import read_results
 
 GENERATION = """
@@ -54,6 +55,7 @@ _COLUMNS = {
     "accuracy_guided": ("guided recognized", ".3f"),
     "encoded_per_second": ("encoded per second", ",.0f"),
 }
+_EQUAL = 0.05  # dB within which distortions count as equal
 _BOUNDED = ("nats_per_token", "bits_per_pixel")  # of a masked prior
 _IDENTITY = ("study", "method", "settings", "codebook_size", "seed")
 
@@ -124,11 +126,47 @@ def generation_section(folder: Path, images: Path) -> str:
             said = f"Floor {floor:.2f}; of the test pictures themselves {100 * real:.1f} % are recognized."
             parts += [f"### {study}, {data}, {path.stem.removeprefix('generation_')}", STUDIES[study]]
             parts += [circumstances(own), said, _table(own)]
+            parts += _rates(own, images / f"generation_{study}_{data}_rates_{own[0]['hardware']}.png")
             for kind, text in PLOTS.items():
                 plot = images / f"generation_{study}_{data}{kind}_{own[0]['hardware']}.png"
                 if plot.exists():
                     parts.append(f"![{text}](images/{plot.name})")
     return "\n\n".join(parts) + "\n"
+
+
+def _rates(runs: Sequence[Mapping[str, Any]], path: Path) -> list[str]:
+    """A plot of distortion against rate, and the rates of contenders whose PSNR is that of ``grit_vq``."""
+    found = {name: [run for run in runs if run["method"] == name] for name in dict.fromkeys(r["method"] for r in runs)}
+    points = {name: (_mean(own, "bits_per_pixel"), _mean(own, "psnr")) for name, own in found.items()}
+    if len(points) < 3:
+        return []
+    rates_plot(points, path)
+    parts = [f"![PSNR against bits per pixel under the prior](images/{path.name})"]
+    if (mine := points.get("grit_vq")) is not None:
+        alike = {n: bits for n, (bits, psnr) in points.items() if abs(psnr - mine[1]) <= _EQUAL and n != "grit_vq"}
+        told = [f"`{name}` {bits:.4f}" for name, bits in sorted(alike.items(), key=lambda item: item[1])]
+        others = ", ".join(told) or "no other"
+        parts.append(f"Within {_EQUAL:g} dB of `grit_vq` ({mine[0]:.4f} bits per pixel): {others}.")
+    return parts
+
+
+def rates_plot(points: Mapping[str, tuple[float, float]], path: Path) -> Path:
+    """PSNR against bits per pixel, with a line through the contenders that no other one beats in both."""
+    figure, axis = new_figure(7.5, 4.0)
+    best = [
+        (bits, psnr)
+        for bits, psnr in sorted(points.values())
+        if not any(b <= bits and p >= psnr and (b, p) != (bits, psnr) for b, p in points.values())
+    ]
+    axis.plot(*zip(*best, strict=True), color="#bbbbbb", linewidth=1.2, zorder=1)
+    for name, (bits, psnr) in sorted(points.items(), key=lambda point: -point[1][1]):
+        axis.scatter(bits, psnr, s=60, zorder=2, marker="*" if name.startswith("grit_vq") else "o", label=name)
+    axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize=9)
+    axis.margins(0.12)
+    axis.set_xlabel("bits per pixel under the prior (fewer are easier to predict)")
+    axis.set_ylabel("PSNR (dB)")
+    axis.spines[["top", "right"]].set_visible(False)
+    return save_figure(figure, path)
 
 
 def _place(key: tuple[str, str]) -> tuple[int, str]:

@@ -37,3 +37,21 @@ def test_speed_bounds_and_plots_are_on_the_page(tmp_path: Path) -> None:
     assert masked[header.index("PSNR (dB)")] == "0.50"
     assert "(images/generation_orders_cifar10_decoded_cpu2.png)" in text and "cifar10_cpu2.png" not in text
     assert "--study heads|orders|losses|levels" in text
+
+
+def test_rates_at_equal_psnr_are_named_and_drawn(tmp_path: Path) -> None:
+    figures = {"grit_vq": (24.0, 0.3), "near": (24.04, 0.25), "nearest": (23.99, 0.2), "far": (24.2, 0.1)}
+    runs = [
+        {**row, "psnr": psnr, "bits_per_pixel": bits}
+        for name, (psnr, bits) in figures.items()
+        for row in rows(name, "-", (1.0,))
+    ]
+    write_results(tmp_path / "generation_cpu2_202611.csv", runs, ABOUT, IDENTITY)
+    text = priors.generation_section(tmp_path, tmp_path)
+    assert "Within 0.05 dB of `grit_vq` (0.3000 bits per pixel): `nearest` 0.2000, `near` 0.2500.\n" in text
+    assert "(images/generation_orders_cifar10_rates_cpu2.png)" in text
+    assert (tmp_path / "generation_orders_cifar10_rates_cpu2.png").stat().st_size > 5000
+    write_results(
+        tmp_path / "generation_cpu2_202611.csv", [row for row in runs if row["method"][0] != "n"], ABOUT, IDENTITY
+    )
+    assert "Within" not in priors.generation_section(tmp_path, tmp_path)  # two contenders are no comparison
