@@ -97,6 +97,25 @@ def write_2023_csv(folder: Path, events: Sequence[Event], items: Sequence[int]) 
     lines(folder / "X.csv.gz", ["user_id,parent_asin,rating,timestamp,history", *rows])
 
 
+def amazon_key(letter: str, number: int) -> str:
+    """Keys as Amazon's, which sort as their numbers do."""
+    return f"A{number:012}X" if letter == "u" else f"B{number:09}"
+
+
+def write_ratings(folder: Path, events: Sequence[Event], items: Sequence[int], name: str = "ratings_X.csv.gz") -> None:
+    pairs = [(amazon_key("u", u), amazon_key("i", i), rating, time) for u, i, time, rating in events]
+    pairs = pairs if name.startswith("ratings") else [(i, u, *rest) for u, i, *rest in pairs]
+    lines(folder / name, [",".join(map(str, pair)) for pair in pairs])
+    titles = {amazon_key("i", i): f"Thing {i}" for i in items}
+    metadata = [{"category": ["A", "B"], "title": title, "asin": key} for key, title in titles.items()]
+    metadata += metadata[:1] * (len(items) - len(titles))
+    lines(folder / "meta_X.json.gz", [json.dumps(record) for record in metadata])
+
+
+def write_ratings_2018(folder: Path, events: Sequence[Event], items: Sequence[int]) -> None:
+    write_ratings(folder, events, items, "X.csv")
+
+
 def write_latest(folder: Path, events: Sequence[Event], items: Sequence[int]) -> None:
     table(
         folder / "ratings.csv", [("userId", "movieId", "rating", "timestamp"), *((u, i, r, t) for u, i, t, r in events)]
@@ -128,6 +147,8 @@ WRITERS: dict[str, Callable[[Path, Sequence[Event], Sequence[int]], None]] = {
     "amazon 2018": write_2018,
     "amazon 2023": write_2023,
     "amazon 2023 csv": write_2023_csv,
+    "amazon ratings 2014": write_ratings,
+    "amazon ratings 2018": write_ratings_2018,
     "movielens latest": write_latest,
     "movielens 1m": write_1m,
     "movielens 100k": write_100k,
@@ -137,6 +158,8 @@ EVENTS: list[Event] = [(2, 30, 9, 4.0), (1, 4, 7, 2.5), (2, 4, 8, 5.0), (1, 30, 
 
 
 def keys_of(layout: str, numbers: Sequence[int], letter: str) -> list[Any]:
+    if layout.startswith("amazon ratings"):
+        return sorted(amazon_key(letter, number) for number in numbers)
     return sorted(numbers if layout.startswith("movielens") else [f"{letter}{number}" for number in numbers])
 
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from gritvq.files import check_footer, regular_file
 from gritvq.items.interactions import Histories, Interactions, Key, Split, check_split, rows_of_keys, unique_keys
 from gritvq.items.layouts import (
-    event_batches,
+    events_table,
     has_events,
     has_items,
     holds_reviews,
@@ -237,7 +237,7 @@ def read_interactions(
     text = item_keys is not None and len(item_keys) > 0 and isinstance(item_keys[0], str)
     columns = (order,) if isinstance(order, str) else order
     if has_events(path, (user, item)):
-        table = _read_events([path])
+        table = events_table([path], user, item, columns)
     else:
         table = _read_table(path, {user: False, item: text}, _ORDER if columns is None else columns)
     return _interactions(table, path, user, item, columns, item_keys)
@@ -266,7 +266,7 @@ def read_catalogue(path: str | Path, *, item: str = "item", embeddings: str | Pa
             return read_item_data(path, item=item, embeddings=named).catalogue
         path = own
     if has_items(path, (item,)) and not holds_reviews(path):
-        return _catalogue(items_table(path), path, item, embeddings)
+        return _catalogue(items_table(path, None, item), path, item, embeddings)
     if has_events(path, (item,)):
         return read_item_data(path, item=item, embeddings=named).catalogue
     return _catalogue(_read_table(path, {item: False}), path, item, embeddings)
@@ -302,8 +302,8 @@ def read_item_data(
         embeddings: Path of the item vectors in the folder; None uses ``item_embeddings.npy`` of our own layout if it
             exists. In a public layout vectors are used only if they are named, and row i is that of the i-th item with
             events, sorted by key.
-        user: Column of the user key in the events.
-        item: Column of the item key in both files.
+        user: Column of the user key in the events; of RecBole's files, too, if it has no usual name there.
+        item: Column of the item key in both files, likewise.
         order: Columns to sort events by; see :func:`read_interactions`.
 
     Returns:
@@ -322,9 +322,10 @@ def read_item_data(
     if files is not None:
         found = found or _vectors_in(folder, public=True)
         columns = (order,) if isinstance(order, str) else order
-        events = _interactions(_read_events(files.events), files.events[0], user, item, columns)
-        table = items_table(files.items, events.item_keys)
-        return ItemData(events, _catalogue(table, files.items or files.events[0], "item", found))
+        read = events_table(files.events, user, item, columns)
+        events = _interactions(read, files.events[0], user, item, columns)
+        table = items_table(files.items, events.item_keys, item)
+        return ItemData(events, _catalogue(table, files.items or files.events[0], table.column_names[0], found))
     path = _find(folder, items, "items")
     found = found or _vectors_in(folder, public=has_items(path, (item,)))
     catalogue = read_catalogue(path, item=item, embeddings=found)
@@ -434,10 +435,6 @@ def _ranked(table: Any, name: str, path: Path) -> tuple[np.ndarray[Any, Any], np
     encoded = column.dictionary_encode().combine_chunks()
     names, rank = np.unique(encoded.dictionary.to_numpy(zero_copy_only=False).astype(str), return_inverse=True)
     return rank[encoded.indices.to_numpy()], names
-
-
-def _read_events(paths: Sequence[Path]) -> Any:
-    return optional("pyarrow", "items").Table.from_batches(event_batches(paths))
 
 
 def _find(folder: Path, name: str | Path | None, stem: str) -> Path:

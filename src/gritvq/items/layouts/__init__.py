@@ -6,8 +6,10 @@ this package for what is neither Parquet nor a CSV file with the columns that th
 
 Files of events, and of items:
 
-- RecBole: ``X.inter``, ``X.item``.
-- Amazon 2014 and 2018: ``reviews_X_5.json`` or ``X_5.json``, ``meta_X.json`` (JSON; of 2014 literals of Python).
+- RecBole: ``X.inter``, ``X.item``; their columns of users, items and times may have other names, see
+  :func:`gritvq.items.layouts.recbole.events`.
+- Amazon 2014 and 2018: ``reviews_X_5.json`` or ``X_5.json``, or ratings without a header, ``ratings_X.csv`` or
+  ``X.csv``; ``meta_X.json`` (JSON; of 2014 literals of Python).
 - Amazon 2023: ``X.jsonl`` or ``X.csv``, ``meta_X.jsonl``.
 - MovieLens latest, 25M, 32M: ``ratings.csv``, ``movies.csv``.
 - MovieLens 1M, 10M: ``ratings.dat``, ``movies.dat``.
@@ -23,12 +25,13 @@ from gritvq.items.layouts.amazon import holds_reviews
 from gritvq.items.layouts.conversion import convert_item_data
 from gritvq.items.layouts.files import LayoutFiles, find_layout, has_events, has_items, layout_files, own_table
 from gritvq.items.layouts.lines import text_of
-from gritvq.items.layouts.tables import event_batches, items_table
+from gritvq.items.layouts.tables import event_batches, events_table, items_table
 
 __all__ = [
     "LayoutFiles",
     "convert_item_data",
     "event_batches",
+    "events_table",
     "find_layout",
     "has_events",
     "has_items",

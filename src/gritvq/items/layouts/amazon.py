@@ -19,16 +19,33 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from gritvq.items.layouts.lines import Fault, Items, Rows, clean, csv_rows, event, joined, key, parsed, shown, texts
+from gritvq.items.layouts.lines import (
+    Fault,
+    Items,
+    Rows,
+    clean,
+    csv_header,
+    csv_rows,
+    event,
+    joined,
+    key,
+    number,
+    parsed,
+    shown,
+    texts,
+)
 from gritvq.lazy import optional
 
-__all__ = ["CSV_FIELDS", "csv_events", "events", "holds_reviews", "items"]
+__all__ = ["CSV_FIELDS", "csv_events", "events", "holds_ratings", "holds_reviews", "items"]
 
 # User, item, time and rating of a review.
 CSV_FIELDS = ("user_id", "parent_asin", "timestamp", "rating")  # 2023, JSON too
 _FIELDS = ("reviewerID", "asin", "unixReviewTime", "overall")  # 2014 and 2018
 _ASIN_FIRST = re.compile(r"\{u?'asin': u?'(\w+)'")  # as all lines of 2014 begin
 _JSON = re.compile(r'\{\s*["}]')  # Python writes {'
+_USER = re.compile(r"A[0-9A-Z]{9,}")
+_ITEM = re.compile(r"B[0-9A-Z]{9}|[0-9]{9}[0-9X]")  # of a book its ISBN
+_FIRST = 1000  # lines that tell users from items
 
 
 def holds_reviews(path: Path) -> bool:
@@ -39,6 +56,22 @@ def holds_reviews(path: Path) -> bool:
         return _is_review(_record(next((text for _, text in texts(path)), "")))
     except (Fault, OSError, ValueError):
         return False
+
+
+def holds_ratings(path: Path) -> bool:
+    """Whether a CSV file is one of ratings without a header, as of 2014 and 2018, by its first line.
+
+    It has four cells, the last two of them numbers, and one of the others looks like a user or an item, unless the
+    file's name begins with ``ratings_``.
+    """
+    first = csv_header(path)
+    try:
+        numbers = [number(cell, "") for cell in first[2:]]
+    except Fault:
+        return False
+    if len(first) != 4 or len(numbers) != 2:
+        return False
+    return path.name.lower().startswith("ratings_") or any(_USER.fullmatch(c) or _ITEM.fullmatch(c) for c in first[:2])
 
 
 def _is_review(record: Mapping[str, Any]) -> bool:
@@ -67,12 +100,42 @@ def events(path: Path) -> Rows:
 
 
 def csv_events(path: Path) -> Rows:
-    """Events of 2023 without texts; the column ``history``, if there is one, is ignored.
+    """Events without texts.
+
+    Those of 2023 have a header, and a column ``history`` is ignored. Those of 2014 and 2018 have none: a line is user,
+    item, rating and time in 2014, and item, user, rating and time in 2018. Which of the two it is, cells tell: a user
+    is an A and at least nine more capitals and digits, an item a B and nine more, or an ISBN of ten. The first 1000
+    lines count, and those in which nothing looks like that, or all, do not.
 
     Raises:
-        ValueError: Later, if a column is missing or a line is no event.
+        ValueError: If lines do not tell users from items, or contradict each other; later, if a column is missing or a
+            line is no event.
     """
-    return Rows(_event_types(), csv_rows(path, CSV_FIELDS, lambda values: event(CSV_FIELDS, values, key)))
+    columns = _rating_columns(path) if holds_ratings(path) else None
+    return Rows(_event_types(), csv_rows(path, CSV_FIELDS, lambda values: event(CSV_FIELDS, values, key), columns))
+
+
+def _rating_columns(path: Path) -> Sequence[str]:
+    """Names of the columns of ratings without a header."""
+    lines = [text.replace('"', "").split(",") for _, text in itertools.islice(texts(path), _FIRST)]
+    orders = {_users_first(*line[:2]) for line in lines if len(line) == 4} - {None}
+    header = {True: ("user_id", "parent_asin"), False: ("parent_asin", "user_id")}
+    if len(orders) != 1:
+        found = "some of both" if orders else f"neither in {shown(','.join(lines[0]))}"
+        first, second = (",".join((*keys, "rating", "timestamp")) for keys in header.values())
+        raise ValueError(
+            "expected lines that begin with a user (A and nine or more capitals and digits) and an item (B and nine "
+            f"more, or an ISBN), or all with an item and a user, in {str(path)!r}, which has no header, got {found}; "
+            f"add the header {first}, or {second}, whichever it is."
+        )
+    return (*header[orders == {True}], "rating", "timestamp")
+
+
+def _users_first(first: str, second: str) -> bool | None:
+    """Whether a line begins with a user and an item, or the other way round; None if its cells do not tell."""
+    forth = bool(_USER.fullmatch(first) or _ITEM.fullmatch(second))
+    back = bool(_ITEM.fullmatch(first) or _USER.fullmatch(second))
+    return None if forth == back else forth
 
 
 def _event_types() -> dict[str, Any]:

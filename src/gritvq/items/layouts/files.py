@@ -46,7 +46,7 @@ def own_table(folder: Path, stem: str) -> Path | None:
 
 
 def has_events(path: Path, columns: Collection[str] = ()) -> bool:
-    """Whether a file is one of events in a public layout, by its name, or of a CSV file by its header.
+    """Whether a file is one of events in a public layout, by its name, or of a CSV file by its first line.
 
     Args:
         path: The file.
@@ -56,7 +56,8 @@ def has_events(path: Path, columns: Collection[str] = ()) -> bool:
     if name.endswith(".csv"):
         header = set(csv_header(path))
         own = "tag" in header or (bool(columns) and header.issuperset(columns))  # MovieLens has tags, too
-        return not own and any(header.issuperset(each.CSV_FIELDS[:2]) for each in (amazon, movielens))
+        known = any(header.issuperset(each.CSV_FIELDS[:2]) for each in (amazon, movielens))
+        return not own and (known or amazon.holds_ratings(path))
     return name in _BESIDE or name.endswith((".inter", ".json", ".jsonl"))
 
 
@@ -74,8 +75,9 @@ def find_layout(folder: Path, items: str | Path | None = None) -> LayoutFiles | 
     """The files of the one data set in a public layout in a folder; None if there is none.
 
     Files of events decide: ``*.inter``, ``ratings.dat``, ``u.data``, reviews (``reviews_X_5.json.gz``,
-    ``X_5.json.gz``, ``X.jsonl`` and the like), or a CSV file with the columns of MovieLens or of Amazon 2023. Parts
-    named ``X.train``, ``X.valid`` and ``X.test`` are one data set, and are left aside if ``X`` itself is there.
+    ``X_5.json.gz``, ``X.jsonl`` and the like), or a CSV file with the columns of MovieLens or of Amazon 2023, or of
+    Amazon's ratings without a header. Parts named ``X.train``, ``X.valid`` and ``X.test`` are one data set, and are
+    left aside if ``X`` itself is there.
 
     Args:
         folder: The folder.
@@ -152,7 +154,7 @@ def _items_beside(events: Path) -> Path | None:
     elif name.endswith(".inter"):
         wanted = [f"{stem}.item"]
     else:
-        stem = re.sub(r"_\d+$", "", stem.removeprefix("reviews_"))
+        stem = re.sub(r"^(reviews|ratings)_|_\d+$", "", stem)
         wanted = [f"meta_{stem}.jsonl", f"meta_{stem}.json"]
     folder = events.parent
     beside = {bare_name(path): path for path in sorted(folder.iterdir(), reverse=True)} if folder.is_dir() else {}

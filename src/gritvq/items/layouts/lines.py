@@ -52,7 +52,7 @@ class Items(NamedTuple):
     """Rows of a file of items.
 
     Attributes:
-        types: pyarrow type of each column; one is ``item``.
+        types: pyarrow type of each column; the first is the key, ``item`` unless another column is asked for.
         rows: A value of each column per row.
         text: What an item is called, from its row by column; empty if it has no name.
     """
@@ -169,13 +169,24 @@ def csv_header(path: Path) -> list[str]:
         return []
 
 
-def csv_rows(path: Path, fields: Sequence[str], make: Callable[[list[str]], Sequence[Any]]) -> Iterator[Sequence[Any]]:
+def csv_rows(
+    path: Path,
+    fields: Sequence[str],
+    make: Callable[[list[str]], Sequence[Any]],
+    columns: Sequence[str] | None = None,
+) -> Iterator[Sequence[Any]]:
     """Rows made of some cells of each line below the header; cells are without line breaks.
+
+    Args:
+        path: The file.
+        fields: Names of the columns of these cells.
+        make: Makes a row of them.
+        columns: Names of all columns of a file without a header; None reads the header.
 
     Raises:
         ValueError: If a column is missing or there twice, or a line has another number of cells than the header.
     """
-    header = csv_header(path)
+    header = csv_header(path) if columns is None else columns
     wrong = [field for field in fields if header.count(field) != 1]
     if wrong:
         raise ValueError(
@@ -194,7 +205,7 @@ def csv_rows(path: Path, fields: Sequence[str], make: Callable[[list[str]], Sequ
             raise Fault(f"{len(header)} cells separated by ','", f"{len(found)} in {shown(text)}")
         return make([found[place] for place in places])
 
-    yield from parsed(path, itertools.islice(texts(path), 1, None), parse)
+    yield from parsed(path, itertools.islice(texts(path), 1 if columns is None else 0, None), parse)
 
 
 # --- values -----------------------------------------------------------------------------------------------------------

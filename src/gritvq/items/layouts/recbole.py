@@ -16,31 +16,51 @@ from gritvq.lazy import optional
 
 __all__ = ["events", "items"]
 
-_KEYS = {"user_id": "user", "session_id": "user", "item_id": "item", "movie_id": "item"}  # some sets have the others
+_NAMES = {  # RecBole's own first; a set may have another, which RecBole is told by its configuration
+    "user": ("user_id", "session_id", "uid", "userid", "user"),
+    "item": ("item_id", "movie_id", "product_id", "iid", "itemid", "item"),
+    "timestamp": ("timestamp", "time", "ts"),
+}
 _CATEGORIES = ("categories", "category", "genres", "genre", "class")
 
 
-def events(path: Path) -> Rows:
+def events(path: Path, user: str = "user", item: str = "item", order: Sequence[str] = ()) -> Rows:
     """Rows of a file ``X.inter``, with all of its columns.
 
+    The columns ``user_id``, ``item_id`` and ``timestamp`` are called ``user``, ``item`` and ``timestamp``. Without
+    these a column of another usual name is taken, if there is just one: ``session_id``, ``uid``, ``userid`` or ``user``
+    for users; ``movie_id``, ``product_id``, ``iid``, ``itemid`` or ``item`` for items; ``time`` or ``ts``, if they are
+    floats, for times; in capitals or not. All other columns, and those that are asked for, keep their names.
+
+    Args:
+        path: The file.
+        user: Column of users that is asked for, by its name in the file.
+        item: Column of items that is asked for.
+        order: Other columns that are asked for.
+
     Raises:
-        ValueError: If the header has no ``user_id:token`` and ``item_id:token``, another type than RecBole's, or
-            histories instead of events; later, if a line has another number of cells, no key or no timestamp.
+        ValueError: If the header has no column of users or items with the type token or several, another type than
+            RecBole's, or histories instead of events; later, if a line has another number of cells, no key or no
+            timestamp.
     """
-    return _read(path, ("user", "item"))
+    return _read(path, {"user": user, "item": item}, order)
 
 
-def items(path: Path) -> Items:
-    """Rows of a file ``X.item``, with all of its columns and a title in one piece.
+def items(path: Path, item: str = "item") -> Items:
+    """Rows of a file ``X.item``, with all of its columns and a title in one piece; names as of :func:`events`.
 
     The title is the first column whose name ends in ``title``, or else in ``name``; the words of a sequence are joined
     by blanks. The text of an item is its title, ``brand``, and the first of the columns ``categories``, ``category``,
     ``genres``, ``genre``, ``class``.
 
+    Args:
+        path: The file.
+        item: Column of items that is asked for.
+
     Raises:
         ValueError: As :func:`events` does; no user is needed.
     """
-    found = _read(path, ("item",))
+    found = _read(path, {"item": item})
     names = list(found.types)
     titles = [name for end in ("title", "name") for name in names if name.endswith(end)]
     parts = [*titles[:1], *[name for name in ("brand",) if name in names]]
@@ -55,10 +75,14 @@ def items(path: Path) -> Items:
 
     types = {**found.types, "title": optional("pyarrow", "items").string()} if titles else found.types
     rows = map(titled, found.rows) if titles else found.rows
+    place = names.index(item if item in names else "item")
+    types = {names[place]: found.types[names[place]], **types}  # the key comes first
+    rows = ([row[place], *row[:place], *row[place + 1 :]] for row in rows)
     return Items(types, rows, lambda row: joined(*(words(row, name) for name in parts)))
 
 
-def _read(path: Path, keys: Sequence[str]) -> Rows:
+def _read(path: Path, asked: Mapping[str, str], order: Sequence[str] = ()) -> Rows:
+    """Rows of a file, ``asked`` its columns of keys by role; with users it is one of events."""
     pyarrow = optional("pyarrow", "items")
     kinds = {"token": pyarrow.string(), "float": pyarrow.float64()}
     kinds |= {f"{kind}_seq": pyarrow.list_(own) for kind, own in list(kinds.items())}
@@ -73,16 +97,28 @@ def _read(path: Path, keys: Sequence[str]) -> Rows:
     if unknown:
         raise wrong(f"columns such as user_id:token with types of {', '.join(kinds)}", shown(unknown[0]))
     given = [name for name, _ in heads]
-    if "user" in keys and "item_id_list" in given:
+    if "user" in asked and "item_id_list" in given:
         raise ValueError(
             f"expected one event per line in {str(path)!r}, got histories (item_id_list); take the file that they were "
             "made from."
         )
-    names = [_KEYS.get(name, name) for name in given]
-    for name in (*keys, *names):
-        if names.count(name) != 1:
-            called = next((each for each, own in _KEYS.items() if own == name), name)
-            raise wrong(f"one column {called!r}", f"{names.count(name)} in {shown(header)}")
+    wanted = {role: name for role, name in asked.items() if name != role and name in given}
+    usual = {role: _usual(given, role) for role in asked if role not in wanted}
+    if "user" in asked:
+        times = [name for name, kind in heads if kind == "float" or name == "timestamp"]
+        usual["timestamp"] = _usual(times, "timestamp")
+    for role in asked:
+        if role in usual and len(usual[role]) != 1:
+            raise ValueError(
+                f"expected one column {_NAMES[role][0]!r} in line 1 of {str(path)!r}, got {len(usual[role])} in "
+                f"{shown(header)}; name the column as {role} (--data.{role}), or correct the header."
+            )
+    known = {found[0]: role for role, found in usual.items() if len(found) == 1 and found[0] not in order}
+    names = [known.get(name, name) for name in given]
+    repeated = next((name for name in names if names.count(name) > 1), None)
+    if repeated is not None:
+        raise wrong(f"one column {repeated!r}", f"{names.count(repeated)} in {shown(header)}")
+    keys = [wanted.get(role, role) for role in asked]
     types = {name: kinds[kind] for name, (_, kind) in zip(names, heads, strict=True)}
     for name, kind in (*((each, "token") for each in keys), ("timestamp", "float")):
         if types.get(name, kinds[kind]) != kinds[kind]:
@@ -97,6 +133,12 @@ def _read(path: Path, keys: Sequence[str]) -> Rows:
         return row
 
     return Rows(types, parsed(path, numbered, parse))
+
+
+def _usual(given: Sequence[str], role: str) -> list[str]:
+    """Names of columns that may be the one of users, items or times, RecBole's own if it is there."""
+    own, *_ = _NAMES[role]
+    return [name for name in given if name == own] or [name for name in given if name.lower() in _NAMES[role]]
 
 
 def _atom(cell: str, kind: str, name: str) -> Any:
