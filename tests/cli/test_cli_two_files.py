@@ -10,6 +10,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -176,6 +177,28 @@ class TestTextModel:
         told = [*FIT, "--ids", "a/semantic-ids", "--out", "b"]
         assert "expected item embeddings, got none" in wrong(told, capsys)
         assert main([*told, "--text_model", model]) == 0
+
+    def test_vectors_of_an_older_catalogue_stop_nothing_that_does_not_need_them(
+        self, model: str, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        write_files(Path("shop"))
+        small()
+        stale = Path("shop/item_embeddings.npy")
+        np.save(stale, np.ones((COUNT - 1, 4), dtype=np.float32))
+        before = stale.read_bytes()
+        said = wrong([*FIT, "--out", "a"], capsys)
+        assert f"expected {COUNT} vectors" in said and f"got {COUNT - 1}" in said and "(--text_model)" in said
+        assert main([*FIT, "--text_model", model, "--out", "a"]) == 0
+        ids = SemanticIds.load("a/semantic-ids/ids")
+        tokenizer = ItemTokenizer.from_pretrained("a/semantic-ids/tokenizer")
+        assert torch.equal(tokenizer.encode(embed_texts(TITLES, model)), ids.codes)
+        assert main(["fit", "--config", "a/config.yaml", "--resume", "last", "--out", "a"]) == 0
+        assert main([*FIT, "--ids", "a/semantic-ids", "--out", "b"]) == 0
+        assert main(["recommend", "b", "--user", "ann"]) == 0
+        assert main(["semantic-ids", "vectors", "--data.folder", "shop", "--dim", "4"]) == 0
+        assert stale.read_bytes() == before
+        small(content_dim=4)  # content is made of vectors
+        assert f"got {COUNT - 1}" in wrong([*FIT, "--ids", "a/semantic-ids", "--out", "c"], capsys)
 
     def test_messages(self, model: str, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> None:
         write_files(Path("shop"), time="when")

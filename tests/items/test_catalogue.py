@@ -278,6 +278,9 @@ class TestFiles:
         np.save(tmp_path / "item_embeddings.npy", np.eye(2, 3, dtype=np.float16))
         found = read_item_data(tmp_path).catalogue
         assert isinstance(found.embeddings, np.memmap) and torch.equal(found.vectors(), torch.eye(2, 3))
+        assert read_item_data(tmp_path, vectors=False).catalogue.embeddings is None
+        named = read_item_data(tmp_path, embeddings="item_embeddings.npy", vectors=False).catalogue
+        assert torch.equal(named.vectors(), torch.eye(2, 3))
 
     def test_other_names(self, tmp_path: Path) -> None:
         write(tmp_path / "books.csv", {"isbn": [10, 11], "name": ["A", "B"]})

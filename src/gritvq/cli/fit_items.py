@@ -52,7 +52,7 @@ def arguments(parser: Any) -> None:
     parser.add_argument(
         "--collaborative_weight", type=float, default=1.0, help="their weight; that of the embeddings is 1"
     )
-    parser.add_function_arguments(read_item_data, "data")
+    parser.add_function_arguments(read_item_data, "data", skip={"vectors"})
     text_arguments(parser)
     parser.add_argument(
         "--k_core", type=int | None, default=None, help="repeatedly remove users and items with fewer events"
@@ -102,7 +102,8 @@ def fit(parser: Any, config: Any, given: Mapping[str, Any]) -> None:
             f"expected ids outside of the run's own folder {place.run.path}, got {config.ids}; choose another --out"
         )
     seed_everything(config.plan.seed)
-    items = read_data(config.data.as_dict(), config.k_core)
+    needed = config.ids is None or content_dim is not None
+    items = read_data(config.data.as_dict(), config.k_core, needed and config.text_model is None and not place.goes_on)
     split, tokenizer = items.interactions.split(), None
 
     def made() -> Any:
@@ -212,9 +213,9 @@ def _tested(recommender: Any, split: Any, num_users: int | None) -> dict[str, fl
     return ranking_metrics(torch.cat(ranks))
 
 
-def read_data(settings: dict[str, Any], k_core: int | None) -> Any:
-    """Interactions and catalogue, restricted to the k-core if given."""
+def read_data(settings: dict[str, Any], k_core: int | None, vectors: bool = False) -> Any:
+    """Interactions and catalogue, restricted to the k-core if given; ``vectors`` are looked for if they are needed."""
     from gritvq.items.catalogue import read_item_data
 
-    items = read_item_data(**settings)
+    items = read_item_data(**settings, vectors=vectors)
     return items if k_core is None else items.k_core(k_core)

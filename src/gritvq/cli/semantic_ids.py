@@ -355,7 +355,7 @@ def _convert(config: Any, parts: Callable[[], Any]) -> None:
 def _vectors_arguments(parser: Any) -> None:
     from gritvq.items.catalogue import read_item_data
 
-    parser.add_function_arguments(read_item_data, "data")
+    parser.add_function_arguments(read_item_data, "data", skip={"vectors"})
     parser.add_argument(
         "--dim", type=int, default=32, help="size of a vector; the quantizer's dim for CollaborativeLoss"
     )

@@ -281,6 +281,7 @@ def read_item_data(
     user: str = "user",
     item: str = "item",
     order: str | Sequence[str] | None = None,
+    vectors: bool = True,
 ) -> ItemData:
     """Reads a folder with events, items and optionally item embeddings, in our own or a public layout.
 
@@ -305,6 +306,7 @@ def read_item_data(
         user: Column of the user key in the events; of RecBole's files, too, if it has no usual name there.
         item: Column of the item key in both files, likewise.
         order: Columns to sort events by; see :func:`read_interactions`.
+        vectors: Whether to look for ``item_embeddings.npy`` if ``embeddings`` is None.
 
     Returns:
         Interactions and catalogue, not filtered; see :meth:`ItemData.k_core`.
@@ -320,18 +322,17 @@ def read_item_data(
     found = None if embeddings is None else folder / embeddings
     files = layout_files(folder, interactions, items, (user, item))
     if files is not None:
-        found = found or _vectors_in(folder, public=True)
+        found = found or (_vectors_in(folder, public=True) if vectors else None)
         columns = (order,) if isinstance(order, str) else order
         read = events_table(files.events, user, item, columns)
         events = _interactions(read, files.events[0], user, item, columns)
         table = items_table(files.items, events.item_keys, item)
         return ItemData(events, _catalogue(table, files.items or files.events[0], table.column_names[0], found))
     path = _find(folder, items, "items")
-    found = found or _vectors_in(folder, public=has_items(path, (item,)))
+    found = found or (_vectors_in(folder, public=has_items(path, (item,))) if vectors else None)
     catalogue = read_catalogue(path, item=item, embeddings=found)
     path = _find(folder, interactions, "interactions")
-    events = read_interactions(path, user=user, item=item, order=order, item_keys=catalogue.keys)
-    return ItemData(events, catalogue)
+    return ItemData(read_interactions(path, user=user, item=item, order=order, item_keys=catalogue.keys), catalogue)
 
 
 def embed_texts(
@@ -391,7 +392,7 @@ def _catalogue(table: Any, path: Path, item: str, embeddings: str | Path | None)
         raise ValueError(
             f"expected {len(keys)} vectors in {str(embeddings)!r}, one for each item of {str(path)!r}, got "
             f"{len(vectors)}; the file is of another catalogue: give vectors of all items of this one in its order "
-            "(--embeddings), or move it and let a text model make them (--text_model)."
+            "(--embeddings), or let a text model make them (--text_model), which leaves this file alone."
         )
     return Catalogue(tuple(keys.tolist()), columns, vectors)
 
