@@ -173,6 +173,27 @@ def test_beam_search_equals_generate_of_transformers() -> None:
     torch.testing.assert_close(generated.sequences_scores.view(4, beam), beams.scores)
 
 
+def test_prefixes_of_one_sequence_do_not_see_each_other() -> None:
+    sizes, generator = (4, 5, 3), torch.Generator().manual_seed(3)
+    model = small(EncoderDecoder, sizes)
+    with torch.no_grad():
+        context = model.read(torch.randint(0, 3, (2, 4, 3), generator=generator), torch.tensor([4, 1]))
+        for level in range(3):
+            prefixes = torch.randint(0, 3, (2, 150, level), generator=generator)  # three sequences, the last padded
+            found = model.log_probs(context, prefixes)
+            for place in (0, 63, 64, 149):
+                tokens = torch.full((2, 1), BOS)
+                if level:
+                    tokens = torch.cat([tokens, model.vocabulary.tokens_of(prefixes[:, place])], 1)
+                alone = model.model(
+                    encoder_outputs=_output(context.states),
+                    attention_mask=model._mask(context),
+                    decoder_input_ids=tokens,
+                ).logits[:, -1]
+                wanted = alone.log_softmax(-1)[:, model.vocabulary.range_of(level)]
+                torch.testing.assert_close(found[:, place], wanted)
+
+
 def _output(states: torch.Tensor) -> object:
     from transformers.modeling_outputs import BaseModelOutput
 

@@ -17,11 +17,15 @@ from gritvq.tokens import BOS, EOS, PAD
 
 __all__ = ["EncoderDecoder", "TokenDecoder"]
 
+_PREFIXES = 64  # in one sequence: memory grows with the square
+
 
 class EncoderDecoder(Backbone):
     """T5 with random initial weights, as in TIGER: the encoder reads the history, the decoder predicts the next id.
 
-    The softmax is over the whole vocabulary. Keys and values of the cross-attention are computed again for each prefix.
+    The softmax is over the whole vocabulary. In :meth:`log_probs` up to 64 prefixes stand in one sequence, and the
+    attention mask separates them, so that keys and values of the cross-attention are computed once for all of them.
+    Positions are relative, so each prefix is read as if it were alone.
 
     Args:
         codebook_sizes: Codes per level.
@@ -98,17 +102,28 @@ class EncoderDecoder(Backbone):
 
     def log_probs(self, context: Context, prefixes: Int[Tensor, "B W l"]) -> Float[Tensor, "B W K"]:
         """See the base class."""
-        width, level = prefixes.shape[1:]
-        states, mask = (part.repeat_interleave(width, 0) for part in (context.states, self._mask(context)))
-        tokens = prefixes.new_full((prefixes.shape[0] * width, 1), BOS)
+        batch, width, level = prefixes.shape
+        count = min(width, _PREFIXES)
+        rows = F.pad(prefixes, (0, 0, 0, -width % count)).flatten(0, 1)  # what is added is dropped below
+        tokens = rows.new_full((rows.shape[0], 1), BOS)
         if level:
-            tokens = torch.cat([tokens, self.vocabulary.tokens_of(prefixes.flatten(0, 1))], 1)
-        logits = self._logits(states, mask, tokens)[:, -1]
-        return logits.float().log_softmax(-1)[:, self.vocabulary.range_of(level)].unflatten(0, (-1, width))
+            tokens = torch.cat([tokens, self.vocabulary.tokens_of(rows)], 1)
+        tokens = tokens.reshape(-1, count * (level + 1))
+        place = torch.arange(tokens.shape[1], device=tokens.device)
+        sees = (place[:, None] // (level + 1) == place // (level + 1)) & (place[:, None] >= place)
+        times = -(-width // count)
+        states, mask = (part.repeat_interleave(times, 0) for part in (context.states, self._mask(context)))
+        logits = self._logits(states, mask, tokens, sees.expand(tokens.shape[0], 1, -1, -1))
+        logits = logits.view(batch, -1, level + 1, logits.shape[-1])[:, :width, -1]
+        return logits.float().log_softmax(-1)[..., self.vocabulary.range_of(level)]
 
-    def _logits(self, states: Tensor, mask: Tensor, tokens: Tensor) -> Tensor:
-        """Logits (N, l, V) after each token, of which the first is BOS."""
-        return self.model(encoder_outputs=(states,), attention_mask=mask, decoder_input_ids=tokens).logits
+    def _logits(self, states: Tensor, mask: Tensor, tokens: Tensor, sees: Tensor | None = None) -> Tensor:
+        """Logits (N, l, V) after each token, which sees all before it where ``sees`` (N, 1, l, l) says nothing else."""
+        if sees is not None:
+            sees = torch.zeros_like(sees, dtype=states.dtype).masked_fill(~sees, torch.finfo(states.dtype).min)
+        return self.model(
+            encoder_outputs=(states,), attention_mask=mask, decoder_input_ids=tokens, decoder_attention_mask=sees
+        ).logits
 
     @staticmethod
     def _mask(context: Context) -> Tensor:
