@@ -19,10 +19,10 @@ from PIL import Image
 
 from gritvq import bulk, vq_vae
 from gritvq.cli import main
-from gritvq.images import ImageDecoder, ImageEncoder, ImageTokenizer, to_uint8
+from gritvq.images import ImageData, ImageDecoder, ImageEncoder, ImageTokenizer, to_uint8
 from gritvq.images.crops import ten_crops
 from gritvq.images.files import read_images
-from gritvq.priors import AutoregressivePrior, MaskedPrior, Prior
+from gritvq.priors import AutoregressivePrior, MaskedPrior, Prior, TokenData
 from gritvq.tokens import TokenLayout, read_tokens, token_files, write_tokens
 from program import wrong
 
@@ -92,6 +92,54 @@ def test_mirror_images_and_random_squares() -> None:
     assert main(["encode", *words, "--classes_from", "names", "--out", "b.npz"]) == 0
     rows = read_tokens("b.npz")
     assert len(rows) == 21 and len({row.columns["label"] for row in rows}) == 7
+    words = ["photographs", "--tokenizer", "tokenizer", "--split", "held_out", "--size", "16", "--out", "c.npz"]
+    assert main(["encode", *words]) == 0
+    TokenData("b.npz", "c.npz", label=None)  # squares outside of those held out are no views of them
+
+
+def fit_words(made: Path, train: str, validation: str, out: str) -> list[str]:
+    words = ["fit", "prior", "--tokenizer", str(made / "tokenizer"), "--data.train", train, "--data.batch_size", "4"]
+    words += ["--data.validation", validation, "--plan.max_steps", "1", "--plan.accelerator", "cpu", "--out", out]
+    return [*words, "--prior.width", "16", "--prior.depth", "1", "--prior.num_heads", "2"]
+
+
+def test_held_out_tokens_of_a_plain_folder_are_not_trained_on(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As on the page: the one of 12 pictures that ``fit images`` holds out, and views of the others."""
+    pictures, tokenizer = str(made / "pictures"), ["--tokenizer", str(made / "tokenizer")]
+    common = ["encode", pictures, *tokenizer, "--size", "16", "--classes_from", "folders", "--split"]
+    assert main([*common, "train", "--ten_crops", "[1.1]", "--out", "train.npz"]) == 0
+    assert "train of 'fit images', since no names say so" in capsys.readouterr().out
+    assert main([*common, "held_out", "--out", "held.npz"]) == 0
+    train, held = read_tokens("train.npz"), read_tokens("held.npz")
+    data = ImageData(pictures)
+    for rows, split in ((train, "train"), (held, "validation")):
+        assert {row.name.partition("#")[0] for row in rows} == {picture.name for picture in data.pictures(split)}
+    assert (len(train), len(held)) == (110, 1)
+    assert main(fit_words(made, "train.npz", "held.npz", "run")) == 0
+    capsys.readouterr()
+    for split in ("all", "validation", "test"):  # all pictures, as no names say so
+        assert main([*common, split, "--out", "all.npz", "--overwrite", "true"]) == 0
+        assert len(read_tokens("all.npz")) == 12 and "fit images" not in capsys.readouterr().out
+    before = sorted(map(str, Path().rglob("*")))
+    said = wrong(fit_words(made, "train.npz", "all.npz", "leak"), capsys).replace("\n", " ")
+    assert "not in training, got 'dark/00.png' of all.npz in both, and 10 more; leave validation out" in said
+    assert sorted(map(str, Path().rglob("*"))) == before
+
+
+def test_as_many_are_held_out_as_in_the_run_of_the_tokenizer(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(made / "pictures", "pictures")
+    for number in range(12, 24):
+        shutil.copy("pictures/dark/00.png", f"pictures/dark/{number}.png")
+    tokenizer = new_tokenizer(0)
+    tokenizer.save_pretrained("own", {"data": ImageData("pictures", num_validation=1).settings()})
+    tokenizer.save_pretrained("another", {"data": ImageData("elsewhere", num_validation=1).settings()})
+    for name, count in (("own", 1), ("another", 2)):  # a tenth of 24 where it was trained on something else
+        words = ["encode", "pictures", "--tokenizer", name, "--split", "held_out", "--out", f"{name}.npz"]
+        assert main(words) == 0 and len(read_tokens(f"{name}.npz")) == count
+    Path("one").mkdir()
+    shutil.copy("pictures/dark/00.png", "one/00.png")
+    said = wrong(["encode", "one", "--tokenizer", "own", "--split", "held_out", "--out", "one.npz"], capsys)
+    assert "expected validation pictures in 'one', got train" in said and not Path("one.npz").exists()
 
 
 def test_equal_seeds_give_equal_pictures_whatever_the_batch_size(
