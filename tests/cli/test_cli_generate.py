@@ -19,11 +19,16 @@ from PIL import Image
 
 from gritvq import bulk, vq_vae
 from gritvq.cli import main
-from gritvq.images import ImageData, ImageDecoder, ImageEncoder, ImageTokenizer, to_uint8
+from gritvq.images import ImageData, ImageDecoder, ImageEncoder, ImageTokenizer, prior_bits_per_pixel, to_uint8
 from gritvq.images.crops import ten_crops
 from gritvq.images.files import read_images
-from gritvq.priors import AutoregressivePrior, MaskedPrior, Prior, TokenData
-from gritvq.tokens import TokenLayout, read_tokens, token_files, write_tokens
+from gritvq.priors import (
+    AutoregressivePrior,
+    MaskedPrior,
+    Prior,
+    TokenData,
+)
+from gritvq.tokens import TokenLayout, TokenRow, read_tokens, token_files, write_tokens
 from program import wrong
 
 
@@ -97,10 +102,11 @@ def test_mirror_images_and_random_squares() -> None:
     TokenData("b.npz", "c.npz", label=None)  # squares outside of those held out are no views of them
 
 
-def fit_words(made: Path, train: str, validation: str, out: str) -> list[str]:
+def fit_words(made: Path, train: str, validation: str | None, out: str) -> list[str]:
     words = ["fit", "prior", "--tokenizer", str(made / "tokenizer"), "--data.train", train, "--data.batch_size", "4"]
-    words += ["--data.validation", validation, "--plan.max_steps", "1", "--plan.accelerator", "cpu", "--out", out]
-    return [*words, "--prior.width", "16", "--prior.depth", "1", "--prior.num_heads", "2"]
+    words += [] if validation is None else ["--data.validation", validation]
+    words += ["--prior.width", "16", "--prior.depth", "1", "--prior.num_heads", "2"]
+    return [*words, "--plan.max_steps", "1", "--plan.accelerator", "cpu", "--out", out]
 
 
 def test_held_out_tokens_of_a_plain_folder_are_not_trained_on(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -140,6 +146,23 @@ def test_as_many_are_held_out_as_in_the_run_of_the_tokenizer(made: Path, capsys:
     shutil.copy("pictures/dark/00.png", "one/00.png")
     said = wrong(["encode", "one", "--tokenizer", "own", "--split", "held_out", "--out", "one.npz"], capsys)
     assert "expected validation pictures in 'one', got train" in said and not Path("one.npz").exists()
+
+
+@torch.no_grad()
+def test_metrics_are_those_of_the_held_out_tokens(made: Path) -> None:
+    """Of 30 rows in batches of 4, against the probabilities of all at once."""
+    rows = [row for file in token_files(made / "tokens") for row in read_tokens(file)]
+    rows, held = [*rows[:105], *rows[135:]], rows[105:135]  # of both classes
+    write_tokens("train.npz", rows)
+    write_tokens("held.npz", [row._replace(name=f"held/{row.name}") for row in held])
+    assert main(fit_words(made, "train.npz", "held.npz", "run")) == 0
+    prior = Prior.from_pretrained("run/prior")
+    classes = torch.tensor([prior.trained["classes"].index(row.columns["label"]) for row in held])
+    log_prob = prior.log_prob(torch.stack([row.tokens for row in held]), classes)
+    numbers = json.loads(Path("run/metrics.json").read_text())
+    assert numbers["bits_per_pixel"] == pytest.approx(prior_bits_per_pixel(log_prob, 16 * 16), rel=1e-5)
+    assert numbers["nats_per_token"] == pytest.approx(-float(log_prob.mean()) / (4 * 4), rel=1e-5)
+    assert len({*classes.tolist()}) == 2 and len(numbers) == 2
 
 
 def test_equal_seeds_give_equal_pictures_whatever_the_batch_size(
@@ -203,8 +226,11 @@ def test_a_prior_that_does_not_know_its_pictures(made: Path, capsys: pytest.Capt
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["generate", "{run}", "--classes", "[cat]"], "expected classes among dark, light"),
-        (["generate", "{run}", "--classes", "[7]"], "numbers below 2, got 7"),
+        (
+            ["generate", "{run}", "--classes", "[cat]"],
+            "expected classes among dark, light, or numbers below 2, got 'cat'; ch",
+        ),
+        (["generate", "{run}", "--classes", "[7]"], "numbers below 2, got 7; choose some of these, or"),
         (["generate", "{run}", "--classes", "[]"], "at least one class"),
         (["generate", "{run}", "--num", "0"], "num >= 1"),
         (["generate", "{run}", "--top_p", "2"], "top_p"),
@@ -246,6 +272,31 @@ def test_rows_of_another_size_or_tokenizer_are_refused(made: Path, capsys: pytes
         changed = [*rows[:20], rows[20]._replace(columns={**rows[20].columns, column: value}), *rows[21:]]
         write_tokens("some.npz", iter(changed))
         assert message in wrong(words, capsys).replace("\n", " ") and not Path("runs").exists()
+
+
+def test_tokens_and_priors_of_another_kind_are_refused(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(made / "run" / "prior", "mixed/prior")
+    shutil.copytree(made / "other", "mixed/tokenizer")
+    shutil.copytree(made / "run" / "tokenizer", "plain/tokenizer")
+    prior = AutoregressivePrior(TokenLayout((16,), (4, 4)), width=16, depth=1, num_heads=2)
+    prior.save_pretrained("plain/prior", {"height": 16, "width": 16})
+    rows = [TokenRow(f"{n}", torch.full((4, 4, 1), n), {"height": 16, "width": 16}) for n in range(17)]
+    write_tokens("larger.npz", rows)
+    write_tokens("grid.npz", [row._replace(tokens=row.tokens[:3]) for row in rows[:16]])
+    write_tokens("channels.npz", [row._replace(tokens=row.tokens.expand(-1, -1, 2)) for row in rows[:16]])
+    fit = ["fit", "prior", "--tokenizer", str(made / "tokenizer"), "--data.train"]
+    before = sorted(map(str, Path().rglob("*")))
+    for words, message in (
+        (["generate", "plain", "--guidance", "2"], "guidance 1, which is none, for an unconditional prior, got 2"),
+        (["generate", "plain", "--guidance", "2", "--guidance_schedule", "linear"], "for an unconditional prior, got"),
+        (["generate", "plain", "--classes", "[dark]"], "expected no --classes for an unconditional prior"),
+        (["generate", "mixed"], "expected the tokenizer that the prior mixed/prior was trained with, fingerprint"),
+        ([*fit, "larger.npz"], "expected indices below (16,) as in the prior's layout, got up to [16]; use"),
+        ([*fit, "grid.npz"], "expected tokens (4, 4, 1) of a sample as in the prior's layout, got (3, 4, 1); make"),
+        ([*fit, "channels.npz"], "expected tokens (4, 4, 1) of a sample as in the prior's layout, got (4, 4, 2); make"),
+    ):
+        assert message in wrong(words, capsys).replace("\n", " ")
+        assert sorted(map(str, Path().rglob("*"))) == before
 
 
 def test_priors_by_their_names() -> None:

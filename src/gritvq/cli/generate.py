@@ -158,7 +158,10 @@ def _condition(
         found = [own for own, known in enumerate(names) if wanted is not None and str(known) == str(name)]
         if not found and (not isinstance(name, int) or not 0 <= name < len(names)):
             shown = ", ".join(map(str, names[:10])) + (", ..." if len(names) > 10 else "")
-            raise ValueError(f"expected classes among {shown}, or numbers below {len(names)}, got {name!r}")
+            raise ValueError(
+                f"expected classes among {shown}, or numbers below {len(names)}, got {name!r}; choose some of these, "
+                "or leave --classes out for all"
+            )
         chosen.append(found[0] if found else int(name))
     return [chosen[number % len(chosen)] for number in range(num)]
 
