@@ -24,6 +24,9 @@ from gritvq.images.crops import ten_crops
 from gritvq.images.files import read_images
 from gritvq.priors import (
     AutoregressivePrior,
+    BitHead,
+    DepthHead,
+    Head,
     MaskedPrior,
     Prior,
     TokenData,
@@ -163,6 +166,38 @@ def test_metrics_are_those_of_the_held_out_tokens(made: Path) -> None:
     assert numbers["bits_per_pixel"] == pytest.approx(prior_bits_per_pixel(log_prob, 16 * 16), rel=1e-5)
     assert numbers["nats_per_token"] == pytest.approx(-float(log_prob.mean()) / (4 * 4), rel=1e-5)
     assert len({*classes.tolist()}) == 2 and len(numbers) == 2
+
+
+@pytest.mark.parametrize(
+    ("head", "settings"), [(BitHead, {"levels": [[4, 2, 2]]}), (DepthHead, {"depth": 2, "depth_width": 8})]
+)
+def test_a_head_with_arguments(
+    head: type[Head], settings: dict[str, Any], made: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = {"codebook_sizes": [16], "width": 16, **settings}
+    config = {"class_path": f"gritvq.priors.{head.__name__}", "init_args": own}
+    prior: dict[str, Any] = {"class_path": "gritvq.priors.MaskedPrior", "init_args": {"head": config}}
+    Path("head.yaml").write_text(yaml.safe_dump({"prior": prior}))
+    words = ["fit", "prior", "--config", "head.yaml", *fit_words(made, str(made / "tokens"), None, "run")[2:]]
+    assert main(words) == 0, capsys.readouterr().err
+    found = Prior.from_pretrained("run/prior").head
+    assert type(found) is head and found.width == 16 and found.codebook_sizes == (16,)
+    if isinstance(found, BitHead):
+        assert found.levels == ((4, 2, 2),)
+    if isinstance(found, DepthHead):
+        assert len(found.channels.h) == 2 and found.output.in_features == 8
+    assert main(["generate", "run", "--num", "1", "--out", "samples"]) == 0
+    assert main(["fit", "prior", "--config", "run/config.yaml", "--out", "again"]) == 0
+    weights = [Path(run, "prior", "model.safetensors").read_bytes() for run in ("run", "again")]
+    assert weights[0] == weights[1]
+    for wrong_ones, message in (
+        ({"codebook_sizes": [8]}, "[8]"),  # of the levels, or of the prior's layout
+        ({"codebook_sizes": [16], "width": 8, **({"levels": None} if head is BitHead else {})}, "width 16, got one"),
+    ):
+        config["init_args"] = {**own, **wrong_ones}
+        Path("head.yaml").write_text(yaml.safe_dump({"prior": prior}))
+        said = wrong([*words[:-1], "wrong"], capsys).replace("\n", " ")
+        assert message in said and "expected" in said and not Path("wrong").exists()
 
 
 def test_equal_seeds_give_equal_pictures_whatever_the_batch_size(
