@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import shutil
 import subprocess
@@ -27,7 +28,9 @@ from gritvq.priors import (
     BitHead,
     DepthHead,
     Head,
+    LinearGuidance,
     MaskedPrior,
+    PowerCosineGuidance,
     Prior,
     TokenData,
 )
@@ -198,6 +201,33 @@ def test_a_head_with_arguments(
         Path("head.yaml").write_text(yaml.safe_dump({"prior": prior}))
         said = wrong([*words[:-1], "wrong"], capsys).replace("\n", " ")
         assert message in said and "expected" in said and not Path("wrong").exists()
+
+
+def test_each_schedule_of_guidance_has_its_own_samples(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Those that Python draws: constant at the scale, linear and power cosine from 1 to the scale."""
+    words = ["generate", str(made / "run"), "--num", "6", "--guidance", "30", "--guidance_schedule"]
+    prior = Prior.from_pretrained(made / "run" / "prior")
+    tokenizer = ImageTokenizer.from_pretrained(made / "tokenizer").fold()
+    seen: list[torch.Tensor] = []
+    for number, (given, guidance) in enumerate(
+        {
+            "constant": 30.0,
+            "linear": LinearGuidance(1.0, 30.0),
+            "power_cosine": PowerCosineGuidance(30.0, 2.75),
+            "power_cosine --guidance_power 0.5": PowerCosineGuidance(30.0, 0.5),
+        }.items()
+    ):
+        out = Path(f"samples-{number}")
+        assert main([*words, *given.split(), "--out", str(out)]) == 0
+        seen.append(torch.stack([next(read_images(path))[1] for path in sorted((out / "pictures").iterdir())]))
+        drawn = prior.sample(6, torch.arange(6) % 2, guidance=guidance, generator=0)
+        assert torch.equal(seen[-1], to_uint8(tokenizer.decode(drawn, (16, 16))))
+    assert not any(torch.equal(one, other) for one, other in itertools.combinations(seen, 2))
+    for schedule in ("constant", "linear"):
+        said = wrong([*words, schedule, "--guidance_power", "2", "--out", "no"], capsys).replace("\n", " ")
+        assert f"expected no --guidance_power for --guidance_schedule {schedule}, got 2.0; leave it out" in said
+    said = wrong([*words, "power_cosine", "--guidance_power", "0", "--out", "no"], capsys)
+    assert "expected power > 0" in said and not Path("no").exists()
 
 
 def test_equal_seeds_give_equal_pictures_whatever_the_batch_size(
