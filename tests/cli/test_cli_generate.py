@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import shutil
 import subprocess
@@ -19,11 +20,21 @@ from PIL import Image
 
 from gritvq import bulk, vq_vae
 from gritvq.cli import main
-from gritvq.images import ImageDecoder, ImageEncoder, ImageTokenizer, to_uint8
+from gritvq.images import ImageData, ImageDecoder, ImageEncoder, ImageTokenizer, prior_bits_per_pixel, to_uint8
 from gritvq.images.crops import ten_crops
 from gritvq.images.files import read_images
-from gritvq.priors import AutoregressivePrior, MaskedPrior, Prior
-from gritvq.tokens import TokenLayout, read_tokens, token_files, write_tokens
+from gritvq.priors import (
+    AutoregressivePrior,
+    BitHead,
+    DepthHead,
+    Head,
+    LinearGuidance,
+    MaskedPrior,
+    PowerCosineGuidance,
+    Prior,
+    TokenData,
+)
+from gritvq.tokens import TokenLayout, TokenRow, read_tokens, token_files, write_tokens
 from program import wrong
 
 
@@ -92,6 +103,131 @@ def test_mirror_images_and_random_squares() -> None:
     assert main(["encode", *words, "--classes_from", "names", "--out", "b.npz"]) == 0
     rows = read_tokens("b.npz")
     assert len(rows) == 21 and len({row.columns["label"] for row in rows}) == 7
+    words = ["photographs", "--tokenizer", "tokenizer", "--split", "held_out", "--size", "16", "--out", "c.npz"]
+    assert main(["encode", *words]) == 0
+    TokenData("b.npz", "c.npz", label=None)  # squares outside of those held out are no views of them
+
+
+def fit_words(made: Path, train: str, validation: str | None, out: str) -> list[str]:
+    words = ["fit", "prior", "--tokenizer", str(made / "tokenizer"), "--data.train", train, "--data.batch_size", "4"]
+    words += [] if validation is None else ["--data.validation", validation]
+    words += ["--prior.width", "16", "--prior.depth", "1", "--prior.num_heads", "2"]
+    return [*words, "--plan.max_steps", "1", "--plan.accelerator", "cpu", "--out", out]
+
+
+def test_held_out_tokens_of_a_plain_folder_are_not_trained_on(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As on the page: the one of 12 pictures that ``fit images`` holds out, and views of the others."""
+    pictures, tokenizer = str(made / "pictures"), ["--tokenizer", str(made / "tokenizer")]
+    common = ["encode", pictures, *tokenizer, "--size", "16", "--classes_from", "folders", "--split"]
+    assert main([*common, "train", "--ten_crops", "[1.1]", "--out", "train.npz"]) == 0
+    assert "train of 'fit images', since no names say so" in capsys.readouterr().out
+    assert main([*common, "held_out", "--out", "held.npz"]) == 0
+    train, held = read_tokens("train.npz"), read_tokens("held.npz")
+    data = ImageData(pictures)
+    for rows, split in ((train, "train"), (held, "validation")):
+        assert {row.name.partition("#")[0] for row in rows} == {picture.name for picture in data.pictures(split)}
+    assert (len(train), len(held)) == (110, 1)
+    assert main(fit_words(made, "train.npz", "held.npz", "run")) == 0
+    capsys.readouterr()
+    for split in ("all", "validation", "test"):  # all pictures, as no names say so
+        assert main([*common, split, "--out", "all.npz", "--overwrite", "true"]) == 0
+        assert len(read_tokens("all.npz")) == 12 and "fit images" not in capsys.readouterr().out
+    before = sorted(map(str, Path().rglob("*")))
+    said = wrong(fit_words(made, "train.npz", "all.npz", "leak"), capsys).replace("\n", " ")
+    assert "not in training, got 'dark/00.png' of all.npz in both, and 10 more; leave validation out" in said
+    assert sorted(map(str, Path().rglob("*"))) == before
+
+
+def test_as_many_are_held_out_as_in_the_run_of_the_tokenizer(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(made / "pictures", "pictures")
+    for number in range(12, 24):
+        shutil.copy("pictures/dark/00.png", f"pictures/dark/{number}.png")
+    tokenizer = new_tokenizer(0)
+    tokenizer.save_pretrained("own", {"data": ImageData("pictures", num_validation=1).settings()})
+    tokenizer.save_pretrained("another", {"data": ImageData("elsewhere", num_validation=1).settings()})
+    for name, count in (("own", 1), ("another", 2)):  # a tenth of 24 where it was trained on something else
+        words = ["encode", "pictures", "--tokenizer", name, "--split", "held_out", "--out", f"{name}.npz"]
+        assert main(words) == 0 and len(read_tokens(f"{name}.npz")) == count
+    Path("one").mkdir()
+    shutil.copy("pictures/dark/00.png", "one/00.png")
+    said = wrong(["encode", "one", "--tokenizer", "own", "--split", "held_out", "--out", "one.npz"], capsys)
+    assert "expected validation pictures in 'one', got train" in said and not Path("one.npz").exists()
+
+
+@torch.no_grad()
+def test_metrics_are_those_of_the_held_out_tokens(made: Path) -> None:
+    """Of 30 rows in batches of 4, against the probabilities of all at once."""
+    rows = [row for file in token_files(made / "tokens") for row in read_tokens(file)]
+    rows, held = [*rows[:105], *rows[135:]], rows[105:135]  # of both classes
+    write_tokens("train.npz", rows)
+    write_tokens("held.npz", [row._replace(name=f"held/{row.name}") for row in held])
+    assert main(fit_words(made, "train.npz", "held.npz", "run")) == 0
+    prior = Prior.from_pretrained("run/prior")
+    classes = torch.tensor([prior.trained["classes"].index(row.columns["label"]) for row in held])
+    log_prob = prior.log_prob(torch.stack([row.tokens for row in held]), classes)
+    numbers = json.loads(Path("run/metrics.json").read_text())
+    assert numbers["bits_per_pixel"] == pytest.approx(prior_bits_per_pixel(log_prob, 16 * 16), rel=1e-5)
+    assert numbers["nats_per_token"] == pytest.approx(-float(log_prob.mean()) / (4 * 4), rel=1e-5)
+    assert len({*classes.tolist()}) == 2 and len(numbers) == 2
+
+
+@pytest.mark.parametrize(
+    ("head", "settings"), [(BitHead, {"levels": [[4, 2, 2]]}), (DepthHead, {"depth": 2, "depth_width": 8})]
+)
+def test_a_head_with_arguments(
+    head: type[Head], settings: dict[str, Any], made: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = {"codebook_sizes": [16], "width": 16, **settings}
+    config = {"class_path": f"gritvq.priors.{head.__name__}", "init_args": own}
+    prior: dict[str, Any] = {"class_path": "gritvq.priors.MaskedPrior", "init_args": {"head": config}}
+    Path("head.yaml").write_text(yaml.safe_dump({"prior": prior}))
+    words = ["fit", "prior", "--config", "head.yaml", *fit_words(made, str(made / "tokens"), None, "run")[2:]]
+    assert main(words) == 0, capsys.readouterr().err
+    found = Prior.from_pretrained("run/prior").head
+    assert type(found) is head and found.width == 16 and found.codebook_sizes == (16,)
+    if isinstance(found, BitHead):
+        assert found.levels == ((4, 2, 2),)
+    if isinstance(found, DepthHead):
+        assert len(found.channels.h) == 2 and found.output.in_features == 8
+    assert main(["generate", "run", "--num", "1", "--out", "samples"]) == 0
+    assert main(["fit", "prior", "--config", "run/config.yaml", "--out", "again"]) == 0
+    weights = [Path(run, "prior", "model.safetensors").read_bytes() for run in ("run", "again")]
+    assert weights[0] == weights[1]
+    for wrong_ones, message in (
+        ({"codebook_sizes": [8]}, "[8]"),  # of the levels, or of the prior's layout
+        ({"codebook_sizes": [16], "width": 8, **({"levels": None} if head is BitHead else {})}, "width 16, got one"),
+    ):
+        config["init_args"] = {**own, **wrong_ones}
+        Path("head.yaml").write_text(yaml.safe_dump({"prior": prior}))
+        said = wrong([*words[:-1], "wrong"], capsys).replace("\n", " ")
+        assert message in said and "expected" in said and not Path("wrong").exists()
+
+
+def test_each_schedule_of_guidance_has_its_own_samples(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Those that Python draws: constant at the scale, linear and power cosine from 1 to the scale."""
+    words = ["generate", str(made / "run"), "--num", "6", "--guidance", "30", "--guidance_schedule"]
+    prior = Prior.from_pretrained(made / "run" / "prior")
+    tokenizer = ImageTokenizer.from_pretrained(made / "tokenizer").fold()
+    seen: list[torch.Tensor] = []
+    for number, (given, guidance) in enumerate(
+        {
+            "constant": 30.0,
+            "linear": LinearGuidance(1.0, 30.0),
+            "power_cosine": PowerCosineGuidance(30.0, 2.75),
+            "power_cosine --guidance_power 0.5": PowerCosineGuidance(30.0, 0.5),
+        }.items()
+    ):
+        out = Path(f"samples-{number}")
+        assert main([*words, *given.split(), "--out", str(out)]) == 0
+        seen.append(torch.stack([next(read_images(path))[1] for path in sorted((out / "pictures").iterdir())]))
+        drawn = prior.sample(6, torch.arange(6) % 2, guidance=guidance, generator=0)
+        assert torch.equal(seen[-1], to_uint8(tokenizer.decode(drawn, (16, 16))))
+    assert not any(torch.equal(one, other) for one, other in itertools.combinations(seen, 2))
+    for schedule in ("constant", "linear"):
+        said = wrong([*words, schedule, "--guidance_power", "2", "--out", "no"], capsys).replace("\n", " ")
+        assert f"expected no --guidance_power for --guidance_schedule {schedule}, got 2.0; leave it out" in said
+    said = wrong([*words, "power_cosine", "--guidance_power", "0", "--out", "no"], capsys)
+    assert "expected power > 0" in said and not Path("no").exists()
 
 
 def test_equal_seeds_give_equal_pictures_whatever_the_batch_size(
@@ -155,8 +291,11 @@ def test_a_prior_that_does_not_know_its_pictures(made: Path, capsys: pytest.Capt
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["generate", "{run}", "--classes", "[cat]"], "expected classes among dark, light"),
-        (["generate", "{run}", "--classes", "[7]"], "numbers below 2, got 7"),
+        (
+            ["generate", "{run}", "--classes", "[cat]"],
+            "expected classes among dark, light, or numbers below 2, got 'cat'; ch",
+        ),
+        (["generate", "{run}", "--classes", "[7]"], "numbers below 2, got 7; choose some of these, or"),
         (["generate", "{run}", "--classes", "[]"], "at least one class"),
         (["generate", "{run}", "--num", "0"], "num >= 1"),
         (["generate", "{run}", "--top_p", "2"], "top_p"),
@@ -198,6 +337,31 @@ def test_rows_of_another_size_or_tokenizer_are_refused(made: Path, capsys: pytes
         changed = [*rows[:20], rows[20]._replace(columns={**rows[20].columns, column: value}), *rows[21:]]
         write_tokens("some.npz", iter(changed))
         assert message in wrong(words, capsys).replace("\n", " ") and not Path("runs").exists()
+
+
+def test_tokens_and_priors_of_another_kind_are_refused(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(made / "run" / "prior", "mixed/prior")
+    shutil.copytree(made / "other", "mixed/tokenizer")
+    shutil.copytree(made / "run" / "tokenizer", "plain/tokenizer")
+    prior = AutoregressivePrior(TokenLayout((16,), (4, 4)), width=16, depth=1, num_heads=2)
+    prior.save_pretrained("plain/prior", {"height": 16, "width": 16})
+    rows = [TokenRow(f"{n}", torch.full((4, 4, 1), n), {"height": 16, "width": 16}) for n in range(17)]
+    write_tokens("larger.npz", rows)
+    write_tokens("grid.npz", [row._replace(tokens=row.tokens[:3]) for row in rows[:16]])
+    write_tokens("channels.npz", [row._replace(tokens=row.tokens.expand(-1, -1, 2)) for row in rows[:16]])
+    fit = ["fit", "prior", "--tokenizer", str(made / "tokenizer"), "--data.train"]
+    before = sorted(map(str, Path().rglob("*")))
+    for words, message in (
+        (["generate", "plain", "--guidance", "2"], "guidance 1, which is none, for an unconditional prior, got 2"),
+        (["generate", "plain", "--guidance", "2", "--guidance_schedule", "linear"], "for an unconditional prior, got"),
+        (["generate", "plain", "--classes", "[dark]"], "expected no --classes for an unconditional prior"),
+        (["generate", "mixed"], "expected the tokenizer that the prior mixed/prior was trained with, fingerprint"),
+        ([*fit, "larger.npz"], "expected indices below (16,) as in the prior's layout, got up to [16]; use"),
+        ([*fit, "grid.npz"], "expected tokens (4, 4, 1) of a sample as in the prior's layout, got (3, 4, 1); make"),
+        ([*fit, "channels.npz"], "expected tokens (4, 4, 1) of a sample as in the prior's layout, got (4, 4, 2); make"),
+    ):
+        assert message in wrong(words, capsys).replace("\n", " ")
+        assert sorted(map(str, Path().rglob("*"))) == before
 
 
 def test_priors_by_their_names() -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from gritvq.priors import MaskedPrior, halton_order, sample_seeds
+from gritvq.priors.sampling import Draw, Noise, Sampler
 from gritvq.tokens import TokenLayout
 from gritvq.training.optimizer import OptimizerSettings, take_steps
 from priors_common import LAYOUTS, all_samples, frequencies_fit, prior_of, same_class
@@ -160,3 +161,58 @@ def test_settings_that_were_changed_are_checked_before_sampling() -> None:
         setattr(prior, name, value)
         with pytest.raises(ValueError, match=said):
             prior.sample(2, 0, generator=0)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("order", ["confidence", "halton"])
+def test_how_many_places_stay_masked_falls_with_the_arccosine(order: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After step n of 8 ``floor(100 arccos(n / 8) / (pi / 2))`` of 100 places; what is kept does not change."""
+    prior = prior_of(MaskedPrior, "wide", order=order, num_steps=8)
+    states, seen = prior._states, list[Tensor]()
+    monkeypatch.setattr(prior, "_states", lambda rows, classes: seen.append(rows.clone()) or states(rows, classes))
+    samples = prior.sample(3, 1, generator=0)
+    counts = [100, 92, 83, 75, 66, 57, 46, 32, 0]
+    assert counts == [math.floor(100 * math.acos(n / 8) / (math.pi / 2)) for n in range(9)]
+    assert [(rows < 0).sum((1, 2)).tolist() for rows in seen] == [[count] * 3 for count in counts[:-1]]
+    for before, after in itertools.pairwise([*seen, prior.rows_of(samples)]):
+        assert torch.equal(torch.where(before < 0, before, after), before)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("order", ["confidence", "halton"])
+def test_temperature_and_noise_fall_to_0_by_equal_steps(order: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seen in the places that are kept: those of the largest known scores plus the known noise times its scale.
+
+    In Halton order the temperature stays, and there is no noise.
+    """
+    prior = prior_of(MaskedPrior, "wide", order=order, num_steps=5, confidence_noise=3.0)
+    scores, gumbel = torch.randn(2, 4, 100, generator=torch.Generator().manual_seed(0))
+    factors, seen, states = list[float](), list[Tensor](), prior._states
+
+    def at(sampler: Sampler, place: float, factor: float = 1.0, found: list[Tensor] | None = None) -> Draw:
+        factors.append(factor)
+        return lambda logits, present: (found if found is not None else []).append(scores) or torch.zeros(4, 100).long()
+
+    monkeypatch.setattr(Sampler, "at", at)
+    monkeypatch.setattr(Noise, "gumbel", lambda noise, *shape: gumbel)
+    monkeypatch.setattr(prior, "_states", lambda rows, classes: seen.append(rows[..., 0] < 0) or states(rows, classes))
+    prior.sample(4, 1, generator=0)
+    assert factors == ([1.0, 0.75, 0.5, 0.25, 0.0] if order == "confidence" else 5 * [1.0])
+    if order == "halton":
+        return
+    masked = torch.ones(4, 100, dtype=torch.bool)
+    for found, count, factor in zip(seen[1:], [87, 73, 59, 40], factors, strict=False):
+        left = masked.sum(1)[0] - count
+        chosen = (scores + 3 * factor * gumbel).masked_fill(~masked, -math.inf).topk(int(left)).indices
+        masked = masked.scatter(1, chosen, False)
+        assert torch.equal(found, masked)
+
+
+def test_a_factor_multiplies_the_temperature() -> None:
+    logits, present = torch.randn(1, 3, 50, 8), torch.ones(50, dtype=torch.bool)
+
+    def drawn(temperature: float, factor: float) -> Tensor:
+        return Sampler(Noise([0, 1, 2]), temperature=temperature).at(0.0, factor)(logits, present)
+
+    assert torch.equal(drawn(2.0, 0.25), drawn(0.5, 1.0)) and not torch.equal(drawn(2.0, 0.25), drawn(2.0, 1.0))
+    assert torch.equal(drawn(2.0, 0.0), logits[0].argmax(-1))

@@ -41,7 +41,7 @@ def chain_nats(indices: Tensor) -> float:
 def token_file(path: Path, indices: Tensor, labels: list[Any] | None = None) -> Path:
     def rows() -> Iterator[TokenRow]:
         for n, tokens in enumerate(indices):
-            yield TokenRow(f"{n:05}", tokens, {} if labels is None else {"label": labels[n]})
+            yield TokenRow(f"{path.stem}-{n:05}", tokens, {} if labels is None else {"label": labels[n]})
 
     return write_tokens(path, rows())
 
@@ -246,11 +246,35 @@ def test_files_of_no_use_are_refused(tmp_path: Path) -> None:
     assert TokenData(labelled, label=None, num_validation=2).num_classes is None
 
 
+def test_a_sample_on_both_sides_is_refused(tmp_path: Path) -> None:
+    """Views of one sample have its name up to ``#``; documents have numbers for names, and their source."""
+    tokens = chains(1, 0)[0]
+
+    def file(name: str, *rows: tuple[str, str | None]) -> Path:
+        columns = [{} if source is None else {"source": source} for _, source in rows]
+        return write_tokens(
+            tmp_path / f"{name}.npz",
+            [TokenRow(own, tokens, more) for (own, _), more in zip(rows, columns, strict=True)],
+        )
+
+    views = file("views", ("a#0", None), ("a#1", None), ("b#0", None))
+    both = file("both", ("c", None), ("b", None))
+    with pytest.raises(ValueError, match=r"not in training, got 'b' of .*both.npz in both, and 0 more; leave valid"):
+        TokenData(views, both)
+    with pytest.raises(ValueError, match=r"got 'a#0' of .*views.npz in both, and 1 more"):
+        TokenData(views, views)
+    assert TokenData(views, file("other", ("c", None), ("B", None))).num_held_out == 2
+    texts = file("texts", ("000000", "a.txt, line 1"), ("000001", "a.txt, line 2"))
+    assert TokenData(texts, file("others", ("000000", "b.txt, line 1"))).num_held_out == 1
+    with pytest.raises(ValueError, match=r"got '000001' of .*again.npz"):
+        TokenData(texts, file("again", ("000000", "b.txt, line 1"), ("000001", "a.txt, line 2")))
+
+
 def test_every_row_is_checked(tmp_path: Path) -> None:
     train, validation = (token_file(tmp_path / f"{name}.npz", chains(5, 0)) for name in ("train", "validation"))
     seen = list[tuple[str, str]]()
     TokenData(train, validation, check=lambda row, file: seen.append((row.name, file.name)))
-    assert seen == [(f"{n:05}", f"{name}.npz") for name in ("train", "validation") for n in range(5)]
+    assert seen == [(f"{name}-{n:05}", f"{name}.npz") for name in ("train", "validation") for n in range(5)]
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")  # the compiler's

@@ -60,7 +60,11 @@ class Views:
         return (self.random_crops or 1) * (2 if self.flip else 1)
 
     def of(self, picture: Picture) -> list[Picture]:
-        """The views of a picture; if there are several, with ``#`` and their number behind its name."""
+        """The views of a picture; if there are several, with ``#`` and their number behind its name.
+
+        Squares outside of those held out have names of their own, which begin with ``train/``: they are no views of
+        what is held out.
+        """
         if self.ten_crops is not None:
             assert self.size is not None
             pixels = torch.cat([ten_crops(picture.pixels, self.size, scale) for scale in self.ten_crops])
@@ -73,7 +77,8 @@ class Views:
         else:
             whole = picture.pixels if self.size is None else center_crop(picture.pixels, self.size)
             pixels = torch.stack([whole, whole.flip(-1)] if self.flip else [whole])
-        names = [picture.name] if len(pixels) == 1 else [f"{picture.name}#{number}" for number in range(len(pixels))]
+        name = f"train/{picture.name}" if self.outside else picture.name
+        names = [name] if len(pixels) == 1 else [f"{name}#{number}" for number in range(len(pixels))]
         return [picture._replace(name=name, pixels=own) for name, own in zip(names, pixels, strict=True)]
 
 

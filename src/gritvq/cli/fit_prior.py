@@ -17,7 +17,7 @@ from gritvq.cli.run_folder import (
     run_training,
     steps_done,
 )
-from gritvq.cli.settings import class_of
+from gritvq.cli.settings import built, class_of
 
 if TYPE_CHECKING:
     from gritvq.cli.priors import Held, PriorDomain
@@ -72,7 +72,7 @@ def fit(parser: Any, config: Any, given: Mapping[str, Any]) -> None:
     _check_first(config.data, check)
     data = TokenData(**arguments_of(config.data), length=domain.length, check=check)
     layout = domain.layout(interleaving=config.interleaving, order=config.order)
-    settings = arguments_of(config.prior.get("init_args", {}))
+    settings = {name: built(each) for name, each in arguments_of(config.prior.get("init_args", {})).items()}
     prior = class_of(config.prior.class_path)(layout, num_classes=data.num_classes, **settings)
     prior.fingerprint = fingerprint
     task = PriorTask(prior, num_elements=domain.num_elements, **arguments_of(config.task))

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["generate", "generate_arguments"]
 
 _OF_MASKED = ["num_steps", "order"]
-_OF_PRIORS, _OF_MODELS = ["classes", "guidance", "guidance_schedule", *_OF_MASKED], ["prompt", "beam"]
+_OF_PRIORS, _OF_MODELS = ["classes", "guidance", "guidance_schedule", "guidance_power", *_OF_MASKED], ["prompt", "beam"]
 
 
 def generate_arguments(parser: Any) -> None:
@@ -43,7 +43,14 @@ def generate_arguments(parser: Any) -> None:
         "--guidance_schedule",
         default="constant",
         choices=["constant", "linear", "power_cosine"],
-        help="how the scale grows from 1 over the positions of a sample",
+        help="how the scale grows from 1 over the positions, scales or steps of a sample: not at all, in equal steps, "
+        "or along 1 + (s - 1) (1 - cos(pi t^power)) / 2 from t = 0 to 1",
+    )
+    parser.add_argument(
+        "--guidance_power",
+        type=float | None,
+        default=None,
+        help="of power_cosine: the larger, the later the scale grows; 2.75 if not given",
     )
     parser.add_argument(
         "--num_steps", type=int | None, default=None, help="of a masked prior, in place of the number it was made with"
@@ -120,7 +127,7 @@ def _generate_from_prior(parser: Any, config: Any, run: RunFolder) -> None:
     known = prior.trained.get("classes") or range(prior.num_classes or 0)
     condition = _condition(prior, known, config.classes, config.num)
     settings = {name: config[name] for name in ("temperature", "top_k", "top_p")}
-    settings["guidance"] = _guidance(config.guidance, config.guidance_schedule)
+    settings["guidance"] = _guidance(parser, config)
 
     def drawn() -> Iterator[Tensor]:
         with Progress(console=console(), transient=True) as progress:
@@ -158,15 +165,28 @@ def _condition(
         found = [own for own, known in enumerate(names) if wanted is not None and str(known) == str(name)]
         if not found and (not isinstance(name, int) or not 0 <= name < len(names)):
             shown = ", ".join(map(str, names[:10])) + (", ..." if len(names) > 10 else "")
-            raise ValueError(f"expected classes among {shown}, or numbers below {len(names)}, got {name!r}")
+            raise ValueError(
+                f"expected classes among {shown}, or numbers below {len(names)}, got {name!r}; choose some of these, "
+                "or leave --classes out for all"
+            )
         chosen.append(found[0] if found else int(name))
     return [chosen[number % len(chosen)] for number in range(num)]
 
 
-def _guidance(scale: float, schedule: str) -> float | Guidance:
-    """The scale, or its schedule."""
+def _guidance(parser: Any, config: Any) -> float | Guidance:
+    """The scale, or its schedule.
+
+    Raises:
+        ValueError: If there is a power without a schedule that has one, or a number is out of range.
+    """
     from gritvq.priors import LinearGuidance, PowerCosineGuidance
 
-    if schedule == "constant" or scale == 1:
-        return scale
-    return LinearGuidance(1.0, scale) if schedule == "linear" else PowerCosineGuidance(scale)
+    scale, schedule, power = config.guidance, config.guidance_schedule, config.guidance_power
+    if schedule != "power_cosine":
+        check_unused(parser, config, ["guidance_power"], f"--guidance_schedule {schedule}")
+    if schedule == "linear" and scale != 1:
+        return LinearGuidance(1.0, scale)
+    if schedule == "power_cosine":
+        grown = PowerCosineGuidance(scale) if power is None else PowerCosineGuidance(scale, power)
+        return scale if scale == 1 else grown
+    return float(scale)

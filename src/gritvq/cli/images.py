@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -252,8 +253,38 @@ def work(tokenizer: ImageTokenizer, config: Any) -> PictureWork:
         max_pixels=config.max_pixels,
         max_bytes=config.max_bytes,
     )
+    if _has_parts(config, pictures):
+        pictures = pictures.part(_part_of(tokenizer, config))
     own = {"views": views, "classes_from": config.classes_from}
     return PictureWork(tokenizer, pictures, config.data, config.batch_size, **own)
+
+
+def _has_parts(config: Any, pictures: Pictures) -> bool:
+    """Whether a split is asked for of pictures whose names determine none, so that it is a part of them."""
+    from gritvq.images.files import ALL
+
+    named = config.data == "photographs" or list(pictures.describe()["splits"]) != [ALL]
+    return config.split in ("train", "held_out") and not named
+
+
+def _part_of(tokenizer: ImageTokenizer, config: Any) -> list[int]:
+    """Numbers of the pictures that ``fit images`` trains on, or holds out, if names determine no split.
+
+    As many are held out as in the tokenizer's own run if it was trained on these pictures.
+
+    Raises:
+        ValueError: If there is but one picture, of which none is held out.
+    """
+    from gritvq.images.data import ImageData
+
+    settings: dict[str, Any] = {"channels": tokenizer.channels, "column": config.column or "image"}
+    with contextlib.suppress(ValueError):  # no record of a run
+        own = own_data(tokenizer, config.tokenizer)
+        number = own.get("num_validation")
+        if isinstance(number, int) and Path(str(own.get("path"))).resolve() == Path(config.data).resolve():
+            settings["num_validation"] = number
+    data = ImageData(config.data, **settings)
+    return sorted(map(int, data.pictures("train" if config.split == "train" else "validation").numbers))
 
 
 def encoded(config: Any, work: PictureWork, counts: Mapping[str, int]) -> list[tuple[str, str]]:
@@ -262,7 +293,9 @@ def encoded(config: Any, work: PictureWork, counts: Mapping[str, int]) -> list[t
 
     what = "samples" if config.size or config.flip else "pictures"
     bits = bits_per_token(counts, work.tokenizer.quantizer.codebook_sizes)
+    part = f"{config.split} of 'fit images', since no names say so"
     return [
+        *([("split", part)] if _has_parts(config, work.pictures) else []),
         (what, f"{counts['samples']:,} of {len(work.pictures):,}{'' if what == 'pictures' else ' pictures'}"),
         ("labels", f"{counts['labels']:,}"),
         ("tokens", f"{counts['positions']:,}"),

@@ -197,7 +197,7 @@ class _Texts(PriorDomain):
         self, config: Any, prior: Prior, device: Any, labels: Sequence[str | int] | None, drawn: Iterator[Tensor]
     ) -> None:
         out = text_place(config.out or "samples.jsonl", (".jsonl", ".md"), config.overwrite)
-        guided = [] if labels is None else ["guidance", "guidance_schedule"]
+        guided = [] if labels is None else ["guidance", "guidance_schedule", "guidance_power"]
         sampling = {name: config[name] for name in ("temperature", "top_k", "top_p", *guided, "seed")}
         folded = self.tokenizer.fold().to(device)
         texts = [text for indices in drawn for text in folded.decode(list(indices))]

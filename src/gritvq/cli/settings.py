@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import inspect
 from collections.abc import Mapping, Sequence
@@ -14,6 +15,7 @@ from gritvq.cli.errors import guarded
 from gritvq.files import regular_file
 
 __all__ = [
+    "built",
     "check_positive",
     "check_unused",
     "check_words",
@@ -131,6 +133,25 @@ def class_of(path: str) -> Any:
     """A class or function by its path, which the parser has checked."""
     module, _, name = path.rpartition(".")
     return getattr(importlib.import_module(module), name)
+
+
+def built(value: Any) -> Any:
+    """A checked setting of which each class with arguments, at any depth, is an object of it.
+
+    Example:
+        >>> from argparse import Namespace
+        >>> head = Namespace(class_path="gritvq.priors.SoftmaxHead", init_args=Namespace(codebook_sizes=[8], width=4))
+        >>> built([head, 3])[0].codebook_sizes
+        (8,)
+    """
+    if isinstance(value, list | tuple):
+        return type(value)(map(built, value))
+    if isinstance(value, Mapping):
+        return {name: built(each) for name, each in value.items()}
+    if not hasattr(value, "class_path"):
+        return value
+    arguments = vars(getattr(value, "init_args", None) or argparse.Namespace())
+    return guarded(class_of(value.class_path), **{name: built(each) for name, each in arguments.items()})
 
 
 def _find(path: Any) -> Any:

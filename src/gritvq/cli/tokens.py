@@ -68,7 +68,12 @@ def encode_arguments(parser: Any) -> None:
         choices=["labels", "folders", "names"],
         help="what is stored as label: the label, the name of the picture's folder, or its own name",
     )
-    split_argument(parser, "all")
+    split_argument(
+        parser,
+        "all",
+        "; of a folder or file without such names, train and held_out are the parts of 'fit images' and the others all "
+        "pictures",
+    )
     parser.add_argument(
         "--out",
         type=str | None,
@@ -226,13 +231,13 @@ def _token_place(config: Any) -> Path:
     return out
 
 
-def split_argument(parser: Any, default: str) -> None:
-    """``--split`` of verbs that read pictures."""
+def split_argument(parser: Any, default: str, more: str = "") -> None:
+    """``--split`` of verbs that read pictures, with more behind its help."""
     parser.add_argument(
         "--split",
         default=default,
         choices=["held_out", "validation", "test", "train", "all"],
-        help="split, if names determine one; held_out is validation, or test if there is none",
+        help=f"split, if names determine one; held_out is validation, or test if there is none{more}",
     )
 
 

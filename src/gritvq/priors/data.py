@@ -49,7 +49,9 @@ class TokenData:
     Args:
         train: Training files: a file, several, or a folder of files.
         validation: Validation files. If None, random rows are held out. Rows whose names are equal up to ``#`` stay
-            together: they are views of one sample (crops, flips), which must not be on both sides.
+            together: they are views of one sample (crops, flips), which must not be on both sides. Validation files
+            with a sample of the training files are refused: one of the same name up to ``#`` and, where there is such a
+            column, as for texts, of the same ``source``.
         batch_size: Samples B per step and process.
         label: Column of the class, text or integers >= 0; None for no classes.
         num_validation: Number of validation rows, drawn at random from ``validation``, whose files may be in the order
@@ -67,8 +69,8 @@ class TokenData:
         largest: Largest index of each channel in all rows.
 
     Raises:
-        ValueError: If a file is missing or damaged, samples differ in shape, labels are missing or invalid, or a
-            number is out of range.
+        ValueError: If a file is missing or damaged, samples differ in shape, labels are missing or invalid, a
+            validation sample is also a training sample, or a number is out of range.
 
     Example:
         >>> from gritvq.tokens import write_tokens
@@ -98,6 +100,8 @@ class TokenData:
         self._train = _Rows(train, label, length, check)
         self.shape, self.largest = self._train.shape, self._train.largest
         held = self._train if validation is None else _Rows(validation, label, length, check)
+        if validation is not None:
+            _check_apart(self._train, held, _files(validation))
         if held.shape != self.shape:
             raise ValueError(
                 f"expected validation samples {self.shape} as in training, got {held.shape}; encode both alike"
@@ -167,7 +171,7 @@ class _Rows:
         self.missing = torch.zeros((), dtype=torch.bool)  # which indices no sample has
         self.largest = np.zeros((), dtype=np.int64)
         self.labels: list[str | int] | None = None
-        count, samples, begins = 0, array("Q"), array("B")
+        count, samples, sources, begins = 0, array("Q"), array("Q"), array("B")
         with tempfile.TemporaryFile() as scratch:  # the memory map keeps it until nothing reads it any more
             for file in files:
                 for row in iter_tokens(file):
@@ -176,13 +180,14 @@ class _Rows:
                     parts = self._check(row, file, label, count == 0)
                     self.largest = np.maximum(self.largest, parts.flatten(0, -2).amax(0).numpy())
                     scratch.write(parts.numpy().astype(np.int32).tobytes())
-                    digest = hashlib.blake2b(row.name.partition("#")[0].encode(errors="surrogatepass"), digest_size=8)
-                    samples.extend(len(parts) * [int.from_bytes(digest.digest(), "little")])
+                    samples.extend(len(parts) * [_sample_of(row)])
+                    sources.extend(len(parts) * [_source_of(row)])
                     begins.extend([1] + (len(parts) - 1) * [0])
                     count += len(parts)
             scratch.flush()
             self._tokens = np.memmap(scratch, np.int32, "r", shape=(count, *self.shape))
         self.samples = np.array(samples, dtype=np.uint64)  # which sample each row is a view of
+        self.origins = self.samples ^ np.array(sources, dtype=np.uint64)  # the same with what it was made from
         self.begins = np.array(begins, dtype=bool)  # whether it is the first part of a sequence
         self._numbers: np.ndarray | None = None
 
@@ -294,6 +299,41 @@ def _files(paths: Paths) -> list[Path]:
     if not found:
         raise ValueError("expected at least one token file, got none; give a file or a folder of files")
     return found
+
+
+def _digest(text: str) -> int:
+    """A number of 64 bits that is another one for another text."""
+    return int.from_bytes(hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=8).digest(), "little")
+
+
+def _sample_of(row: TokenRow) -> int:
+    """What views of one sample have in common: the name up to ``#``."""
+    return _digest(row.name.partition("#")[0])
+
+
+def _source_of(row: TokenRow) -> int:
+    """Where the sample comes from, as ``encode`` notes it of texts, whose names are numbers; 0 if nothing says so."""
+    source = row.columns.get("source")
+    return 0 if source is None else _digest(str(source))
+
+
+def _check_apart(train: _Rows, held: _Rows, files: Sequence[Path]) -> None:
+    """Check that no validation sample is also a training sample.
+
+    Raises:
+        ValueError: If one is; the message names the first in the validation files.
+    """
+    shared = np.intersect1d(train.origins, held.origins)
+    if not len(shared):
+        return
+    wanted = set(shared.tolist())
+    rows = ((row, file) for file in files for row in iter_tokens(file))
+    name, place = next((row.name, file) for row, file in rows if _sample_of(row) ^ _source_of(row) in wanted)
+    raise ValueError(
+        f"expected validation samples that are not in training, got {name!r} of {place} in both, and "
+        f"{len(shared) - 1:,} more; leave validation out to hold out random rows, or encode two named splits of "
+        "one folder, which have different names"
+    )
 
 
 def _classes_of(train: _Rows, held: _Rows) -> list[str | int] | None:
