@@ -246,11 +246,12 @@ def test_files_of_no_use_are_refused(tmp_path: Path) -> None:
     assert TokenData(labelled, label=None, num_validation=2).num_classes is None
 
 
-def test_a_sample_on_both_sides_is_refused(tmp_path: Path) -> None:
+def test_a_sample_on_both_sides_is_refused(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Views of one sample have its name up to ``#``; documents have numbers for names, and their source."""
-    tokens = chains(1, 0)[0]
+    one, another = chains(1, 0)[0], chains(1, 0)[0].flip(0) + 1
+    assert not torch.equal(one, another)
 
-    def file(name: str, *rows: tuple[str, str | None]) -> Path:
+    def file(name: str, *rows: tuple[str, str | None], tokens: torch.Tensor = one) -> Path:
         columns = [{} if source is None else {"source": source} for _, source in rows]
         return write_tokens(
             tmp_path / f"{name}.npz",
@@ -259,15 +260,25 @@ def test_a_sample_on_both_sides_is_refused(tmp_path: Path) -> None:
 
     views = file("views", ("a#0", None), ("a#1", None), ("b#0", None))
     both = file("both", ("c", None), ("b", None))
-    with pytest.raises(ValueError, match=r"not in training, got 'b' of .*both.npz in both, and 0 more; leave valid"):
+    with pytest.raises(
+        ValueError, match=r"got 'b' of .*both.npz in both, with the same tokens, and 0 more; leave valid"
+    ):
         TokenData(views, both)
-    with pytest.raises(ValueError, match=r"got 'a#0' of .*views.npz in both, and 1 more"):
+    with pytest.raises(ValueError, match=r"got 'a#0' of .*views.npz in both, with the same tokens, and 1 more"):
         TokenData(views, views)
     assert TokenData(views, file("other", ("c", None), ("B", None))).num_held_out == 2
     texts = file("texts", ("000000", "a.txt, line 1"), ("000001", "a.txt, line 2"))
     assert TokenData(texts, file("others", ("000000", "b.txt, line 1"))).num_held_out == 1
     with pytest.raises(ValueError, match=r"got '000001' of .*again.npz"):
         TokenData(texts, file("again", ("000000", "b.txt, line 1"), ("000001", "a.txt, line 2")))
+    assert not caplog.records
+    namesakes = file("namesakes", ("c", None), ("b", None), tokens=another)  # another picture, or another view of it
+    assert TokenData(views, namesakes).num_held_out == 2
+    (record,) = caplog.records
+    assert (
+        record.levelname == "WARNING"
+        and "1 validation samples have names of training samples, 'b' of" in record.message
+    )
 
 
 def test_every_row_is_checked(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import tempfile
 from array import array
@@ -22,6 +23,8 @@ from gritvq.distributed import EndlessOrder, process_number
 from gritvq.tokens import TokenRow, iter_tokens, token_files
 
 __all__ = ["TokenBatch", "TokenData"]
+
+_log = logging.getLogger("gritvq")
 
 Paths: TypeAlias = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
@@ -50,8 +53,9 @@ class TokenData:
         train: Training files: a file, several, or a folder of files.
         validation: Validation files. If None, random rows are held out. Rows whose names are equal up to ``#`` stay
             together: they are views of one sample (crops, flips), which must not be on both sides. Validation files
-            with a sample of the training files are refused: one of the same name up to ``#`` and, where there is such a
-            column, as for texts, of the same ``source``.
+            with a sample of the training files are refused: one with the same tokens, the same name up to ``#`` and,
+            where there is such a column, as for texts, the same ``source``. If only names are the same, a warning says
+            so.
         batch_size: Samples B per step and process.
         label: Column of the class, text or integers >= 0; None for no classes.
         num_validation: Number of validation rows, drawn at random from ``validation``, whose files may be in the order
@@ -191,6 +195,12 @@ class _Rows:
         self.begins = np.array(begins, dtype=bool)  # whether it is the first part of a sequence
         self._numbers: np.ndarray | None = None
 
+    def digests(self, origins: np.ndarray) -> Iterator[tuple[int, bytes]]:
+        """Origin and a digest of the tokens of each row of these origins."""
+        for row in np.flatnonzero(np.isin(self.origins, origins)).tolist():
+            tokens = hashlib.blake2b(np.ascontiguousarray(self._tokens[row]).tobytes(), digest_size=16)
+            yield int(self.origins[row]), tokens.digest()
+
     def __len__(self) -> int:
         return len(self._tokens)
 
@@ -318,21 +328,36 @@ def _source_of(row: TokenRow) -> int:
 
 
 def _check_apart(train: _Rows, held: _Rows, files: Sequence[Path]) -> None:
-    """Check that no validation sample is also a training sample.
+    """Check that no validation sample is also a training sample, by names and tokens.
+
+    Equal names alone may be those of different pictures in two folders, or of one picture cut in different ways, so
+    they are only reported.
 
     Raises:
-        ValueError: If one is; the message names the first in the validation files.
+        ValueError: If a sample has a name and tokens of training; the message names the first in the files.
     """
     shared = np.intersect1d(train.origins, held.origins)
     if not len(shared):
         return
     wanted = set(shared.tolist())
+    known = set(train.digests(shared))
+    leaked = {origin for origin, tokens in held.digests(shared) if (origin, tokens) in known}
+    sought = leaked or wanted
     rows = ((row, file) for file in files for row in iter_tokens(file))
-    name, place = next((row.name, file) for row, file in rows if _sample_of(row) ^ _source_of(row) in wanted)
+    name, place = next((row.name, file) for row, file in rows if _sample_of(row) ^ _source_of(row) in sought)
+    if not leaked:
+        _log.warning(
+            "%d validation samples have names of training samples, %r of %s first; if they are the same samples, not "
+            "others of equal names, they were trained on: leave validation out to hold out random rows",
+            len(shared),
+            name,
+            place,
+        )
+        return
     raise ValueError(
-        f"expected validation samples that are not in training, got {name!r} of {place} in both, and "
-        f"{len(shared) - 1:,} more; leave validation out to hold out random rows, or encode two named splits of "
-        "one folder, which have different names"
+        f"expected validation samples that are not in training, got {name!r} of {place} in both, with the same tokens, "
+        f"and {len(leaked) - 1:,} more; leave validation out to hold out random rows, or encode two named splits of "
+        "one folder"
     )
 
 
