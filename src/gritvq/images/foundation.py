@@ -77,7 +77,10 @@ class FoundationEncoder(Component):
             ) from error
         self.trainable, self.channels = trainable, int(getattr(config, "num_channels", 3))
         if len(mean) != self.channels or len(std) != self.channels:
-            raise ValueError(f"expected mean and std of {self.channels} channels, got {len(mean)} and {len(std)}")
+            raise ValueError(
+                f"expected mean and std of {self.channels} channels, got {len(mean)} and {len(std)}; give one "
+                "number per channel"
+            )
         self.register_buffer("mean", torch.tensor(tuple(mean))[:, None, None], persistent=False)
         self.register_buffer("std", torch.tensor(tuple(std))[:, None, None], persistent=False)
         self._settings: dict[str, Any] = (
@@ -171,7 +174,7 @@ def pretrained_encoder(
     except Exception as error:  # the library's many errors all mean the same to the caller
         raise ValueError(
             f"expected the folder of a model of transformers or a reachable Hub name, got {source!r} "
-            f"({str(error).splitlines()[0][:200]})"
+            f"({str(error).splitlines()[0][:200]}); correct the path or the name"
         ) from error
     settings = {k: v for k, v in config.to_diff_dict().items() if k not in ("model_type", "transformers_version")}
     encoder = FoundationEncoder(config.model_type, settings, trainable=trainable, mean=mean, std=std)
