@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from benchmarks.quality import vqrae
@@ -28,6 +29,13 @@ def test_two_steps_of_everything(color_pictures: Path, tmp_path: Path, monkeypat
     for name, size in sizes.items():
         monkeypatch.setattr(vqrae, name, size)
     monkeypatch.setattr(vqrae, "MODEL", {**vqrae.MODEL, "hidden_size": 16, "num_hidden_layers": 1})
+    started, start_from = [], vqrae.TokenizerTask.start_from
+
+    def spied(task: Any, tokenizer: Any) -> None:
+        started.append(tokenizer.quantizer.quantizer.dim)
+        start_from(task, tokenizer)
+
+    monkeypatch.setattr(vqrae.TokenizerTask, "start_from", spied)
     words = ["--data", str(color_pictures), "--seeds", "3", "--steps", "2", "--out", str(tmp_path / "look.csv")]
     vqrae.main(words)
     rows = read_results(tmp_path / "look.csv")
@@ -36,6 +44,7 @@ def test_two_steps_of_everything(color_pictures: Path, tmp_path: Path, monkeypat
     assert [row["settings"] for row in second] == ["stage=2 code_dim=24 distill=0", "stage=2 code_dim=24 distill=1"]
     assert {(row["data"], row["seed"], row["codebook_size"]) for row in rows} == {("cifar10", 3, 32)}
     (before,) = {row["probe_before"] for row in rows}
+    assert started == [24, 24]  # both of stage 2 begin with the widest of stage 1
     assert before > 0.1  # chance, with ten classes
     assert all(row["feature_shift"] == 0 and row["probe"] == before for row in first)
     shifts = [row["feature_shift"] for row in second]

@@ -13,6 +13,7 @@ from gritvq.cli import main
 from gritvq.images.files import open_pictures, read_images
 from gritvq.priors import Prior
 from gritvq.tokens import read_tokens, token_files
+from program import wrong
 
 pytestmark = pytest.mark.usefixtures("own_folder")
 
@@ -56,3 +57,9 @@ def test_the_photographs_with_what_is_shipped(
     assert {picture.shape for _, picture in read_images("all/samples/pictures")} == {(3, 32, 32)}
     ((_, grid),) = read_images("all/samples/grid.png")
     assert min(grid.shape[1:]) >= 8 * 32
+
+
+def test_settings_of_no_stage(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("bad.yaml").write_text("tokeniser: {}")
+    said = wrong(["images-from", "photographs", "--config", "bad.yaml"], capsys)
+    assert "got others in bad.yaml; correct their names" in said and not Path("runs").exists()
