@@ -97,3 +97,9 @@ def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
         yield
     for name, level in levels.items():
         logging.getLogger(name).setLevel(level)
+
+
+@pytest.fixture
+def hub_in_reach(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The Hub's address is known, for tests that put something in the place of its client."""
+    monkeypatch.setattr("gritvq.lazy.hub_in_reach", lambda: True)

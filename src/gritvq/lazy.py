@@ -1,12 +1,17 @@
-"""What is imported when it is first used: public names of a wing, and packages behind an extra."""
+"""What is fetched when it is first used: public names of a wing, packages behind an extra, and the Hub's files."""
 
 from __future__ import annotations
 
 import importlib
+import os
+import socket
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
-__all__ = ["lazy_names", "optional"]
+__all__ = ["check_hub", "hub_in_reach", "lazy_names", "optional"]
 
 
 def lazy_names(
@@ -56,3 +61,38 @@ def optional(module: str, extra: str, purpose: str = "") -> Any:
     except ImportError as error:
         package = f"{module.partition('.')[0]} {purpose}".rstrip()
         raise ValueError(f"expected the package {package}, got none; pip install 'gritvq[{extra}]'") from error
+
+
+def hub_in_reach() -> bool:
+    """Whether this machine can look up the address of the Hugging Face Hub; without, its clients try for 25 seconds.
+
+    True where a proxy is set, which looks it up itself. ``HF_ENDPOINT`` says what the address is.
+    """
+    host = urlsplit(os.environ.get("HF_ENDPOINT") or "https://huggingface.co").hostname
+    if host is None or getproxies().keys() & {"http", "https", "all"}:
+        return True
+    try:
+        socket.getaddrinfo(host, None)
+    except (OSError, UnicodeError):  # no network, or no such name
+        return False
+    return True
+
+
+def check_hub(name: str, cache: str | os.PathLike[str]) -> None:
+    """Check before ``datasets`` is asked for a data set by its name on the Hub.
+
+    Args:
+        name: Name of the data set.
+        cache: Folder of the data sets that were fetched before, which need no Hub.
+
+    Raises:
+        ConnectionError: If the Hub is out of reach and the data set was not fetched before.
+    """
+
+    def plain(text: str) -> str:
+        return text.replace("/", "").replace("_", "").lower()  # the cache has "owner___my_name" for "owner/MyName"
+
+    folder = Path(cache).expanduser()
+    known = folder.is_dir() and any(plain(each.name) == plain(name) for each in folder.iterdir())
+    if not known and not hub_in_reach():
+        raise ConnectionError("the address of the Hub is not known here, as without a network")

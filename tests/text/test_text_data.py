@@ -112,6 +112,7 @@ class TestCorpus:
         with pytest.raises(ValueError, match=message):
             list(Corpus(str(tmp_path / name), Reading(**reading)))
 
+    @pytest.mark.usefixtures("hub_in_reach")
     def test_data_sets_of_the_hub(self, monkeypatch: pytest.MonkeyPatch) -> None:
         datasets = pytest.importorskip("datasets")
         rows = datasets.Dataset.from_dict({"text": ["One. Two.", None, " ", "Three."], "body": [["a.", "b."]] * 4})

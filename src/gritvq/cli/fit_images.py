@@ -43,6 +43,7 @@ class _Preset(argparse.Action):
 
 def arguments(parser: Any) -> None:
     """Arguments of tokenizer, data, task and plan, from their constructors."""
+    import gritvq.images.discriminators  # noqa: F401  (the parser knows short names of imported classes alone)
     from gritvq.images.data import ImageData
     from gritvq.images.task import TokenizerTask
     from gritvq.images.tokenizer import ImageTokenizer

@@ -107,7 +107,9 @@ def _settings(config: Any) -> dict[str, Any]:
             raise ValueError(f"expected a YAML file, got {config.config} ({error}); give another") from error
     default = shipped("images_from")
     if not isinstance(given, dict) or not set(given) <= set(default):
-        raise ValueError(f"expected settings by name among {', '.join(default)}, got others in {config.config}")
+        raise ValueError(
+            f"expected settings by name among {', '.join(default)}, got others in {config.config}; correct their names"
+        )
     settings = combined(default, given)
     size = settings.pop("size") if config.size is None else config.size
     photographs = config.images == "photographs"

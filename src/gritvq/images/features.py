@@ -237,7 +237,9 @@ class CIFARResNet(Component):
         try:
             weights = load_file(path)
         except (SafetensorError, OSError) as error:
-            raise ValueError(f"expected readable tensors in {path}, got a damaged file ({error})") from error
+            raise ValueError(
+                f"expected readable tensors in {path}, got a damaged file ({error}); copy it again"
+            ) from error
         blocks = len({key.split(".")[1] for key in weights if key.startswith("layer1.")})
         self.name = f"CIFAR-10 ResNet-{6 * blocks + 2}"
         self.conv1, self.bn1 = nn.Conv2d(3, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16)
@@ -250,7 +252,10 @@ class CIFARResNet(Component):
             self.load_state_dict(weights)
         except RuntimeError as error:
             reason = str(error).splitlines()[1].strip()
-            raise ValueError(f"expected the weights of a CIFAR-10 ResNet in {path}, got others ({reason})") from error
+            raise ValueError(
+                f"expected the weights of a CIFAR-10 ResNet in {path}, got others ({reason}); correct the folder, or "
+                "read another network with FileFeatures"
+            ) from error
         self.register_buffer("mean", torch.tensor(_CIFAR_MEAN)[:, None, None], persistent=False)
         self.register_buffer("std", torch.tensor(_CIFAR_STD)[:, None, None], persistent=False)
 
@@ -423,7 +428,7 @@ class FileFeatures(Component):
         super().__init__()
         for word, value, known in (("layout", layout, ("NCHW", "NHWC")), ("order", order, ("RGB", "BGR"))):
             if value not in known:
-                raise ValueError(f"expected {word} {' or '.join(map(repr, known))}, got {value!r}")
+                raise ValueError(f"expected {word} {' or '.join(map(repr, known))}, got {value!r}; take one of them")
         file = Path(path)
         if output is not None and file.suffix != ".onnx":
             raise ValueError(f"expected an .onnx file to choose the output {output!r} of, got {path}; leave output out")
@@ -458,12 +463,17 @@ def _program(path: Path) -> nn.Module:
 
 def _check_program(path: Path) -> None:
     if not path.is_file():
-        raise ValueError(f"expected a TorchScript, torch.export or ONNX program, got {path}, which is no file")
+        raise ValueError(
+            f"expected a TorchScript, torch.export or ONNX program, got {path}, which is no file; correct the path"
+        )
 
 
 def _unreadable(path: Path, error: Exception) -> ValueError:
     reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-    return ValueError(f"expected a TorchScript, torch.export (.pt2) or ONNX (.onnx) program, got {path} ({reason})")
+    return ValueError(
+        f"expected a TorchScript, torch.export (.pt2) or ONNX (.onnx) program, got {path} ({reason}); export it "
+        "again, or correct its ending"
+    )
 
 
 class _ONNXProgram(nn.Module):

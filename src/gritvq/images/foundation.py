@@ -6,6 +6,7 @@ import copy
 import inspect
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from gritvq.component import Component, check_integer, check_number
 from gritvq.distributed import batch_mean
-from gritvq.lazy import optional
+from gritvq.lazy import hub_in_reach, optional
 from gritvq.quantizers.presets import simvq
 from gritvq.quantizers.structures import ProjectedQuantizer
 
@@ -77,7 +78,10 @@ class FoundationEncoder(Component):
             ) from error
         self.trainable, self.channels = trainable, int(getattr(config, "num_channels", 3))
         if len(mean) != self.channels or len(std) != self.channels:
-            raise ValueError(f"expected mean and std of {self.channels} channels, got {len(mean)} and {len(std)}")
+            raise ValueError(
+                f"expected mean and std of {self.channels} channels, got {len(mean)} and {len(std)}; give one "
+                "number per channel"
+            )
         self.register_buffer("mean", torch.tensor(tuple(mean))[:, None, None], persistent=False)
         self.register_buffer("std", torch.tensor(tuple(std))[:, None, None], persistent=False)
         self._settings: dict[str, Any] = (
@@ -164,14 +168,15 @@ def pretrained_encoder(
         ValueError: If there is no such model, or it is no vision model.
     """
     transformers = optional("transformers", "foundation", "for vision models")
+    here = {"trust_remote_code": False, "local_files_only": Path(source).is_dir() or not hub_in_reach()}
     try:
-        config = transformers.AutoConfig.from_pretrained(source, trust_remote_code=False)
+        config = transformers.AutoConfig.from_pretrained(source, **here)
         config = getattr(config, "vision_config", config)
-        model = transformers.AutoModel.from_pretrained(source, config=config, trust_remote_code=False)
+        model = transformers.AutoModel.from_pretrained(source, config=config, **here)
     except Exception as error:  # the library's many errors all mean the same to the caller
         raise ValueError(
             f"expected the folder of a model of transformers or a reachable Hub name, got {source!r} "
-            f"({str(error).splitlines()[0][:200]})"
+            f"({str(error).splitlines()[0][:200]}); correct the path or the name"
         ) from error
     settings = {k: v for k, v in config.to_diff_dict().items() if k not in ("model_type", "transformers_version")}
     encoder = FoundationEncoder(config.model_type, settings, trainable=trainable, mean=mean, std=std)

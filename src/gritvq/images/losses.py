@@ -109,7 +109,10 @@ class PerceptualLoss(PerceptualDistance):
             wanted = self.frozen(images)
         weights = (1.0,) * len(found) if self.layer_weights is None else self.layer_weights
         if len(weights) != len(found):
-            raise ValueError(f"expected {len(found)} layer_weights, one per feature map, got {len(weights)}")
+            raise ValueError(
+                f"expected {len(found)} layer_weights, one per feature map, got {len(weights)}; give as many, or leave "
+                "layer_weights out"
+            )
         distances = [
             (F.normalize(one, dim=1, eps=_TINY) - F.normalize(other, dim=1, eps=_TINY)).square().sum(1).mean()
             for one, other in zip(found, wanted, strict=True)
@@ -140,7 +143,7 @@ class LPIPSLoss(PerceptualDistance):
     def __init__(self, network: Literal["vgg", "alex"] = "vgg", *, weight: float = 1.0) -> None:
         super().__init__()
         if network not in self._FILES:
-            raise ValueError(f"expected network 'vgg' or 'alex', got {network!r}")
+            raise ValueError(f"expected network 'vgg' or 'alex', got {network!r}; take one of them")
         self.network, self.weight = network, check_number("weight", weight)
         for package in ("lpips", "torchvision"):
             if importlib.util.find_spec(package) is None:
@@ -344,10 +347,12 @@ class AdversarialLoss(Component):
     ) -> None:
         super().__init__()
         if kind not in ("hinge", "non_saturating"):
-            raise ValueError(f"expected kind 'hinge' or 'non_saturating', got {kind!r}")
+            raise ValueError(f"expected kind 'hinge' or 'non_saturating', got {kind!r}; take one of them")
         unknown = [name for name in augmentations if name not in _AUGMENTATIONS]
         if unknown:
-            raise ValueError(f"expected augmentations of {', '.join(_AUGMENTATIONS)}, got {unknown}")
+            raise ValueError(
+                f"expected augmentations of {', '.join(_AUGMENTATIONS)}, got {unknown}; take some of them, or none"
+            )
         self.discriminator, self.kind, self.adaptive = discriminator, kind, adaptive
         self.weight, self.start = check_number("weight", weight), check_integer("start", start, least=0)
         self.augmentations, self.regularizers = tuple(augmentations), nn.ModuleList(regularizers)

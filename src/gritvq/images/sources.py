@@ -21,7 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 from gritvq.files import check_footer, tar_samples
-from gritvq.lazy import optional
+from gritvq.lazy import check_hub, optional
 
 __all__ = [
     "Blocks",
@@ -461,6 +461,7 @@ def open_hub(name: str, column: str, label: str) -> dict[str, Table]:
     """
     datasets = optional("datasets", "images")
     try:
+        check_hub(name, datasets.config.HF_DATASETS_CACHE)
         loaded = datasets.load_dataset(name)
     except Exception as error:  # network, authentication, naming and script errors share no class
         raise ValueError(

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import IO, Any, Literal, TypeAlias, get_args
 
 from gritvq.files import check_footer, regular_file, tar_samples
-from gritvq.lazy import optional
+from gritvq.lazy import check_hub, optional
 
 __all__ = ["DOCSTRINGS", "Corpus", "Document", "Reading", "docstrings"]
 
@@ -335,6 +335,7 @@ def _without_column(source: str, column: str, names: list[Any]) -> str:
 def _hub_rows(name: str) -> Any:
     datasets = optional("datasets", "text", f"to look on the Hub for {name!r}, which is no file here")
     try:
+        check_hub(name, datasets.config.HF_DATASETS_CACHE)
         return datasets.load_dataset(name, split="train")
     except Exception as error:  # the package's many errors all mean the same to the caller
         raise ValueError(
