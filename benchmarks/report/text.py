@@ -121,10 +121,14 @@ def _mean(runs: Sequence[Mapping[str, Any]], name: str) -> float:
 
 
 def _figure(runs: Sequence[Mapping[str, Any]], name: str, style: str) -> str:
-    if any(name not in run for run in runs):
+    """Mean, smallest and largest of the runs that have the figure, and of how many if some have not."""
+    own = [run for run in runs if name in run]
+    if not own:
         return "-"
-    least, largest = (f"{end(run[name] for run in runs):{style}}" for end in (min, max))
-    return f"{_mean(runs, name):{style}}" + (f" ({least}-{largest})" if least != largest else "")
+    least, largest = (f"{end(run[name] for run in own):{style}}" for end in (min, max))
+    told = [f"{least}-{largest}"] if least != largest else []
+    told += [f"{len(own)} of {len(runs)} seeds"] if len(own) < len(runs) else []
+    return f"{_mean(own, name):{style}}" + (f" ({', '.join(told)})" if told else "")
 
 
 def _speed(runs: Sequence[Mapping[str, Any]]) -> str:

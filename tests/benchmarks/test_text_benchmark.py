@@ -13,7 +13,7 @@ import pytest
 import torch
 import yaml
 from benchmarks.quality import text
-from benchmarks.report.text import text_section, with_navigation, with_text
+from benchmarks.report.text import _figure, text_section, with_navigation, with_text
 
 from gritvq.results import read_results
 
@@ -223,3 +223,11 @@ def test_codes_of_one_text_give_way_to_those_of_another() -> None:
     first, second = torch.zeros(5, 1, dtype=torch.int64), torch.ones(6, 1, dtype=torch.int64)
     mixed = text._mixed(first, second)
     assert [int(each.sum()) for each in mixed] == [0, 1, 2, 4, 5] and np.all([len(each) == 5 for each in mixed])
+
+
+def test_figures_say_how_many_seeds_have_them() -> None:
+    runs = [{"words": 10.0, "usage": 0.5}, {"words": 14.0}, {"words": 12.0}]
+    assert _figure(runs, "words", ".1f") == "12.0 (10.0-14.0)"
+    assert _figure(runs, "usage", ".2f") == "0.50 (1 of 3 seeds)"
+    assert _figure([*runs[1:], {"usage": 1.0}], "words", ".1f") == "13.0 (12.0-14.0, 2 of 3 seeds)"
+    assert _figure(runs, "other", ".1f") == "-"
