@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -103,3 +105,37 @@ def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
 def hub_in_reach(monkeypatch: pytest.MonkeyPatch) -> None:
     """The Hub's address is known, for tests that put something in the place of its client."""
     monkeypatch.setattr("gritvq.lazy.hub_in_reach", lambda: True)
+
+
+def _write_pictures(folder: Path, sizes: dict[str, int], pixels: Callable[[int], np.ndarray]) -> Path:
+    """A folder of Parquet files, one for each split, of pictures with ten classes in turn."""
+    import pyarrow as pa
+    import pyarrow.parquet as parquet
+    from PIL import Image
+
+    folder.mkdir()
+    for split, number in sizes.items():
+        rows = []
+        for row in range(number):
+            file = io.BytesIO()
+            Image.fromarray(np.clip(pixels(row % 10), 0, 255).astype(np.uint8)).save(file, "PNG")
+            rows.append({"bytes": file.getvalue(), "path": None})
+        table = pa.table({"image": rows, "label": [row % 10 for row in range(number)]})
+        parquet.write_table(table, folder / f"{split}.parquet")
+    return folder
+
+
+@pytest.fixture
+def gray_pictures(tmp_path: Path) -> Path:
+    """A folder with 1,200 gray pictures for training and 160 for the test; their ten classes are brightnesses."""
+    random, sizes = np.random.default_rng(0), {"train": 1200, "test": 160}
+    return _write_pictures(
+        tmp_path / "fashion-mnist", sizes, lambda label: 20 * label + random.integers(0, 60, (28, 28))
+    )
+
+
+@pytest.fixture
+def color_pictures(tmp_path: Path) -> Path:
+    """A folder with 160 pictures in colors for training and 40 for the test; their ten classes are brightnesses."""
+    random, sizes = np.random.default_rng(0), {"train": 160, "test": 40}
+    return _write_pictures(tmp_path / "cifar10", sizes, lambda label: 20 * label + random.integers(0, 60, (32, 32, 3)))

@@ -267,6 +267,7 @@ def test_a_sample_on_both_sides_is_refused(tmp_path: Path, caplog: pytest.LogCap
     with pytest.raises(ValueError, match=r"got 'a#0' of .*views.npz in both, with the same tokens, and 1 more"):
         TokenData(views, views)
     assert TokenData(views, file("other", ("c", None), ("B", None))).num_held_out == 2
+    assert TokenData(file("counted", ("0", None), ("1#2", None)), file("from_0", ("0", None))).num_held_out == 1
     texts = file("texts", ("000000", "a.txt, line 1"), ("000001", "a.txt, line 2"))
     assert TokenData(texts, file("others", ("000000", "b.txt, line 1"))).num_held_out == 1
     with pytest.raises(ValueError, match=r"got '000001' of .*again.npz"):

@@ -55,7 +55,7 @@ class TokenData:
             together: they are views of one sample (crops, flips), which must not be on both sides. Validation files
             with a sample of the training files are refused: one with the same tokens, the same name up to ``#`` and,
             where there is such a column, as for texts, the same ``source``. If only names are the same, a warning says
-            so.
+            so; names that are numbers say nothing.
         batch_size: Samples B per step and process.
         label: Column of the class, text or integers >= 0; None for no classes.
         num_validation: Number of validation rows, drawn at random from ``validation``, whose files may be in the order
@@ -175,7 +175,7 @@ class _Rows:
         self.missing = torch.zeros((), dtype=torch.bool)  # which indices no sample has
         self.largest = np.zeros((), dtype=np.int64)
         self.labels: list[str | int] | None = None
-        count, samples, sources, begins = 0, array("Q"), array("Q"), array("B")
+        count, samples, origins, begins = 0, array("Q"), array("Q"), array("B")
         with tempfile.TemporaryFile() as scratch:  # the memory map keeps it until nothing reads it any more
             for file in files:
                 for row in iter_tokens(file):
@@ -185,13 +185,13 @@ class _Rows:
                     self.largest = np.maximum(self.largest, parts.flatten(0, -2).amax(0).numpy())
                     scratch.write(parts.numpy().astype(np.int32).tobytes())
                     samples.extend(len(parts) * [_sample_of(row)])
-                    sources.extend(len(parts) * [_source_of(row)])
+                    origins.extend(len(parts) * [_origin_of(row)])
                     begins.extend([1] + (len(parts) - 1) * [0])
                     count += len(parts)
             scratch.flush()
             self._tokens = np.memmap(scratch, np.int32, "r", shape=(count, *self.shape))
         self.samples = np.array(samples, dtype=np.uint64)  # which sample each row is a view of
-        self.origins = self.samples ^ np.array(sources, dtype=np.uint64)  # the same with what it was made from
+        self.origins = np.array(origins, dtype=np.uint64)  # which sample it is in any files
         self.begins = np.array(begins, dtype=bool)  # whether it is the first part of a sequence
         self._numbers: np.ndarray | None = None
 
@@ -321,10 +321,15 @@ def _sample_of(row: TokenRow) -> int:
     return _digest(row.name.partition("#")[0])
 
 
-def _source_of(row: TokenRow) -> int:
-    """Where the sample comes from, as ``encode`` notes it of texts, whose names are numbers; 0 if nothing says so."""
+def _origin_of(row: TokenRow) -> int:
+    """What a sample is known by: its name up to ``#`` and, as ``encode`` notes it of texts, its source; 0 if unknown.
+
+    A name that is a number says nothing without a source: rows of any files are counted.
+    """
     source = row.columns.get("source")
-    return 0 if source is None else _digest(str(source))
+    if source is None:
+        return 0 if row.name.partition("#")[0].isdigit() else _sample_of(row)
+    return _sample_of(row) ^ _digest(str(source))
 
 
 def _check_apart(train: _Rows, held: _Rows, files: Sequence[Path]) -> None:
@@ -336,7 +341,7 @@ def _check_apart(train: _Rows, held: _Rows, files: Sequence[Path]) -> None:
     Raises:
         ValueError: If a sample has a name and tokens of training; the message names the first in the files.
     """
-    shared = np.intersect1d(train.origins, held.origins)
+    shared = np.setdiff1d(np.intersect1d(train.origins, held.origins), [0])
     if not len(shared):
         return
     wanted = set(shared.tolist())
@@ -344,7 +349,7 @@ def _check_apart(train: _Rows, held: _Rows, files: Sequence[Path]) -> None:
     leaked = {origin for origin, tokens in held.digests(shared) if (origin, tokens) in known}
     sought = leaked or wanted
     rows = ((row, file) for file in files for row in iter_tokens(file))
-    name, place = next((row.name, file) for row, file in rows if _sample_of(row) ^ _source_of(row) in sought)
+    name, place = next((row.name, file) for row, file in rows if _origin_of(row) in sought)
     if not leaked:
         _log.warning(
             "%d validation samples have names of training samples, %r of %s first; if they are the same samples, not "
