@@ -19,9 +19,11 @@ all choices are made there. The round "last" is measured on test data with other
 - ``rfd`` and ``accuracy``: Frechet distance of decoded pictures from the pictures, and how many of them a classifier
   recognizes, of CIFAR-10 with ``--network`` and of Fashion-MNIST.
 - ``nats_per_token`` of a small prior, in a few cells.
-- Seconds per step, and growth of the peak memory in training.
+- Seconds per step, beside other runs, and growth of the peak memory in training, of a process that had other runs
+  before: rough figures.
 
-``regret`` in the tables is the quality of the best of all methods in a cell minus that of this one, mean over seeds.
+``regret`` in the tables is the quality of the best preset of a cell, with defaults or settings, minus that of the
+method, mean over seeds.
 Writes ``benchmarks/results/default_*.csv``. A run that is in the results already is not repeated, so an interrupted
 benchmark goes on where it stopped; those of other networks or another rate are replaced.
 """
@@ -48,6 +50,7 @@ import yaml
 from benchmarks.quality.common import HERE, RESULTS, circumstances, labelled, results_file
 from benchmarks.quality.generation import Ruler, Tokens, classifier_for, encoded, nats_per_sample
 from benchmarks.quality.text import documents_of
+from benchmarks.report.default import IDENTITY, settings_text
 from benchmarks.speed.memory import peak_growth
 from rich.progress import track
 from sklearn.decomposition import TruncatedSVD
@@ -74,7 +77,6 @@ from gritvq.results import read_results, write_results
 from gritvq.tokens import TokenLayout
 from gritvq.training import TrainingPlan, seed_everything, train
 
-IDENTITY = ("round", "cell", "kind", "method", "settings", "codebook_size", "seed")
 UNITS = {
     **{"quality": "dB", "usage": "share", "uniform_usage": "share", "accuracy": "share", "perplexity": "codes"},
     **{"entropy_bits": "bits", "nats_per_token": "nats", "seconds_per_step": "s", "peak_bytes": "bytes"},
@@ -142,7 +144,7 @@ class Job(NamedTuple):
     @property
     def words(self) -> str:
         """The settings as text."""
-        return " ".join(f"{name}={value}" for name, value in self.settings.items() if name != "preset") or "-"
+        return settings_text(self.settings)
 
     @property
     def key(self) -> tuple[str, str, str, str, int]:
@@ -377,8 +379,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not jobs:
         parser.error("expected data, methods and cells of the plan, got none; see its file")
     results = [row for row in _read(path) if row["comparison"] == about["comparison"]]
-    done = {tuple(row[name] for name in (*IDENTITY[1:5], "seed")) for row in results if row["round"] == words.round}
-    missing, failed = [job for job in jobs if job.key not in done], list[str]()
+    own = {key: row for key, row in _keyed(results) if row["round"] == words.round}
+    missing, failed = [job for job in jobs if not _is_done(job, own)], list[str]()
+    asked = {job.key for job in missing}
+    results = [row for key, row in _keyed(results) if row["round"] != words.round or key not in asked]
     with ProcessPoolExecutor(words.jobs, mp_context=get_context("spawn")) as pool:
         waiting = {pool.submit(run, job): job for job in missing}
         for future in track(as_completed(waiting), "runs", total=len(missing)):
@@ -393,6 +397,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(
             "\n  ".join([f"{len(failed)} of {len(missing)} runs failed; the same command tries them again:", *failed])
         )
+
+
+def _is_done(job: Job, rows: dict[tuple[Any, ...], dict[str, Any]]) -> bool:
+    """Whether there is a row of it, with what a classifier says if there is one now."""
+    return job.key in rows and (job.classifier is None or "rfd" in rows[job.key])
+
+
+def _keyed(rows: Sequence[dict[str, Any]]) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
+    return [(tuple(row[name] for name in (*IDENTITY[1:5], "seed")), row) for row in rows]
 
 
 def _read(path: Path) -> list[dict[str, Any]]:

@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from benchmarks.report import speed as performance_page
 from benchmarks.report.default import default_section
 from benchmarks.report.items import with_tables
@@ -336,9 +337,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", nargs="?", const="all", choices=["all", "pages"], help="compare, and write nothing")
     check = parser.parse_args().check
+    default_plan = yaml.safe_load((ROOT / "benchmarks" / "quality" / "default.yaml").read_text())
     pages = {
         DOCS / "benchmarks.md": HEAD
-        + default_section(RESULTS, DOCS / "images")
+        + default_section(RESULTS, DOCS / "images", default_plan)
         + image_section()
         + methods_section()
         + recipes_section()

@@ -26,25 +26,25 @@ as many draws of equally likely codes would show. Only cells in which all preset
 """
 ROUNDS = {
     "choosing": "Measured on held-out training data; what is chosen is chosen here.",
-    "last": "The last word: test data, other seeds, and two data sets that no choice has seen.",
+    "last": "The last word: test data, other seeds, and two data sets that had no part in the choice.",
 }
 IDENTITY = ("round", "cell", "kind", "method", "settings", "codebook_size", "seed")
 _KINDS = {"default": "defaults", "tuned": "tuned", "candidate": "candidate"}
-_COLOURS = {"default": "#1f77b4", "tuned": "#999999", "candidate": "#d95f02"}
+_COLORS = {"default": "#1f77b4", "tuned": "#999999", "candidate": "#d95f02"}
 _WIDEST = 3.0  # dB; regrets beyond are drawn at the edge
 
 Name = tuple[str, str, str]  # kind, method, settings
 Means = dict[Name, dict[str, float]]
 
 
-def default_section(folder: Path, images: Path) -> str:
+def default_section(folder: Path, images: Path, plan: Mapping[str, Any]) -> str:
     """Tables and plots of all results; nothing where there are none."""
     parts = list[str]()
     for path in sorted(folder.glob("default_*.csv")):
         rows = read_results(path, IDENTITY)
         for name, said in ROUNDS.items():
             own = [row for row in rows if row["round"] == name]
-            cells = complete_cells(own)
+            cells = complete_cells(own, plan)
             if not cells:
                 continue
             plot = images / f"default_{name}_{own[0]['hardware']}.png"
@@ -55,14 +55,32 @@ def default_section(folder: Path, images: Path) -> str:
     return "\n\n".join([DEFAULT, *parts]) + "\n" if parts else ""
 
 
-def complete_cells(rows: Sequence[Mapping[str, Any]]) -> dict[str, Means]:
-    """Means over seeds by cell and method, of the cells in which as many presets ran as in any."""
+def planned_methods(plan: Mapping[str, Any]) -> set[Name]:
+    """Kind, name and settings of all that is compared."""
+    found: set[Name] = {("default", name, "-") for name in plan["defaults"]}
+    for kind, part in (("tuned", "tuned"), ("candidate", "candidates")):
+        found |= {(kind, name, settings_text(settings)) for name, settings in plan[part].items()}
+    return found
+
+
+def settings_text(settings: Mapping[str, Any]) -> str:
+    """Settings as in the results."""
+    return " ".join(f"{name}={value}" for name, value in settings.items() if name != "preset") or "-"
+
+
+def complete_cells(rows: Sequence[Mapping[str, Any]], plan: Mapping[str, Any]) -> dict[str, Means]:
+    """Means over seeds by cell and method, of the cells in which all presets of the plan ran.
+
+    What the plan has no more, such as earlier settings, does not count.
+    """
     runs: dict[str, dict[Name, list[Mapping[str, Any]]]] = {}
+    planned = planned_methods(plan)
     for row in rows:
         name = (row["kind"], row["method"], row["settings"])
-        runs.setdefault(row["cell"], {}).setdefault(name, []).append(row)
+        if name in planned:
+            runs.setdefault(row["cell"], {}).setdefault(name, []).append(row)
     presets = {cell: {name for name in own if name[0] != "candidate"} for cell, own in runs.items()}
-    wanted = set().union(*presets.values()) if presets else set()
+    wanted = {name for name in planned if name[0] != "candidate"}
     return {
         cell: {name: _means(own) for name, own in methods.items()}
         for cell, methods in runs.items()
@@ -134,8 +152,8 @@ def draw(cells: Mapping[str, Means], path: Path) -> None:
     figure, axis = new_figure(8.5, 0.34 * len(names) + 1.0)
     for place, name in enumerate(names):
         values = np.array(list(regrets(cells, name).values()))
-        wobble = np.random.default_rng(place).uniform(-0.22, 0.22, len(values))
-        axis.scatter(values.clip(max=_WIDEST), place + wobble, s=12, alpha=0.55, color=_COLOURS[name[0]], linewidth=0)
+        jitter = np.random.default_rng(place).uniform(-0.22, 0.22, len(values))
+        axis.scatter(values.clip(max=_WIDEST), place + jitter, s=12, alpha=0.55, color=_COLORS[name[0]], linewidth=0)
         axis.plot([min(values.mean(), _WIDEST)] * 2, [place - 0.36, place + 0.36], color="black", linewidth=2)
     labels = [f"{method}, {_KINDS[kind]}" for kind, method, _ in names]
     axis.set_yticks(range(len(names)), labels=labels, fontsize=9)

@@ -120,7 +120,7 @@ def test_held_out_tokens_of_a_plain_folder_are_not_trained_on(made: Path, capsys
     pictures, tokenizer = str(made / "pictures"), ["--tokenizer", str(made / "tokenizer")]
     common = ["encode", pictures, *tokenizer, "--size", "16", "--classes_from", "folders", "--split"]
     assert main([*common, "train", "--ten_crops", "[1.1]", "--out", "train.npz"]) == 0
-    assert "train of 'fit images', since no names say so" in capsys.readouterr().out
+    assert "train of 'fit images', since no file or folder name sets one" in capsys.readouterr().out
     assert main([*common, "held_out", "--out", "held.npz"]) == 0
     train, held = read_tokens("train.npz"), read_tokens("held.npz")
     data = ImageData(pictures)
@@ -129,9 +129,12 @@ def test_held_out_tokens_of_a_plain_folder_are_not_trained_on(made: Path, capsys
     assert (len(train), len(held)) == (110, 1)
     assert main(fit_words(made, "train.npz", "held.npz", "run")) == 0
     capsys.readouterr()
-    for split in ("all", "validation", "test"):  # all pictures, as no names say so
-        assert main([*common, split, "--out", "all.npz", "--overwrite", "true"]) == 0
-        assert len(read_tokens("all.npz")) == 12 and "fit images" not in capsys.readouterr().out
+    for split in ("validation", "test"):
+        assert main([*common, split, "--out", "held.npz", "--overwrite", "true"]) == 0
+        assert [row.name for row in read_tokens("held.npz")] == [row.name for row in held]
+    capsys.readouterr()
+    assert main([*common, "all", "--out", "all.npz"]) == 0
+    assert len(read_tokens("all.npz")) == 12 and "fit images" not in capsys.readouterr().out
     assert main([*common, "train", "--out", "plain.npz"]) == 0
     before = sorted(map(str, Path().rglob("*")))
     said = wrong(fit_words(made, "plain.npz", "all.npz", "leak"), capsys).replace("\n", " ")

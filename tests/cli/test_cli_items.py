@@ -29,7 +29,8 @@ from gritvq.items import (
     rank_in_list,
     ranking_metrics,
 )
-from gritvq.items.catalogue import embed_texts, read_item_data
+from gritvq.items.catalogue import read_item_data
+from gritvq.items.text_embeddings import embed_texts
 from gritvq.training.task import steps_done
 from program import wrong
 from shop_files import write_catalogue, write_shop

@@ -17,7 +17,8 @@ import yaml
 
 from gritvq.cli import main
 from gritvq.items import ItemTokenizer, MultiViewTokenizer, SemanticIds, collaborative_vectors
-from gritvq.items.catalogue import embed_texts, read_item_data
+from gritvq.items.catalogue import read_item_data
+from gritvq.items.text_embeddings import embed_texts
 from program import wrong
 from test_catalogue import tiny_encoder
 

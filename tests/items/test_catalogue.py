@@ -19,8 +19,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conftest import DATA
-from gritvq.items.catalogue import Catalogue, ItemData, embed_texts, read_catalogue, read_interactions, read_item_data
+from gritvq.items.catalogue import Catalogue, ItemData, read_catalogue, read_interactions, read_item_data
 from gritvq.items.interactions import Histories, Interactions, Split, check_split
+from gritvq.items.text_embeddings import embed_texts
 
 SHARED = DATA / "recsys"
 EVENTS = st.lists(st.tuples(st.integers(0, 6), st.integers(0, 8), st.integers(0, 5)), min_size=1, max_size=60)
@@ -516,6 +517,24 @@ class TestTexts:
             embed_texts(["a", None], tmp_path)  # type: ignore[list-item]
         with pytest.raises(ValueError, match="expected a sentence-transformers model"):
             embed_texts(["a"], tmp_path / "none")
+
+    @pytest.mark.parametrize("reached", [True, False])
+    def test_without_a_network_only_files_here_are_looked_for(
+        self, reached: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        asked = list[tuple[str, bool]]()
+
+        class Stub:
+            def __init__(self, name: str, *, local_files_only: bool, **_: Any) -> None:
+                asked.append((name, local_files_only))
+                raise OSError("no model")
+
+        monkeypatch.setattr("sentence_transformers.SentenceTransformer", Stub)
+        monkeypatch.setattr("gritvq.items.text_embeddings.hub_in_reach", lambda: reached)
+        for name in ("owner/name", str(tmp_path)):
+            with pytest.raises(ValueError, match="expected a sentence-transformers model"):
+                embed_texts(["a"], name)
+        assert asked == [("owner/name", not reached), (str(tmp_path), True)]
 
 
 def tiny_encoder(folder: Path) -> Path:

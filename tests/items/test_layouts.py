@@ -210,6 +210,7 @@ class TestEveryLayout:
             with pytest.raises(ValueError, match=r"without item embeddings, got .*semantic-ids convert"):
                 read(tmp_path)
         assert read_item_data(tmp_path, vectors=False).catalogue == got.catalogue
+        assert read_catalogue(tmp_path, vectors=False) == got.catalogue
 
     def test_converted_data_are_the_same(self, layout: str, tmp_path: Path) -> None:
         source, out = tmp_path / "source", tmp_path / "out"

@@ -276,6 +276,10 @@ def test_a_sample_on_both_sides_is_refused(tmp_path: Path, caplog: pytest.LogCap
     namesakes = file("namesakes", ("c", None), ("b", None), tokens=another)  # another picture, or another view of it
     assert TokenData(views, namesakes).num_held_out == 2
     (record,) = caplog.records
+    alike = [TokenRow(name, one if name == "a" else another) for name in "abc"]  # one of three by chance
+    train = write_tokens(tmp_path / "folder.npz", [TokenRow(name, one) for name in "abc"])
+    assert TokenData(train, write_tokens(tmp_path / "alike.npz", alike)).num_held_out == 3
+    assert len(caplog.records) == 2
     assert (
         record.levelname == "WARNING"
         and "1 validation samples have names of training samples, 'b' of" in record.message

@@ -58,7 +58,7 @@ def item_vectors(catalogue: Any, config: Any, option: str) -> Any:
     """
     import torch
 
-    from gritvq.items.catalogue import embed_texts
+    from gritvq.items.text_embeddings import embed_texts
 
     if config.text_model is not None:
         texts = catalogue.texts(_fields(catalogue, config))

@@ -264,7 +264,7 @@ def _has_parts(config: Any, pictures: Pictures) -> bool:
     from gritvq.images.files import ALL
 
     named = config.data == "photographs" or list(pictures.describe()["splits"]) != [ALL]
-    return config.split in ("train", "held_out") and not named
+    return config.split != "all" and not named
 
 
 def _part_of(tokenizer: ImageTokenizer, config: Any) -> list[int]:
@@ -293,7 +293,7 @@ def encoded(config: Any, work: PictureWork, counts: Mapping[str, int]) -> list[t
 
     what = "samples" if config.size or config.flip else "pictures"
     bits = bits_per_token(counts, work.tokenizer.quantizer.codebook_sizes)
-    part = f"{config.split} of 'fit images', since no names say so"
+    part = f"{config.split} of 'fit images', since no file or folder name sets one"
     return [
         *([("split", part)] if _has_parts(config, work.pictures) else []),
         (what, f"{counts['samples']:,} of {len(work.pictures):,}{'' if what == 'pictures' else ' pictures'}"),

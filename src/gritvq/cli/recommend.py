@@ -220,7 +220,7 @@ def _allowed(config: Any, ids: Any, items: Any) -> Any:
     if config.where:
         catalogue = items.catalogue if items is not None else None
         if config.catalogue is not None:
-            catalogue = read_catalogue(config.catalogue, item=config.item)
+            catalogue = read_catalogue(config.catalogue, item=config.item, vectors=False)
         if catalogue is None:
             raise ValueError("expected --catalogue with the columns of --where, got none, and the run names no data")
         for condition in config.where:
@@ -254,7 +254,7 @@ def _keys_of(path: str, item: str) -> Sequence[Any]:
     from gritvq.items import read_catalogue
 
     if Path(path).suffix != ".txt":
-        return read_catalogue(path, item=item).keys
+        return read_catalogue(path, item=item, vectors=False).keys
     lines = regular_file(Path(path).expanduser(), "a file of item keys").read_text(encoding="utf-8-sig").splitlines()
     return [line.strip() for line in lines if line.strip()]
 

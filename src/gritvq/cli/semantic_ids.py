@@ -68,7 +68,7 @@ def _read(config: Any) -> Any:
     path, vectors = Path(config.data).expanduser(), None
     if config.text_model is None:
         vectors = Path(config.embeddings) if config.embeddings else vectors_beside(path, config.item)
-    return read_catalogue(path, item=config.item, embeddings=vectors)
+    return read_catalogue(path, item=config.item, embeddings=vectors, vectors=config.text_model is None)
 
 
 def _last_level(tokenizer: Any, vectors: Any, collisions: str) -> dict[str, Any]:

@@ -71,8 +71,8 @@ def encode_arguments(parser: Any) -> None:
     split_argument(
         parser,
         "all",
-        "; of a folder or file without such names, train and held_out are the parts of 'fit images' and the others all "
-        "pictures",
+        "; of a folder or file without such names, train is the part that 'fit images' trains on, and the others but "
+        "all are the part that it holds out",
     )
     parser.add_argument(
         "--out",

@@ -20,12 +20,13 @@ if TYPE_CHECKING:
     from gritvq.items.requests import *
     from gritvq.items.sequences import *
     from gritvq.items.task import *
+    from gritvq.items.text_embeddings import *
     from gritvq.items.tokenizers import *
 
 __getattr__, __dir__, __all__ = lazy_names(
     __name__,
     {
-        "catalogue": ["Catalogue", "ItemData", "embed_texts", "read_catalogue", "read_interactions", "read_item_data"],
+        "catalogue": ["Catalogue", "ItemData", "read_catalogue", "read_interactions", "read_item_data"],
         "collaborative": ["collaborative_vectors"],
         "ids": [
             "FilteredOrder",
@@ -70,6 +71,7 @@ __getattr__, __dir__, __all__ = lazy_names(
         "requests": ["Request", "iter_requests", "listed_keys"],
         "sequences": ["SequenceData"],
         "task": ["BestRecommender", "RecommenderTask"],
+        "text_embeddings": ["embed_texts"],
         "tokenizers": [
             "RQVAE",
             "CollaborativeLoss",

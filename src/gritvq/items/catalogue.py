@@ -41,7 +41,6 @@ __all__ = [
     "Key",
     "Split",
     "check_split",
-    "embed_texts",
     "open_vectors",
     "read_catalogue",
     "read_interactions",
@@ -243,7 +242,9 @@ def read_interactions(
     return _interactions(table, path, user, item, columns, item_keys)
 
 
-def read_catalogue(path: str | Path, *, item: str = "item", embeddings: str | Path | None = None) -> Catalogue:
+def read_catalogue(
+    path: str | Path, *, item: str = "item", embeddings: str | Path | None = None, vectors: bool = True
+) -> Catalogue:
     """Reads a catalogue from a Parquet or CSV file, one row per item, or in a public layout; and its embeddings.
 
     Keys in a CSV file are read as by :func:`read_interactions`. All other cells are read as strings, also if they look
@@ -255,6 +256,7 @@ def read_catalogue(path: str | Path, *, item: str = "item", embeddings: str | Pa
             catalogue of :func:`read_item_data`, which needs no events if there is ``items.parquet`` or ``items.csv``.
         item: Column of the item key, unique integers or strings.
         embeddings: A ``.npy`` file (n, D), memory-mapped; row i belongs to row i of the catalogue.
+        vectors: Of a public layout, whether ``item_embeddings.npy`` beside it is taken where ``embeddings`` is None.
 
     Raises:
         ValueError: If a file is missing or damaged, a column is missing, keys repeat, or lengths differ.
@@ -263,12 +265,12 @@ def read_catalogue(path: str | Path, *, item: str = "item", embeddings: str | Pa
     named = None if embeddings is None else Path(embeddings).absolute()  # not a path in the folder of the data
     if path.is_dir():
         if (own := own_table(path, "items")) is None:
-            return read_item_data(path, item=item, embeddings=named).catalogue
+            return read_item_data(path, item=item, embeddings=named, vectors=vectors).catalogue
         path = own
     if has_items(path, (item,)) and not holds_reviews(path):
         return _catalogue(items_table(path, None, item), path, item, embeddings)
     if has_events(path, (item,)):
-        return read_item_data(path, item=item, embeddings=named).catalogue
+        return read_item_data(path, item=item, embeddings=named, vectors=vectors).catalogue
     return _catalogue(_read_table(path, {item: False}), path, item, embeddings)
 
 
@@ -333,55 +335,6 @@ def read_item_data(
     catalogue = read_catalogue(path, item=item, embeddings=found)
     path = _find(folder, interactions, "interactions")
     return ItemData(read_interactions(path, user=user, item=item, order=order, item_keys=catalogue.keys), catalogue)
-
-
-def embed_texts(
-    texts: Sequence[str],
-    model: str | Path = "sentence-transformers/all-MiniLM-L6-v2",
-    *,
-    batch_size: int = 64,
-    normalize: bool = True,
-    device: str | None = None,
-    progress: bool = False,
-) -> Float[Tensor, "n D"]:
-    """Embeds texts with a sentence-transformers model. Equal texts are encoded once and get equal vectors.
-
-    Args:
-        texts: Texts of n items; see :meth:`Catalogue.texts`.
-        model: Name on the Hugging Face Hub, or a local folder.
-        batch_size: Texts per forward pass.
-        normalize: Whether to normalize vectors to length 1.
-        device: Device to compute on; None lets sentence-transformers choose.
-        progress: Whether to show a progress bar.
-
-    Returns:
-        Embeddings (n, D), float32, on the CPU, in the order of the texts.
-
-    Raises:
-        ValueError: If there are no texts, one is not a string, or the model cannot be loaded.
-    """
-    wrong = [each for each in texts if not isinstance(each, str)]
-    if not texts or wrong:
-        raise ValueError(f"expected at least one text, all strings, got {wrong[:1] or 'none'}; add texts.")
-    sentence_transformers = optional("sentence_transformers", "items")
-    try:
-        encoder = sentence_transformers.SentenceTransformer(str(model), device=device, trust_remote_code=False)
-    except Exception as error:  # network, authentication, naming and file errors share no class
-        raise ValueError(
-            f"expected a sentence-transformers model, got {str(model)!r}: {error}; correct the name, or give the "
-            "folder of a downloaded model."
-        ) from error
-    distinct = list(dict.fromkeys(texts))
-    place = {text: number for number, text in enumerate(distinct)}
-    vectors = encoder.encode(
-        distinct,
-        batch_size=batch_size,
-        normalize_embeddings=normalize,
-        show_progress_bar=progress,
-        convert_to_numpy=True,
-    )
-    result = torch.from_numpy(np.asarray(vectors, dtype=np.float32))
-    return result[torch.tensor([place[text] for text in texts])]
 
 
 def _catalogue(table: Any, path: Path, item: str, embeddings: str | Path | None) -> Catalogue:

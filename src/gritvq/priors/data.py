@@ -53,9 +53,9 @@ class TokenData:
         train: Training files: a file, several, or a folder of files.
         validation: Validation files. If None, random rows are held out. Rows whose names are equal up to ``#`` stay
             together: they are views of one sample (crops, flips), which must not be on both sides. Validation files
-            with a sample of the training files are refused: one with the same tokens, the same name up to ``#`` and,
-            where there is such a column, as for texts, the same ``source``. If only names are the same, a warning says
-            so; names that are numbers say nothing.
+            with samples of the training files, of the same name up to ``#`` (of texts the same ``source``), are
+            refused if at least half of them have the same tokens too; otherwise a warning names them. Names that are
+            numbers say nothing.
         batch_size: Samples B per step and process.
         label: Column of the class, text or integers >= 0; None for no classes.
         num_validation: Number of validation rows, drawn at random from ``validation``, whose files may be in the order
@@ -322,24 +322,23 @@ def _sample_of(row: TokenRow) -> int:
 
 
 def _origin_of(row: TokenRow) -> int:
-    """What a sample is known by: its name up to ``#`` and, as ``encode`` notes it of texts, its source; 0 if unknown.
+    """What a sample is known by in any files: its source, which ``encode`` notes of texts, or its name up to ``#``.
 
-    A name that is a number says nothing without a source: rows of any files are counted.
+    0 if it is not known: without a source a name that is a number says nothing, since rows of any files are counted.
     """
-    source = row.columns.get("source")
-    if source is None:
-        return 0 if row.name.partition("#")[0].isdigit() else _sample_of(row)
-    return _sample_of(row) ^ _digest(str(source))
+    if (source := row.columns.get("source")) is not None:
+        return _digest(str(source))
+    return 0 if row.name.partition("#")[0].isdigit() else _sample_of(row)
 
 
 def _check_apart(train: _Rows, held: _Rows, files: Sequence[Path]) -> None:
     """Check that no validation sample is also a training sample, by names and tokens.
 
-    Equal names alone may be those of different pictures in two folders, or of one picture cut in different ways, so
-    they are only reported.
+    Equal names alone may be those of different pictures in two folders, or of one picture cut in different ways. They
+    are reported, and refused if half of them have equal tokens too: a few simple pictures may be alike by chance.
 
     Raises:
-        ValueError: If a sample has a name and tokens of training; the message names the first in the files.
+        ValueError: If samples have names and tokens of training; the message names the first in the files.
     """
     shared = np.setdiff1d(np.intersect1d(train.origins, held.origins), [0])
     if not len(shared):
@@ -347,10 +346,11 @@ def _check_apart(train: _Rows, held: _Rows, files: Sequence[Path]) -> None:
     wanted = set(shared.tolist())
     known = set(train.digests(shared))
     leaked = {origin for origin, tokens in held.digests(shared) if (origin, tokens) in known}
-    sought = leaked or wanted
+    refused = 2 * len(leaked) >= len(shared)
+    sought = leaked if refused else wanted
     rows = ((row, file) for file in files for row in iter_tokens(file))
     name, place = next((row.name, file) for row, file in rows if _origin_of(row) in sought)
-    if not leaked:
+    if not refused:
         _log.warning(
             "%d validation samples have names of training samples, %r of %s first; if they are the same samples, not "
             "others of equal names, they were trained on: leave validation out to hold out random rows",

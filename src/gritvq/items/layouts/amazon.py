@@ -61,8 +61,8 @@ def holds_reviews(path: Path) -> bool:
 def holds_ratings(path: Path) -> bool:
     """Whether a CSV file is one of ratings without a header, as of 2014 and 2018, by its first line.
 
-    It has four cells, the last two of them numbers, and one of the others looks like a user or an item, unless the
-    file's name begins with ``ratings_``.
+    It has four cells, the last two of them numbers, and the others look like a user and an item, unless the file's name
+    begins with ``ratings_``.
     """
     first = csv_header(path)
     try:
@@ -71,7 +71,8 @@ def holds_ratings(path: Path) -> bool:
         return False
     if len(first) != 4 or len(numbers) != 2:
         return False
-    return path.name.lower().startswith("ratings_") or any(_USER.fullmatch(c) or _ITEM.fullmatch(c) for c in first[:2])
+    pair = any(_USER.fullmatch(cell) for cell in first[:2]) and any(_ITEM.fullmatch(cell) for cell in first[:2])
+    return path.name.lower().startswith("ratings_") or pair
 
 
 def _is_review(record: Mapping[str, Any]) -> bool:

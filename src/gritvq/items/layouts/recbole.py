@@ -111,7 +111,7 @@ def _read(path: Path, asked: Mapping[str, str], order: Sequence[str] = ()) -> Ro
         if role in usual and len(usual[role]) != 1:
             raise ValueError(
                 f"expected one column {_NAMES[role][0]!r} in line 1 of {str(path)!r}, got {len(usual[role])} in "
-                f"{shown(header)}; name the column as {role} (--data.{role}), or correct the header."
+                f"{shown(header)}; give the name of the column as {role}, or correct the header."
             )
     known = {found[0]: role for role, found in usual.items() if len(found) == 1 and found[0] not in order}
     names = [known.get(name, name) for name in given]

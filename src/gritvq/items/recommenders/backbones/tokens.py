@@ -103,15 +103,15 @@ class EncoderDecoder(Backbone):
     def log_probs(self, context: Context, prefixes: Int[Tensor, "B W l"]) -> Float[Tensor, "B W K"]:
         """See the base class."""
         batch, width, level = prefixes.shape
-        count = min(width, _PREFIXES)
-        rows = F.pad(prefixes, (0, 0, 0, -width % count)).flatten(0, 1)  # what is added is dropped below
+        times = -(-width // _PREFIXES)  # sequences of one history
+        count = -(-width // times)
+        rows = F.pad(prefixes, (0, 0, 0, times * count - width)).flatten(0, 1)  # what is added is dropped below
         tokens = rows.new_full((rows.shape[0], 1), BOS)
         if level:
             tokens = torch.cat([tokens, self.vocabulary.tokens_of(rows)], 1)
         tokens = tokens.reshape(-1, count * (level + 1))
         place = torch.arange(tokens.shape[1], device=tokens.device)
         sees = (place[:, None] // (level + 1) == place // (level + 1)) & (place[:, None] >= place)
-        times = -(-width // count)
         states, mask = (part.repeat_interleave(times, 0) for part in (context.states, self._mask(context)))
         logits = self._logits(states, mask, tokens, sees.expand(tokens.shape[0], 1, -1, -1))
         logits = logits.view(batch, -1, level + 1, logits.shape[-1])[:, :width, -1]
