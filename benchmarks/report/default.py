@@ -31,6 +31,7 @@ ROUNDS = {
 IDENTITY = ("round", "cell", "kind", "method", "settings", "codebook_size", "seed")
 _KINDS = {"default": "defaults", "tuned": "tuned", "candidate": "candidate"}
 _COLORS = {"default": "#1f77b4", "tuned": "#999999", "candidate": "#d95f02"}
+_LEAST = 0.25  # share of the plan's cells that are shown
 _WIDEST = 3.0  # dB; regrets beyond are drawn at the edge
 
 Name = tuple[str, str, str]  # kind, method, settings
@@ -38,18 +39,21 @@ Means = dict[Name, dict[str, float]]
 
 
 def default_section(folder: Path, images: Path, plan: Mapping[str, Any]) -> str:
-    """Tables and plots of all results; nothing where there are none."""
+    """Tables and plots of rounds with at least a quarter of the plan's cells: fewer would say nothing of a default."""
     parts = list[str]()
     for path in sorted(folder.glob("default_*.csv")):
         rows = read_results(path, IDENTITY)
         for name, said in ROUNDS.items():
             own = [row for row in rows if row["round"] == name]
             cells = complete_cells(own, plan)
-            if not cells:
+            if len(cells) < _LEAST * len(plan["cells"]):
                 continue
             plot = images / f"default_{name}_{own[0]['hardware']}.png"
             draw(cells, plot)
-            parts += [f"### {name}, {path.stem.removeprefix('default_')}", f"{said} {len(cells)} cells."]
+            parts += [
+                f"### {name}, {path.stem.removeprefix('default_')}",
+                f"{said} Cells so far: {len(cells)} of {len(plan['cells'])} in the plan.",
+            ]
             parts += [f"![Regret of each method, a dot for each cell](images/{plot.name})", circumstances(own)]
             parts += [_summary(cells), _by_cell(cells)]
     return "\n\n".join([DEFAULT, *parts]) + "\n" if parts else ""

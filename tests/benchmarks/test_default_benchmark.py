@@ -212,7 +212,8 @@ def test_the_plan_is_sound() -> None:
 
 # --- the page ---------------------------------------------------------------------------------------------------------
 
-SMALL = {
+SMALL: dict[str, Any] = {
+    "cells": [{}, {}, {}],
     "defaults": ["grit_vq", "vq_vae"],
     "tuned": {"vq_vae": {"x": 1}},
     "candidates": {"better": {"preset": "grit_vq", "x": 1}},
@@ -252,8 +253,13 @@ def test_regret_is_the_distance_to_the_best_preset_of_the_cell(tmp_path: Path) -
     assert one[1:5] == ["`vq_vae`, tuned", "20.50", "0.75", "1.50"] and one[7] == "-"
     assert two[1:5] == ["`grit_vq`, defaults", "10.00", "0.00", "1.00"] and two[7] == "3.0 / 3.0"
     assert (tmp_path / "default_choosing_cpu2.png").stat().st_size > 5000
-    assert "2 cells" in page and "### last" not in page
+    assert "Cells so far: 2 of 3 in the plan." in page and "### last" not in page
 
 
-def test_without_results_there_is_no_section(tmp_path: Path) -> None:
+def test_without_results_or_with_few_there_is_no_section(tmp_path: Path) -> None:
     assert default_section(tmp_path, tmp_path, SMALL) == ""
+    methods = (("default", "grit_vq"), ("default", "vq_vae"), ("tuned", "vq_vae"))
+    rows = [row("one", kind, method, 20.0) for kind, method in methods]
+    write_results(tmp_path / "default_cpu2_202611.csv", rows, ABOUT, default.IDENTITY, default.UNITS)
+    assert "Cells so far: 1 of 3" in default_section(tmp_path, tmp_path, SMALL)
+    assert default_section(tmp_path, tmp_path, {**SMALL, "cells": 5 * [{}]}) == ""
