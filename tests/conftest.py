@@ -139,3 +139,14 @@ def color_pictures(tmp_path: Path) -> Path:
     """A folder with 160 pictures in colors for training and 40 for the test; their ten classes are brightnesses."""
     random, sizes = np.random.default_rng(0), {"train": 160, "test": 40}
     return _write_pictures(tmp_path / "cifar10", sizes, lambda label: 20 * label + random.integers(0, 60, (32, 32, 3)))
+
+
+def smooth_pictures(folder: Path, number: int) -> str:
+    """A folder with so many smooth pictures, 16 x 16."""
+    from PIL import Image
+
+    generator = np.random.default_rng(0)
+    for name in range(number):
+        corners = generator.integers(0, 256, (4, 4, 3), dtype=np.uint8)
+        Image.fromarray(corners).resize((16, 16), Image.Resampling.BICUBIC).save(folder / f"{name:02}.png")
+    return str(folder)

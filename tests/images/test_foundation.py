@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import yaml
-from PIL import Image
 from torch import Tensor
+
+from conftest import smooth_pictures
 
 pytest.importorskip("transformers")
 
@@ -52,12 +52,7 @@ def tokenizer_for(**settings: Any) -> ImageTokenizer:
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = tmp_path_factory.mktemp("pictures")
-    generator = np.random.default_rng(0)
-    for number in range(24):
-        corners = generator.integers(0, 256, (4, 4, 3), dtype=np.uint8)
-        Image.fromarray(corners).resize((16, 16), Image.Resampling.BICUBIC).save(folder / f"{number:02}.png")
-    return str(folder)
+    return smooth_pictures(tmp_path_factory.mktemp("pictures"), 24)
 
 
 def data_from(folder: str) -> ImageData:

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor, nn
 
+from conftest import smooth_pictures
 from gritvq import grit_vq, vq_vae
 from gritvq.cli import main
 from gritvq.images import (
@@ -434,12 +434,7 @@ def test_an_adaptive_weight_needs_a_last_layer() -> None:
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A folder of 40 smooth pictures, 16 x 16."""
-    folder = tmp_path_factory.mktemp("pictures")
-    generator = np.random.default_rng(0)
-    for number in range(40):
-        corners = generator.integers(0, 256, (4, 4, 3), dtype=np.uint8)
-        Image.fromarray(corners).resize((16, 16), Image.Resampling.BICUBIC).save(folder / f"{number:02}.png")
-    return str(folder)
+    return smooth_pictures(tmp_path_factory.mktemp("pictures"), 40)
 
 
 def task_for(preset: Any = grit_vq, **adversarial: Any) -> TokenizerTask:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
+from conftest import smooth_pictures
 from gritvq import vq_vae
 from gritvq.images import (
     AdversarialLoss,
@@ -82,12 +81,7 @@ def test_the_adaptive_weight_compares_with_the_perceptual_loss_too() -> None:
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A folder of 24 smooth pictures, 16 x 16."""
-    folder = tmp_path_factory.mktemp("pictures")
-    generator = np.random.default_rng(0)
-    for number in range(24):
-        corners = generator.integers(0, 256, (4, 4, 3), dtype=np.uint8)
-        Image.fromarray(corners).resize((16, 16), Image.Resampling.BICUBIC).save(folder / f"{number:02}.png")
-    return str(folder)
+    return smooth_pictures(tmp_path_factory.mktemp("pictures"), 24)
 
 
 def trained(folder: str, weight: float | None) -> ImageTokenizer:

@@ -19,6 +19,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from conftest import smooth_pictures
 from gritvq import (
     FSQ,
     LFQ,
@@ -69,12 +70,7 @@ DIM, SIZE = 6, 32
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A folder of 60 smooth pictures, 16 x 16."""
-    folder = tmp_path_factory.mktemp("pictures")
-    generator = np.random.default_rng(0)
-    for number in range(60):
-        corners = generator.integers(0, 256, (4, 4, 3), dtype=np.uint8)
-        Image.fromarray(corners).resize((16, 16), Image.Resampling.BICUBIC).save(folder / f"{number:02}.png")
-    return str(folder)
+    return smooth_pictures(tmp_path_factory.mktemp("pictures"), 60)
 
 
 def task_for(preset: Callable[..., Quantizer], **settings: Any) -> TokenizerTask:
