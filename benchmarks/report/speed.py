@@ -6,15 +6,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.report.speed_plots import against_codebook_size
-from benchmarks.report.speed_targets import CPU_TARGETS, GPU_TARGETS, Measured, Target
+from benchmarks.report.speed_plots import against_codebook_size, bars_of_steps
+from benchmarks.report.speed_targets import CPU_TARGETS, GPU_TARGETS, PEERS, Measured, Target
 from benchmarks.report.tables import circumstances, markdown_table
 
 from gritvq.results import read_results
 
 IDENTITY = ("method", "n", "dim", "codebook_size", "seed")
 ABOUT = ("hardware", "cpu", "threads", "versions", "commit")
-SUITES = ("search", "step", "residual", "growth", "imports", "fit")
+SUITES = ("tokenizer", "search", "step", "residual", "growth", "imports", "fit")
 
 HEAD = """# Performance
 
@@ -32,6 +32,13 @@ more are returned to the system when freed.
 """
 
 ABOUT_SUITES = {
+    "tokenizer": (
+        "A whole step of a tokenizer",
+        "What a user waits for: encoder, quantizer, decoder, squared error, gradients and AdamW, on crops of the "
+        "bundled photographs, with defaults and no start from data. VQP is vector-quantize-pytorch. The small "
+        "autoencoder has three plain convolutions of width 64 on each side; the larger the networks, the less the "
+        "quantizer counts, as the rows of the residual network (that of the tables of image reconstruction) show.",
+    ),
     "search": (
         "Search",
         "`nearest_code` is the library's default, `ours: ...` each of its searches by name. `gemm` is the blocked "
@@ -80,24 +87,35 @@ def results_of(path: Path) -> Measured:
 
 def page(results: Path, images: Path) -> str:
     """The page; draws its plots into ``images``."""
-    found: dict[str, dict[str, Measured]] = {}
-    for path in sorted(results.glob("speed_*.csv")):
-        suite, _, stamp = path.stem.removeprefix("speed_").partition("_")
-        found.setdefault(stamp, {})[suite] = results_of(path)
+    found: dict[str, dict[str, Path]] = {}
+    for path in sorted(results.glob("speed_*.csv")):  # of every suite the newest of a machine
+        suite, machine, _ = path.stem.removeprefix("speed_").split("_")
+        found.setdefault(machine, {})[suite] = path
     if not found:
         return HEAD + "\nNothing has been measured yet: there are no such files.\n"
     parts = [HEAD.rstrip()]
-    for stamp, suites in sorted(found.items()):
+    for machine, paths in sorted(found.items()):
+        suites = {suite: results_of(path) for suite, path in paths.items()}
         runs = [run for rows in suites.values() for methods in rows.values() for run in methods.values()]
-        parts += [f"## {stamp}", circumstances(runs, ABOUT), "### Targets", TARGETS, target_table(stamp, suites)]
-        for suite in (name for name in SUITES if name in suites):
-            title, text = ABOUT_SUITES[suite]
-            parts += [f"### {title}", text, TABLES[suite](suites[suite])]
-            if suite in ("search", "step", "growth") and (plotted := at_common_size(suites[suite])):
-                plot = images / f"speed_{suite}_{stamp}.png"
-                against_codebook_size(plotted, plot)
-                parts.append(f"![{title}: time and memory against K, log axes](images/{plot.name})")
-    return "\n\n".join(parts) + "\n"
+        parts += [f"## {machine}", circumstances(runs, ABOUT)]
+        told = {suite: section(suite, paths[suite], images) for suite in SUITES if suite in suites}
+        parts += [told.pop("tokenizer", ""), "### Targets", TARGETS, target_table(machine, suites), *told.values()]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def section(suite: str, path: Path, images: Path) -> str:
+    """Title, table and plot of a suite, as one text."""
+    rows = results_of(path)
+    title, text = ABOUT_SUITES[suite]
+    parts = [f"### {title}", text, TABLES[suite](rows)]
+    plot = images / f"{path.stem}.png"
+    if suite == "tokenizer" and any("seconds" in run for methods in rows.values() for run in methods.values()):
+        bars_of_steps(rows, plot)
+        parts.append(f"![{title}: bars of time, ours beside vector-quantize-pytorch](images/{plot.name})")
+    elif suite in ("search", "step", "growth") and (plotted := at_common_size(rows)):
+        against_codebook_size(plotted, plot)
+        parts.append(f"![{title}: time and memory against K, log axes](images/{plot.name})")
+    return "\n\n".join(parts)
 
 
 def at_common_size(rows: Measured) -> Measured:
@@ -109,7 +127,7 @@ def at_common_size(rows: Measured) -> Measured:
     return largest if len(largest) > 1 else {}
 
 
-def target_table(stamp: str, suites: Mapping[str, Measured]) -> str:
+def target_table(machine: str, suites: Mapping[str, Measured]) -> str:
     """Each target with the measured value."""
 
     def line(target: Target) -> tuple[str, ...]:
@@ -119,7 +137,7 @@ def target_table(stamp: str, suites: Mapping[str, Measured]) -> str:
         met = "yes" if worst.value <= target.limit else "**no**"
         return target.text, target.limit_text, f"{worst.value:.3g} {worst.where}".strip(), met
 
-    targets = CPU_TARGETS if stamp.startswith("cpu") else GPU_TARGETS
+    targets = CPU_TARGETS if machine.startswith("cpu") else GPU_TARGETS
     return markdown_table(("what", "target", "measured, worst row", "met"), [line(target) for target in targets])
 
 
@@ -183,6 +201,31 @@ def growth_table(rows: Measured) -> str:
     return markdown_table(("N x D x K", "method", "time (s)", "memory (MB)", "ps per N D K"), sorted(lines, key=_place))
 
 
+def tokenizer_table(rows: Measured) -> str:
+    """Every method with what it is faster than, in the same networks and with as many threads."""
+    lines = []
+    for row, methods in rows.items():
+        for place, (method, run) in enumerate(methods.items()):
+            name, _, group = method.partition(", ")
+            suffix = f", {group}" if group and group != "compiled" else ""
+            lines.append(
+                (
+                    row_text(row) if place == 0 else "",
+                    method,
+                    seconds(run),
+                    *(
+                        ratio(methods[base + suffix], run)
+                        if not name.startswith("VQP") and base + suffix in methods
+                        else "-"
+                        for base in PEERS
+                    ),
+                    megabytes(run),
+                )
+            )
+    columns = ("N x D x K", "method", "time (s)", *(f"times as fast as {base}" for base in PEERS), "memory (MB)")
+    return markdown_table(columns, lines)
+
+
 def _place(line: Sequence[str]) -> tuple[str, int, int]:
     n, _, codebook_size = (int(part) for part in line[0].split(" x "))
     return line[1], codebook_size, n
@@ -210,6 +253,7 @@ def fit_table(rows: Measured) -> str:
 
 
 TABLES = {
+    "tokenizer": tokenizer_table,
     "search": lambda rows: compared(
         rows, ("gemm", "bound", "faiss", "torch.cdist"), {"tflops": "TFLOP/s", "worse_choices": "worse"}
     ),

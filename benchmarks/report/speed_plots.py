@@ -1,4 +1,4 @@
-"""Time and memory against the number of codes, on log axes with labeled lines."""
+"""Plots of speed: against the number of codes, on log axes with labeled lines; and bars of whole steps."""
 
 from __future__ import annotations
 
@@ -70,6 +70,32 @@ def against_codebook_size(rows: Measured, path: Path) -> None:
     n, dim = next(iter(rows))[:2]
     figure.suptitle(f"N = {n:,} vectors, D = {dim}", fontsize=11)
     figure.tight_layout(w_pad=2.5)
+    save_figure(figure, path)
+
+
+def bars_of_steps(rows: Measured, path: Path) -> None:
+    """A panel for each autoencoder and number of threads; the slowest quantizer on top."""
+    row, methods = max(rows.items())
+    groups: dict[str, dict[str, float]] = {}
+    for method, run in methods.items():
+        name, _, group = method.partition(", ")
+        if "seconds" in run and group != "compiled":
+            groups.setdefault(group, {})[name] = 1e3 * run["seconds"]
+    figure, axes = new_figure(
+        4.4 * len(groups), 0.9 + 0.4 * max(map(len, groups.values())), 1, len(groups), squeeze=False
+    )
+    for axis, (group, times) in zip(axes[0], groups.items(), strict=True):
+        names = sorted(times, key=times.__getitem__)
+        colors = [COLORS[1] if name.startswith("VQP") else COLORS[0] for name in names]
+        bars = axis.barh(names, [times[name] for name in names], color=colors)
+        axis.bar_label(bars, fmt="%.0f", padding=3, fontsize=9)
+        axis.margins(x=0.15)
+        axis.set_xlabel("ms per step")
+        axis.set_title(group or "small autoencoder, all threads", fontsize=10)
+        axis.spines[["top", "right"]].set_visible(False)
+    n, dim, codebook_size = row
+    figure.suptitle(f"{n:,} tokens per step, D = {dim}, K = {codebook_size:,}", fontsize=11)
+    figure.tight_layout(w_pad=2)
     save_figure(figure, path)
 
 

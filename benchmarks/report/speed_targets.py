@@ -11,6 +11,7 @@ Suites = Mapping[str, Measured]
 
 LARGE = 16384  # codes from which on the ratios count
 FLOAT32_SEARCH, TWO_STAGE_SEARCH = "ours: blocked", "ours: two_stage"
+PEERS = ("VQP EMA", "VQP SimVQ")
 OUR_STEPS = ("grit_vq", "affine + radial", "simvq", "vq_vae", "vq_vae_ema")
 
 
@@ -106,6 +107,21 @@ def growth(method: str, upwards: bool = False) -> Callable[[Suites], Worst | Non
     return measure
 
 
+def whole_steps(peer: str, ours: Sequence[str]) -> Callable[[Suites], Worst | None]:
+    """Time of a whole step of a tokenizer over that with a peer's quantizer, in the small autoencoder."""
+
+    def measure(suites: Suites) -> Worst | None:
+        return worst(
+            (methods[name + threads]["seconds"] / methods[peer + threads]["seconds"], name + threads)
+            for row, methods in suites.get("tokenizer", {}).items()
+            for name in ours
+            for threads in ("", ", one thread")
+            if row[2] >= LARGE and all("seconds" in methods.get(each + threads, {}) for each in (name, peer))
+        )
+
+    return measure
+
+
 def import_seconds(suites: Suites) -> Worst | None:
     """What one import adds to the other."""
     for methods in suites.get("imports", {}).values():
@@ -154,6 +170,8 @@ def peak_of_million(suites: Suites) -> Worst | None:
 
 
 COMMON_TARGETS = (
+    Target("whole step of a tokenizer / with VQP EMA", 1 / 8, whole_steps("VQP EMA", ("grit_vq", "vq_vae_ema"))),
+    Target("whole step of a tokenizer / with VQP SimVQ", 1 / 4, whole_steps("VQP SimVQ", ("grit_vq", "simvq"))),
     Target("vectors whose code another method's choice beats", 0, worse_choices),
     Target("peak memory of a step / (80 MB + 6 (N D + K D) floats)", 1.0, step_memory),
     Target("8 residual levels / one, time", 8.5, times("residual", "8 levels", "1 level", 0)),

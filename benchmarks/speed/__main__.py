@@ -22,12 +22,11 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
-from datetime import date
 from pathlib import Path
 from typing import Any
 
 import torch
-from benchmarks.quality.common import RESULTS, circumstances
+from benchmarks.quality.common import RESULTS, circumstances, results_file
 from benchmarks.speed import fit, startup
 from benchmarks.speed.cases import Row
 from benchmarks.speed.measure import SUITES
@@ -48,7 +47,13 @@ TABLE = (
 GROWTH = tuple(f"4096x64x{1024 * 4**power}" for power in range(6)) + tuple(
     f"{1024 * 4**power}x64x16384" for power in (0, 2, 3)
 )
-ROWS = {"search": TABLE, "step": TABLE, "residual": ("4096x64x1024", "4096x64x16384"), "growth": GROWTH}
+ROWS = {
+    "tokenizer": ("4096x64x16384",),
+    "search": TABLE,
+    "step": TABLE,
+    "residual": ("4096x64x1024", "4096x64x16384"),
+    "growth": GROWTH,
+}
 GPU_TABLE = (*TABLE, "65536x64x65536", "65536x128x65536", "65536x256x65536", "65536x64x1048576")
 QUICK = ("256x16x512",)
 OTHER_SUITES = ("imports", "fit")
@@ -138,7 +143,9 @@ def run_suite(suite: str, options: argparse.Namespace) -> None:
         about["hardware"] = f"cpu{os.cpu_count()}"
     if suite == "fit":
         about["data"] = Path(options.data).name
-    path = options.out / f"speed_{suite}_{about['hardware']}_{date.today():%Y%m}.csv"
+    elif suite == "tokenizer":
+        about["data"] = "photographs"
+    path = results_file(options.out, f"speed_{suite}", about["hardware"])
     if options.fresh and options.rows is None:
         path.unlink(missing_ok=True)
     results = Results(path, about)

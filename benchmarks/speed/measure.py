@@ -20,13 +20,14 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from benchmarks.speed import search, step
+from benchmarks.speed import search, step, tokenizer
 from benchmarks.speed.cases import Call, Contender, Row, gaussian, vectors_and_codes
 from benchmarks.speed.memory import peak_growth
 from torch import Tensor
 
 GROWING = ("nearest_code", "ours: blocked")
 SUITES: dict[str, Callable[[torch.device], list[Contender]]] = {
+    "tokenizer": tokenizer.contenders,
     "search": search.contenders,
     "step": step.contenders,
     "residual": step.residual_contenders,

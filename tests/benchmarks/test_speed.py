@@ -11,7 +11,7 @@ import torch
 from benchmarks.report import speed_targets as targets
 from benchmarks.report.speed import page
 from benchmarks.speed import __main__ as program
-from benchmarks.speed import fit, search, step
+from benchmarks.speed import fit, search, step, tokenizer
 from benchmarks.speed.cases import Contender, Row, vectors_and_codes
 from benchmarks.speed.measure import alternating, measure_times, worse_choices
 from torch.utils.flop_counter import FlopCounterMode
@@ -167,6 +167,46 @@ def test_the_page_says_which_targets_are_met(tmp_path: Path) -> None:
     assert "| two-stage search / faiss, K >= 16384 | <= 0.6 | not measured | - |" in text
     assert "not here" in text
     assert (tmp_path / "speed_search_cpu9_203001.png").stat().st_size > 0
+
+
+def test_a_whole_step_comes_first_with_its_ratios_to_the_same_circumstances(tmp_path: Path) -> None:
+    row = Row(4096, 64, 16384)
+    found = {
+        "grit_vq": 0.1,
+        "vq_vae_ema": 0.08,
+        "simvq": 0.1,
+        "VQP EMA": 1.0,
+        "VQP SimVQ": 0.3,
+        "grit_vq, compiled": 0.05,
+    }
+    single = {f"{name}, one thread": 2 * value for name, value in found.items() if "compiled" not in name}
+    single["grit_vq, one thread"] = 0.5  # a fourth of its peer's 2 seconds: the worst
+    every = {name: times(value, peak_bytes=1e6) for name, value in (found | single).items()}
+    program.Results(tmp_path / "speed_tokenizer_cpu9_203002.csv", ABOUT).replace(row, every)
+    program.Results(tmp_path / "speed_search_cpu9_203001.csv", ABOUT).replace(row, {"gemm": times(1.0)})
+    older = {"grit_vq": times(9.0)}
+    program.Results(tmp_path / "speed_tokenizer_cpu9_203001.csv", ABOUT).replace(row, older)
+    text = page(tmp_path, tmp_path)
+    assert text.count("## cpu9\n") == 1
+    assert text.index("### A whole step of a tokenizer") < text.index("### Targets") < text.index("### Search")
+    assert "| whole step of a tokenizer / with VQP EMA | <= 0.125 | 0.25 (grit_vq, one thread) | **no** |" in text
+    assert "| whole step of a tokenizer / with VQP SimVQ | <= 0.25 | 0.833 (grit_vq, one thread) | **no** |" in text
+    assert "| 4096 x 64 x 16384 | grit_vq | 0.1 (0.1-0.1) | 10.00 | 3.00 | 1 |" in text
+    assert "|  | grit_vq, compiled | 0.05 (0.05-0.05) | 20.00 | 6.00 | 1 |" in text
+    assert "|  | vq_vae_ema, one thread | 0.16 (0.16-0.16) | 12.50 | 3.75 | 1 |" in text
+    assert (tmp_path / "speed_tokenizer_cpu9_203002.png").stat().st_size > 0
+
+
+def test_a_whole_step_trains_networks_and_codes() -> None:
+    row, device = Row(256, 8, 64), torch.device("cpu")
+    threads = torch.get_num_threads()
+    for contender in tokenizer.contenders(device):
+        if "compiled" in contender.name or "residual" in contender.name:
+            continue  # the same steps
+        call = contender.make(row, device)
+        losses = [float(call()) for _ in range(60)]
+        assert sum(losses[-4:]) < 0.6 * sum(losses[:4]), contender.name
+    assert torch.get_num_threads() == threads
 
 
 def test_memory_and_growth_targets() -> None:
