@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,21 +15,28 @@ from gritvq.lazy import optional
 __all__ = ["Transformer", "attention_implementation", "channel_states", "gpt2"]
 
 
-def _attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **rest: Any) -> Any:
-    """PyTorch's fused attention, of bfloat16 on a processor in float32, where its backward pass is ten times faster."""
-    fused = optional("transformers", "priors").AttentionInterface()["sdpa"]
-    if query.device.type != "cpu" or query.dtype != torch.bfloat16:
-        return fused(module, query, key, value, mask, **rest)
-    mask = mask.float() if mask is not None and mask.is_floating_point() else mask
-    with torch.autocast("cpu", enabled=False):
-        mixed, weights = fused(module, query.float(), key.float(), value.float(), mask, **rest)
-    return mixed.to(query.dtype), weights
+def _in_float32(fused: Callable[..., Any]) -> Callable[..., Any]:
+    """Attention that takes bfloat16 to float32 on a processor, where its backward pass is ten times as fast."""
+
+    def attention(
+        module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **rest: Any
+    ) -> Any:
+        # Rotary positions leave queries and keys in float32; under autocast PyTorch would take them to bfloat16.
+        if query.device.type != "cpu" or value.dtype != torch.bfloat16:
+            return fused(module, query, key, value, mask, **rest)
+        mask = mask.float() if mask is not None and mask.is_floating_point() else mask
+        with torch.autocast("cpu", enabled=False):
+            mixed, weights = fused(module, query.float(), key.float(), value.float(), mask, **rest)
+        return mixed.to(value.dtype), weights
+
+    return attention
 
 
 def attention_implementation() -> str:
-    """Make :func:`_attention` known to the package transformers; returns its name there, ``attn_implementation``."""
+    """Make our attention known to the package transformers; returns its name there, ``attn_implementation``."""
     transformers = optional("transformers", "priors")
-    transformers.AttentionInterface.register("gritvq", _attention)
+    interface = transformers.AttentionInterface
+    interface.register("gritvq", _in_float32(interface()["sdpa"]))
     transformers.AttentionMaskInterface.register("gritvq", transformers.AttentionMaskInterface()["sdpa"])
     return "gritvq"
 
