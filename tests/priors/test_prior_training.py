@@ -14,6 +14,7 @@ from torch import Tensor
 
 from gritvq import vq_vae_2
 from gritvq.priors import AutoregressivePrior, Prior, PriorTask, TokenData
+from gritvq.priors.transformer import Transformer
 from gritvq.tokens import TokenLayout, TokenRow, write_tokens
 from gritvq.training import RunFolder, TrainingPlan, train
 from priors_common import LAYOUTS, prior_of
@@ -315,20 +316,29 @@ def test_a_compiled_training_takes_the_same_steps(tmp_path: Path, monkeypatch: p
     assert torch.equal(compiled.sample(4, generator=0), plain.sample(4, generator=0))
 
 
+def test_a_transformer_compiles_in_one_piece() -> None:
+    transformer = Transformer(width=8, depth=2, num_heads=2, dropout=0.0, length=5)
+    inputs = torch.randn(3, 5, 8)
+    whole = torch.compile(transformer, fullgraph=True, backend="eager")
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(whole(inputs), transformer(inputs), atol=1e-5, rtol=1e-5)
+
+
 def test_attention_of_bfloat16_is_in_float32_on_processors(monkeypatch: pytest.MonkeyPatch) -> None:
     prior = prior_of(AutoregressivePrior, "grid")
     indices, classes = prior.sample(64, 1, generator=0), torch.ones(64, dtype=torch.int64)
-    seen: list[torch.dtype] = []
+    seen: list[torch.dtype] = []  # what autocast, if it is on, makes of the inputs
     fused = torch.nn.functional.scaled_dot_product_attention
 
-    def watched(query: Tensor, *rest: Any, **more: Any) -> Tensor:
-        seen.append(query.dtype)
-        return fused(query, *rest, **more)
+    def watched(*inputs: Tensor, **more: Any) -> Tensor:
+        cast = torch.is_autocast_enabled("cpu")
+        seen.extend(torch.get_autocast_dtype("cpu") if cast else each.dtype for each in inputs[:3])
+        return fused(*inputs, **more)
 
     monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", watched)
     exact = prior.log_prob(indices, classes)
     with torch.autocast("cpu", torch.bfloat16):
         found = prior.log_prob(indices, classes)
-    assert seen == [torch.float32] * 4  # two layers, twice
+    assert seen == [torch.float32] * 12  # three inputs of two layers, twice
     torch.testing.assert_close(found, exact, atol=0.1, rtol=0.02)
     assert not torch.equal(found, exact)
