@@ -34,6 +34,10 @@ def grit_vq(
     multiplier the transform does not keep codes in use. Where vectors turn quickly in the first steps, as those of
     texts do, it may carry unused codes away from all vectors; a slower one, ``lr_scale=(1, 10)``, and revival help.
 
+    When not to use it: with a start from data, revival and a tuned rate plain tables reach the same error; moving
+    averages make tokens of natural pictures that a prior predicts better; embeddings that do not move need no more
+    than k-means. The page on choosing has the measurements.
+
     Args:
         dim: Size D of a vector.
         codebook_size: Number of codes K.
