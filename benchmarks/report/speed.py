@@ -14,7 +14,7 @@ from gritvq.results import read_results
 
 IDENTITY = ("method", "n", "dim", "codebook_size", "seed")
 ABOUT = ("hardware", "cpu", "threads", "versions", "commit")
-SUITES = ("tokenizer", "search", "step", "residual", "growth", "imports", "fit")
+SUITES = ("tokenizer", "encode", "search", "step", "residual", "growth", "imports", "fit")
 
 HEAD = """# Performance
 
@@ -38,6 +38,12 @@ ABOUT_SUITES = {
         "bundled photographs, with defaults and no start from data. VQP is vector-quantize-pytorch. The small "
         "autoencoder has three plain convolutions of width 64 on each side; the larger the networks, the less the "
         "quantizer counts, as the rows of the residual network (that of the tables of image reconstruction) show.",
+    ),
+    "encode": (
+        "Pictures to indices",
+        "`encode` of a tokenizer of 30 steps in the library's residual network with `grit_vq`, compiled by "
+        "`torch.compile`, and as the programs that `gritvq export` writes: that of `torch.export` searches with plain "
+        "operators of PyTorch.",
     ),
     "search": (
         "Search",
@@ -254,6 +260,7 @@ def fit_table(rows: Measured) -> str:
 
 TABLES = {
     "tokenizer": tokenizer_table,
+    "encode": lambda rows: compared(rows, ("encode", "onnxruntime"), {}),
     "search": lambda rows: compared(
         rows, ("gemm", "bound", "faiss", "torch.cdist"), {"tflops": "TFLOP/s", "worse_choices": "worse"}
     ),

@@ -49,6 +49,7 @@ GROWTH = tuple(f"4096x64x{1024 * 4**power}" for power in range(6)) + tuple(
 )
 ROWS = {
     "tokenizer": ("4096x64x16384",),
+    "encode": ("4096x64x1024", "4096x64x16384"),
     "search": TABLE,
     "step": TABLE,
     "residual": ("4096x64x1024", "4096x64x16384"),
@@ -143,7 +144,7 @@ def run_suite(suite: str, options: argparse.Namespace) -> None:
         about["hardware"] = f"cpu{os.cpu_count()}"
     if suite == "fit":
         about["data"] = Path(options.data).name
-    elif suite == "tokenizer":
+    elif suite in ("tokenizer", "encode"):
         about["data"] = "photographs"
     path = results_file(options.out, f"speed_{suite}", about["hardware"])
     if options.fresh and options.rows is None:

@@ -28,6 +28,7 @@ from torch import Tensor
 GROWING = ("nearest_code", "ours: blocked")
 SUITES: dict[str, Callable[[torch.device], list[Contender]]] = {
     "tokenizer": tokenizer.contenders,
+    "encode": tokenizer.encoding_contenders,
     "search": search.contenders,
     "step": step.contenders,
     "residual": step.residual_contenders,

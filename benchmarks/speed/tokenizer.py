@@ -1,14 +1,17 @@
-"""Contenders that train a whole tokenizer for a step: encoder, quantizer, decoder, squared error, gradients, AdamW.
+"""Contenders that train a whole tokenizer for a step, and such that turn pictures into indices.
 
-The same autoencoder around every quantizer, on the same crops of the bundled photographs, 16 batches in turn. Ours and
-those of vector-quantize-pytorch (VQP) run with their packages' defaults, none of them with a start from data.
+A step is encoder, quantizer, decoder, squared error, gradients and AdamW, with the same autoencoder around every
+quantizer, on the same crops of the bundled photographs, 16 batches in turn. Ours and those of vector-quantize-pytorch
+(VQP) run with their packages' defaults, none of them with a start from data.
 """
 
 from __future__ import annotations
 
 import functools
 import itertools
+import tempfile
 from collections.abc import Callable, Iterator
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -16,12 +19,14 @@ from benchmarks.speed.cases import Call, Contender, Row
 from benchmarks.speed.step import moving_average
 from torch import Tensor, nn
 
-from gritvq.images import ImageData, ImageDecoder, ImageEncoder
+from gritvq.export import load_program
+from gritvq.images import ImageData, ImageDecoder, ImageEncoder, ImageTokenizer
 from gritvq.quantizers import presets
 from gritvq.quantizers.base import Quantizer
 
 FACTOR, SIDE, BATCHES = 4, 32, 16
 TOKENS = (SIDE // FACTOR) ** 2  # of a picture
+WARMUP = 30  # steps before encoding: codes are among the vectors then, as they are for users
 PEERS = {"VQP EMA": "VectorQuantize", "VQP SimVQ": "SimVQ"}
 OURS: dict[str, Callable[[int, int], Quantizer]] = {
     "grit_vq": presets.grit_vq,
@@ -164,3 +169,29 @@ def contenders(device: torch.device) -> list[Contender]:
             )
     compiled = functools.partial(step_of, small_network, presets.grit_vq, compiled=True)
     return [*found, Contender("grit_vq, compiled", compiled)]
+
+
+def encoding_contenders(device: torch.device) -> list[Contender]:
+    """A tokenizer of a few steps in the library's own networks: as it is, compiled, and its exported programs."""
+    exported = "gritvq[export]"
+    return [
+        Contender("encode", functools.partial(_encode, "plain")),
+        Contender("encode, compiled", functools.partial(_encode, "compiled")),
+        Contender("torch.export", functools.partial(_encode, "torch")),
+        Contender("onnxruntime", functools.partial(_encode, "onnx"), package="onnxruntime", install=exported),
+    ]
+
+
+def _encode(way: Literal["plain", "compiled", "torch", "onnx"], row: Row, device: torch.device) -> Call:
+    networks, quantizer = residual_network(row.dim), presets.grit_vq(row.dim, row.codebook_size)
+    step = step_of(lambda _: networks, lambda *_: quantizer, row, device)
+    for _ in range(WARMUP):
+        step()
+    tokenizer = ImageTokenizer(networks[0], quantizer, networks[1]).eval()
+    images = photographs(max(1, row.n // TOKENS))[0].to(device)
+    if way in ("onnx", "torch"):
+        with tempfile.TemporaryDirectory() as folder:
+            run = load_program(tokenizer.export(folder, way)[0])
+    else:
+        run = torch.compile(tokenizer.encode) if way == "compiled" else tokenizer.encode
+    return torch.no_grad()(functools.partial(run, images))

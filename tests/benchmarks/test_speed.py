@@ -201,12 +201,22 @@ def test_a_whole_step_trains_networks_and_codes() -> None:
     row, device = Row(256, 8, 64), torch.device("cpu")
     threads = torch.get_num_threads()
     for contender in tokenizer.contenders(device):
-        if "compiled" in contender.name or "residual" in contender.name:
+        if "," in contender.name and contender.name != "grit_vq, one thread":
             continue  # the same steps
         call = contender.make(row, device)
-        losses = [float(call()) for _ in range(60)]
-        assert sum(losses[-4:]) < 0.6 * sum(losses[:4]), contender.name
+        losses = [float(call()) for _ in range(40)]
+        assert sum(losses[-4:]) < 0.9 * sum(losses[:4]), (contender.name, losses)
     assert torch.get_num_threads() == threads
+
+
+@pytest.mark.soak  # exports twice
+def test_every_way_of_encoding_finds_the_same_indices() -> None:
+    row, device = Row(256, 8, 64), torch.device("cpu")
+    ways = {each.name: each for each in tokenizer.encoding_contenders(device) if each.name != "encode, compiled"}
+    found = {name: way.make(row, device)().flatten() for name, way in ways.items() if not way.refusal(row, device)}
+    assert found["encode"].unique().numel() > 8
+    for name, indices in found.items():
+        assert (indices == found["encode"]).float().mean() > 0.99, name
 
 
 def test_memory_and_growth_targets() -> None:
