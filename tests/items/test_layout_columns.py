@@ -123,8 +123,18 @@ class TestRecBole:
         assert alone.histories[0].tolist() == [0, 1]
         assert read_item_data(tmp_path, **names).interactions.notes[0].startswith("no column 'timestamp'")
         assert read_catalogue(tmp_path / "m.item", item="track").keys == ("x", "z")
+        assert convert_item_data(tmp_path, tmp_path / "out", **names) == {"events": 2, "users": 1, "items": 2}
+        again = read_item_data(tmp_path / "out", order="heard")  # no more names to give
+        assert again.interactions.user_keys == ("a",) and again.catalogue == got.catalogue
+        assert again.interactions.histories[0].tolist() == [1, 0]
         with pytest.raises(ValueError, match=r"expected a column 'heart' in .*; name the right one"):
             read_item_data(tmp_path, **names, order="heart")
+
+    def test_a_name_that_is_taken(self, tmp_path: Path) -> None:
+        lines(tmp_path / "m.inter", ["listener:token\tuser:token\titem_id:token", "a\tb\ty"])
+        with pytest.raises(ValueError, match=r"no column 'user' beside .*got listener, user, item; rename it"):
+            convert_item_data(tmp_path, tmp_path / "out", user="listener")
+        assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
 
     def test_own_names_come_before_usual_ones(self, tmp_path: Path) -> None:
         header = "session_id:token\tuser_id:token\tproduct_id:token\titem_id:token\ttime:float\ttimestamp:float"

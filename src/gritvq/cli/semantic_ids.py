@@ -337,6 +337,10 @@ def _convert_arguments(parser: Any) -> None:
         "--interactions", type=str | None, default=None, help="file of events in the folder, if it holds several"
     )
     parser.add_argument("--items", type=str | None, default=None, help="file of metadata in the folder")
+    for name in ("user", "item"):
+        parser.add_argument(
+            f"--{name}", type=str, default=name, help=f"column of {name}s of RecBole's files, if it has no usual name"
+        )
     parser.add_argument("--out", type=str, required=True, help="folder for interactions.parquet and items.parquet")
     overwrite_argument(parser)
 
@@ -347,7 +351,14 @@ def _convert(config: Any, parts: Callable[[], Any]) -> None:
 
     out, names = Path(config.out), ["interactions.parquet", "items.parquet"]
     check_places(out, names, config.overwrite)
-    numbers = convert_item_data(config.data, out, interactions=config.interactions, items=config["items"])
+    numbers = convert_item_data(
+        config.data,
+        out,
+        user=config.user,
+        item=config.item,
+        interactions=config.interactions,
+        items=config["items"],
+    )
     rows = [(name, f"{count:,}") for name, count in numbers.items()]
     report("converted", rows, {Path(name).stem: out / name for name in names})
 

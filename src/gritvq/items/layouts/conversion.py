@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,13 @@ __all__ = ["convert_item_data"]
 
 
 def convert_item_data(
-    source: str | Path, folder: str | Path, *, interactions: str | Path | None = None, items: str | Path | None = None
+    source: str | Path,
+    folder: str | Path,
+    *,
+    user: str = "user",
+    item: str = "item",
+    interactions: str | Path | None = None,
+    items: str | Path | None = None,
 ) -> dict[str, int]:
     r"""Writes item data in a public layout as ``interactions.parquet`` and ``items.parquet``.
 
@@ -26,6 +33,8 @@ def convert_item_data(
     Args:
         source: Folder with one data set, or the file of events in it.
         folder: Folder to write into; existing files of these names are replaced.
+        user: Column of users of RecBole's files, if it has no usual name there; called ``user`` in what is written.
+        item: Column of items, likewise.
         interactions: Path of the events in the source; None finds them.
         items: Path of the metadata in the source; None finds it.
 
@@ -33,7 +42,8 @@ def convert_item_data(
         Numbers of ``events``, ``users`` and ``items``.
 
     Raises:
-        ValueError: If the source holds no data set in a public layout, or several, or is damaged; nothing is written.
+        ValueError: If the source holds no data set in a public layout, or several, or is damaged, or has another column
+            called ``user`` or ``item`` beside those named; nothing is written.
 
     Example:
         >>> import tempfile
@@ -58,7 +68,8 @@ def convert_item_data(
     keys: set[Any] = set()
     events, writer = 0, None
     with replacing_files(folder) as scratch, contextlib.ExitStack() as stack:
-        for batch in event_batches(files.events):
+        for found in event_batches(files.events, user, item):
+            batch = _renamed(found, {user: "user", item: "item"})
             if writer is None:
                 place = scratch / "interactions.parquet"
                 writer = stack.enter_context(parquet.ParquetWriter(place, batch.schema, compression="zstd"))
@@ -66,5 +77,18 @@ def convert_item_data(
             users.update(batch.column("user").unique().to_pylist())
             keys.update(batch.column("item").unique().to_pylist())
             events += len(batch)
-        parquet.write_table(items_table(files.items, sorted(keys)), scratch / "items.parquet", compression="zstd")
+        table = _renamed(items_table(files.items, sorted(keys), item), {item: "item"})
+        parquet.write_table(table, scratch / "items.parquet", compression="zstd")
     return {"events": events, "users": len(users), "items": len(keys)}
+
+
+def _renamed(table: Any, names: Mapping[str, str]) -> Any:
+    """With these columns called otherwise, where it has them."""
+    new = [names.get(name, name) for name in table.schema.names]
+    if len(set(new)) < len(new):
+        twice = next(name for name in new if new.count(name) > 1)
+        raise ValueError(
+            f"expected no column {twice!r} beside the one that is to be called so, got "
+            f"{', '.join(table.schema.names)}; rename it in the file."
+        )
+    return table.rename_columns(new)
