@@ -10,7 +10,9 @@ from __future__ import annotations
 import argparse
 import inspect
 import re
+import shutil
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -129,14 +131,14 @@ hidden units unless another number is named. The file says how rates are chosen;
 """
 
 
-def image_section() -> str:
+def image_section(images: Path) -> str:
     """Tables and plots of all hardware with results."""
     parts = [IMAGE]
     for path in sorted(RESULTS.glob("image_[!t]*.csv")):
         results, stamp = read_results(path), path.stem.removeprefix("image_")
         settings = {(str(r["codebook_size"] or "-"), r["method"]): r["settings"] for r in results}
         rows = [(*row, settings[row[0], row[1]]) for row in comparison_rows(results)]
-        plot = DOCS / "images" / f"{path.stem}.png"
+        plot = images / f"{path.stem}.png"
         comparison_plot(results, plot)
         parts += [
             f"### {stamp}",
@@ -167,7 +169,7 @@ def method_results() -> list[tuple[str, str, list[dict[str, Any]]]]:
     return sorted(found, key=lambda each: (each[0], list(METHOD_TABLES).index(each[1])))
 
 
-def methods_section() -> str:
+def methods_section(images: Path) -> str:
     """Tables and plots of all presets."""
     parts = [METHODS]
     for stamp, table, results in method_results():
@@ -176,7 +178,7 @@ def methods_section() -> str:
         parts += [f"### {stamp}, {table}", METHOD_TABLES[table], circumstances(results)]
         parts.append(markdown_table((*COMPARISON_COLUMNS, "settings"), rows))
         if len(settings) > 3:
-            plot = DOCS / "images" / f"methods_{table}_{stamp}.png"
+            plot = images / f"methods_{table}_{stamp}.png"
             comparison_plot(results, plot, against="usage")
             parts.append(f"![PSNR against usage](images/{plot.name})")
     return "\n\n".join(part for part in parts if part)
@@ -332,29 +334,26 @@ def unmeasured_presets() -> list[str]:
     return faults
 
 
-def main() -> int:
-    """Write the pages, or compare them with the existing ones."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", nargs="?", const="all", choices=["all", "pages"], help="compare, and write nothing")
-    check = parser.parse_args().check
+def made_pages(images: Path) -> dict[Path, str]:
+    """Pages by their places; draws their plots into ``images``."""
     default_plan = yaml.safe_load((ROOT / "benchmarks" / "quality" / "default.yaml").read_text())
     pages = {
         DOCS / "benchmarks.md": HEAD
-        + default_section(RESULTS, DOCS / "images", default_plan)
-        + image_section()
-        + methods_section()
+        + default_section(RESULTS, images, default_plan)
+        + image_section(images)
+        + methods_section(images)
         + recipes_section()
-        + generation_section(RESULTS, DOCS / "images")
+        + generation_section(RESULTS, images)
         + vqrae_section()
         + frechet_section()
         + drift_section()
         + "\n"
     }
-    pages[DOCS / "performance.md"] = performance_page.page(RESULTS, DOCS / "images")
+    pages[DOCS / "performance.md"] = performance_page.page(RESULTS, images)
     pages |= {path: with_measured_rows(path.read_text()) for path in sorted((DOCS / "methods").glob("*.md"))}
     pages[ROOT / "README.md"] = with_presets((ROOT / "README.md").read_text())
     items = DOCS / "semantic-ids.md"
-    pages[items] = with_tables(items.read_text(), RESULTS, DOCS / "images")
+    pages[items] = with_tables(items.read_text(), RESULTS, images)
     generation = DOCS / "generation.md"
     pages[generation] = with_priors(generation.read_text(), RESULTS)
     peers = DOCS / "peers.md"
@@ -364,6 +363,19 @@ def main() -> int:
     text, navigation = DOCS / "text.md", ROOT / "mkdocs.yml"
     pages[text] = with_text(text.read_text(), RESULTS, DOCS)
     pages[navigation] = with_navigation(navigation.read_text(), DOCS)
+    return pages
+
+
+def main() -> int:
+    """Write the pages, or compare them with the existing ones."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", nargs="?", const="all", choices=["all", "pages"], help="compare, and write nothing")
+    check = parser.parse_args().check
+    if check:
+        with tempfile.TemporaryDirectory() as folder:  # plots are drawn while pages are made
+            pages = made_pages(Path(shutil.copytree(DOCS / "images", Path(folder) / "images")))
+    else:
+        pages = made_pages(DOCS / "images")
     differing = [path for path, page in pages.items() if not path.exists() or path.read_text() != page]
     for path in differing:
         if not check:
