@@ -14,7 +14,7 @@ from torch import Tensor
 
 from gritvq import vq_vae_2
 from gritvq.priors import AutoregressivePrior, Prior, PriorTask, TokenData
-from gritvq.priors.transformer import Transformer
+from gritvq.priors.transformer import Transformer, new_cache
 from gritvq.tokens import TokenLayout, TokenRow, write_tokens
 from gritvq.training import RunFolder, TrainingPlan, train
 from priors_common import LAYOUTS, prior_of
@@ -342,3 +342,43 @@ def test_attention_of_bfloat16_is_in_float32_on_processors(monkeypatch: pytest.M
     assert seen == [torch.float32] * 12  # three inputs of two layers, twice
     torch.testing.assert_close(found, exact, atol=0.1, rtol=0.02)
     assert not torch.equal(found, exact)
+
+
+def test_a_cache_that_grows_in_place_is_that_of_transformers() -> None:
+    transformers = pytest.importorskip("transformers")
+    ours, theirs = new_cache(), transformers.DynamicCache()
+    generator = torch.Generator().manual_seed(0)
+    held: list[tuple[Tensor, Tensor]] = []
+
+    def step(positions: int, layers: int = 2) -> None:
+        for layer in range(layers):
+            keys, values = torch.randn(2, 3, 4, positions, 5, generator=generator)
+            found = ours.update(keys, values, layer)
+            expected = theirs.update(keys, values, layer)
+            assert all(map(torch.equal, found, expected))
+            held.append((found[0], found[0].clone()))
+        assert ours.get_seq_length() == theirs.get_seq_length()
+
+    with torch.no_grad():
+        for positions in (3, 1, 1, 4, 9, 1, 1, 2):
+            step(positions)
+        addresses = set()
+        for _ in range(8):
+            step(1)
+            addresses.add(ours.layers[0].keys.data_ptr())
+        assert len(addresses) < 3  # a buffer is kept
+        for cache in (ours, theirs):
+            cache.crop(-4)
+        step(1)
+        chosen = torch.tensor([2, 0])
+        for cache in (ours, theirs):
+            cache.batch_select_indices(chosen)
+    with torch.no_grad():
+        keys, values = torch.randn(2, 2, 4, 1, 5, generator=generator)
+        assert all(map(torch.equal, ours.update(keys, values, 0), theirs.update(keys, values, 0)))
+    assert all(torch.equal(now, then) for now, then in held)  # what was returned stays
+
+    learned = torch.randn(2, 4, 1, 5, generator=generator).requires_grad_()
+    before, after = ours.update(learned, 2 * learned, 0), ours.update(learned, learned, 0)
+    (before[1].sum() + after[0].sum()).backward()
+    assert learned.grad is not None and torch.equal(learned.grad, torch.full_like(learned, 4.0))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable
 from typing import Any
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from gritvq.lazy import optional
 
-__all__ = ["Transformer", "attention_implementation", "channel_states", "gpt2"]
+__all__ = ["Transformer", "attention_implementation", "channel_states", "gpt2", "new_cache"]
 
 
 def _in_float32(fused: Callable[..., Any]) -> Callable[..., Any]:
@@ -39,6 +40,62 @@ def attention_implementation() -> str:
     interface.register("gritvq", _in_float32(interface()["sdpa"]))
     transformers.AttentionMaskInterface.register("gritvq", transformers.AttentionMaskInterface()["sdpa"])
     return "gritvq"
+
+
+@functools.cache
+def _growing_cache() -> Any:
+    """The class of caches that copy only what is new; it is made when the package transformers is needed."""
+
+    class GrowingCache(optional("transformers", "priors").DynamicCache):  # type: ignore[misc]
+        """Keys and values in buffers with room for what follows, instead of a new, longer tensor at every step."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self._rooms: dict[int, _Room] = {}
+
+        def update(self, keys: Tensor, values: Tensor, layer_idx: int, *rest: Any, **more: Any) -> Any:
+            """All keys and values of a layer, with those of new positions."""
+            layer = self.layers[layer_idx] if layer_idx < len(self.layers) else None
+            if layer is None or torch.is_grad_enabled():  # the first ones; or gradients flow to those before
+                return super().update(keys, values, layer_idx, *rest, **more)
+            room = self._rooms.get(layer_idx)
+            if room is None or room.used[0] is not layer.keys or not room.takes(keys):
+                room = self._rooms[layer_idx] = _Room(layer.keys, layer.values, keys.shape[-2])
+            layer.keys, layer.values = room.add(keys, values)
+            return layer.keys, layer.values
+
+    return GrowingCache
+
+
+class _Room:
+    """Buffers of keys and values, twice as long as what is in them when they are made."""
+
+    def __init__(self, keys: Tensor, values: Tensor, more: int) -> None:
+        self.length = keys.shape[-2]
+        self.buffers = tuple(
+            old.new_empty((*old.shape[:-2], 2 * (self.length + more), old.shape[-1])) for old in (keys, values)
+        )
+        for buffer, old in zip(self.buffers, (keys, values), strict=True):
+            buffer[..., : self.length, :] = old
+        self.used: tuple[Tensor, Tensor] = (keys, values)
+
+    def takes(self, keys: Tensor) -> bool:
+        """Whether more of these fit."""
+        return self.length + keys.shape[-2] <= self.buffers[0].shape[-2]
+
+    def add(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Write behind what is there; all of it, as views."""
+        end = self.length + keys.shape[-2]
+        for buffer, new in zip(self.buffers, (keys, values), strict=True):
+            buffer[..., self.length : end, :] = new
+        self.length = end
+        self.used = self.buffers[0][..., :end, :], self.buffers[1][..., :end, :]
+        return self.used
+
+
+def new_cache() -> Any:
+    """An empty cache of keys and values for models of transformers, whose steps copy only what is new."""
+    return _growing_cache()()
 
 
 class Transformer(nn.Module):
@@ -103,7 +160,7 @@ class Transformer(nn.Module):
     @staticmethod
     def new_cache() -> Any:
         """An empty cache of keys and values."""
-        return optional("transformers", "priors").DynamicCache()
+        return new_cache()
 
 
 def gpt2(

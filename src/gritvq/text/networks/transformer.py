@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from gritvq.component import Component, check_integer, check_number
 from gritvq.lazy import optional
-from gritvq.priors.transformer import attention_implementation
+from gritvq.priors.transformer import attention_implementation, new_cache
 
 __all__ = ["Architecture", "TextTransformer"]
 
@@ -176,7 +176,7 @@ class TextTransformer(Component):
     @staticmethod
     def new_cache() -> Any:
         """An empty cache of keys and values."""
-        return optional("transformers", "text").DynamicCache()
+        return new_cache()
 
     @staticmethod
     def remember(cache: Any, memory: Float[Tensor, "B M layers 2 heads size"]) -> None:
