@@ -6,8 +6,8 @@
 
 For each contender of a study (``generation.yaml``; ``--study`` names another one than "tokenizers") and each seed: a
 tokenizer is trained, all training pictures and their mirror images become tokens, a class-conditional prior learns
-them, and draws 1,000 pictures of each class, without guidance and with it. Everything is measured on all 10,000 test
-pictures and as many samples:
+them, and draws 1,000 pictures of each class, without guidance and with it, once or twice. Everything is measured on all
+10,000 test pictures and as many samples:
 
 - rFD: decoded test pictures against the test pictures. gFD: samples against 10,000 training pictures. The floor is that
   of the test pictures against those training pictures. Features are those of a classifier, so no distance is an FID.
@@ -423,7 +423,8 @@ def run(job: Job) -> dict[str, Any]:
         "prior_parameters": num_parameters(prior),
         "encoded_per_second": speed,
     }
-    for name, guidance in (("", 1.0), ("_guided", job.plan["guidance"])):
+    first, *others = job.plan["guidance"]
+    for name, guidance in {"": 1.0, "_guided": first, **{f"_guided_{value:g}": value for value in others}}.items():
         drawn, classes = samples(prior, guidance)
         pictures = decoded(tokenizer, drawn, job.device)
         np.save(job.folders[1] / f"samples{name}.npy", pictures[:80].numpy())
@@ -473,6 +474,7 @@ def plan_of(content: dict[str, Any], study: str, data: str) -> tuple[dict[str, A
     changed = {name: own.pop(name) for name in ("tokenizer", "prior", "guidance") if name in own}
     plan = combined(content, changed)
     plan["prior"] = {**plan["prior"], "max_steps": plan["prior"]["max_steps"][data]}
+    plan["guidance"] = plan["guidance"][data]
     return plan, own
 
 

@@ -53,6 +53,8 @@ _COLUMNS = {
     "accuracy": ("samples recognized", ".3f"),
     "gfd_guided": ("gFD, guided", ".2f"),
     "accuracy_guided": ("guided recognized", ".3f"),
+    "gfd_guided_4": ("gFD, guidance 4", ".2f"),
+    "accuracy_guided_4": ("guidance 4 recognized", ".3f"),
     "encoded_per_second": ("encoded per second", ",.0f"),
 }
 _EQUAL = 0.05  # dB within which distortions count as equal
@@ -177,14 +179,15 @@ def _table(runs: Sequence[Mapping[str, Any]]) -> str:
     groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for run in runs:
         groups.setdefault((run["method"], run["settings"]), []).append(run)
+    columns = {name: each for name, each in _COLUMNS.items() if any(name in run for run in runs)}
     rows = []
     for (method, settings), own in sorted(groups.items(), key=lambda item: _mean(item[1], "bits_per_pixel")):
         bounded = _BOUNDED if "kind=MaskedPrior" in settings.split() else ()
         figures = [
-            ("at most " if name in bounded else "") + _figure(own, name, style) for name, (_, style) in _COLUMNS.items()
+            ("at most " if name in bounded else "") + _figure(own, name, style) for name, (_, style) in columns.items()
         ]
         rows.append([method, settings, str(own[0]["codebook_size"]), *figures, str(len(own))])
-    return markdown_table(("method", "settings", "K", *(word for word, _ in _COLUMNS.values()), "seeds"), rows)
+    return markdown_table(("method", "settings", "K", *(word for word, _ in columns.values()), "seeds"), rows)
 
 
 def _mean(runs: Sequence[Mapping[str, Any]], name: str) -> float:
@@ -192,5 +195,8 @@ def _mean(runs: Sequence[Mapping[str, Any]], name: str) -> float:
 
 
 def _figure(runs: Sequence[Mapping[str, Any]], name: str, style: str) -> str:
+    runs = [run for run in runs if name in run]
+    if not runs:
+        return "-"
     least, largest = (f"{end(run[name] for run in runs):{style}}" for end in (min, max))
     return f"{_mean(runs, name):{style}}" + (f" ({least}-{largest})" if least != largest else "")

@@ -39,7 +39,7 @@ def job(gray_pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
             "compile": False,  # takes longer than all else here
             "max_steps": 2,
         },
-        "guidance": 2.0,
+        "guidance": [2.0, 3.0],
     }
     return generation.Job(str(gray_pictures), None, plan, "study", "vq_vae_ema", {"decay": 0.9}, 0, tmp_path / "work")
 
@@ -48,11 +48,13 @@ def test_a_run_measures_what_it_made_and_goes_on_from_it(job: generation.Job, mo
     found = generation.run(job)
     assert found["settings"] == "decay=0.9" and found["codebook_size"] == 8
     assert 0 < found["fd_floor"] < found["rfd"] and found["gfd"] > found["fd_floor"]
-    assert all(0 <= found[f"accuracy{name}"] <= 1 for name in ("", "_guided", "_decoded", "_real"))
+    assert all(0 <= found[f"accuracy{name}"] <= 1 for name in ("", "_guided", "_guided_3", "_decoded", "_real"))
     assert 0.5 < found["nats_per_token"] < 4  # ln 8 = 2.08 of equal probabilities
     assert found["bits_per_pixel"] == pytest.approx(found["nats_per_token"] / np.log(2) / 16)
     assert found["fixed_bits_per_pixel"] == 3 / 16
-    assert {path.name for path in job.folders[1].glob("*.npy")} == {"samples.npy", "samples_guided.npy"}
+    assert {path.name for path in job.folders[1].glob("*.npy")} == {
+        f"samples{name}.npy" for name in ("", "_guided", "_guided_3")
+    }
     monkeypatch.setattr(generation, "RESULTS", job.work / "results")
     drawn, reconstructed = generation.pictures_of([job, job._replace(seed=1)])
     assert list(drawn) == list(reconstructed) == ["test pictures", "vq_vae_ema"]
