@@ -142,6 +142,7 @@ def study(job: generation.Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     }
     plan = copy.deepcopy(job.plan) | {"studies": {"small": {"seeds": [0], "methods": methods}}}
     plan["prior"]["max_steps"] = {Path(job.data).name: plan["prior"]["max_steps"]}
+    plan["guidance"] = {Path(job.data).name: plan["guidance"]}
     (tmp_path / "plan.yaml").write_text(yaml.safe_dump(plan, sort_keys=False))
     for name in ("RESULTS", "DOCS"):
         monkeypatch.setattr(generation, name, tmp_path / name)
