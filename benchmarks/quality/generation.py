@@ -6,8 +6,8 @@
 
 For each contender of a study (``generation.yaml``; ``--study`` names another one than "tokenizers") and each seed: a
 tokenizer is trained, all training pictures and their mirror images become tokens, a class-conditional prior learns
-them, and draws 1,000 pictures of each class, without guidance and with it, once or twice. Everything is measured on all
-10,000 test pictures and as many samples:
+them, and draws 1,000 pictures of each class, without guidance and with guidance of one or two strengths. Everything is
+measured on all 10,000 test pictures and as many samples:
 
 - rFD: decoded test pictures against the test pictures. gFD: samples against 10,000 training pictures. The floor is that
   of the test pictures against those training pictures. Features are those of a classifier, so no distance is an FID.
@@ -17,9 +17,10 @@ them, and draws 1,000 pictures of each class, without guidance and with it, once
 
 The classifier of Fashion-MNIST is in ``benchmarks/networks``; ``--train-network`` trains it again. Writes
 ``benchmarks/results/generation_*.csv``, and pictures into ``docs/images``: samples, and decoded test pictures. A run
-that is in the results already is not repeated, those of another number of steps or other settings are replaced, and
-stages that are done lie in ``--work``: an interrupted benchmark goes on where it stopped. Priors are trained in
-bfloat16 where the processor has instructions for it, and in float32 elsewhere, which takes three times as long.
+that is in the results already is not repeated (nor one without a strength of guidance that was added later), those of
+another number of steps or other settings are replaced, and stages that are done lie in ``--work``: an interrupted
+benchmark goes on where it stopped. Priors are trained in bfloat16 where the processor has instructions for it, and in
+float32 elsewhere, which takes three times as long.
 """
 
 from __future__ import annotations

@@ -81,6 +81,8 @@ def bars_of_steps(rows: Measured, path: Path) -> None:
         name, _, group = method.partition(", ")
         if "seconds" in run and group != "compiled":
             groups.setdefault(group, {})[name] = 1e3 * run["seconds"]
+    if not groups:
+        return
     figure, axes = new_figure(
         4.4 * len(groups), 0.9 + 0.4 * max(map(len, groups.values())), 1, len(groups), squeeze=False
     )

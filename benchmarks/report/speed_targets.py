@@ -11,7 +11,7 @@ Suites = Mapping[str, Measured]
 
 LARGE = 16384  # codes from which on the ratios count
 FLOAT32_SEARCH, TWO_STAGE_SEARCH = "ours: blocked", "ours: two_stage"
-PEERS = ("VQP EMA", "VQP SimVQ")
+PEERS = ("VQP EMA", "VQP SimVQ", "VQP SimVQ flat")
 OUR_STEPS = ("grit_vq", "affine + radial", "simvq", "vq_vae", "vq_vae_ema")
 
 
@@ -172,6 +172,7 @@ def peak_of_million(suites: Suites) -> Worst | None:
 COMMON_TARGETS = (
     Target("whole step of a tokenizer / with VQP EMA", 1 / 8, whole_steps("VQP EMA", ("grit_vq", "vq_vae_ema"))),
     Target("whole step of a tokenizer / with VQP SimVQ", 1 / 4, whole_steps("VQP SimVQ", ("grit_vq", "simvq"))),
+    Target("the same, its tokens flattened", 1 / 4, whole_steps("VQP SimVQ flat", ("grit_vq", "simvq"))),
     Target("vectors whose code another method's choice beats", 0, worse_choices),
     Target("peak memory of a step / (80 MB + 6 (N D + K D) floats)", 1.0, step_memory),
     Target("8 residual levels / one, time", 8.5, times("residual", "8 levels", "1 level", 0)),

@@ -1,16 +1,17 @@
-"""Time and memory of searches and training steps, ours beside others and beside what bounds them.
+"""Time and memory of whole steps of a tokenizer, of encoding, searches and training steps, ours beside others.
 
     python -m benchmarks.speed                                    all suites but fit
     python -m benchmarks.speed --suite fit --data PATH-TO-CIFAR10
     python -m benchmarks.speed --suite search --rows 4096x64x1024 --fresh
 
-Run it from the root of the repository on a machine that does nothing else. Peers come with `gritvq[bench]`; one that is
-missing, or needs too much memory, is in the results as skipped.
+Run it from the root of the repository on a machine that does nothing else. Peers come with `gritvq[bench]`, the suites
+tokenizer and encode need `gritvq[images,export]` as well; one that is missing, or needs too much memory, is in the
+results as skipped.
 
 A row names N vectors of D components against K codes. Times: one process per row, in which contenders take turns;
 medians and percentiles over 5 to 25 rounds. Memory: a fresh process per contender, growth of the peak over inputs and
-parameters. Writes `benchmarks/results/speed_<suite>_*.csv`; a row with all its contenders in there is not repeated, so
-an interrupted benchmark goes on where it stopped.
+parameters. Writes `benchmarks/results/speed_<suite>_*.csv`, the newest of this machine if there is one; a row with all
+its contenders in there is not repeated, so an interrupted benchmark goes on where it stopped.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ from gritvq.quantizers.base import Quantizer
 FACTOR, SIDE, BATCHES = 4, 32, 16
 TOKENS = (SIDE // FACTOR) ** 2  # of a picture
 WARMUP = 30  # steps before encoding: codes are among the vectors then, as they are for users
-PEERS = {"VQP EMA": "VectorQuantize", "VQP SimVQ": "SimVQ"}
+PEERS = {"VQP EMA": "VectorQuantize", "VQP SimVQ": "SimVQ", "VQP SimVQ flat": "SimVQ"}
 OURS: dict[str, Callable[[int, int], Quantizer]] = {
     "grit_vq": presets.grit_vq,
     "vq_vae_ema": moving_average,
@@ -75,16 +75,19 @@ def residual_network(dim: int) -> tuple[nn.Module, nn.Module]:
 
 
 class Autoencoder(nn.Module):
-    """Networks around a quantizer, ours or another's; forward gives the loss of pictures (B, 3, H, W) in [0, 1]."""
+    """Networks around a quantizer, ours or another's; forward gives the loss of pictures (B, 3, H, W) in [0, 1].
 
-    def __init__(self, networks: tuple[nn.Module, nn.Module], quantizer: nn.Module) -> None:
+    ``flat`` joins the tokens of all pictures, which some quantizers are faster with.
+    """
+
+    def __init__(self, networks: tuple[nn.Module, nn.Module], quantizer: nn.Module, flat: bool = False) -> None:
         super().__init__()
-        (self.encoder, self.decoder), self.quantizer = networks, quantizer
+        (self.encoder, self.decoder), self.quantizer, self.flat = networks, quantizer, flat
 
     def forward(self, images: Tensor) -> Tensor:
         """A number."""
         latents = self.encoder(images)
-        tokens = latents.flatten(1, 2)
+        tokens = latents.flatten(0, 2)[None] if self.flat else latents.flatten(1, 2)
         if isinstance(self.quantizer, Quantizer):
             output = self.quantizer(tokens)
             quantized, loss = output.quantized, output.loss
@@ -108,10 +111,11 @@ def step_of(
     device: torch.device,
     threads: int | None = None,
     compiled: bool = False,
+    flat: bool = False,
 ) -> Call:
     """What trains for one step and returns the loss."""
     torch.manual_seed(1)
-    model = Autoencoder(networks(row.dim), quantizer(row.dim, row.codebook_size)).to(device).train()
+    model = Autoencoder(networks(row.dim), quantizer(row.dim, row.codebook_size), flat).to(device).train()
     if isinstance(model.quantizer, Quantizer):
         groups = model.quantizer.parameter_groups(1e-3)
         own = {id(p) for p in model.quantizer.parameters()}
@@ -162,7 +166,7 @@ def contenders(device: torch.device) -> list[Contender]:
             found.append(
                 Contender(
                     name + suffix,
-                    functools.partial(step_of, networks, make_peer, threads=threads),
+                    functools.partial(step_of, networks, make_peer, threads=threads, flat=name.endswith("flat")),
                     memory=lambda row: 6 * row.scores,
                     package="vector_quantize_pytorch",
                 )
@@ -183,6 +187,7 @@ def encoding_contenders(device: torch.device) -> list[Contender]:
 
 
 def _encode(way: Literal["plain", "compiled", "torch", "onnx"], row: Row, device: torch.device) -> Call:
+    torch.manual_seed(1)
     networks, quantizer = residual_network(row.dim), presets.grit_vq(row.dim, row.codebook_size)
     step = step_of(lambda _: networks, lambda *_: quantizer, row, device)
     for _ in range(WARMUP):

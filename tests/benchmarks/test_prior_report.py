@@ -55,3 +55,17 @@ def test_rates_at_equal_psnr_are_named_and_drawn(tmp_path: Path) -> None:
         tmp_path / "generation_cpu2_202611.csv", [row for row in runs if row["method"][0] != "n"], ABOUT, IDENTITY
     )
     assert "Within" not in priors.generation_section(tmp_path, tmp_path)  # two contenders are no comparison
+
+
+def test_figures_of_some_seeds_say_so_and_those_of_none_have_no_column(tmp_path: Path) -> None:
+    first, second = rows("raster", "-", (1500.0, 2500.0))
+    for row in (first, second):
+        del row["gfd_guided_4"]
+    del second["accuracy_guided_4"]
+    write_results(tmp_path / "generation_cpu2_202611.csv", [first, second], ABOUT, IDENTITY)
+    text = priors.generation_section(tmp_path, tmp_path)
+    header, line = (
+        [cell.strip() for cell in line.split("|")] for line in text.splitlines() if line.startswith(("| m", "| r"))
+    )
+    assert line[header.index("guidance 4 recognized")] == "0.500 (1 of 2 seeds)"
+    assert line[header.index("guidance 2 recognized")] == "0.500" and "gFD, guidance 4" not in header

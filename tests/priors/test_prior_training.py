@@ -378,6 +378,23 @@ def test_a_cache_that_grows_in_place_is_that_of_transformers() -> None:
         assert all(map(torch.equal, ours.update(keys, values, 0), theirs.update(keys, values, 0)))
     assert all(torch.equal(now, then) for now, then in held)  # what was returned stays
 
+    with torch.no_grad():  # other types and sizes are joined as theirs are, or refused
+        keys, values = torch.randn(2, 2, 4, 1, 5, generator=generator).double()
+        found, expected = ours.update(keys, values, 0), theirs.update(keys, values, 0)
+        assert found[0].dtype == expected[0].dtype == torch.float64 and all(map(torch.equal, found, expected))
+        with pytest.raises(RuntimeError):
+            ours.update(keys[:1], values[:1], 0)
+        empty = new_cache()
+        empty.layers.append(type(ours.layers[0])())  # as DynamicCache begins before transformers 4.56
+        assert torch.equal(empty.update(keys, values, 0)[0], keys)
+    with torch.inference_mode():
+        fresh = new_cache()
+        fresh.update(keys, values, 0)
+        fresh.update(keys, values, 0)
+    with torch.no_grad():
+        assert fresh.update(keys, values, 0)[1].shape[2] == 3
+
+    ours, theirs = new_cache(), transformers.DynamicCache()
     learned = torch.randn(2, 4, 1, 5, generator=generator).requires_grad_()
     before, after = ours.update(learned, 2 * learned, 0), ours.update(learned, learned, 0)
     (before[1].sum() + after[0].sum()).backward()

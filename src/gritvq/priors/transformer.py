@@ -55,8 +55,9 @@ def _growing_cache() -> Any:
 
         def update(self, keys: Tensor, values: Tensor, layer_idx: int, *rest: Any, **more: Any) -> Any:
             """All keys and values of a layer, with those of new positions."""
-            layer = self.layers[layer_idx] if layer_idx < len(self.layers) else None
-            if layer is None or torch.is_grad_enabled():  # the first ones; or gradients flow to those before
+            layer: Any = self.layers[layer_idx] if layer_idx < len(self.layers) else None
+            known = (None, None) if layer is None else (layer.keys, layer.values)
+            if torch.is_grad_enabled() or not _alike(known, (keys, values)):
                 return super().update(keys, values, layer_idx, *rest, **more)
             room = self._rooms.get(layer_idx)
             if room is None or room.used[0] is not layer.keys or not room.takes(keys):
@@ -65,6 +66,16 @@ def _growing_cache() -> Any:
             return layer.keys, layer.values
 
     return GrowingCache
+
+
+def _alike(known: tuple[Tensor | None, Tensor | None], new: tuple[Tensor, Tensor]) -> bool:
+    """Whether there are keys and values, of the type and, but for their number, the shape of new ones."""
+    return all(
+        old is not None
+        and (old.dtype, old.device, old.shape[:-2], old.shape[-1]) == (x.dtype, x.device, x.shape[:-2], x.shape[-1])
+        and old.is_inference() == torch.is_inference_mode_enabled()
+        for old, x in zip(known, new, strict=True)
+    )
 
 
 class _Room:

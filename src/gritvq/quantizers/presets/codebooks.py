@@ -35,7 +35,7 @@ def grit_vq(
     texts do, it may carry unused codes away from all vectors; a slower one, ``lr_scale=(1, 10)``, and revival help.
 
     When not to use it: with a start from data, revival and a tuned rate plain tables reach the same error; moving
-    averages make tokens of natural pictures that a prior predicts better; embeddings that do not move need no more
+    averages make tokens of CIFAR-10 that a prior predicts better; embeddings that do not move need no more
     than k-means. The page on choosing has the measurements.
 
     Args:
