@@ -18,11 +18,10 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from datetime import date
 from pathlib import Path
 
 import torch
-from benchmarks.quality.common import RESULTS, circumstances, hardware
+from benchmarks.quality.common import RESULTS, circumstances, results_file
 from benchmarks.speed.measure import alternating, percentile
 from benchmarks.speed.memory import resident
 
@@ -130,7 +129,7 @@ def main() -> None:
         print({key: value for key, value in row.items() if key not in about}, flush=True)
     units = dict.fromkeys(("seconds", "seconds_p20", "seconds_p80"), "s")
     units |= {"peak_bytes": "bytes", "samples_per_second": "samples/s"}
-    write_results(options.out / f"sampling_{hardware()}_{date.today():%Y%m}.csv", rows, about, units=units)
+    write_results(results_file(options.out, "sampling"), rows, about, units=units)
 
 
 if __name__ == "__main__":
