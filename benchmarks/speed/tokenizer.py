@@ -27,7 +27,7 @@ from gritvq.quantizers.base import Quantizer
 FACTOR, SIDE, BATCHES = 4, 32, 16
 TOKENS = (SIDE // FACTOR) ** 2  # of a picture
 WARMUP = 30  # steps before encoding: codes are among the vectors then, as they are for users
-PEERS = {"VQP EMA": "VectorQuantize", "VQP SimVQ": "SimVQ", "VQP SimVQ flat": "SimVQ"}
+PEERS = {"VQP EMA": ("VectorQuantize", False), "VQP SimVQ": ("SimVQ", False), "VQP SimVQ flat": ("SimVQ", True)}
 OURS: dict[str, Callable[[int, int], Quantizer]] = {
     "grit_vq": presets.grit_vq,
     "vq_vae_ema": moving_average,
@@ -161,12 +161,12 @@ def contenders(device: torch.device) -> list[Contender]:
             continue
         for name, make in OURS.items():
             found.append(Contender(name + suffix, functools.partial(step_of, networks, make, threads=threads)))
-        for name, peer in PEERS.items():
+        for name, (peer, flat) in PEERS.items():
             make_peer = functools.partial(_peer, peer)
             found.append(
                 Contender(
                     name + suffix,
-                    functools.partial(step_of, networks, make_peer, threads=threads, flat=name.endswith("flat")),
+                    functools.partial(step_of, networks, make_peer, threads=threads, flat=flat),
                     memory=lambda row: 6 * row.scores,
                     package="vector_quantize_pytorch",
                 )
