@@ -69,3 +69,11 @@ def labelled(folder: str | Path, split: str, number: int | None = None) -> tuple
             images.append(pixels if pixels.ndim == 3 else pixels[..., None])
             labels.append(label)
     return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous(), torch.tensor(labels)
+
+
+def some(images: Tensor, labels: Tensor, num: int) -> tuple[Tensor, Tensor]:
+    """So many pictures, drawn at random, or all if there are no more."""
+    if num >= len(labels):
+        return images, labels
+    rows = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))[:num]
+    return images[rows], labels[rows]

@@ -7,13 +7,13 @@
 For each contender of a study (``generation.yaml``; ``--study`` names another one than "tokenizers") and each seed: a
 tokenizer is trained, all training pictures and their mirror images become tokens, a class-conditional prior learns
 them, and draws 1,000 pictures of each class, without guidance and with guidance of one or two strengths. Everything is
-measured on all 10,000 test pictures and as many samples:
+measured on all 10,000 test pictures and as many samples, or on ``num_pictures`` drawn at random where a study says so:
 
-- rFD: decoded test pictures against the test pictures. gFD: samples against 10,000 training pictures. The floor is that
-  of the test pictures against those training pictures. Features are those of a classifier, so no distance is an FID.
+- rFD: decoded test pictures against the test pictures. gFD: samples against as many training pictures. The floor is
+  that of the test pictures against those training pictures. Features are a classifier's, so no distance is an FID.
 - class accuracy: of test pictures that the classifier recognizes: decoded ones, and samples.
 - nats per token of the test pictures under the prior, and bits per pixel (per position, all color channels together);
-  of a masked prior an estimated bound.
+  of a masked prior an estimated bound. A contender with ``prior: null`` is measured up to here: it has no prior.
 
 The classifier of Fashion-MNIST is in ``benchmarks/networks``; ``--train-network`` trains it again. Writes
 ``benchmarks/results/generation_*.csv``, and pictures into ``docs/images``: samples, and decoded test pictures. A run
@@ -44,7 +44,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 import yaml
-from benchmarks.quality.common import HERE, RESULTS, circumstances, hardware, labelled, results_file
+from benchmarks.quality.common import HERE, RESULTS, circumstances, hardware, labelled, results_file, some
 from benchmarks.quality.pictures import draw_rows, keep_row, kept_row
 from rich.progress import track
 from safetensors.torch import load_file, save_file
@@ -167,13 +167,12 @@ def classifier_for(network: str | None, device: str = "cpu") -> FeatureVectors:
     return FeatureVectors(classifier.to(memory_format=torch.channels_last)).to(device)
 
 
-def ruler_for(data: str, network: str | None, device: str = "cpu") -> Ruler:
+def ruler_for(data: str, network: str | None, device: str = "cpu", num: int = NUM) -> Ruler:
     """The classifier of a data set, and features of its pictures."""
-    train_images, _ = labelled(data, "train")
-    test, labels = labelled(data, "test")
-    rows = torch.randperm(len(train_images), generator=torch.Generator().manual_seed(0))[:NUM]
+    known, _ = some(*labelled(data, "train"), num)
+    test, labels = some(*labelled(data, "test"), num)
     bare = Ruler(classifier_for(network, device), test, test, labels, device)
-    return bare._replace(test=bare.features(test), known=bare.features(train_images[rows]))
+    return bare._replace(test=bare.features(test), known=bare.features(known))
 
 
 class Tokens(IterableDataset[tuple[Tensor, Tensor]]):
@@ -211,11 +210,11 @@ class Job(NamedTuple):
         data: Folder of the pictures.
         network: Folder of the classifier; None for that of Fashion-MNIST.
         plan: What all runs share: ``channels`` by data set, ``tokenizer``, ``prior`` with the steps for this one,
-            ``guidance``.
+            ``guidance``, and ``num_pictures`` where it is not all of the test.
         study: Name of the study.
         method: Name of the contender.
         settings: The contender's: ``preset`` and ``codebook_size`` if they differ, ``task`` of its tokenizer,
-            ``prior`` with its own class or arguments; all others are the preset's.
+            ``prior`` with its own class or arguments, None for no prior; all others are the preset's.
         seed: Seed.
         work: Folder of all runs.
         device: ``"cpu"`` or ``"cuda"``.
@@ -239,7 +238,7 @@ class Job(NamedTuple):
     @property
     def words(self) -> str:
         """The contender's settings as text."""
-        own = self.quantizer | self.settings.get("prior", {})
+        own = self.quantizer | (self.settings.get("prior") or {})
         for name, part in self.settings.get("task", {}).items():
             own |= _flat(name, part["init_args"]) if isinstance(part, dict) else {name: part}
         return " ".join(f"{k}={v}" for k, v in own.items()) or "-"
@@ -379,9 +378,9 @@ def nats_per_sample(prior: Prior, indices: Tensor, labels: Tensor) -> float:
     return total / len(indices)
 
 
-def samples(prior: Prior, guidance: float) -> tuple[Tensor, Tensor]:
+def samples(prior: Prior, guidance: float, num: int) -> tuple[Tensor, Tensor]:
     """Indices of as many samples of every class, and the classes; on the CPU."""
-    classes = torch.arange(NUM) % CLASSES
+    classes = torch.arange(num) % CLASSES
     parts = [
         prior.sample(len(part), part, guidance=guidance, generator=sample_seeds(0, len(part), first=number * BATCH))
         for number, part in enumerate(classes.split(BATCH))
@@ -393,18 +392,16 @@ def run(job: Job) -> dict[str, Any]:
     """Train and measure."""
     job.begin()
     tokenizer = tokenizer_of(job).to(job.device)
+    num = job.plan.get("num_pictures", NUM)
     images, labels = labelled(job.data, "train")
-    test, test_labels = labelled(job.data, "test")
+    test, test_labels = some(*labelled(job.data, "test"), num)
     numbers, _ = evaluate(tokenizer, (part.float() / 255 for part in test.split(BATCH)), device=job.device)
     started = time.perf_counter()
     indices = torch.cat([encoded(tokenizer, part, job.device) for part in (images, images.flip(3))])
     speed = len(indices) / (time.perf_counter() - started)
     test_indices = encoded(tokenizer, test, job.device)
-    side = test.shape[-1] // tokenizer.factor
-    prior = prior_of(job, TokenLayout.of(tokenizer.quantizer, (side, side)), indices, labels.repeat(2)).to(job.device)
-    ruler = ruler_for(job.data, job.network, job.device)
+    ruler = ruler_for(job.data, job.network, job.device, num)
     found = ruler.features(decoded(tokenizer, test_indices, job.device))
-    nats = nats_per_sample(prior, test_indices, test_labels)
     result = {
         "study": job.study,
         "method": job.method,
@@ -419,14 +416,21 @@ def run(job: Job) -> dict[str, Any]:
         "rfd": ruler.distance(found, ruler.test),
         "accuracy_real": ruler.accuracy(ruler.test, ruler.labels),
         "accuracy_decoded": ruler.accuracy(found, ruler.labels),
+        "encoded_per_second": speed,
+    }
+    if job.settings.get("prior", {}) is None:
+        return result
+    side = test.shape[-1] // tokenizer.factor
+    prior = prior_of(job, TokenLayout.of(tokenizer.quantizer, (side, side)), indices, labels.repeat(2)).to(job.device)
+    nats = nats_per_sample(prior, test_indices, test_labels)
+    result |= {
         "nats_per_token": nats / prior.num_tokens,
         "bits_per_pixel": nats / (math.log(2) * test.shape[-1] * test.shape[-2]),
         "prior_parameters": num_parameters(prior),
-        "encoded_per_second": speed,
     }
     first, *others = job.plan["guidance"]
     for name, guidance in {"": 1.0, "_guided": first, **{f"_guided_{value:g}": value for value in others}}.items():
-        drawn, classes = samples(prior, guidance)
+        drawn, classes = samples(prior, guidance, num)
         pictures = decoded(tokenizer, drawn, job.device)
         np.save(job.folders[1] / f"samples{name}.npy", pictures[:80].numpy())
         found = ruler.features(pictures)
@@ -472,7 +476,7 @@ def plan_of(content: dict[str, Any], study: str, data: str) -> tuple[dict[str, A
     """What all runs of a study share, with the prior's steps for these pictures; and the rest of the study."""
     content = dict(content)
     own = dict(content.pop("studies")[study])
-    changed = {name: own.pop(name) for name in ("tokenizer", "prior", "guidance") if name in own}
+    changed = {name: own.pop(name) for name in ("tokenizer", "prior", "guidance", "num_pictures") if name in own}
     plan = combined(content, changed)
     plan["prior"] = {**plan["prior"], "max_steps": plan["prior"]["max_steps"][data]}
     plan["guidance"] = plan["guidance"][data]
@@ -533,6 +537,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error("expected a CUDA device for --device cuda, found none; take one of the studies for a CPU")
     ruler_name = FashionClassifier.name if words.network is None else "CIFAR-10 ResNet-56"
     steps = f"{plan['tokenizer']['max_steps']:,} and {plan['prior']['max_steps']:,} steps"
+    steps += f", {plan['num_pictures']:,} pictures" if "num_pictures" in plan else ""
     machine = hardware(words.device)
     about = circumstances(f"python -m benchmarks.quality.generation, {ruler_name} features, {steps}", name)
     about["hardware"] = machine

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,14 +23,15 @@ GENERATION = """
 
 The same class-conditional autoregressive prior on the tokens of several quantizers;
 `benchmarks/quality/generation.yaml` has the settings. rFD compares decoded test pictures with the test pictures, gFD as
-many samples, 10,000, with training pictures; the features are a classifier's, so none of them is an FID. The floor is
-the distance of test pictures from training pictures. "Recognized" is the share of pictures in which the classifier sees
-the class they are of: decoded test pictures, then samples. Guidance is `u + s (c - u)`; pictures of samples are drawn
-with s = 2, and 4 was chosen by training pictures, for CIFAR-10 only and after the first rows. Nats and bits under the
-prior are those of test pictures; bits are per position, all color channels together; of a masked prior both are an
-estimated bound, "at most", since the probability of its samples cannot be computed. "Encoded per second" are training
-pictures, by one thread of a CPU while other runs share the machine, or by a GPU. Means over seeds, in brackets the
-smallest and largest.
+many samples with training pictures, 10,000 on each side, or as many as stand above a table: distances of other numbers
+are no comparison. The features are a classifier's, so none of them is an FID. The floor is the distance of test
+pictures from training pictures. A row without figures of a prior has none, its tokenizer was measured alone.
+"Recognized" is the share of pictures in which the classifier sees the class they are of: decoded test pictures, then
+samples. Guidance is `u + s (c - u)`; pictures of samples are drawn with s = 2, and 4 was chosen by training pictures,
+for CIFAR-10 only and after the first rows. Nats and bits under the prior are those of test pictures; bits are per
+position, all color channels together; of a masked prior both are an estimated bound, "at most", since the probability
+of its samples cannot be computed. "Encoded per second" are training pictures, by one thread of a CPU while other runs
+share the machine, or by a GPU. Means over seeds, in brackets the smallest and largest.
 """
 STUDIES = {
     "tokenizers": "Tokens of 1,024 codes by several quantizers, trained with squared error.",
@@ -140,7 +142,11 @@ def generation_section(folder: Path, images: Path) -> str:
 def _rates(runs: Sequence[Mapping[str, Any]], path: Path) -> list[str]:
     """A plot of distortion against rate, and the rates of contenders whose PSNR is that of ``grit_vq``."""
     found = {name: [run for run in runs if run["method"] == name] for name in dict.fromkeys(r["method"] for r in runs)}
-    points = {name: (_mean(own, "bits_per_pixel"), _mean(own, "psnr")) for name, own in found.items()}
+    points = {
+        name: (_mean(own, "bits_per_pixel"), _mean(own, "psnr"))
+        for name, own in found.items()
+        if all("bits_per_pixel" in run for run in own)
+    }
     if len(points) < 3:
         return []
     rates_plot(points, path)
@@ -192,7 +198,9 @@ def _table(runs: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _mean(runs: Sequence[Mapping[str, Any]], name: str) -> float:
-    return float(sum(run[name] for run in runs) / len(runs))
+    """Over the runs that have it; infinite where none has, so that these come last."""
+    found = [run[name] for run in runs if name in run]
+    return float(sum(found) / len(found)) if found else math.inf
 
 
 def _figure(runs: Sequence[Mapping[str, Any]], name: str, style: str) -> str:

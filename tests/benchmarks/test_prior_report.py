@@ -69,3 +69,16 @@ def test_figures_of_some_seeds_say_so_and_those_of_none_have_no_column(tmp_path:
     )
     assert line[header.index("guidance 4 recognized")] == "0.500 (1 of 2 seeds)"
     assert line[header.index("guidance 2 recognized")] == "0.500" and "gFD, guidance 4" not in header
+
+
+def test_a_tokenizer_without_a_prior_stands_last(tmp_path: Path) -> None:
+    runs = [rows(name, "-", (1.0,))[0] for name in ("alone", "first", "second", "third")]
+    for name in ("nats_per_token", "bits_per_pixel", "gfd", "accuracy"):
+        del runs[0][name]
+    write_results(tmp_path / "generation_cpu2_202611.csv", runs, ABOUT, IDENTITY)
+    text = priors.generation_section(tmp_path, tmp_path)
+    lines = [[cell.strip() for cell in line.split("|")] for line in text.splitlines() if line.startswith("| ")]
+    header, last = lines[0], lines[-1]
+    assert last[1] == "alone" and last[header.index("bits per pixel")] == last[header.index("gFD")] == "-"
+    assert last[header.index("rFD")] == "0.50"
+    assert (tmp_path / "generation_orders_cifar10_rates_cpu2.png").exists()  # of the three others
