@@ -11,7 +11,8 @@ results as skipped.
 A row names N vectors of D components against K codes. Times: one process per row, in which contenders take turns;
 medians and percentiles over 5 to 25 rounds. Memory: a fresh process per contender, growth of the peak over inputs and
 parameters. Writes `benchmarks/results/speed_<suite>_*.csv`, the newest of this machine if there is one; a row with all
-its contenders in there is not repeated, so an interrupted benchmark goes on where it stopped.
+its contenders in there is not repeated, so an interrupted benchmark goes on where it stopped. Processors with matrix
+units for int8, with int8 products, and others are different machines.
 """
 
 from __future__ import annotations
@@ -59,6 +60,15 @@ ROWS = {
 GPU_TABLE = (*TABLE, "65536x64x65536", "65536x128x65536", "65536x256x65536", "65536x64x1048576")
 QUICK = ("256x16x512",)
 OTHER_SUITES = ("imports", "fit")
+
+
+def kind_of_processor() -> str:
+    """What searches on a CPU depend on: int8 products (``"amx"``, ``"vnni"``), else the width of its vectors."""
+    for name, short in (("amx_tile", "amx"), ("vnni", "vnni")):
+        supported = getattr(torch.cpu, f"_is_{name}_supported", None)
+        if supported is not None and supported():
+            return short
+    return torch.backends.cpu.get_cpu_capability().lower()
 
 
 def machine(threads: int) -> dict[str, str]:
@@ -142,7 +152,7 @@ def run_suite(suite: str, options: argparse.Namespace) -> None:
     about["versions"] += versions_of_peers()
     about |= machine(options.threads)
     if options.device == "cpu":
-        about["hardware"] = f"cpu{os.cpu_count()}"
+        about["hardware"] = f"cpu{os.cpu_count()}-{kind_of_processor()}"
     if suite == "fit":
         about["data"] = Path(options.data).name
     elif suite in ("tokenizer", "encode"):

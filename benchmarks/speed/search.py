@@ -99,8 +99,10 @@ def _flash_kmeans(dtype: torch.dtype, row: Row, device: torch.device) -> Call:
 
 def backends(device: torch.device) -> list[str]:
     """Those of our searches that are made for such a device."""
-    other = "two_stage" if device.type == "cuda" else "fused"
-    return [name for name in kernels.BACKENDS if name not in (other, "faiss")]
+    others = ["faiss", "fused" if device.type == "cpu" else "two_stage"]
+    if not kernels.two_stage.available():
+        others.append("two_stage")
+    return [name for name in kernels.BACKENDS if name not in others]
 
 
 def contenders(device: torch.device) -> list[Contender]:

@@ -72,6 +72,21 @@ def test_contenders_take_turns() -> None:
     assert {name: len(values) for name, values in samples.items()} == {"a": 2, "b": 2, "c": 2}
 
 
+@pytest.mark.parametrize(
+    ("abilities", "kind"),
+    [({"amx_tile", "vnni"}, "amx"), ({"vnni"}, "vnni"), (set(), torch.backends.cpu.get_cpu_capability().lower())],
+)
+def test_processors_of_other_kinds_are_other_machines(
+    abilities: set[str], kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("amx_tile", "vnni"):
+        monkeypatch.setattr(torch.cpu, f"_is_{name}_supported", lambda name=name: name in abilities)
+    search.kernels.two_stage.available.cache_clear()
+    assert program.kind_of_processor() == kind
+    assert ("two_stage" in search.backends(CPU)) <= bool(abilities)
+    search.kernels.two_stage.available.cache_clear()
+
+
 def test_what_does_not_fit_or_is_missing_is_skipped_with_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(row: Row, device: torch.device) -> Any:
         raise RuntimeError("no such instruction")
