@@ -29,8 +29,8 @@ A row `N x D x K` is N vectors of D components and K codes, from the search on b
 medians in seconds (20th and 80th percentile in brackets) of rounds in which all methods of a row alternate in one
 process. Memory is the peak beyond inputs and parameters, each method in a fresh process; on a CPU it is resident
 memory, and blocks of 1 MB or more are returned to the system when freed. A processor is named by its number of cores
-and what our search uses: `amx` and `vnni` have products of int8, so that large searches are made in two stages, `avx512`
-and `avx2` have none.
+and by what our search uses: `amx` and `vnni` have products of int8, so that large searches are made in two stages,
+`avx512` and `avx2` have none.
 """
 
 ABOUT_SUITES = {
