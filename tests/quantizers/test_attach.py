@@ -313,3 +313,28 @@ class TestForgotten:
             optimizer = torch.optim.AdamW([{"params": model.encoder.parameters(), "lr": lr}, *own])
             model.quantizer._rates_are_known = False
             assert told(lambda optimizer=optimizer, q=model.quantizer: q.update_codebook(optimizer)) == []  # type: ignore[misc]
+
+
+def test_an_optimizer_that_accelerate_wraps() -> None:
+    accelerate = pytest.importorskip("accelerate")
+    found = []
+    for late in (False, True):
+        accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)
+        torch.manual_seed(0)
+        accelerator = accelerate.Accelerator(cpu=True, gradient_accumulation_steps=2)
+        quantizer = vq_vae_ema(DIM, SIZE)
+        model = nn.Sequential(nn.Linear(DIM, DIM), quantizer)
+        optimizer = torch.optim.AdamW(model[0].parameters(), lr=1e-3)
+        if not late:
+            quantizer.attach(optimizer)
+        model, optimizer = accelerator.prepare(model, optimizer)
+        if late:
+            quantizer.attach(optimizer)
+        for x in torch.randn(4, 20, DIM):
+            with accelerator.accumulate(model):
+                accelerator.backward(model(x).quantized.square().mean())
+                optimizer.step()
+                optimizer.zero_grad()
+        assert quantizer.statistics is not None and quantizer.statistics.step == 2
+        found.append(contents(model))
+    assert_same(*found)

@@ -90,6 +90,15 @@ def test_any_number_of_spatial_axes(shape: tuple[int, ...]) -> None:
     assert output.quantized.shape == shape and output.indices.shape == (shape[0], *shape[2:], 1)
 
 
+def test_says_what_its_quantizer_says() -> None:
+    quantizer = MultiScaleQuantizer(vq_vae_ema(D, 32), [1, 2, 8])
+    wrapped = ChannelsFirst(quantizer)
+    assert wrapped.layout == (8, 8) and wrapped.objective == "reconstruction" and wrapped.wants_initialization
+    assert wrapped.token_shape((3, 8, 8)) == (3, 69) and wrapped.bits((8, 8)) == 69 * 5
+    wrapped.expect_updates()
+    assert quantizer.quantizer._passes == quantizer._passes < 0
+
+
 def test_start_from_data_and_the_memory_layout() -> None:
     first, second = ChannelsFirst(vq_vae_ema(D, 16)), vq_vae_ema(D, 16)
     images = torch.randn(4, D, D, D)

@@ -17,6 +17,8 @@ from gritvq import (
     Quantizer,
     SoftAssignment,
     VectorQuantizer,
+    diveq,
+    sf_diveq,
     vq_vae_ema,
 )
 from test_contract import assert_same, contents, data, made
@@ -103,6 +105,22 @@ def test_second_derivatives_of_soft_choices_are_refused(assignment: Callable[[],
 
     with pytest.raises(RuntimeError, match="expected first derivatives only"):
         torch.func.grad(slope)(torch.randn(5, DIM))
+    x = torch.randn(5, DIM, requires_grad=True)
+    (first,) = torch.autograd.grad(loss_of(quantizer, x), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="expected first derivatives only"):
+        first.square().sum().backward()
+
+
+@pytest.mark.parametrize("make", [diveq, sf_diveq])
+def test_second_derivatives_at_a_code_are_finite(make: Make) -> None:
+    quantizer = make(DIM, SIZE)
+    x = torch.randn(9, DIM)
+    x[0] = quantizer.codebook.codes()[3].detach()
+    x.requires_grad_()
+    (first,) = torch.autograd.grad(loss_of(quantizer, x), x, create_graph=True)
+    first.square().sum().backward()
+    for gradient in (x.grad, *(p.grad for p in quantizer.parameters())):
+        assert gradient is not None and gradient.isfinite().all() and gradient.any()
 
 
 def test_updates_go_on_after_a_functional_pass() -> None:

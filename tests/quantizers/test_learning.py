@@ -35,6 +35,7 @@ from gritvq import (
     vq_vae_ema,
 )
 from gritvq.quantizers.functional import effective_rank
+from test_contract import assert_same, contents
 from zoo import DIM, SIZE
 
 
@@ -192,6 +193,10 @@ class TestEMA:
             quantizer.update_codebook()
             other.update_codebook()
         assert torch.equal(codes_of(quantizer), codes_of(other))
+        with torch.device("meta"):
+            assigned = make()
+        assigned.load_state_dict(quantizer.state_dict(), assign=True)
+        assert_same(contents(assigned), contents(quantizer))
         schedule.to_empty(device="cpu")
         schedule.load_state_dict(LinearSchedule(1.0, 0.5, num_steps=4).state_dict())
         schedule.see(torch.tensor([True]))
@@ -361,10 +366,19 @@ class TestRevival:
             found.append(codes_of(quantizer))
         assert torch.equal(found[0], found[1])
 
+    def test_statistics_of_another_quantizer_are_refused(self) -> None:
+        wrong = VectorQuantizer(FreeCodebook(DIM, SIZE), learning=[EMAUpdate()]).state_dict()
+        quantizer = VectorQuantizer(FreeCodebook(DIM, SIZE), learning=[EMAUpdate(), DeadCodeRevival(1)])
+        with pytest.raises(ValueError, match=r"expected statistics of [\d,]+ bytes, got [\d,]+ numbers of torch.uint8"):
+            quantizer.load_state_dict(wrong)
+        wrong["statistics._extra_state"] = quantizer.state_dict()["statistics._extra_state"].float()
+        with pytest.raises(ValueError, match=r"numbers of torch.float32; the saved quantizer was built with other"):
+            quantizer.load_state_dict(wrong)
+
     def test_statistics_of_older_versions_load(self) -> None:
         quantizer, x = self.drifted(FreeCodebook(DIM, SIZE), DeadCodeRevival(1))
         assert quantizer.statistics is not None
-        old = quantizer.statistics.get_extra_state()
+        old = dict(quantizer.statistics.tensors())
         del old["num_seen"]
         old |= {"step": 7, "pending": torch.tensor([1, 300]), "keys": torch.linspace(0, 0.9, SIZE)}
         quantizer.statistics.set_extra_state(old)

@@ -114,6 +114,16 @@ class TestMultiScale:
         assert torch.equal(output.indices[..., 0], torch.cat(indices, 1))
         torch.testing.assert_close(output.quantized, total.permute(0, 2, 3, 1), rtol=1e-4, atol=1e-5)
 
+    @pytest.mark.parametrize("sides", [[1, 2, 4], [1, 2], [4], [1, 2, 3, 4], [1, 1, 2, 2, 4]])
+    def test_every_trained_filter_has_a_level(self, sides: list[int]) -> None:
+        """Of a filter without one, no process of several gets a gradient, and they would wait for it."""
+        quantizer = MultiScaleQuantizer(vq_vae(DIM, 16), sides)
+        output = quantizer(torch.randn(2, sides[-1], sides[-1], DIM))
+        (output.quantized.square().sum() + output.loss).backward()
+        trained = [p for p in quantizer.parameters() if p.requires_grad]
+        assert all(p.grad is not None for p in trained)
+        assert len(trained) == 1 + 2 * min(len(sides), 4)
+
     def test_losses_compare_what_has_accumulated(self) -> None:
         quantizer = MultiScaleQuantizer(LFQ(DIM), [1, 2, 4], codebook_weight=0.7, commitment_weight=0.3)
         x = grid(quantizer)

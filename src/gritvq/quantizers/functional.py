@@ -31,6 +31,7 @@ __all__ = [
     "code_counts",
     "code_sums",
     "effective_rank",
+    "gap_length",
     "kmeans",
     "nearest_code",
     "nearest_codes",
@@ -217,6 +218,19 @@ def central_code(codes: Float[Tensor, "K D"]) -> Float[Tensor, " D"]:
     if torch.compiler.is_exporting():  # the same value by an operator that all formats have
         return sample.sort(0).values[(len(sample) - 1) // 2]
     return sample.median(0).values
+
+
+def gap_length(gap: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch 1"]:
+    """``|gap|``; where the gap vanishes all derivatives are 0, while the second ones of a norm are NaN.
+
+    Example:
+        >>> gap_length(torch.tensor([[3.0, 4.0], [0.0, 0.0]]))
+        tensor([[5.],
+                [0.]])
+    """
+    none = (gap == 0).all(-1, keepdim=True)
+    length = torch.linalg.vector_norm(torch.where(none, 1.0, gap), dim=-1, keepdim=True)
+    return torch.where(none, 0.0, length)
 
 
 def squared_distance(x: Float[Tensor, "N D"], codes: Float[Tensor, "K D"]) -> Float[Tensor, "N K"]:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from gritvq.component import Component, check_number
 from gritvq.quantizers.base import Surrogate
-from gritvq.quantizers.functional import rotate_to, straight_through
+from gritvq.quantizers.functional import gap_length, rotate_to, straight_through
 
 __all__ = [
     "ClippedRadius",
@@ -468,7 +468,7 @@ class NoiseSubstitution(Surrogate):
 
 def _step(z: Tensor, q: Tensor, direction: Tensor) -> Tensor:
     """``z`` plus a step of length ``|q - z|`` along a detached direction; no step where either vanishes."""
-    distance = torch.linalg.vector_norm(q - z, dim=-1, keepdim=True)
+    distance = gap_length(q - z)
     length = torch.linalg.vector_norm(direction, dim=-1, keepdim=True)
     unit = torch.where(length > 0, direction / length, 0.0)
     return z + distance * unit.detach()

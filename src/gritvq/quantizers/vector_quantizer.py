@@ -180,6 +180,7 @@ class VectorQuantizer(Quantizer):
         """Reduce the statistics over all ranks and let every rule act on them."""
         if self.statistics is None:
             return
+        _check_whole(self.codebook)
         self._observe()
         self.statistics.begin_update()
         try:
@@ -193,11 +194,21 @@ class VectorQuantizer(Quantizer):
 
     def fold(self) -> VectorQuantizer:
         """Plain quantizer over the materialized codes: same indices, bitwise the same values, no training parts."""
+        _check_whole(self.codebook)
         with torch.no_grad():
             codes = self.codebook.codes()
         assignment = copy.deepcopy(self.assignment)
         surrogate = None if assignment.differentiable else StraightThrough()
         return VectorQuantizer(plain_table(codes), assignment, surrogate, []).eval()
+
+
+def _check_whole(codebook: Codebook) -> None:
+    """Check that this process has all codes: rules and tables write single rows."""
+    if any(hasattr(parameter, "placements") for parameter in codebook.parameters()):
+        raise ValueError(
+            "expected a codebook that is whole in every process, got one that fully_shard has divided; shard encoder "
+            "and decoder only, and average the quantizer's gradients over the processes yourself"
+        )
 
 
 def _check_learning(

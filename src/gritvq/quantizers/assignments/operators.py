@@ -43,6 +43,7 @@ def with_gradient(name: str, operator: Any, pick: _Pick) -> Callable[..., tuple[
         return gradients(ctx, backward(grad, *ctx.saved_tensors, *ctx.constants))
 
     operator.register_autograd(differentiate, setup_context=keep)
+    torch.library.register_autograd(f"gritvq::{name}_backward", _refuse)
 
     class ForTransforms(torch.autograd.Function):
         generate_vmap_rule = True
@@ -62,6 +63,10 @@ def with_gradient(name: str, operator: Any, pick: _Pick) -> Callable[..., tuple[
     return lambda *inputs: (ForTransforms.apply if transforming() else forward)(*inputs)
 
 
+def _refuse(ctx: Any, *gradients: Any) -> Any:
+    raise RuntimeError("expected first derivatives only through a soft choice of code, got a second one; detach it")
+
+
 class _Once(torch.autograd.Function):
     """The result of an operator that cannot be differentiated."""
 
@@ -77,4 +82,4 @@ class _Once(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
-        raise RuntimeError("expected first derivatives only through a soft choice of code, got a second one; detach it")
+        return _refuse(ctx, *gradients)

@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from gritvq.quantizers.base import Assignment
-from gritvq.quantizers.functional import at_least_float32, nearest_code
+from gritvq.quantizers.functional import at_least_float32, gap_length, nearest_code
 
 __all__ = ["SpaceFillingAssignment"]
 
@@ -83,7 +83,7 @@ def _on_segment(x: Tensor, first: Tensor, second: Tensor, position: Tensor) -> T
     moved = x
     for corner, share in ((first, 1 - position), (second, position)):
         gap = corner - x
-        distance = torch.linalg.vector_norm(gap, dim=1, keepdim=True)
+        distance = gap_length(gap)
         direction = torch.where(distance > 0, gap / distance, 0.0).detach()
         moved = moved + distance * (share * direction)
     return point + (moved - moved.detach())  # the second term is 0, exactly

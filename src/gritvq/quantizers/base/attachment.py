@@ -10,7 +10,7 @@ from weakref import WeakKeyDictionary
 from torch import nn
 from torch.optim import Optimizer
 
-__all__ = ["Attachment", "arrange_groups", "codebook_group", "ignored_scales"]
+__all__ = ["Attachment", "arrange_groups", "codebook_group", "ignored_scales", "unwrapped_optimizer"]
 
 
 class Attachment:
@@ -48,6 +48,12 @@ class Attachment:
         self._handle.remove()
         if self in self._siblings:
             self._siblings.remove(self)
+
+
+def unwrapped_optimizer(optimizer: Optimizer) -> Optimizer:
+    """The optimizer that takes the steps, where one without hooks of its own is around it, as accelerate's."""
+    inner = getattr(optimizer, "optimizer", None)
+    return inner if isinstance(inner, Optimizer) and not hasattr(optimizer, "_optimizer_step_post_hooks") else optimizer
 
 
 def codebook_group(params: list[Any], lr: Any, scale: float) -> dict[str, Any]:

@@ -14,7 +14,13 @@ from torch import Tensor, nn
 
 from gritvq.component import Component, eval_mode
 from gritvq.distributed import all_gather_rows
-from gritvq.quantizers.base.attachment import Attachment, arrange_groups, codebook_group, ignored_scales
+from gritvq.quantizers.base.attachment import (
+    Attachment,
+    arrange_groups,
+    codebook_group,
+    ignored_scales,
+    unwrapped_optimizer,
+)
 from gritvq.quantizers.base.parts import Codebook, Exactness, LearningRule, Surrogate
 from gritvq.quantizers.base.schedules import Schedule
 from gritvq.quantizers.base.statistics import CodeStatistics
@@ -360,7 +366,7 @@ class Quantizer(Component, ABC):
         call changes nothing. Copies and saved states do not contain the attachment: attach again after loading.
 
         Args:
-            optimizer: Of the whole model, or of this quantizer.
+            optimizer: Of the whole model, or of this quantizer; one that accelerate has wrapped is taken out.
             lr: The encoder's rate. If None, that of the first group with other parameters than codes; without one, a
                 group of codes is taken to have been given the encoder's rate.
 
@@ -378,6 +384,7 @@ class Quantizer(Component, ABC):
             >>> [(group["lr"], group["weight_decay"]) for group in optimizer.param_groups]
             [(0.001, 0.01), (0.01, 0.0)]
         """
+        optimizer = unwrapped_optimizer(optimizer)
         scales = self._scales()
         others = [p for p in self.parameters() if p.requires_grad and p not in scales]
         arrange_groups(optimizer, scales, others, lr, {p: name for name, p in self.named_parameters()})
@@ -418,8 +425,9 @@ class Quantizer(Component, ABC):
 
     def _check_input(self, x: Tensor, mask: Tensor | None) -> None:
         if x.ndim < 1 or x.shape[-1] != self.input_dim:
+            needs = f" ({self.input_dim} numbers in, {self.dim} out)" if self.input_dim != self.dim else ""
             raise ValueError(
-                f"expected vectors (*batch, {self.input_dim}), got {tuple(x.shape)}; channels come last: use "
+                f"expected vectors (*batch, {self.input_dim}), got {tuple(x.shape)}{needs}; channels come last: use "
                 "x.movedim(1, -1) for images (B, D, H, W), or ChannelsFirst(quantizer)"
             )
         if not x.is_floating_point():

@@ -97,8 +97,9 @@ class CodeStatistics(nn.Module):
     """Everything that learning after the step works from; the one owner of these numbers.
 
     Float32 tensors that are no buffers: neither ``.bfloat16()`` nor a parallel wrapper's broadcast touches them. They
-    move with the device and are saved through the module's extra state. Those that replace others are made outside of
-    inference mode, where the next training step could not write into them.
+    move with the device and are saved through the module's extra state, as one tensor of bytes: files of safetensors
+    hold nothing else, and nobody rounds or averages it. Those that replace others are made outside of inference mode,
+    where the next training step could not write into them.
 
     Attributes:
         counts: Vectors per code since the last update (K,).
@@ -246,13 +247,25 @@ class CodeStatistics(nn.Module):
                 setattr(self, name, old.to(place))
         return super()._apply(fn, recurse)
 
-    def get_extra_state(self) -> dict[str, Any]:
-        """All tensors, for ``state_dict``."""
+    def tensors(self) -> dict[str, Tensor]:
+        """All of them by name."""
         return {name: getattr(self, name) for name in self._NAMES}
 
+    def get_extra_state(self) -> Tensor:
+        """All tensors for ``state_dict``: the bytes of one after the other, uint8."""
+        place = self.counts.device
+        return torch.cat([_bytes(tensor.to(place)) for tensor in self.tensors().values()])
+
     @torch.inference_mode(False)
-    def set_extra_state(self, state: dict[str, Any]) -> None:
-        """Restore what :meth:`get_extra_state` gave."""
+    def set_extra_state(self, state: Tensor | dict[str, Any]) -> None:
+        """Restore what :meth:`get_extra_state` gave, or in older versions a dictionary of tensors.
+
+        Statistics on the meta device go to the device of the new ones.
+
+        Raises:
+            ValueError: If they are those of another quantizer.
+        """
+        state = self._unpacked(state) if isinstance(state, Tensor) else state
         state = {**state, "step": torch.as_tensor(state["step"])}
         if "num_seen" not in state:  # saved by a version in which every process counted for itself
             state |= {"num_seen": state["pending"][1], "pending": state["pending"][:1]}
@@ -263,5 +276,21 @@ class CodeStatistics(nn.Module):
                     f"expected statistics {name!r} of shape {tuple(old.shape)}, got {tuple(new.shape)}; the saved "
                     "quantizer was built with other learning rules or another codebook size"
                 )
-            setattr(self, name, new.to(old.device, old.dtype).clone())
+            place = torch.device("cpu") if name == "pending" else new.device if old.is_meta else old.device
+            setattr(self, name, new.to(place, old.dtype).clone())
         self._most = self._known = int(self.step)
+
+    def _unpacked(self, state: Tensor) -> dict[str, Tensor]:
+        own = self.tensors()
+        sizes = [tensor.numel() * tensor.element_size() for tensor in own.values()]
+        if state.dtype != torch.uint8 or state.shape != (sum(sizes),):
+            raise ValueError(
+                f"expected statistics of {sum(sizes):,} bytes, got {state.numel():,} numbers of {state.dtype}; the "
+                "saved quantizer was built with other learning rules or another codebook size"
+            )
+        parts = zip(own.items(), state.split(sizes), strict=True)
+        return {name: part.clone().view(old.dtype).view(old.shape) for (name, old), part in parts}
+
+
+def _bytes(tensor: Tensor) -> Tensor:
+    return tensor.detach().contiguous().reshape(-1).view(torch.uint8)

@@ -63,6 +63,29 @@ class ChannelsFirst(Component):
         """Where ``quantized`` is bitwise ``decode(indices)``."""
         return self.quantizer.exact
 
+    @property
+    def layout(self) -> tuple[int, ...]:
+        """Sizes of the last spatial axes that it takes; () for any."""
+        return self.quantizer.layout
+
+    @property
+    def objective(self) -> str:
+        """What the losses belong to."""
+        return self.quantizer.objective
+
+    @property
+    def wants_initialization(self) -> bool:
+        """As :attr:`gritvq.Quantizer.wants_initialization`."""
+        return self.quantizer.wants_initialization
+
+    def token_shape(self, batch: tuple[int, ...]) -> tuple[int, ...]:
+        """Axes of the tokens of vectors with these axes, (B, *spatial), as :meth:`gritvq.Quantizer.token_shape`."""
+        return self.quantizer.token_shape(batch)
+
+    def bits(self, batch: tuple[int, ...]) -> float:
+        """As :meth:`gritvq.Quantizer.bits`, for the axes (B, *spatial)."""
+        return self.quantizer.bits(batch)
+
     def forward(
         self, x: Float[Tensor, "B D *spatial"], mask: Bool[Tensor, " B *spatial"] | None = None
     ) -> QuantizerOutput:
@@ -93,6 +116,10 @@ class ChannelsFirst(Component):
     def attach(self, optimizer: torch.optim.Optimizer, lr: float | None = None) -> Attachment:
         """As :meth:`gritvq.Quantizer.attach`."""
         return self.quantizer.attach(optimizer, lr)
+
+    def expect_updates(self) -> None:
+        """As :meth:`gritvq.Quantizer.expect_updates`."""
+        self.quantizer.expect_updates()
 
     def update_codebook(self, optimizer: torch.optim.Optimizer | None = None) -> None:
         """As :meth:`gritvq.Quantizer.update_codebook`."""

@@ -111,6 +111,8 @@ class MultiScaleQuantizer(Pyramid):
         self.layout = (sides[-1], sides[-1])
         filters = [nn.Conv2d(self.dim, self.dim, 3, padding=1) for _ in range(num_filters if ratio else 0)]
         self.filters = nn.ModuleList(filters)
+        for place in set(range(len(filters))) - {self._place(level) for level in range(len(sides))}:
+            filters[place].requires_grad_(False)  # with fewer scales than filters no level takes it
 
     # --- tokens -------------------------------------------------------------------------------------------------------
 
@@ -145,6 +147,10 @@ class MultiScaleQuantizer(Pyramid):
     def _scale(self, level: int) -> float:
         return self.level_scale**level
 
+    def _place(self, level: int) -> int:
+        """Which filter a level takes."""
+        return min(level * self.num_filters // max(1, len(self.sides) - 1), self.num_filters - 1)
+
     def _spread(self, q: Float[Tensor, "B p p D"], seen: Bool[Tensor, "B p p"], level: int) -> Tensor:
         """What a level's codes add to the grid; nothing to a sample that has none of its tokens."""
         q = torch.where(seen.unsqueeze(-1), q * self._scale(level), 0)
@@ -154,8 +160,7 @@ class MultiScaleQuantizer(Pyramid):
                 grid = q.permute(0, 3, 1, 2).contiguous()
                 q = F.interpolate(grid, size=(full, full), mode="bicubic").permute(0, 2, 3, 1)
             if self.ratio:
-                place = level * self.num_filters // max(1, len(self.sides) - 1)
-                layer = self.filters[min(place, self.num_filters - 1)]
+                layer = self.filters[self._place(level)]
                 q = (1 - self.ratio) * q + self.ratio * convolve(q, cast("nn.Conv2d", layer)).to(q.dtype)
         return torch.where(seen.any((1, 2))[:, None, None, None], q, 0)
 
