@@ -33,6 +33,7 @@ __all__ = [
     "FORMAT_VERSION",
     "WEIGHTS",
     "allowance",
+    "is_extra_state",
     "load_weights",
     "local_folder",
     "read_config",
@@ -52,15 +53,29 @@ _OLD_KINDS = {"tokenizer": "item_tokenizer"}  # what tokenizers of items said th
 
 
 def tensors_of(component: Component) -> dict[str, Tensor]:
-    """All tensors of a component's state on the CPU, contiguous, sharing no memory.
+    """A component's weights on the CPU, contiguous, sharing no memory: its state without statistics of training.
 
     Example:
         >>> from gritvq import FreeCodebook
         >>> list(tensors_of(FreeCodebook(2, 8)))
         ['weight']
     """
+    return {k: v.detach().cpu().contiguous().clone() for k, v in _weights(component).items()}
+
+
+def is_extra_state(name: str) -> bool:
+    """Whether an entry of a state dict is no weight but what a module says of itself, such as statistics of codes.
+
+    Example:
+        >>> is_extra_state("quantizer.statistics._extra_state"), is_extra_state("quantizer.codebook.weight")
+        (True, False)
+    """
+    return name.endswith("_extra_state")
+
+
+def _weights(component: Component) -> dict[str, Tensor]:
     state = component.state_dict()
-    return {k: v.detach().cpu().contiguous().clone() for k, v in state.items() if isinstance(v, Tensor)}
+    return {k: v for k, v in state.items() if isinstance(v, Tensor) and not is_extra_state(k)}
 
 
 def write_folder(
@@ -267,7 +282,7 @@ def load_weights(component: Component, folder: Path, config: Mapping[str, Any]) 
         ValueError: If they are missing, damaged or another component's.
     """
     tensors = read_tensors(folder, WEIGHTS, config)
-    expected = {k: v for k, v in component.state_dict().items() if isinstance(v, Tensor)}
+    expected = _weights(component)
     differing = sorted(
         k
         for k in expected.keys() | tensors.keys()

@@ -34,6 +34,7 @@ from gritvq.images import (
     PerceptualLoss,
     TokenizerTask,
 )
+from gritvq.saving import is_extra_state
 from gritvq.training import DataModule, OptimizerSettings, RunFolder, Task, TrainingPlan, train
 from gritvq.training.interruption import Interrupted
 from gritvq.training.parallel import DataParallel
@@ -150,7 +151,7 @@ def fitted(
         assert (
             least < held <= least + 1.1 * (whole - least) / world + 300
         )  # some tensors have fewer rows than processes
-    return {key: value for key, value in task.state_dict().items() if isinstance(value, Tensor)}, len(saved)
+    return {key: value for key, value in task.state_dict().items() if not is_extra_state(key)}, len(saved)
 
 
 def logged(folder: Path) -> dict[str, float]:

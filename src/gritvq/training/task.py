@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 
 from gritvq.component import Component
 from gritvq.distributed import all_reduce_sum, mean_of_shares, process_number
-from gritvq.saving import tensors_of
+from gritvq.saving import is_extra_state, tensors_of
 from gritvq.training.optimizer import OptimizerSettings
 from gritvq.training.parallel import Sharded
 from gritvq.training.run_folder import RunFolder
@@ -308,8 +308,14 @@ def steps_done(checkpoint: Mapping[str, Any]) -> int:
 
 
 def differing_names(given: Mapping[str, Any], own: Mapping[str, Any]) -> list[str]:
-    """Sorted names of tensors that are in only one of two state dicts, or have different shapes."""
-    shapes = ({name: getattr(value, "shape", 0) for name, value in state.items()} for state in (given, own))
+    """Sorted names of tensors that are in only one of two state dicts, or have different shapes.
+
+    Of statistics only the name counts: those of older versions are no tensors, and whoever loads them looks at sizes.
+    """
+    shapes = (
+        {name: 0 if is_extra_state(name) else getattr(value, "shape", 0) for name, value in state.items()}
+        for state in (given, own)
+    )
     return sorted({name for name, _ in set.symmetric_difference(*(set(each.items()) for each in shapes))})
 
 
