@@ -124,6 +124,24 @@ class TestSemanticIds:
         assert torch.equal(after.codes[NUM_ITEMS:, :2], expected)
         assert len(torch.unique(after.codes, dim=0)) == len(after)
 
+    def test_add_goes_on_with_what_it_extended(self, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        told = ["semantic-ids", "add", str(run), "--out", "grown", "--data"]
+        for folder, (first, last) in (("monday", (0, 3)), ("tuesday", (3, 7))):
+            write_catalogue(Path("all"), NUM_ITEMS + 7)
+            table = parquet.read_table("all/items.parquet")
+            rows = [*range(NUM_ITEMS + first, NUM_ITEMS + last)]
+            Path(folder).mkdir()
+            parquet.write_table(table.take(rows), f"{folder}/items.parquet")
+            np.save(f"{folder}/item_embeddings.npy", np.load("all/item_embeddings.npy")[rows])
+            assert main([*told, folder]) == 0
+        assert len(SemanticIds.load("grown")) == NUM_ITEMS + 7 and SemanticIds.load("grown").items[-1] == "a66"
+        other = SemanticIds.load(run / "ids")
+        SemanticIds(other.codes.flip(0), other.codebook_sizes, other.items, collisions=other.collisions).save("grown")
+        said = wrong([*told, "monday"], capsys)
+        assert "got grown with others" in said and "--overwrite true" in said and len(SemanticIds.load("grown")) == 60
+        assert main([*told, "monday", "--overwrite", "true"]) == 0
+        assert len(SemanticIds.load("grown")) == NUM_ITEMS + 3
+
     @pytest.mark.parametrize("policy", ["nearest_free", "sinkhorn", "keep"])
     def test_policies(self, shop: Path, policy: str) -> None:
         told = ["semantic-ids", "fit", "--data", str(shop), "--out", "out", "--collisions", policy, *KMEANS]
@@ -281,6 +299,47 @@ class TestRecommender:
         assert capsys.readouterr().out == of_user and "score" not in of_user
         assert main(["recommend", str(recommender), "--history", history, "--k", "5", "--exact", "true"]) == 0
         assert "score" in capsys.readouterr().out
+
+    def test_new_items_are_shown_as_the_new_catalogue_calls_them(
+        self, recommender: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        write_catalogue(Path("larger"), NUM_ITEMS + 1)
+        table = parquet.read_table("larger/items.parquet")
+        titles = [f"today's {row}" for row in range(NUM_ITEMS + 1)]
+        table = table.set_column(table.column_names.index("title"), "title", pyarrow.array(titles))
+        parquet.write_table(table, "larger/items.parquet")
+        assert main(["semantic-ids", "add", str(recommender), "--data", "larger", "--out", "grown"]) == 0
+        told = ["recommend", str(recommender), "--ids", "grown", "--catalogue", "larger/items.parquet", "--k", "61"]
+        for asked in (["--history", "[a60]"], ["--user", "u3"]):
+            assert main([*told, *asked]) == 0
+            assert "today's 60" in capsys.readouterr().out
+
+    def test_lists_for_users_of_the_data(self, recommender: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        Path("users.csv").write_text("user\nu3\nu7\n")
+        told = ["recommend", str(recommender), "--requests", "users.csv", "--id_column", "user", "--k", "5"]
+        assert "'history'" in wrong(told, capsys)
+        assert main([*told, "--history_from", "data"]) == 0
+        found = parquet.read_table("recommendations.parquet").to_pylist()
+        events = read_item_data(json.loads((recommender / "data.json").read_text())["data"]).interactions
+        Path("histories.jsonl").write_text(
+            "".join(
+                json.dumps({"id": key, "history": [events.item_keys[row] for row in events.histories[place].tolist()]})
+                + "\n"
+                for place, key in enumerate(events.user_keys)
+                if key in ("u3", "u7")
+            )
+        )
+        told[3:6] = ["histories.jsonl", "--id_column", "id"]
+        assert main([*told, "--overwrite", "true"]) == 0
+        same = parquet.read_table("recommendations.parquet").to_pylist()
+        assert [(row["request"], row["item"]) for row in found] == [(row["request"], row["item"]) for row in same]
+        assert len(found) == 10
+        Path("users.csv").write_text("user\nu3\nnobody\n")
+        told[3:6] = ["users.csv", "--id_column", "user"]
+        assert "got 'nobody'" in wrong([*told, "--history_from", "data", "--overwrite", "true"], capsys)
+        assert "--history_column" in wrong(
+            [*told, "--history_from", "data", "--history_column", "x", "--overwrite", "true"], capsys
+        )
 
     def test_filters_by_the_catalogue_of_the_run(self, recommender: Path, capsys: pytest.CaptureFixture[str]) -> None:
         told = ["recommend", str(recommender), "--user", "u3", "--where", "[kind=kind 3]", "--exclude_seen", "true"]
@@ -561,6 +620,19 @@ class TestRecommender:
         assert last[0].keys() == last[1].keys()
         assert all(torch.equal(last[0][name], last[1][name]) for name in last[0])
 
+    def test_a_run_goes_on_although_its_ids_have_grown(self, shop: Path) -> None:
+        """The usual place of new ids is the folder that the run was given."""
+        told = ["semantic-ids", "fit", "--data", str(shop), "--out", "own", *KMEANS]
+        assert main(told) == 0
+        fit = ["fit", "--config", str(shop.parent / "small.yaml"), "--data.folder", str(shop), "--ids", "own"]
+        assert main([*fit, "--out", "b"]) == 0
+        write_catalogue(Path("larger"), NUM_ITEMS + 40)
+        before = SemanticIds.load("own/ids").codebook_sizes
+        assert main(["semantic-ids", "add", "own", "--data", "larger"]) == 0
+        assert SemanticIds.load("own/ids").codebook_sizes != before
+        assert main([*fit, "--out", "b", "--resume", "last", "--plan.max_steps", "14"]) == 0
+        assert main([*fit[:-2], "--out", "c", "--init_from", "b", "--ids", "b/checkpoints/ids"]) == 0  # a run's folder
+
 
 class TestWrongInput:
     @pytest.mark.parametrize("job", ["fit", "encode", "report", "add"])
@@ -607,6 +679,35 @@ class TestWrongInput:
     def test_ids_that_lack_an_item(self, run: Path, shop: Path, capsys: pytest.CaptureFixture[str]) -> None:
         write_catalogue(Path("smaller"), NUM_ITEMS - 5)
         assert "5" in wrong(["semantic-ids", "report", str(run), "--data", "smaller"], capsys)
+
+    @pytest.mark.parametrize(
+        ("events", "said"),
+        [
+            ("user,item\nu,a\n,b\n,a\n", "expected a value of 'user' in every row of"),
+            ("user,item\nu,a\nu,\n", "expected a value of 'item' in every row of"),
+            ("user,item,timestamp\n", "expected at least one event, got none"),
+            ("User,item\nu,a\n", "--data.user"),
+        ],
+    )
+    def test_events_without_a_key(self, events: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+        Path("shop").mkdir()
+        Path("shop/items.csv").write_text("item,title\na,x\nb,y\n")
+        Path("shop/interactions.csv").write_text(events)
+        Path("shop.yaml").write_text(yaml.safe_dump(small()))
+        np.save("shop/item_embeddings.npy", np.random.default_rng(0).normal(size=(2, 4)).astype(np.float32))
+        assert said in wrong(["fit", "--config", "shop.yaml", "--data.folder", "shop", "--out", "b"], capsys)
+
+    def test_files_of_other_kinds(self, capsys: pytest.CaptureFixture[str]) -> None:
+        Path("items.tsv").write_text("item\ttitle\na\tx\n")
+        said = wrong(["semantic-ids", "fit", "--data", "items.tsv"], capsys)
+        assert "expected a file ending in .parquet or .csv, got 'items.tsv'" in said
+        Path("shop").mkdir()
+        Path("shop.yaml").write_text(yaml.safe_dump(small()))
+        told = ["fit", "--config", "shop.yaml", "--out", "b", "--data.folder"]
+        assert "got neither, since it is empty; name the file, or another folder" in wrong([*told, "shop"], capsys)
+        Path("shop/items.csv.gz").write_text("")
+        assert "got neither but items.csv.gz; name the file" in wrong([*told, "shop"], capsys)
+        assert "no such folder" in wrong([*told, "nowhere"], capsys)
 
     def test_an_item_twice(self, shop: Path, capsys: pytest.CaptureFixture[str]) -> None:
         Path("twice.csv").write_text("item,title\na,x\na,y\n")

@@ -333,7 +333,7 @@ class TestWrongInput:
             (["--k", "0"], "k >= 1"),
             (["--beam", "0"], "beam >= 1"),
             (["--where", "[kind=x]"], "expected --catalogue"),
-            (["--catalogue", "items.csv"], "no --catalogue for lists without --where, got 'items.csv'"),
+            (["--catalogue", "items.csv"], "no --catalogue for a file of requests without --where, got 'items.csv'"),
             (["--item", "key"], "no --item for lists without --only and --catalogue, got 'key'"),
             (["--where", "[kind]", "--catalogue", "items.csv"], "as [COLUMN=VALUE,...], got 'kind'"),
             (["--where", "[color=x]", "--catalogue", "items.csv"], "expected a column of kind, got 'color'"),

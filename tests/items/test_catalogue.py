@@ -578,3 +578,21 @@ def test_the_real_sets(name: str, expected: tuple[int, ...], core: tuple[int, in
         asins = list(data.catalogue.columns["asin"])
         assert 0.68 < data.interactions.ascending_share(asins) < 0.72
         assert len(set(data.catalogue.texts(("title",), fallback="short_text"))) > 12067
+
+
+@pytest.mark.parametrize(
+    "times",
+    [
+        ["2026-03-01T18:30:00", "2026-02-28T07:00:01", "2026-03-02T00:00:00"],
+        ["2026-03-01 18:30:00Z", "2026-02-28 07:00:01Z", "2026-03-02 00:00:00Z"],
+        ["2026-03-01", "2026-02-28", "2026-03-02"],
+        ["1000", "999", "1001"],
+        ["10.5", "9.75", "100.25"],
+    ],
+)
+def test_times_in_words_are_times(times: list[str], tmp_path: Path) -> None:
+    """As text they would be sorted otherwise, or refused: 1000 < 999."""
+    table = pa.table({"user": ["u"] * 3, "item": ["b", "a", "c"], "timestamp": times})
+    pq.write_table(table, tmp_path / "interactions.parquet")
+    found = read_interactions(tmp_path / "interactions.parquet")
+    assert [found.item_keys[row] for row in found.histories[0].tolist()] == ["a", "b", "c"]

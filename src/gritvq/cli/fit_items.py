@@ -22,8 +22,9 @@ from gritvq.cli.run_folder import (
 from gritvq.cli.semantic_ids import make_ids, tokenizer_arguments, write_ids
 from gritvq.cli.settings import class_of
 from gritvq.files import folder_exists
+from gritvq.training.run_folder import RunFolder
 
-__all__ = ["arguments", "fit", "read_data"]
+__all__ = ["arguments", "fit", "read_data", "recommender_folder"]
 
 
 def arguments(parser: Any) -> None:
@@ -119,7 +120,10 @@ def fit(parser: Any, config: Any, given: Mapping[str, Any]) -> None:
     if config.ids is None and not place.goes_on:
         ids, content = place.launch.share(made) or (None, None)
     if ids is None:
-        ids = _ids_for(config.ids or str(place.run.semantic_ids), items.interactions.item_keys)
+        given = Path(config.ids) if config.ids is not None else place.run.semantic_ids
+        if place.goes_on and folder_exists(place.run.checkpoint_ids):  # those given may have grown
+            given = place.run.checkpoint_ids
+        ids = _ids_for(given, items.interactions.item_keys)
         if content_dim is not None and config.ids is not None and not place.goes_on:  # a checkpoint has it
             content = _content(ids, item_vectors(items.catalogue, config, "--data.embeddings"), content_dim)
     repeated = int(split.report()["repeated_targets"])
@@ -135,8 +139,10 @@ def fit(parser: Any, config: Any, given: Mapping[str, Any]) -> None:
     told = {"max_history": settings["max_history"], "beam": config.beam, "exclude_seen": config.exclude_seen}
     recommender = GenerativeRecommender(backbone, ids, **told, priority=popularity)
     task = RecommenderTask(recommender, **arguments_of(config.task))
-    done = steps_done(task, plan, config, place, task.load)
+    done = steps_done(task, plan, config, place, lambda source: task.load(recommender_folder(source)))
     open_run(parser, config, place, done, changes)
+    if place.launch.first and not place.goes_on:
+        ids.save(place.run.checkpoint_ids)
     if place.launch.first:
         write_json(place.run.data, {"data": folder, "splits": _splits(split)})
     if tokenizer is not None:
@@ -175,12 +181,17 @@ def _content(ids: Any, vectors: Any, dim: int | None) -> Any:
     return None if dim is None else code_vectors(ids.codes, ids.codebook_sizes, torch.as_tensor(vectors), dim)
 
 
-def _ids_for(folder: str, items: Sequence[Any]) -> Any:
+def recommender_folder(source: str | Path) -> Path:
+    """The folder of the recommender that a run made; what is given if it is no run."""
+    run = RunFolder(source)
+    return run.recommender if run.recommender.is_dir() else run.path
+
+
+def _ids_for(folder: Path, items: Sequence[Any]) -> Any:
     """Ids with rows in the order of the data's items."""
     from gritvq.items.ids import SemanticIds
 
-    path = Path(folder)
-    ids = SemanticIds.load(path / "ids" if folder_exists(path / "ids") else path)
+    ids = SemanticIds.load(RunFolder(folder).any_ids)
     if ids.items == tuple(items):
         return ids
     codes = ids.ids_of(items)  # raises if an item has none

@@ -7,19 +7,18 @@ from pathlib import Path
 from typing import Any
 
 from gritvq.cli.errors import read_yaml
-from gritvq.cli.fit_items import read_data
+from gritvq.cli.fit_items import read_data, recommender_folder
 from gritvq.cli.machine import device_argument, device_named
 from gritvq.cli.output import report, table, trusted_argument
 from gritvq.cli.requests import check_request_place, keys_like, recommend_requests
 from gritvq.cli.run_folder import check_places, overwrite_argument
 from gritvq.cli.settings import check_positive, check_unused
-from gritvq.files import folder_exists
 from gritvq.training.run_folder import RunFolder
 
 __all__ = ["export_recommender", "is_recommender", "recommend", "recommend_arguments"]
 
 _CODES = 8  # of an id are shown at most
-_OF_FILES = ["id_column", "history_column", "unknown", "batch_size", "out", "overwrite"]
+_OF_FILES = ["id_column", "history_column", "history_from", "unknown", "batch_size", "out", "overwrite"]
 
 
 def recommend_arguments(parser: Any) -> None:
@@ -38,6 +37,12 @@ def recommend_arguments(parser: Any) -> None:
     parser.add_argument("--id_column", type=str, default="id", help="column of the requests' ids, which must differ")
     parser.add_argument(
         "--history_column", type=str, default="history", help="column of the histories: lists of items, oldest first"
+    )
+    parser.add_argument(
+        "--history_from",
+        default="file",
+        choices=["file", "data"],
+        help="where histories of the requests are: in the file, or in the data, whose users the ids name then",
     )
     parser.add_argument(
         "--unknown",
@@ -79,7 +84,10 @@ def recommend_arguments(parser: Any) -> None:
         help="recommend only items of the catalogue with all of these values: [COLUMN=VALUE,...]",
     )
     parser.add_argument(
-        "--catalogue", type=str | None, default=None, help="file with the columns of --where; the data's if not given"
+        "--catalogue",
+        type=str | None,
+        default=None,
+        help="file with the columns of --where and --column; the data's if not given",
     )
     parser.add_argument("--item", type=str, default="item", help="column of the keys in --only and --catalogue")
     parser.add_argument("--column", type=str, default="title", help="column of the catalogue to show")
@@ -89,6 +97,8 @@ def recommend_arguments(parser: Any) -> None:
 
 def recommend(parser: Any, config: Any) -> None:
     """Recommend items to a user, for a history of items, or for all requests of a file."""
+    from gritvq.items import read_catalogue
+
     given = [name for name in ("user", "history", "requests") if config[name] is not None]
     if len(given) != 1:
         raise ValueError(
@@ -100,20 +110,28 @@ def recommend(parser: Any, config: Any) -> None:
         check_request_place(config)
     else:
         check_unused(parser, config, _OF_FILES, "a single user")
-    if not config.where:
-        check_unused(parser, config, ["catalogue"], "lists without --where")
+    if given == ["requests"] and not config.where:
+        check_unused(parser, config, ["catalogue"], "a file of requests without --where")
+    if config.history_from == "data":
+        check_unused(parser, config, ["history_column"], "histories of the data")
     if config.only is None and config.catalogue is None:
         check_unused(parser, config, ["item"], "lists without --only and --catalogue")
     device = device_named(config.device)
     run = RunFolder(config.run)
     recommender = _loaded(config.run, config.trusted, config.ids).to(device)
-    needed = config.user is not None or (config.where and config.catalogue is None)
+    told = config.user is not None or config.history_from == "data"
+    needed = told or (config.where and config.catalogue is None)
     items = _items_of(run, config.data, needed) if needed or config.requests is None else None
-    allowed = _allowed(config, recommender.ids, items)
+    catalogue = None if items is None else items.catalogue
+    if config.catalogue is not None:
+        catalogue = read_catalogue(config.catalogue, item=config.item, vectors=False)
+    allowed = _allowed(config, recommender.ids, catalogue)
+    if told and items is None:
+        raise ValueError("expected --data with the users' events, got none, and the run names none")
     if config.requests is not None:
-        recommend_requests(recommender, config, allowed)
+        recommend_requests(recommender, config, allowed, items.interactions if told else None)
     else:
-        _show(recommender, config, items, allowed)
+        _show(recommender, config, items, _shown(catalogue, config.column), allowed)
 
 
 def is_recommender(source: str) -> bool:
@@ -140,25 +158,19 @@ def export_recommender(config: Any) -> None:
     report("exported", rows, {"recommender": path})
 
 
-def _folder_of(source: str) -> Path:
-    run = RunFolder(source)
-    return run.recommender if run.recommender.is_dir() else run.path
-
-
 def _loaded(source: str, trusted: Sequence[str], ids: str | None) -> Any:
     """The recommender of a run or in a folder, with these ids instead of its own if given."""
     from gritvq.items import GenerativeRecommender, SemanticIds
 
-    folder = _folder_of(source)
+    folder = recommender_folder(source)
     if ids is None:
         return GenerativeRecommender.from_pretrained(folder, trusted=trusted)
-    grown = RunFolder(ids)
-    found = SemanticIds.load(grown.ids if folder_exists(grown.ids) else grown.path)
+    found = SemanticIds.load(RunFolder(ids).any_ids)
     return GenerativeRecommender.from_pretrained(folder, found, trusted)
 
 
-def _show(recommender: Any, config: Any, items: Any, allowed: Any) -> None:
-    """Print the items for one user or history."""
+def _show(recommender: Any, config: Any, items: Any, names: dict[Any, str], allowed: Any) -> None:
+    """Print the items for one user or history, with their names."""
     ids = recommender.ids
     if config.history is not None:
         from gritvq.items import listed_keys
@@ -167,8 +179,6 @@ def _show(recommender: Any, config: Any, items: Any, allowed: Any) -> None:
         if not len(history):
             raise ValueError("expected at least one item in --history, got none; give [KEY,...]")
     else:
-        if items is None:
-            raise ValueError("expected --data with the user's events, got none, and the run names none")
         user = keys_like([config.user], items.interactions.user_keys)[0]
         if user not in items.interactions.user_keys:
             known = items.interactions.user_keys
@@ -184,7 +194,6 @@ def _show(recommender: Any, config: Any, items: Any, allowed: Any) -> None:
         [rows], min(config.k, len(ids)), beam=config.beam, exact=config.exact, allowed=allowed, exclude=exclude
     )
     found, scores = best.items[0][best.items[0] >= 0], best.scores[0]
-    names = _shown(items, config.column)
     columns = ["rank", "item", "id"]
     columns += ["score"] if config.exact else []
     columns += [config.column] if names else []
@@ -202,7 +211,7 @@ def _show(recommender: Any, config: Any, items: Any, allowed: Any) -> None:
     table("recommended", columns, lines)
 
 
-def _allowed(config: Any, ids: Any, items: Any) -> Any:
+def _allowed(config: Any, ids: Any, catalogue: Any) -> Any:
     """Which items with an id pass --only and --where; None if neither is given.
 
     Raises:
@@ -210,17 +219,12 @@ def _allowed(config: Any, ids: Any, items: Any) -> Any:
     """
     import torch
 
-    from gritvq.items import read_catalogue
-
     if config.only is None and not config.where:
         return None
     allowed = torch.ones(len(ids), dtype=torch.bool)
     if config.only is not None:
         allowed &= _rows_among(ids, _keys_of(config.only, config.item))
     if config.where:
-        catalogue = items.catalogue if items is not None else None
-        if config.catalogue is not None:
-            catalogue = read_catalogue(config.catalogue, item=config.item, vectors=False)
         if catalogue is None:
             raise ValueError("expected --catalogue with the columns of --where, got none, and the run names no data")
         for condition in config.where:
@@ -278,14 +282,14 @@ def _items_of(run: RunFolder, data: str | None, needed: bool) -> Any:
         return None
 
 
-def _shown(items: Any, column: str) -> dict[Any, str]:
+def _shown(catalogue: Any, column: str) -> dict[Any, str]:
     from gritvq.items.layouts import text_of
 
-    if items is None:
+    if catalogue is None:
         return {}
-    columns = items.catalogue.columns
+    columns = catalogue.columns
     if column not in columns:
         if column == "title":  # the default
             return {}
         raise ValueError(f"expected a column of {', '.join(columns) or 'none'}, got {column!r}; choose one")
-    return {key: text_of(text)[:60] for key, text in zip(items.catalogue.keys, columns[column], strict=True)}
+    return {key: text_of(text)[:60] for key, text in zip(catalogue.keys, columns[column], strict=True)}

@@ -31,18 +31,26 @@ def check_request_place(config: Any) -> Path:
     return out
 
 
-def recommend_requests(recommender: GenerativeRecommender, config: Any, allowed: Any) -> None:
+def recommend_requests(recommender: GenerativeRecommender, config: Any, allowed: Any, known: Any = None) -> None:
     """Write a list for each request: columns ``request``, ``rank`` from 1, ``item`` and ``score``.
 
     The file is read twice: once to check all of it before anything is written, and once for the work. In memory are a
     batch, a row group of the result and the ids of the requests.
+
+    Args:
+        recommender: Makes the lists.
+        config: Of the verb.
+        allowed: Which items may be in them.
+        known: Interactions of the users that the ids name, in place of histories in the file.
     """
     from gritvq.items import iter_requests
 
     out, ids = check_request_place(config), recommender.ids
 
     def batches() -> Iterator[tuple[list[Request], Histories, int]]:
-        rows = iter_requests(config.requests, id=config.id_column, history=config.history_column)
+        history = config.history_column if known is None else None
+        rows = iter_requests(config.requests, id=config.id_column, history=history)
+        rows = rows if known is None else _of_users(rows, known)
         while some := list(itertools.islice(rows, config.batch_size)):
             yield some, *_histories(some, ids, config.unknown)
 
@@ -77,6 +85,24 @@ def recommend_requests(recommender: GenerativeRecommender, config: Any, allowed:
     rows += [(f"requests with fewer than {config.k} items", f"{short:,}")] if short else []
     rows += [("unknown items left out", f"{unknown:,}")] if unknown else []
     report("recommended", rows, {"recommendations": out})
+
+
+def _of_users(requests: Iterable[Request], known: Any) -> Iterator[Request]:
+    """The same requests with the histories of the data.
+
+    Raises:
+        ValueError: If an id is none of the data's users.
+    """
+    place = {key: row for row, key in enumerate(known.user_keys)}
+    for request in requests:
+        row = place.get(keys_like([request.id], known.user_keys)[0])
+        if row is None:
+            raise ValueError(
+                f"expected ids of the data's {len(place):,} users, such as {known.user_keys[0]!r}, got {request.id!r}; "
+                "give the histories of new users in a file of their own"
+            )
+        events = known.histories[row].tolist()
+        yield request._replace(history=[known.item_keys[event] for event in events])
 
 
 def _check(batches: Iterable[tuple[list[Request], Any, int]], path: str) -> tuple[int, int, bool]:

@@ -256,8 +256,8 @@ def _report(config: Any, parts: Callable[[], Any]) -> None:
     """Evaluate ids: usage, collisions, prefixes, neighbors; metrics and plots."""
     from gritvq.items.ids import SemanticIds
 
-    run = RunFolder(config.run)
-    ids = SemanticIds.load(run.ids if folder_exists(run.ids) else run.path)
+    run = _run_with_ids(config.run)
+    ids = SemanticIds.load(run.any_ids)
     tokenizer = _tokenizer(config) if folder_exists(run.tokenizer) else None
     if tokenizer is not None and ids.fingerprint.get("quantizer") != tokenizer.fingerprint():
         raise ValueError(
@@ -297,7 +297,13 @@ def _add_arguments(parser: Any) -> None:
     parser.add_argument("run", type=str, help="folder written by semantic-ids fit")
     trusted_argument(parser)
     _catalogue_arguments(parser)
-    parser.add_argument("--out", type=str | None, default=None, help="folder for the extended ids; default: the run's")
+    parser.add_argument(
+        "--out",
+        type=str | None,
+        default=None,
+        help="folder for the extended ids; default: the run's. One that extended them before is extended further",
+    )
+    overwrite_argument(parser)
 
 
 def _add(config: Any, parts: Callable[[], Any]) -> None:
@@ -306,8 +312,9 @@ def _add(config: Any, parts: Callable[[], Any]) -> None:
 
     from gritvq.items.ids import SemanticIds
 
-    run = RunFolder(config.run)
-    ids, tokenizer = SemanticIds.load(run.ids), _tokenizer(config)
+    run = _run_with_ids(config.run)
+    out = run.ids if config.out is None else Path(config.out)
+    ids, tokenizer = _extended(SemanticIds.load(run.ids), run, out, config.overwrite), _tokenizer(config)
     catalogue = _read(config)
     known = set(ids.items)
     new = [row for row, key in enumerate(catalogue.keys) if key not in known]
@@ -322,13 +329,38 @@ def _add(config: Any, parts: Callable[[], Any]) -> None:
             fingerprint={**ids.fingerprint, "quantizer": tokenizer.fingerprint()},
             **_last_level(tokenizer, vectors, ids.collisions),
         )
-    out = run.ids if config.out is None else Path(config.out)
     grown.save(out)
     rows = [("items before", f"{len(ids):,}"), ("new items", f"{len(new):,}"), ("items now", f"{len(grown):,}")]
     if grown.codebook_sizes != ids.codebook_sizes:
         rows.append(("codes per level, grown", ", ".join(str(size) for size in grown.codebook_sizes)))
     report("added", rows, {})
     list_files({"ids": out})
+
+
+def _run_with_ids(folder: str) -> RunFolder:
+    """The run of ``semantic-ids fit``, also where a recommender's run holds it."""
+    run = RunFolder(folder)
+    return RunFolder(run.semantic_ids) if not folder_exists(run.ids) and folder_exists(run.semantic_ids) else run
+
+
+def _extended(ids: Any, run: RunFolder, out: Path, overwrite: bool) -> Any:
+    """What new items are added to: the ids of the run, or those in ``out`` if they are these and more.
+
+    Raises:
+        ValueError: If there are other ids, which would be lost.
+    """
+    from gritvq.items.ids import SemanticIds
+
+    if overwrite or out == run.ids or not SemanticIds.is_saved_in(out):
+        return ids
+    found = SemanticIds.load(out)
+    same = found.codes.shape[1] == ids.codes.shape[1] and bool((found.codes[: len(ids)] == ids.codes).all())
+    if found.items[: len(ids)] != ids.items or not same:
+        raise ValueError(
+            f"expected a new folder, or one with ids that extend those of {run.path}, got {out} with others; choose "
+            "another --out, or replace them with --overwrite true"
+        )
+    return found
 
 
 def _convert_arguments(parser: Any) -> None:
@@ -413,7 +445,7 @@ def _write_array(out: Path, table: Any) -> None:
 def _tokenizer(config: Any) -> Any:
     from gritvq.items.tokenizers import ItemTokenizer
 
-    folder = RunFolder(config.run).tokenizer
+    folder = _run_with_ids(config.run).tokenizer
     if not folder_exists(folder):
         raise ValueError(
             f"expected a folder written by semantic-ids fit, got {config.run}, which has no {folder.name} in it; "

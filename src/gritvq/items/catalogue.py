@@ -170,8 +170,8 @@ class Catalogue:
         empty = [key for key, text in zip(self.keys, texts, strict=True) if not text]
         if empty:
             raise ValueError(
-                f"expected a text for every item, got {len(empty)} without, such as {empty[0]!r}; name more fields or "
-                "a fallback."
+                f"expected a text for every item, got {len(empty)} without, such as {empty[0]!r}; name more fields "
+                "(--fields, in Python also a fallback), or fill them in."
             )
         return texts
 
@@ -354,6 +354,8 @@ def _interactions(
     table: Any, path: Path, user: str, item: str, order: Sequence[str] | None, item_keys: Sequence[Key] | None = None
 ) -> Interactions:
     """Keys that are strings take part as their ranks, which are smaller and sorted faster."""
+    for name in (user, item):
+        _named(table, name, path)
     notes: list[str] = []
     columns = [name for name in _ORDER if name in table.column_names] if order is None else order
     if order is None and not columns:
@@ -363,7 +365,7 @@ def _interactions(
             f"of the file; other columns: {others}; if one holds the time, name it as order (--data.order)."
         )
         _logger.warning("interactions: %s", notes[0])
-    times = tuple(_column(table, name, path).to_numpy() for name in columns) or None
+    times = tuple(_dated(_column(table, name, path)).to_numpy() for name in columns) or None
     users, user_names = _ranked(table, user, path)
     items, item_names = _ranked(table, item, path)
     if item_keys is None or item_names is None:
@@ -398,9 +400,17 @@ def _find(folder: Path, name: str | Path | None, stem: str) -> Path:
     if found is None:
         raise ValueError(
             f"expected {stem}.parquet or {stem}.csv in {str(folder)!r}, or item data of RecBole, Amazon reviews or "
-            "MovieLens, got neither; name the file."
+            f"MovieLens, got neither{_inside(folder)}; name the file, or another folder as the data."
         )
     return found
+
+
+def _inside(folder: Path) -> str:
+    """What a folder has instead, for a message."""
+    if not folder.is_dir():
+        return ", since there is no such folder"
+    names = sorted(path.name for path in folder.iterdir())
+    return f" but {', '.join(names[:5])}{' ...' if names[5:] else ''}" if names else ", since it is empty"
 
 
 def vectors_beside(path: Path, item: str) -> Path | None:
@@ -473,6 +483,10 @@ def _read_table(path: Path, keys: Mapping[str, bool], numbers: Sequence[str] = (
         _ = table.column_names
         return table
     except (pyarrow.ArrowException, OSError, csv.Error, UnicodeDecodeError) as error:
+        if path.suffix.lower() not in (".csv", ".parquet"):
+            raise ValueError(
+                f"expected a file ending in .parquet or .csv, got {path.name!r}; convert or decompress it."
+            ) from error
         raise ValueError(f"expected a Parquet or CSV file, got {str(path)!r}: {error}; replace it.") from error
 
 
@@ -490,6 +504,8 @@ def _read_csv(path: Path, keys: Mapping[str, bool], numbers: Sequence[str]) -> A
         for place, name in enumerate(table.column_names):
             if name in texts:
                 column = table.column(place).cast(pyarrow.string())
+                if name in keys:  # a CSV file has no other way to leave one out
+                    column = _without_empty(column)
                 column = column if keys.get(name, True) else _integers(column)
                 table = table.set_column(place, name, column)
             elif table.field(place).type == pyarrow.binary():  # not UTF-8: the cast raises
@@ -501,6 +517,12 @@ def _read_csv(path: Path, keys: Mapping[str, bool], numbers: Sequence[str]) -> A
             f"expected text in UTF-8, got other bytes in {str(path)!r}; save the file as UTF-8."
         ) from error
     return table
+
+
+def _without_empty(keys: Any) -> Any:
+    """Strings with null in the place of empty ones."""
+    pyarrow, compute = optional("pyarrow", "items"), optional("pyarrow.compute", "items")
+    return compute.if_else(compute.equal(keys, ""), pyarrow.scalar(None, pyarrow.string()), keys)
 
 
 def _integers(keys: Any) -> Any:
@@ -527,7 +549,8 @@ def _named(table: Any, name: str, path: str | Path) -> Any:
     count = table.column_names.count(name)
     if not count:
         raise ValueError(
-            f"expected a column {name!r} in {str(path)!r}, got {', '.join(table.column_names)}; name the right one."
+            f"expected a column {name!r} in {str(path)!r}, got {', '.join(table.column_names)}; name the right one "
+            "(as --data.user, --data.item or --data.order of 'gritvq fit items', --item of other verbs)."
         )
     if count > 1:
         raise ValueError(f"expected one column {name!r} in {str(path)!r}, got {count}; rename or remove the others.")
@@ -549,3 +572,12 @@ def _plain_column(table: Any, name: str, path: str | Path) -> Any:
     if optional("pyarrow", "items").types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
     return column
+
+
+def _dated(column: Any) -> Any:
+    """Texts as times if they are all numbers or all dates, as in a CSV file."""
+    pyarrow = optional("pyarrow", "items")
+    if not (pyarrow.types.is_string(column.type) or pyarrow.types.is_large_string(column.type)):
+        return column
+    kinds = (pyarrow.int64(), pyarrow.float64(), pyarrow.timestamp("us"), pyarrow.timestamp("us", "UTC"))
+    return next((found for kind in kinds if (found := _cast(column, kind)) is not None), column)

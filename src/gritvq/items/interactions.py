@@ -243,6 +243,8 @@ class Interactions:
             >>> events.user_keys, events.item_keys, events.histories[1].tolist()
             (('a', 'b'), (3, 7, 9), [0, 1])
         """
+        if not len(users) and not len(items):
+            raise ValueError("expected at least one event, got none; check the file.")
         user_names, item_names = _keys(users, "user"), _keys(items, "item")
         several = isinstance(times, tuple) and len(times) > 0 and np.ndim(times[0]) == 1
         orders = [] if times is None else [_times(each) for each in (times if several else (times,))]
@@ -251,8 +253,6 @@ class Interactions:
             raise ValueError(
                 f"expected one user, item and time per event, got arrays of {sorted(lengths)} entries; make them equal."
             )
-        if lengths == {0}:
-            raise ValueError("expected at least one event, got none; check the file.")
         user_keys, user = np.unique(user_names, return_inverse=True)
         if item_keys is None:
             known, item = np.unique(item_names, return_inverse=True)

@@ -30,7 +30,7 @@ class Request(NamedTuple):
     history: list[Key]
 
 
-def iter_requests(path: str | Path, *, id: str = "id", history: str = "history") -> Iterator[Request]:
+def iter_requests(path: str | Path, *, id: str = "id", history: str | None = "history") -> Iterator[Request]:
     r"""Read requests row by row.
 
     In a Parquet file (``.parquet``) the histories are lists; in JSON Lines (``.jsonl``) each line is an object with the
@@ -40,7 +40,7 @@ def iter_requests(path: str | Path, *, id: str = "id", history: str = "history")
     Args:
         path: The file, by its ending.
         id: Column of the ids.
-        history: Column of the histories.
+        history: Column of the histories; None leaves them empty.
 
     Raises:
         ValueError: If the file is missing or has another ending; while iterating, if it is damaged, a column is
@@ -58,6 +58,8 @@ def iter_requests(path: str | Path, *, id: str = "id", history: str = "history")
     if path.suffix not in _SUFFIXES:
         raise ValueError(f"expected a file of requests ending in {', '.join(_SUFFIXES)}, got {path.name!r}; convert it")
     rows = {".parquet": _parquet_rows, ".csv": _csv_rows, ".jsonl": _json_rows}[path.suffix]
+    if history is None:
+        return _checked(((own, []) for own, _ in rows(path, (id, id))), path)
     return _checked(rows(path, (id, history)), path)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from gritvq.files import holds_files, place_of_file, remove_folder
+from gritvq.files import folder_exists, holds_files, place_of_file, remove_folder
 from gritvq.saving import CONFIG
 
 __all__ = ["RunFolder"]
@@ -31,6 +31,7 @@ class RunFolder:
         text_model: The trained model of text.
         semantic_ids: The semantic ids that a recommender was trained on.
         ids: Semantic ids written by ``gritvq semantic-ids fit``.
+        checkpoint_ids: A copy of the ids that the checkpoints of a recommender belong to, since ids may grow.
         report: Metrics of these ids (JSON).
         tree: Plot of their tree.
         collisions: Plot of items with equal indices.
@@ -59,6 +60,7 @@ class RunFolder:
         self.tokenizer, self.recommender = self.path / "tokenizer", self.path / "recommender"
         self.prior, self.text_model = self.path / "prior", self.path / "text-model"
         self.semantic_ids, self.ids = self.path / "semantic-ids", self.path / "ids"
+        self.checkpoint_ids = self.checkpoints / "ids"
         self.report, self.tree = self.path / "report.json", self.path / "tree.png"
         self.collisions = self.path / "collisions.png"
         self.reconstructions, self.usage = self.path / "reconstructions.png", self.path / "usage.png"
@@ -80,6 +82,11 @@ class RunFolder:
         """The folder of what the run trained: a recommender, a prior, a model of text or a tokenizer; or None."""
         models = self.recommender, self.prior, self.text_model, self.tokenizer
         return next((model for model in models if place_of_file(model, CONFIG).is_file()), None)
+
+    @property
+    def any_ids(self) -> Path:
+        """The folder of ids here: those of ``semantic-ids fit``, those of a recommender's run, or the folder itself."""
+        return next((own for own in (self.ids, self.semantic_ids / "ids") if folder_exists(own)), self.path)
 
     @property
     def plots(self) -> tuple[Path, ...]:

@@ -205,7 +205,8 @@ class SemanticIds:
             more = f" and {len(missing) - 1} more" if missing[1:] else ""
             raise ValueError(
                 f"expected items that have an id, got {missing[0]!r}{more}; keys here are "
-                f"{type(self.items[0]).__name__}, add ids of new items with add()"
+                f"{type(self.items[0]).__name__}; new items get ids by 'gritvq semantic-ids add', whose folder --ids "
+                "takes, in Python by add()"
             )
         return torch.tensor(rows, dtype=torch.int64)
 
@@ -335,6 +336,11 @@ class SemanticIds:
         """
         files = (_HEADER, _TABLE)
         return cls.load(local_folder(source, revision=revision, what="a folder of semantic ids", files=files))
+
+    @staticmethod
+    def is_saved_in(folder: str | os.PathLike[str]) -> bool:
+        """Whether a folder holds what :meth:`save` wrote."""
+        return place_of_file(Path(folder), _HEADER).is_file()
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> SemanticIds:
