@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ from lightning import Callback
 from torch import Tensor
 
 from conftest import smooth_pictures
-from gritvq import Tokenizer, fvq, grit_vq, ns_vq, rq
+from gritvq import Tokenizer, fvq, grit_vq, ns_vq, rq, vq_vae_ema
 from gritvq.cli import main
 from gritvq.component import to_config
 from gritvq.images import (
@@ -166,6 +168,22 @@ def test_a_frozen_stage_holds_its_part_and_nothing_else(pictures: str) -> None:
         train(task_for(), data_from(pictures), plan(1), callbacks=[FrozenStage("model")], progress=False)
     with pytest.raises(ValueError, match="expected end >= 4, got 3"):
         FrozenStage(start=3, end=3)
+
+
+@pytest.mark.parametrize("preset", [vq_vae_ema, grit_vq])
+def test_codes_can_be_frozen_whatever_moves_them(preset: Any, pictures: str) -> None:
+    """Gradients, moving averages, revival at every step."""
+    task = task_for(functools.partial(preset, revival_interval=1), weight_decay=0.1, warmup_steps=0)
+    seen = []
+
+    class Before(Callback):
+        def on_train_batch_start(self, trainer: Any, pl_module: Any, *_: Any) -> None:
+            seen.append(pl_module.tokenizer.quantizer.codebook.codes().detach().clone())
+
+    callbacks = [FrozenStage("tokenizer.quantizer", start=2, end=4), Before()]
+    train(task, data_from(pictures), plan(6), callbacks=callbacks, progress=False)
+    moved = [not torch.equal(now, after) for now, after in itertools.pairwise(seen)]
+    assert moved[1:] == [True, False, False, True] and not task.tokenizer.quantizer.rules_rest
 
 
 def test_a_discriminator_can_be_frozen_too(pictures: str) -> None:

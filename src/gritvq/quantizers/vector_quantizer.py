@@ -60,6 +60,8 @@ class VectorQuantizer(Quantizer):
         van den Oord et al., "Neural Discrete Representation Learning", NeurIPS 2017, arXiv 1711.00937.
     """
 
+    rules_rest = False  # whether rules that act after the step leave the codes alone, in a stage of training
+
     def __init__(
         self,
         codebook: Codebook,
@@ -177,8 +179,11 @@ class VectorQuantizer(Quantizer):
 
     @torch.no_grad()
     def update(self, optimizer: torch.optim.Optimizer | None) -> None:
-        """Reduce the statistics over all ranks and let every rule act on them."""
+        """Reduce the statistics over all ranks and let every rule act on them; drop them where rules rest."""
         if self.statistics is None:
+            return
+        if self.rules_rest:
+            self.statistics.end_update()
             return
         _check_whole(self.codebook)
         self._observe()

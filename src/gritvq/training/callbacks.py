@@ -14,6 +14,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from gritvq.component import check_integer
 from gritvq.distributed import all_gather_rows, process_number
+from gritvq.quantizers.vector_quantizer import VectorQuantizer
 from gritvq.tokenizer import Autoencoder
 from gritvq.training.parallel import Sharded
 from gritvq.training.task import Task
@@ -208,7 +209,8 @@ def _trained_weights(trainer: Trainer) -> dict[str, nn.Parameter]:
 class FrozenStage(Callback):
     """Holds a part of the model still from one step to another, while the rest learns.
 
-    Its weights get no gradient at those steps, so their optimizer leaves them and its averages of them alone.
+    Its weights get no gradient at those steps, so their optimizer leaves them and its averages of them alone. In
+    quantizers moving averages and revival rest as well, and take up afterwards without what was seen meanwhile.
 
     Args:
         part: Dotted name in the task, such as ``"tokenizer.encoder"``, or ``"adversarial.discriminator"``.
@@ -241,6 +243,14 @@ class FrozenStage(Callback):
         own = {id(weight) for group in trainer.optimizers[0].param_groups for weight in group["params"]}
         self._others = [each for each in pl_module.get_submodule(self.part).parameters() if id(each) not in own]
 
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Let rules of codes rest, or act again."""
+        self._rest(pl_module, self._is_now(pl_module))
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Let them act again."""
+        self._rest(pl_module, False)
+
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take the gradients for other optimizers away."""
         if self._is_now(pl_module):
@@ -252,6 +262,11 @@ class FrozenStage(Callback):
         if self._is_now(pl_module):
             for weight in pl_module.get_submodule(self.part).parameters():
                 weight.grad = None
+
+    def _rest(self, pl_module: LightningModule, now: bool) -> None:
+        for part in pl_module.get_submodule(self.part).modules():
+            if isinstance(part, VectorQuantizer):
+                part.rules_rest = now
 
     def _is_now(self, pl_module: LightningModule) -> bool:
         step = cast(Task, pl_module).step
