@@ -238,7 +238,8 @@ class Job(NamedTuple):
     @property
     def words(self) -> str:
         """The contender's settings as text."""
-        own = self.quantizer | (self.settings.get("prior") or {})
+        prior = self.settings.get("prior", {})
+        own = self.quantizer | ({"prior": None} if prior is None else prior)
         for name, part in self.settings.get("task", {}).items():
             own |= _flat(name, part["init_args"]) if isinstance(part, dict) else {name: part}
         return " ".join(f"{k}={v}" for k, v in own.items()) or "-"

@@ -68,7 +68,7 @@ def kind_of_processor() -> str:
         supported = getattr(torch.cpu, f"_is_{name}_supported", None)
         if supported is not None and supported():
             return short
-    return torch.backends.cpu.get_cpu_capability().lower()
+    return torch.backends.cpu.get_cpu_capability().lower().replace(" ", "-")
 
 
 def machine(threads: int) -> dict[str, str]:

@@ -70,7 +70,7 @@ def is_extra_state(name: str) -> bool:
         >>> is_extra_state("quantizer.statistics._extra_state"), is_extra_state("quantizer.codebook.weight")
         (True, False)
     """
-    return name.endswith("_extra_state")
+    return name.rpartition(".")[2] == "_extra_state"
 
 
 def _weights(component: Component) -> dict[str, Tensor]:

@@ -81,10 +81,13 @@ def test_processors_of_other_kinds_are_other_machines(
 ) -> None:
     for name in ("amx_tile", "vnni"):
         monkeypatch.setattr(torch.cpu, f"_is_{name}_supported", lambda name=name: name in abilities)
-    search.kernels.two_stage.available.cache_clear()
     assert program.kind_of_processor() == kind
-    assert ("two_stage" in search.backends(CPU)) <= bool(abilities)
-    search.kernels.two_stage.available.cache_clear()
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_the_search_in_two_stages_is_measured_where_it_is_chosen(there: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(search.kernels.two_stage, "available", lambda: there)
+    assert ("two_stage" in search.backends(CPU)) == there and "blocked" in search.backends(CPU)
 
 
 def test_what_does_not_fit_or_is_missing_is_skipped_with_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -137,6 +137,12 @@ class TestSemanticIds:
         assert len(SemanticIds.load("grown")) == NUM_ITEMS + 7 and SemanticIds.load("grown").items[-1] == "a66"
         other = SemanticIds.load(run / "ids")
         SemanticIds(other.codes.flip(0), other.codebook_sizes, other.items, collisions=other.collisions).save("grown")
+        assert main(["semantic-ids", "add", str(run), "--data", "all", "--out", "whole"]) == 0
+        shutil.copytree(run, "own")
+        SemanticIds.load("whole").save("own/ids")  # the run's own have grown further than those in --out
+        SemanticIds(other.codes, other.codebook_sizes, other.items, collisions=other.collisions).save("fewer")
+        assert main(["semantic-ids", "add", "own", "--data", "all", "--out", "fewer"]) == 0
+        assert len(SemanticIds.load("fewer")) == NUM_ITEMS + 7
         said = wrong([*told, "monday"], capsys)
         assert "got grown with others" in said and "--overwrite true" in said and len(SemanticIds.load("grown")) == 60
         assert main([*told, "monday", "--overwrite", "true"]) == 0
@@ -313,6 +319,11 @@ class TestRecommender:
         for asked in (["--history", "[a60]"], ["--user", "u3"]):
             assert main([*told, *asked]) == 0
             assert "today's 60" in capsys.readouterr().out
+        Path("stock.csv").write_text("item,stock\n" + "".join(f"a{row},yes\n" for row in range(NUM_ITEMS)))
+        told = ["recommend", str(recommender), "--user", "u3", "--where", "[stock=yes]", "--catalogue", "stock.csv"]
+        assert main(told) == 0
+        assert "thing" in capsys.readouterr().out  # titles of the data
+        assert "expected a column of stock, " in wrong([*told, "--column", "color"], capsys)
 
     def test_lists_for_users_of_the_data(self, recommender: Path, capsys: pytest.CaptureFixture[str]) -> None:
         Path("users.csv").write_text("user\nu3\nu7\n")
@@ -334,6 +345,17 @@ class TestRecommender:
         same = parquet.read_table("recommendations.parquet").to_pylist()
         assert [(row["request"], row["item"]) for row in found] == [(row["request"], row["item"]) for row in same]
         assert len(found) == 10
+        for name, write in (
+            ("users.parquet", lambda path: parquet.write_table(pyarrow.table({"user": ["u3", "u7"]}), path)),
+            ("users.jsonl", lambda path: Path(path).write_text('{"user": "u3"}\n{"user": "u7"}\n')),
+        ):
+            write(name)
+            told[3:6] = [name, "--id_column", "user"]
+            assert main([*told, "--history_from", "data", "--overwrite", "true"]) == 0
+            assert parquet.read_table("recommendations.parquet").to_pylist() == found
+        Path("users.csv").write_text('user,else\n"",x\n')
+        told[3:6] = ["users.csv", "--id_column", "user"]
+        assert "expected an id" in wrong([*told, "--history_from", "data", "--overwrite", "true"], capsys)
         Path("users.csv").write_text("user\nu3\nnobody\n")
         told[3:6] = ["users.csv", "--id_column", "user"]
         assert "got 'nobody'" in wrong([*told, "--history_from", "data", "--overwrite", "true"], capsys)
@@ -631,6 +653,10 @@ class TestRecommender:
         assert main(["semantic-ids", "add", "own", "--data", "larger"]) == 0
         assert SemanticIds.load("own/ids").codebook_sizes != before
         assert main([*fit, "--out", "b", "--resume", "last", "--plan.max_steps", "14"]) == 0
+        assert main([*fit, "--out", "d", "--resume", "b/checkpoints/step-6.ckpt"]) == 0
+        shutil.rmtree("b/checkpoints/ids")  # as in runs of before
+        assert main([*fit, "--out", "b", "--resume", "last", "--plan.max_steps", "16"]) == 0
+        assert SemanticIds.load("b/checkpoints/ids").codebook_sizes == before
         assert main([*fit[:-2], "--out", "c", "--init_from", "b", "--ids", "b/checkpoints/ids"]) == 0  # a run's folder
 
 
@@ -706,7 +732,7 @@ class TestWrongInput:
         told = ["fit", "--config", "shop.yaml", "--out", "b", "--data.folder"]
         assert "got neither, since it is empty; name the file, or another folder" in wrong([*told, "shop"], capsys)
         Path("shop/items.csv.gz").write_text("")
-        assert "got neither but items.csv.gz; name the file" in wrong([*told, "shop"], capsys)
+        assert "got neither, only items.csv.gz; name the file" in wrong([*told, "shop"], capsys)
         assert "no such folder" in wrong([*told, "nowhere"], capsys)
 
     def test_an_item_twice(self, shop: Path, capsys: pytest.CaptureFixture[str]) -> None:

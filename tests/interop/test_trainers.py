@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from gritvq import Quantizer, grit_vq, rq, vq_vae_ema
+from gritvq import CodeStatistics, Quantizer, grit_vq, rq, vq_vae_ema
 from test_contract import assert_same, contents
 
 DIM, SIZE = 8, 16
@@ -26,6 +26,12 @@ class Model(nn.Module):
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         output = self.quantizer(self.encoder(x))
         return {"loss": (self.decoder(output.quantized) - x).square().mean() + output.loss}
+
+
+def contents_in_place(model: nn.Module) -> list[Tensor]:
+    """Weights, and numbers of statistics."""
+    parts = [part for part in model.modules() if isinstance(part, CodeStatistics)]
+    return [*model.parameters(), *(tensor for part in parts for tensor in part.tensors().values())]
 
 
 @pytest.fixture(params=[vq_vae_ema, rq, grit_vq])
@@ -76,6 +82,11 @@ def test_the_state_of_accelerate(model: Model, tmp_path: Path) -> None:
     before = contents(model)
     accelerator.save_state(str(tmp_path / "state"))
     accelerator.save_model(prepared, str(tmp_path / "model"))
-    prepared(torch.randn(8, 12))
+    with torch.no_grad():
+        for tensor in contents_in_place(model):
+            tensor.add_(1)
     accelerator.load_state(str(tmp_path / "state"))
     assert_same(contents(model), before)
+    other = Model(copy.deepcopy(model.quantizer))
+    accelerate.load_checkpoint_in_model(other, str(tmp_path / "model"))
+    assert_same(contents(other), before)

@@ -375,6 +375,16 @@ class TestRevival:
         with pytest.raises(ValueError, match=r"numbers of torch.float32; the saved quantizer was built with other"):
             quantizer.load_state_dict(wrong)
 
+    def test_a_sharded_codebook_is_refused(self) -> None:
+        """As ``fully_shard`` leaves it: its parameters have placements."""
+        quantizer = VectorQuantizer(FreeCodebook(DIM, SIZE), learning=[EMAUpdate()])
+        quantizer(torch.randn(9, DIM))
+        assert hasattr(torch.distributed.tensor.DTensor, "placements")
+        quantizer.codebook.weight.placements = ()
+        for use in (quantizer.update_codebook, quantizer.fold):
+            with pytest.raises(ValueError, match="expected a codebook that is whole in every process"):
+                use()
+
     def test_statistics_of_older_versions_load(self) -> None:
         quantizer, x = self.drifted(FreeCodebook(DIM, SIZE), DeadCodeRevival(1))
         assert quantizer.statistics is not None

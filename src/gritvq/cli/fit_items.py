@@ -120,10 +120,10 @@ def fit(parser: Any, config: Any, given: Mapping[str, Any]) -> None:
     if config.ids is None and not place.goes_on:
         ids, content = place.launch.share(made) or (None, None)
     if ids is None:
-        given = Path(config.ids) if config.ids is not None else place.run.semantic_ids
-        if place.goes_on and folder_exists(place.run.checkpoint_ids):  # those given may have grown
-            given = place.run.checkpoint_ids
-        ids = _ids_for(given, items.interactions.item_keys)
+        source = Path(config.ids) if config.ids is not None else place.run.semantic_ids
+        if place.resume is not None:
+            source = _before_growing(RunFolder.of_checkpoint(place.resume), source)
+        ids = _ids_for(source, items.interactions.item_keys)
         if content_dim is not None and config.ids is not None and not place.goes_on:  # a checkpoint has it
             content = _content(ids, item_vectors(items.catalogue, config, "--data.embeddings"), content_dim)
     repeated = int(split.report()["repeated_targets"])
@@ -141,9 +141,9 @@ def fit(parser: Any, config: Any, given: Mapping[str, Any]) -> None:
     task = RecommenderTask(recommender, **arguments_of(config.task))
     done = steps_done(task, plan, config, place, lambda source: task.load(recommender_folder(source)))
     open_run(parser, config, place, done, changes)
-    if place.launch.first and not place.goes_on:
-        ids.save(place.run.checkpoint_ids)
     if place.launch.first:
+        if not folder_exists(place.run.checkpoint_ids):
+            ids.save(place.run.checkpoint_ids)
         write_json(place.run.data, {"data": folder, "splits": _splits(split)})
     if tokenizer is not None:
         write_ids(place.run.semantic_ids, tokenizer, ids)
@@ -185,6 +185,21 @@ def recommender_folder(source: str | Path) -> Path:
     """The folder of the recommender that a run made; what is given if it is no run."""
     run = RunFolder(source)
     return run.recommender if run.recommender.is_dir() else run.path
+
+
+def _before_growing(trained: RunFolder, source: Path) -> Path:
+    """The ids that the checkpoints of a run belong to, where those given are these and more."""
+    import torch
+
+    from gritvq.items.ids import SemanticIds
+
+    copies = (trained.checkpoint_ids, trained.recommender / "ids")  # runs of before have the second only
+    kept = next((own for own in copies if folder_exists(own)), None)
+    if kept is None:
+        return source
+    given, own = SemanticIds.load(RunFolder(source).any_ids), SemanticIds.load(kept)
+    rows = given.rows_of(own.items, unknown="skip")
+    return kept if bool((rows >= 0).all()) and torch.equal(given.codes[rows], own.codes) else source
 
 
 def _ids_for(folder: Path, items: Sequence[Any]) -> Any:

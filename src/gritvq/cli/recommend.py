@@ -122,16 +122,16 @@ def recommend(parser: Any, config: Any) -> None:
     told = config.user is not None or config.history_from == "data"
     needed = told or (config.where and config.catalogue is None)
     items = _items_of(run, config.data, needed) if needed or config.requests is None else None
-    catalogue = None if items is None else items.catalogue
+    known = [] if items is None else [items.catalogue]
     if config.catalogue is not None:
-        catalogue = read_catalogue(config.catalogue, item=config.item, vectors=False)
-    allowed = _allowed(config, recommender.ids, catalogue)
+        known.insert(0, read_catalogue(config.catalogue, item=config.item, vectors=False))
+    allowed = _allowed(config, recommender.ids, known[0] if known else None)
     if told and items is None:
         raise ValueError("expected --data with the users' events, got none, and the run names none")
     if config.requests is not None:
-        recommend_requests(recommender, config, allowed, items.interactions if told else None)
+        recommend_requests(recommender, config, allowed, items.interactions if items is not None and told else None)
     else:
-        _show(recommender, config, items, _shown(catalogue, config.column), allowed)
+        _show(recommender, config, items, _shown(known, config.column), allowed)
 
 
 def is_recommender(source: str) -> bool:
@@ -282,14 +282,16 @@ def _items_of(run: RunFolder, data: str | None, needed: bool) -> Any:
         return None
 
 
-def _shown(catalogue: Any, column: str) -> dict[Any, str]:
+def _shown(catalogues: Sequence[Any], column: str) -> dict[Any, str]:
+    """What to call the items: a column of these catalogues, the first one's words first."""
     from gritvq.items.layouts import text_of
 
-    if catalogue is None:
-        return {}
-    columns = catalogue.columns
-    if column not in columns:
-        if column == "title":  # the default
-            return {}
-        raise ValueError(f"expected a column of {', '.join(columns) or 'none'}, got {column!r}; choose one")
-    return {key: text_of(text)[:60] for key, text in zip(catalogue.keys, columns[column], strict=True)}
+    having = [catalogue for catalogue in catalogues if column in catalogue.columns]
+    if catalogues and not having and column != "title":  # the default
+        names = ", ".join(dict.fromkeys(name for catalogue in catalogues for name in catalogue.columns))
+        raise ValueError(f"expected a column of {names or 'none'}, got {column!r}; choose one")
+    return {
+        key: text_of(text)[:60]
+        for catalogue in reversed(having)
+        for key, text in zip(catalogue.keys, catalogue.columns[column], strict=True)
+    }

@@ -344,23 +344,25 @@ def _run_with_ids(folder: str) -> RunFolder:
 
 
 def _extended(ids: Any, run: RunFolder, out: Path, overwrite: bool) -> Any:
-    """What new items are added to: the ids of the run, or those in ``out`` if they are these and more.
+    """What new items are added to: the ids of the run or those in ``out``, whichever extend the others.
 
     Raises:
         ValueError: If there are other ids, which would be lost.
     """
+    import torch
+
     from gritvq.items.ids import SemanticIds
 
     if overwrite or out == run.ids or not SemanticIds.is_saved_in(out):
         return ids
     found = SemanticIds.load(out)
-    same = found.codes.shape[1] == ids.codes.shape[1] and bool((found.codes[: len(ids)] == ids.codes).all())
-    if found.items[: len(ids)] != ids.items or not same:
+    both = min(len(found), len(ids))
+    if found.items[:both] != ids.items[:both] or not torch.equal(found.codes[:both], ids.codes[:both]):
         raise ValueError(
             f"expected a new folder, or one with ids that extend those of {run.path}, got {out} with others; choose "
             "another --out, or replace them with --overwrite true"
         )
-    return found
+    return found if len(found) > len(ids) else ids
 
 
 def _convert_arguments(parser: Any) -> None:

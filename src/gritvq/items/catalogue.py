@@ -365,7 +365,7 @@ def _interactions(
             f"of the file; other columns: {others}; if one holds the time, name it as order (--data.order)."
         )
         _logger.warning("interactions: %s", notes[0])
-    times = tuple(_dated(_column(table, name, path)).to_numpy() for name in columns) or None
+    times = tuple(_dated(_plain_column(table, name, path)).to_numpy() for name in columns) or None
     users, user_names = _ranked(table, user, path)
     items, item_names = _ranked(table, item, path)
     if item_keys is None or item_names is None:
@@ -409,8 +409,8 @@ def _inside(folder: Path) -> str:
     """What a folder has instead, for a message."""
     if not folder.is_dir():
         return ", since there is no such folder"
-    names = sorted(path.name for path in folder.iterdir())
-    return f" but {', '.join(names[:5])}{' ...' if names[5:] else ''}" if names else ", since it is empty"
+    names = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+    return f", only {', '.join(names[:5])}{' ...' if names[5:] else ''}" if names else ", since it is empty"
 
 
 def vectors_beside(path: Path, item: str) -> Path | None:
@@ -579,5 +579,6 @@ def _dated(column: Any) -> Any:
     pyarrow = optional("pyarrow", "items")
     if not (pyarrow.types.is_string(column.type) or pyarrow.types.is_large_string(column.type)):
         return column
-    kinds = (pyarrow.int64(), pyarrow.float64(), pyarrow.timestamp("us"), pyarrow.timestamp("us", "UTC"))
+    stamps = [pyarrow.timestamp(unit, zone) for unit in ("us", "ns") for zone in (None, "UTC")]
+    kinds = (pyarrow.int64(), pyarrow.float64(), *stamps)
     return next((found for kind in kinds if (found := _cast(column, kind)) is not None), column)

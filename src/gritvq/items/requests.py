@@ -58,9 +58,7 @@ def iter_requests(path: str | Path, *, id: str = "id", history: str | None = "hi
     if path.suffix not in _SUFFIXES:
         raise ValueError(f"expected a file of requests ending in {', '.join(_SUFFIXES)}, got {path.name!r}; convert it")
     rows = {".parquet": _parquet_rows, ".csv": _csv_rows, ".jsonl": _json_rows}[path.suffix]
-    if history is None:
-        return _checked(((own, []) for own, _ in rows(path, (id, id))), path)
-    return _checked(rows(path, (id, history)), path)
+    return _checked(rows(path, (id,) if history is None else (id, history)), path)
 
 
 def listed_keys(text: str) -> list[str]:
@@ -99,7 +97,7 @@ def _is_key(value: Any) -> bool:
     return isinstance(value, int | str) and not isinstance(value, bool)
 
 
-def _check_columns(found: Any, wanted: tuple[str, str], path: Path) -> None:
+def _check_columns(found: Any, wanted: tuple[str, ...], path: Path) -> None:
     missing = [name for name in wanted if list(found).count(name) != 1]
     if missing:
         names = ", ".join(map(str, found)) or "none"
@@ -108,7 +106,7 @@ def _check_columns(found: Any, wanted: tuple[str, str], path: Path) -> None:
         )
 
 
-def _parquet_rows(path: Path, names: tuple[str, str]) -> Iterator[tuple[Any, Any]]:
+def _parquet_rows(path: Path, names: tuple[str, ...]) -> Iterator[tuple[Any, Any]]:
     pyarrow = optional("pyarrow", "items")
     try:
         with optional("pyarrow.parquet", "items").ParquetFile(path) as file:
@@ -116,17 +114,18 @@ def _parquet_rows(path: Path, names: tuple[str, str]) -> Iterator[tuple[Any, Any
             _check_columns(file.schema_arrow.names, names, path)
             for batch in file.iter_batches(_READ, columns=list(names)):
                 batch.validate(full=True)  # damaged files may contain offsets outside the buffers
-                yield from zip(*(batch.column(name).to_pylist() for name in names), strict=True)
+                columns = [batch.column(name).to_pylist() for name in names]
+                yield from zip(columns[0], columns[1] if columns[1:] else ([] for _ in columns[0]), strict=True)
     except pyarrow.ArrowException as error:
         raise OSError(str(error)) from error
 
 
-def _csv_rows(path: Path, names: tuple[str, str]) -> Iterator[tuple[Any, Any]]:
+def _csv_rows(path: Path, names: tuple[str, ...]) -> Iterator[tuple[Any, Any]]:
     with path.open(newline="", encoding="utf-8-sig") as file:
         lines = csv.reader(file)
         header = next(lines, [])
         _check_columns(header, names, path)
-        own, history = map(header.index, names)
+        own, *histories = map(header.index, names)
         for cells in lines:
             if not cells:
                 continue
@@ -135,15 +134,16 @@ def _csv_rows(path: Path, names: tuple[str, str]) -> Iterator[tuple[Any, Any]]:
                     f"expected {len(header)} cells, one per column, in line {lines.line_num:,} of {str(path)!r}, got "
                     f'{len(cells)}; write a history with commas in quotes, as "[soap, comb]"'
                 )
-            if not cells[history].strip():
+            text = cells[histories[0]] if histories else "[]"
+            if not text.strip():
                 raise ValueError(
                     f"expected a history in line {lines.line_num:,} of {str(path)!r}, got an empty cell; write [] if "
                     "there are no items"
                 )
-            yield cells[own] or None, listed_keys(cells[history])
+            yield cells[own] or None, listed_keys(text)
 
 
-def _json_rows(path: Path, names: tuple[str, str]) -> Iterator[tuple[Any, Any]]:
+def _json_rows(path: Path, names: tuple[str, ...]) -> Iterator[tuple[Any, Any]]:
     with path.open(encoding="utf-8-sig") as file:
         for line in file:
             if not line.strip():
@@ -152,4 +152,4 @@ def _json_rows(path: Path, names: tuple[str, str]) -> Iterator[tuple[Any, Any]]:
             if not isinstance(row, dict):
                 raise OSError(f"a line is no object with the keys {' and '.join(names)}")
             _check_columns(row, names, path)
-            yield row[names[0]], row[names[1]]
+            yield row[names[0]], row[names[1]] if names[1:] else []

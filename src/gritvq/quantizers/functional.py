@@ -228,7 +228,7 @@ def gap_length(gap: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch 1"]:
         tensor([[5.],
                 [0.]])
     """
-    none = (gap == 0).all(-1, keepdim=True)
+    none = torch.linalg.vector_norm(gap.detach(), dim=-1, keepdim=True) == 0  # squares that underflow included
     length = torch.linalg.vector_norm(torch.where(none, 1.0, gap), dim=-1, keepdim=True)
     return torch.where(none, 0.0, length)
 

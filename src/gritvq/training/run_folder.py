@@ -29,7 +29,7 @@ class RunFolder:
         recommender: The trained recommender.
         prior: The trained prior.
         text_model: The trained model of text.
-        semantic_ids: The semantic ids that a recommender was trained on.
+        semantic_ids: The semantic ids that a recommender's run made, with those added since.
         ids: Semantic ids written by ``gritvq semantic-ids fit``.
         checkpoint_ids: A copy of the ids that the checkpoints of a recommender belong to, since ids may grow.
         report: Metrics of these ids (JSON).
@@ -86,7 +86,8 @@ class RunFolder:
     @property
     def any_ids(self) -> Path:
         """The folder of ids here: those of ``semantic-ids fit``, those of a recommender's run, or the folder itself."""
-        return next((own for own in (self.ids, self.semantic_ids / "ids") if folder_exists(own)), self.path)
+        places = self.ids, self.semantic_ids / "ids", self.checkpoint_ids
+        return next((own for own in places if folder_exists(own)), self.path)
 
     @property
     def plots(self) -> tuple[Path, ...]:

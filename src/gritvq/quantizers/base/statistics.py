@@ -276,9 +276,10 @@ class CodeStatistics(nn.Module):
                     f"expected statistics {name!r} of shape {tuple(old.shape)}, got {tuple(new.shape)}; the saved "
                     "quantizer was built with other learning rules or another codebook size"
                 )
-            place = torch.device("cpu") if name == "pending" else new.device if old.is_meta else old.device
+            place = new.device if old.is_meta or new.is_meta else old.device
+            place = torch.device("cpu") if name == "pending" and not new.is_meta else place
             setattr(self, name, new.to(place, old.dtype).clone())
-        self._most = self._known = int(self.step)
+        self._most = self._known = 0 if self.step.is_meta else int(self.step)
 
     def _unpacked(self, state: Tensor) -> dict[str, Tensor]:
         own = self.tensors()

@@ -111,8 +111,8 @@ class MultiScaleQuantizer(Pyramid):
         self.layout = (sides[-1], sides[-1])
         filters = [nn.Conv2d(self.dim, self.dim, 3, padding=1) for _ in range(num_filters if ratio else 0)]
         self.filters = nn.ModuleList(filters)
-        for place in set(range(len(filters))) - {self._place(level) for level in range(len(sides))}:
-            filters[place].requires_grad_(False)  # with fewer scales than filters no level takes it
+        taken = {self._place(level) for level in range(len(sides))}
+        self._spare = [place for place in range(len(filters)) if place not in taken]  # of fewer scales than filters
 
     # --- tokens -------------------------------------------------------------------------------------------------------
 
@@ -169,6 +169,8 @@ class MultiScaleQuantizer(Pyramid):
         shape, side = x.shape, self.sides[-1]
         x, valid = at_least_float32(x).reshape(-1, side, side, self.dim), valid.reshape(-1, side, side)
         total = torch.zeros(x.shape, device=x.device)
+        for place in self._spare if self.training else ():  # else processes would wait for gradients that never come
+            total = total + 0 * sum(parameter.sum() for parameter in self.filters[place].parameters())
         kept = None
         if self.training and self.dropout:
             num = len(self.sides)
