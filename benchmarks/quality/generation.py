@@ -239,8 +239,9 @@ class Job(NamedTuple):
     def words(self) -> str:
         """The contender's settings as text."""
         prior = self.settings.get("prior", {})
-        own = self.quantizer | ({"prior": None} if prior is None else prior)
-        for name, part in self.settings.get("task", {}).items():
+        own: dict[str, Any] = {}
+        given = self.quantizer | ({"prior": None} if prior is None else prior) | self.settings.get("task", {})
+        for name, part in given.items():
             own |= _flat(name, part["init_args"]) if isinstance(part, dict) else {name: part}
         return " ".join(f"{k}={v}" for k, v in own.items()) or "-"
 
@@ -313,7 +314,8 @@ def quantizer_of(job: Job) -> Quantizer:
     """Its quantizer, untrained."""
     preset = getattr(presets, job.settings.get("preset", job.method))
     size = job.settings.get("codebook_size", job.plan["codebook_size"])
-    return preset(job.plan["tokenizer"]["dim"], size, **job.quantizer)
+    parts = {name: part_of(part, 0) for name, part in job.quantizer.items()}
+    return preset(job.plan["tokenizer"]["dim"], size, **parts)
 
 
 def tokenizer_of(job: Job) -> ImageTokenizer:

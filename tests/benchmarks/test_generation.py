@@ -127,8 +127,9 @@ def test_contenders_of_all_studies_can_be_made(channels: int, tmp_path: Path, mo
     for study, content in plan.pop("studies").items():
         for method, settings in content["methods"].items():
             job = generation.Job("cifar10", None, plan, study, method, settings, 0, Path("work"))
-            preset = getattr(generation.presets, settings.get("preset", method))
-            quantizer = preset(4, min(settings.get("codebook_size", 1024), 2435), **job.quantizer)
+            size = min(settings.get("codebook_size", 1024), 2435)
+            small = job._replace(plan=plan | {"tokenizer": {"dim": 4}}, settings=settings | {"codebook_size": size})
+            quantizer = generation.quantizer_of(small._replace(settings={"preset": method} | small.settings))
             own = {"width": 16, "depth": 1, "num_heads": 2} | (settings.get("prior") or {})
             kind = getattr(generation.priors, own.pop("kind", "AutoregressivePrior"))
             side = settings.get("sides", [8])[-1]
@@ -237,6 +238,14 @@ def test_a_study_for_a_gpu(study: list[str], tmp_path: Path, capsys: pytest.Capt
         with pytest.raises(SystemExit, match="2"):
             generation.main([*study, "--device", "cuda"])
         assert "found none" in capsys.readouterr().err
+
+
+def test_parts_of_quantizers_are_made_and_named() -> None:
+    plan = yaml.safe_load((generation.HERE / "generation.yaml").read_text())
+    settings = plan["studies"]["tokenizers"]["methods"]["grit_vq, elasticity 0.8"]
+    job = generation.Job("cifar10", None, plan, "tokenizers", "grit_vq, elasticity 0.8", settings, 0, Path())
+    assert job.words == "lr_scale=[10, 60] radius.alpha=0.8"
+    assert generation.quantizer_of(job).surrogate.radius.alpha == 0.8
 
 
 def test_the_folders_of_runs_on_a_cpu_are_those_of_before() -> None:
