@@ -36,7 +36,8 @@ def grit_vq(
 
     When not to use it: with a start from data, revival and a tuned rate plain tables reach the same error; moving
     averages make tokens of CIFAR-10 that a prior predicts better; embeddings that do not move need no more
-    than k-means. The page on choosing has the measurements.
+    than k-means. The page on choosing has the measurements. An elasticity below 1, ``SmoothRadius(alpha=0.8)``, gives
+    up a little squared error for pictures that a classifier recognizes more often (CIFAR-10, two seeds; see the log).
 
     Args:
         dim: Size D of a vector.
