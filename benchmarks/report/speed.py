@@ -104,7 +104,7 @@ def page(results: Path, images: Path) -> str:
     if not found:
         return HEAD + "\nNothing has been measured yet: there are no such files.\n"
     parts = [HEAD.rstrip()]
-    for machine, paths in sorted(found.items()):
+    for machine, paths in sorted(found.items(), key=lambda each: (-len(each[1]), each[0])):  # the fullest first
         suites = {suite: results_of(path) for suite, path in paths.items()}
         runs = [run for rows in suites.values() for methods in rows.values() for run in methods.values()]
         parts += [f"## {machine}", circumstances(runs, ABOUT)]
