@@ -657,6 +657,8 @@ class TestRecommender:
         shutil.rmtree("b/checkpoints/ids")  # as in runs of before
         assert main([*fit, "--out", "b", "--resume", "last", "--plan.max_steps", "16"]) == 0
         assert SemanticIds.load("b/checkpoints/ids").codebook_sizes == before
+        shutil.move("own", "elsewhere")
+        assert main([*fit, "--out", "b", "--resume", "last", "--plan.max_steps", "18"]) == 0
         assert main([*fit[:-2], "--out", "c", "--init_from", "b", "--ids", "b/checkpoints/ids"]) == 0  # a run's folder
 
 

@@ -197,7 +197,10 @@ def _before_growing(trained: RunFolder, source: Path) -> Path:
     kept = next((own for own in copies if folder_exists(own)), None)
     if kept is None:
         return source
-    given, own = SemanticIds.load(RunFolder(source).any_ids), SemanticIds.load(kept)
+    place = RunFolder(source).any_ids
+    if not SemanticIds.is_saved_in(place):  # they were moved or removed
+        return kept
+    given, own = SemanticIds.load(place), SemanticIds.load(kept)
     rows = given.rows_of(own.items, unknown="skip")
     return kept if bool((rows >= 0).all()) and torch.equal(given.codes[rows], own.codes) else source
 

@@ -111,8 +111,6 @@ class MultiScaleQuantizer(Pyramid):
         self.layout = (sides[-1], sides[-1])
         filters = [nn.Conv2d(self.dim, self.dim, 3, padding=1) for _ in range(num_filters if ratio else 0)]
         self.filters = nn.ModuleList(filters)
-        taken = {self._place(level) for level in range(len(sides))}
-        self._spare = [place for place in range(len(filters)) if place not in taken]  # of fewer scales than filters
 
     # --- tokens -------------------------------------------------------------------------------------------------------
 
@@ -151,6 +149,11 @@ class MultiScaleQuantizer(Pyramid):
         """Which filter a level takes."""
         return min(level * self.num_filters // max(1, len(self.sides) - 1), self.num_filters - 1)
 
+    def _spare(self) -> list[nn.Module]:
+        """Filters that no level takes, as of fewer scales than filters."""
+        taken = {self._place(level) for level in range(len(self.sides))}
+        return [layer for place, layer in enumerate(self.filters) if place not in taken]
+
     def _spread(self, q: Float[Tensor, "B p p D"], seen: Bool[Tensor, "B p p"], level: int) -> Tensor:
         """What a level's codes add to the grid; nothing to a sample that has none of its tokens."""
         q = torch.where(seen.unsqueeze(-1), q * self._scale(level), 0)
@@ -169,8 +172,8 @@ class MultiScaleQuantizer(Pyramid):
         shape, side = x.shape, self.sides[-1]
         x, valid = at_least_float32(x).reshape(-1, side, side, self.dim), valid.reshape(-1, side, side)
         total = torch.zeros(x.shape, device=x.device)
-        for place in self._spare if self.training else ():  # else processes would wait for gradients that never come
-            total = total + 0 * sum(parameter.sum() for parameter in self.filters[place].parameters())
+        for layer in self._spare() if self.training else ():  # else processes would wait for gradients that never come
+            total = total + 0 * sum(parameter.sum() for parameter in layer.parameters())
         kept = None
         if self.training and self.dropout:
             num = len(self.sides)
